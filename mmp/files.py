@@ -1,0 +1,90 @@
+"""Files that are never half-written and never trusted blindly: JSON and safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmp.errors import MmpError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers see all of it or nothing.
+
+    Raises:
+        MmpError: if the folder cannot be written; the message names it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise MmpError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, atomically."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over names, types, shapes and values, whatever the order or device."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write tensors to a safetensors file with their digest in its header, atomically.
+
+    Returns:
+        The digest of the tensors.
+    """
+    # Clones, because safetensors refuses tensors that share memory (tied weights).
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    digest = tensors_digest(plain)
+    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata={"sha256": digest}))
+    return digest
+
+
+def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Read the tensors whose names begin with ``prefix``; the prefix is cut off.
+
+    Whole files (no prefix) that carry a digest are checked against it.
+
+    Raises:
+        MmpError: if the file is missing, not a safetensors file, truncated or altered.
+    """
+    if not path.is_file():
+        raise MmpError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+            expected = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MmpError(f"{path}: not a readable safetensors file ({error})") from error
+    if expected and not prefix and tensors_digest(tensors) != expected:
+        raise MmpError(f"{path}: the contents do not match their checksum; the file was altered")
+    return tensors

@@ -1,0 +1,148 @@
+"""Strategies: one sparsity per layer out of the layers' ranges (phase 2 of the method).
+
+A strategy is data: where each layer goes inside its range [lo, hi], as a position in [0, 1]. The ten of the
+paper are the YAML files under ``conf/strategy``; a new one is a new file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mmp.errors import MmpError, nearest
+from mmp.layers import Layer
+from mmp.ranges import Range
+
+BUDGET_CEILING = 0.98
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A rule for the position a(l) of every layer in its range; sparsity = lo + a * (hi - lo).
+
+    Attributes:
+        name: The strategy's name.
+        position: a(l) of layers that nothing below names.
+        groups: Position of the layers of a named group of the range table (``late``, ``feature``).
+        proportional: If set, a(l) = min(1, proportional * n_l / n_ref), and ``position`` is not used.
+        reference: What n_ref is: ``total`` weights of all layers, which reproduces the paper's tables, or the
+            ``average`` of a layer, which its text writes.
+
+    Raises:
+        MmpError: on a position outside [0, 1], or an unknown reference.
+    """
+
+    name: str
+    position: float = 0.0
+    groups: Mapping[str, float] = field(default_factory=dict)
+    proportional: float | None = None
+    reference: str = "total"
+
+    def __post_init__(self) -> None:
+        for key, value in {"position": self.position, **self.groups}.items():
+            if not 0.0 <= value <= 1.0:
+                raise MmpError(f"strategy={self.name}: {key} is {value}, but a position lies in [0, 1]")
+        if self.proportional is not None and not self.proportional > 0:
+            raise MmpError(f"strategy={self.name}: proportional is {self.proportional}, but must be positive")
+        if self.reference not in ("total", "average"):
+            raise MmpError(
+                f"strategy={self.name}: unknown reference {self.reference!r}; "
+                f"{nearest(self.reference, ('total', 'average'))}"
+            )
+
+
+def positions(
+    strategy: Strategy, layers: Sequence[Layer], groups: Mapping[str, frozenset[str]]
+) -> dict[str, float]:
+    """Return a(l) in [0, 1] for every layer.
+
+    Args:
+        strategy: The strategy.
+        layers: The model's prunable layers.
+        groups: Layer names in each group that the range table defines.
+
+    Raises:
+        MmpError: if the strategy names a group that the table does not define.
+    """
+    for group in strategy.groups:
+        if group not in groups:
+            raise MmpError(
+                f"strategy={strategy.name}: the range table defines no group {group!r}; {nearest(group, groups)}"
+            )
+    total = sum(layer.size for layer in layers)
+    reference = total if strategy.reference == "total" else total / len(layers)
+    result = {}
+    for layer in layers:
+        position = strategy.position
+        if strategy.proportional is not None:
+            position = min(1.0, strategy.proportional * layer.size / reference)
+        for group, value in strategy.groups.items():
+            if layer.name in groups[group]:
+                position = value
+        result[layer.name] = position
+    return result
+
+
+def layer_sparsities(
+    strategy: Strategy,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    groups: Mapping[str, frozenset[str]],
+) -> dict[str, float]:
+    """Return the sparsity of every layer, a fraction inside its range (METHOD, phase 2)."""
+    where = positions(strategy, layers, groups)
+    return {layer.name: ranges[layer.name].at(where[layer.name]) for layer in layers}
+
+
+def global_sparsity(layers: Sequence[Layer], sparsities: Mapping[str, float]) -> float:
+    """Return the sparsity over all prunable weights: the mean of the layers' sparsities weighted by size."""
+    return sum(layer.size * sparsities[layer.name] for layer in layers) / sum(layer.size for layer in layers)
+
+
+def meet_budget(
+    layers: Sequence[Layer], sparsities: Mapping[str, float], target: float, fixed: frozenset[str] = frozenset()
+) -> dict[str, float]:
+    """Shift every layer by one common offset so that the global sparsity is ``target``.
+
+    The global sparsity is a piecewise linear, rising function of the offset, with a corner wherever a layer
+    reaches 0 or 0.98; the offset is found between two corners by one division (METHOD, phase 2, budget).
+
+    Args:
+        layers: The model's prunable layers.
+        sparsities: The strategy's sparsity of every layer.
+        target: Global sparsity wanted, as a fraction.
+        fixed: Names of the layers that stay as they are (small layers under the 10K rule).
+
+    Returns:
+        Shifted sparsities, clipped to [0, 0.98].
+
+    Raises:
+        MmpError: if no offset reaches the target; the message says what can be reached.
+    """
+    size = np.array([layer.size for layer in layers], dtype=float)
+    start = np.array([sparsities[layer.name] for layer in layers])
+    moves = np.array([layer.name not in fixed for layer in layers])
+    top = np.maximum(BUDGET_CEILING, start)
+
+    def shifted(offset: float) -> np.ndarray:
+        return np.where(moves, np.clip(start + offset, 0.0, top), start)
+
+    def reached(offset: float) -> float:
+        return float(size @ shifted(offset) / size.sum())
+
+    least, most = reached(-1.0), reached(1.0)
+    if not least <= target <= most:
+        raise MmpError(
+            f"budget={target:g} is out of reach: this model's layers can be shifted to global sparsities from "
+            f"{least:.4f} to {most:.4f}"
+        )
+    corners = np.unique(np.concatenate([-start[moves], (top - start)[moves], [0.0]]))
+    values = np.array([reached(corner) for corner in corners])
+    right = int(np.clip(np.searchsorted(values, target), 1, len(corners) - 1)) if len(corners) > 1 else 0
+    offset = corners[right]
+    if right and values[right] > values[right - 1]:
+        share = (target - values[right - 1]) / (values[right] - values[right - 1])
+        offset = corners[right - 1] + share * (corners[right] - corners[right - 1])
+    return {layer.name: float(s) for layer, s in zip(layers, shifted(float(offset)), strict=True)}
