@@ -1,0 +1,34 @@
+"""The Hydra callback: what happens when a multirun ends."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+
+class SweepReport(Callback):
+    """Writes the report of a sweep when its last job has ended.
+
+    Jobs of a multirun do not raise: each leaves its status in its folder. So the sweep ends here, with exit
+    code 1 if a run in it failed.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write ``report/`` into the sweep folder and show its table."""
+        from rich.console import Console  # noqa: PLC0415  (only the process that launched the sweep pays)
+
+        from mmp.errors import MmpError  # noqa: PLC0415
+        from mmp.report import write_report  # noqa: PLC0415
+
+        # Hydra turns exceptions of callbacks into warnings; SystemExit is not one.
+        try:
+            report = write_report(Path(config.hydra.sweep.dir), Console())
+        except MmpError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(1)
+        if report.failed:
+            sys.exit(1)

@@ -1,0 +1,140 @@
+"""The Lightning callback: masks applied at scheduled epochs and held at exactly zero in between."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mmp.errors import MmpError
+from mmp.layers import Layer, prunable_parameters
+from mmp.masks import MaskEnforcer, Masks, make_masks
+from mmp.schedules import Schedule
+
+log = logging.getLogger(__name__)
+
+
+class MaskPruning(pl.Callback):
+    """Prunes ``module.model`` while it trains.
+
+    At the start of every epoch the schedule says what fraction of the final sparsity is in force. The scores
+    are fixed, so later masks contain earlier ones. Pruned weights are zeroed inside ``optimizer.step()``, so no
+    checkpoint can be written in between. Masks travel in the Lightning checkpoint; on resume they win over what
+    this callback was made with.
+
+    Args:
+        layers: The model's prunable layers.
+        scores: One tensor per layer; the lowest go first.
+        sparsities: Final sparsity per layer, a fraction.
+        schedule: Fraction of the final sparsity per epoch.
+
+    Raises:
+        MmpError: at the start of a fit that ends before the schedule does, or when a resumed run's masks do not
+            fit the scores.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[Layer, ...],
+        scores: Mapping[str, Tensor],
+        sparsities: Mapping[str, float],
+        schedule: Schedule,
+    ) -> None:
+        self._layers, self._scores, self._schedule = layers, scores, schedule
+        self._configured = dict(sparsities)
+        self._sparsities = dict(sparsities)
+        self._fraction = 0.0
+        self._restored: Masks | None = None
+        self._enforcer: MaskEnforcer | None = None
+
+    @property
+    def masks(self) -> Masks | None:
+        """The masks in force, None outside of a fit or before the first pruning epoch."""
+        return self._enforcer.masks if self._enforcer else None
+
+    @property
+    def at_target(self) -> bool:
+        """Whether the final masks are in force."""
+        return self._fraction >= 1.0 and self.masks is not None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hook into the optimizers, and put the masks of a resumed run back in force."""
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self._schedule.last_epoch:
+            raise MmpError(
+                f"the schedule reaches its final sparsity in epoch {self._schedule.last_epoch}, but training ends "
+                f"after {trainer.max_epochs} epochs; raise finetune.epochs or shorten the schedule"
+            )
+        self._enforcer = MaskEnforcer(prunable_parameters(pl_module.model, self._layers))  # type: ignore[arg-type]
+        for optimizer in trainer.optimizers:
+            self._enforcer.attach(optimizer)
+        if self._restored is not None:
+            self._enforcer.set(self._restored, trainer.optimizers)
+            self._compare_ranks(trainer, self._restored)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Apply the masks of this epoch if they differ from those in force."""
+        assert self._enforcer is not None
+        fraction = self._schedule.fraction(trainer.current_epoch)
+        if fraction <= self._fraction:
+            return
+        masks = make_masks(self._scores, {name: fraction * s for name, s in self._sparsities.items()})
+        if self._enforcer.masks is not None and not masks.contains(self._enforcer.masks):
+            raise MmpError("the masks of the checkpoint do not fit these scores; resume with the run's own scores")
+        self._enforcer.set(masks, trainer.optimizers)
+        self._fraction = fraction
+        self._compare_ranks(trainer, masks)
+        log.info("epoch %d: pruned to sparsity %.4f", trainer.current_epoch, masks.sparsity)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Zero gradients of pruned weights before they are clipped, so gradient norms ignore them."""
+        if self._enforcer is not None:
+            self._enforcer.zero_gradients()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check the zeros and log the sparsity, from the masks; the check ties it to the weights."""
+        if self._enforcer is not None and self._enforcer.masks is not None:
+            self._enforcer.check()
+            pl_module.log("sparsity", self._enforcer.masks.sparsity)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to save a model whose pruned weights are not zero."""
+        if self._enforcer is not None:
+            self._enforcer.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: masks in force, final sparsities, fraction reached."""
+        masks = {} if self.masks is None else {name: mask.cpu() for name, mask in self.masks.items()}
+        return {"masks": masks, "sparsities": self._sparsities, "fraction": self._fraction}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over from a checkpoint, whatever the configuration says now."""
+        self._restored = Masks(state_dict["masks"]) if state_dict["masks"] else None
+        self._fraction = state_dict["fraction"]
+        if state_dict["sparsities"] != self._sparsities:
+            log.warning("the checkpoint was pruned to other sparsities than configured; the checkpoint's are kept")
+        self._sparsities = state_dict["sparsities"]
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave nothing behind: no hook, no mask, nothing that a next fit could see."""
+        if self._enforcer is not None:
+            self._enforcer.detach()
+        self._enforcer = self._restored = None
+        self._fraction = 0.0
+        self._sparsities = dict(self._configured)
+
+    @staticmethod
+    def _compare_ranks(trainer: pl.Trainer, masks: Masks) -> None:
+        if trainer.world_size == 1:
+            return
+        digests: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(digests, masks.digest())
+        if len(set(digests)) > 1:
+            raise MmpError("the ranks of this run hold different masks; scores must be computed once and shared")

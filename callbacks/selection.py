@@ -1,0 +1,46 @@
+"""Choosing and stopping, but only among models that carry their final masks.
+
+While a schedule is still under way the model is less sparse and more accurate than it will be; judged by
+validation accuracy alone, such a model would win, and training would stop as soon as the last masks hurt.
+"""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+
+from callbacks.pruning import MaskPruning
+
+
+def at_target(trainer: pl.Trainer) -> bool:
+    """Return whether the trainer's model carries its final masks, or is not being pruned at all."""
+    pruning = [c for c in trainer.callbacks if isinstance(c, MaskPruning)]  # type: ignore[attr-defined]
+    return all(callback.at_target for callback in pruning)
+
+
+class CheckpointAtTarget(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, silent until the final masks are in force."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if this model may be chosen."""
+        if at_target(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if this model may be chosen."""
+        if at_target(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+class EarlyStoppingAtTarget(EarlyStopping):
+    """Lightning's EarlyStopping, whose patience begins when the final masks are in force."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count if the final masks are in force."""
+        if at_target(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count if the final masks are in force."""
+        if at_target(trainer):
+            super().on_train_epoch_end(trainer, pl_module)

@@ -1,0 +1,150 @@
+"""From configuration to objects: the one place where names in YAML become instances."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import hydra.utils
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+
+from mmp.config import RangesConfig, SelectorConfig, StrategyConfig, TrainConfig
+from mmp.errors import MmpError, nearest
+from mmp.loggers import SafeLogger
+from mmp.ranges import Constraints, Range, Rule, RuleTable, Selector
+from mmp.strategies import Strategy
+
+log = logging.getLogger(__name__)
+
+
+def instantiate(node: Mapping[str, Any], key: str, **extra: Any) -> Any:
+    """Create the object that ``node['_target_']`` names, with the other entries as arguments.
+
+    Args:
+        node: Configuration of the object.
+        key: Where it stands, for messages.
+        extra: Arguments that no configuration holds.
+
+    Raises:
+        MmpError: if there is no such class, it does not take an argument, or it refuses a value.
+    """
+    if "_target_" not in node:
+        raise MmpError(f"{key} has no _target_; it must name a class, or be null")
+    try:
+        target = hydra.utils.get_object(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MmpError(f"{key}._target_={node['_target_']}: there is no such class ({error})") from error
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    accepted = inspect.signature(target).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        for name in arguments:
+            if name not in accepted:
+                raise MmpError(f"{key}.{name}: {node['_target_']} takes no such key; {nearest(name, accepted)}")
+    try:
+        return target(**arguments, **extra)
+    except (TypeError, ValueError) as error:
+        raise MmpError(f"{key}: {node['_target_']} refuses {arguments} ({error})") from error
+
+
+def build_strategy(cfg: StrategyConfig) -> Strategy:
+    """Return the strategy of a configuration."""
+    return Strategy(**vars(cfg))
+
+
+def build_selector(cfg: SelectorConfig) -> Selector:
+    """Return the selector of a configuration."""
+
+    def pair(value: Sequence[Any] | None, what: str) -> Any:
+        if value is not None and len(value) != 2:
+            raise MmpError(f"ranges: {what}={list(value)} must be an interval [a, b]")
+        return None if value is None else tuple(value)
+
+    return Selector(
+        role=tuple(cfg.role),
+        stage=tuple(cfg.stage),
+        depth=pair(cfg.depth, "depth"),
+        position=pair(cfg.position, "position"),
+        rank=pair(cfg.rank, "rank"),
+        name=cfg.name,
+        min_size=cfg.min_size,
+    )
+
+
+def build_rule_table(cfg: RangesConfig) -> RuleTable:
+    """Return the rule table of a configuration."""
+    return RuleTable(
+        name=cfg.name,
+        rules=tuple(Rule(build_selector(rule), Range(*rule.range)) for rule in cfg.rules),
+        default=None if cfg.default is None else Range(*cfg.default),
+        strict=cfg.strict,
+    )
+
+
+def build_constraints(cfg: RangesConfig) -> Constraints:
+    """Return the constraints of a configuration."""
+    held = cfg.constraints
+    return Constraints(
+        small_below=held.small_below,
+        small=Range(*held.small),
+        patch_embed=None if held.patch_embed is None else Range(*held.patch_embed),
+        ceiling=held.ceiling,
+    )
+
+
+def build_groups(cfg: RangesConfig) -> dict[str, tuple[Selector, ...]]:
+    """Return the selectors of each group of a configuration."""
+    return {name: tuple(build_selector(s) for s in selectors) for name, selectors in cfg.groups.items()}
+
+
+def build_loggers(config: TrainConfig, run_id: str, tags: Sequence[str] = ()) -> list[Logger]:
+    """Return the loggers of a run, each guarded, so that training never fails because of one.
+
+    Args:
+        config: The run's configuration.
+        run_id: Stable identifier of the run, so that the same run is the same run in W&B.
+        tags: What W&B shall be able to filter by.
+    """
+    loggers: list[Logger] = []
+    for key, node in config.logger.items():
+        if not node:
+            continue
+        extra: dict[str, Any] = {}
+        if str(node.get("_target_", "")).endswith("WandbLogger"):
+            node = {**node, "id": node.get("id") or run_id}  # noqa: PLW2901
+            extra = {"tags": list(tags), "resume": "allow"}
+        loggers.append(SafeLogger(lambda n=node, k=key, e=extra: instantiate(n, f"logger.{k}", **e), key))  # type: ignore[misc]
+    return loggers
+
+
+def build_callbacks(config: TrainConfig) -> dict[str, pl.Callback]:
+    """Return the configured callbacks that are not null."""
+    return {
+        key: instantiate(node, f"callbacks.{key}")
+        for key, node in config.callbacks.items()
+        if node and (key != "progress" or config.trainer.enable_progress_bar)
+    }
+
+
+def build_trainer(
+    config: TrainConfig, epochs: int, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], folder: str
+) -> pl.Trainer:
+    """Return a Lightning trainer that keeps everything below ``folder``."""
+    options = {name: value for name, value in vars(config.trainer).items() if value is not None}
+    try:
+        return pl.Trainer(
+            **options,
+            max_epochs=epochs,
+            callbacks=list(callbacks),
+            logger=list(loggers),
+            default_root_dir=folder,
+            enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (ValueError, TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise MmpError(f"trainer: Lightning refuses {options} ({error})") from error
+
+

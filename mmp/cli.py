@@ -1,0 +1,65 @@
+"""How a command ends: true exit codes, and one line instead of a traceback when the user can mend it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from mmp.errors import MmpError, nearest
+
+
+def command(main: Callable[[], object]) -> None:
+    """Run a Hydra entry point and end the process with a true exit code.
+
+    Errors that a user can mend are printed as one line on stderr, with exit code 1; anything else is a bug of
+    ours and keeps its traceback. ``HYDRA_FULL_ERROR=1`` in the environment shows every traceback.
+
+    Args:
+        main: A function decorated with ``hydra.main``.
+    """
+    verbose = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    # Hydra prints its own errors unless asked not to; ours name the nearest valid key.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        main()
+    except (MmpError, HydraException, OmegaConfBaseException, OSError) as error:
+        if verbose:
+            raise
+        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.exit(1)
+
+
+def explain(error: BaseException) -> str:
+    """Return one line that says what is wrong, where, and the way out."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group or 'config'}={choice}: no such choice; {nearest(choice, error.options or ())}"
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        return _explain_key(cause)
+    if isinstance(error, OmegaConfBaseException):
+        return _explain_key(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; choose another folder, with hydra.run.dir=... or paths.results=..."
+    first = str(error).strip().splitlines()
+    text = " ".join(first[:2]) if first else type(error).__name__
+    if "Could not override" in text and (key := re.search(r"override '([^']+)'", text)):
+        return f"{key.group(1)}: no such config group or key"
+    return text
+
+
+def _explain_key(error: OmegaConfBaseException) -> str:
+    message = (error.msg or str(error)).splitlines()[0]
+    key = error.full_key or ""
+    parent = error.parent_node
+    if isinstance(error, ConfigKeyError | AttributeError) and isinstance(parent, DictConfig):
+        last = str(error.key if error.key is not None else key)
+        return f"{key or last}: no such key; {nearest(last, [str(k) for k in parent])}"
+    return f"{key}: {message}" if key else message

@@ -1,0 +1,157 @@
+"""The store: what a run leaves on disk, and the cache of dense models and scores that runs share."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from mmp.errors import MmpError
+from mmp.files import load_tensors, save_tensors, write_json
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+RESULT, MASKS, WEIGHTS, CONFIG = "result.json", "masks.safetensors", "model.safetensors", "config.yaml"
+
+
+def cached_tensors(
+    path: Path, compute: Callable[[], Mapping[str, Tensor]], prefix: str = ""
+) -> tuple[dict[str, Tensor], bool]:
+    """Read tensors from a cache file, or compute and write them, once for all processes that ask at once.
+
+    Args:
+        path: The file; its name must hold a hash of everything that decides its contents.
+        compute: Makes the tensors.
+        prefix: Return only tensors whose names begin with this, without it.
+
+    Returns:
+        The tensors, and whether they came from the cache. A damaged file is thrown away and made again.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise MmpError(f"cannot write the cache {path.parent}: {error}; set paths.cache to another folder") from error
+    try:
+        if path.is_file():
+            try:
+                return _with_prefix(load_tensors(path), prefix), True
+            except MmpError as error:
+                log.warning("%s; computing it again", error)
+                path.unlink()
+        tensors = dict(compute())
+        save_tensors(path, tensors)
+        return _with_prefix(tensors, prefix), False
+    finally:
+        lock.release()
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+class Stopwatch:
+    """Seconds spent in each phase of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the time of a ``with`` block to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def summary(self) -> dict[str, float]:
+        """Return the seconds of every phase, and in total."""
+        total = time.perf_counter() - self._start
+        return {name: round(value, 4) for name, value in {**self.seconds, "total": total}.items()}
+
+
+def reset_peak_memory() -> None:
+    """Start counting peak memory anew, where the system lets a process do so (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        log.debug("peak memory counts from the start of the process")
+
+
+def peak_memory() -> dict[str, int]:
+    """Return peak bytes of this process and, where there is one, of the GPU since :func:`reset_peak_memory`."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    except OSError:
+        match = None
+    if match:
+        host = int(match.group(1)) * 1024
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"host": host, "cuda": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    packages = ("mmp", "torch", "timm", "pytorch-lightning", "hydra-core")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+@dataclass
+class RunFolder:
+    """The folder of one run.
+
+    Attributes:
+        path: The folder.
+        head: What is known of the run before it starts; it opens every ``result.json``.
+    """
+
+    path: Path
+    head: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What ``result.json`` holds, or None if there is none that can be read."""
+        import json  # noqa: PLC0415
+
+        try:
+            content = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def completed(self) -> bool:
+        """Return whether this very run is there, completed and whole."""
+        result = self.result or {}
+        whole = all((self.path / name).is_file() for name in (MASKS, WEIGHTS))
+        return whole and result.get("status") == "completed" and result.get("identity") == self.head.get("identity")
+
+    def resumable(self) -> bool:
+        """Return whether a run of the same settings was here and did not complete."""
+        result = self.result or {}
+        return result.get("status") != "completed" and result.get("identity") == self.head.get("identity")
+
+    def write(self, status: str, **content: Any) -> None:
+        """Write ``result.json`` atomically."""
+        write_json(self.path / RESULT, {"schema_version": SCHEMA_VERSION, "status": status, **self.head, **content})
