@@ -209,11 +209,9 @@ def finetune(
     """
     config = plan.config
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    configured = build_callbacks(config)
+    configured = build_callbacks(config, run.path)
     module = Classifier(model, config.finetune, config.model.num_classes)
-    trainer = build_trainer(
-        config, config.finetune.epochs, [pruning, *configured.values()], loggers, str(run.path)
-    )
+    trainer = build_trainer(config, config.finetune.epochs, [pruning, *configured.values()], loggers, run.path)
     last = run.path / "checkpoints" / "last.ckpt"
     trainer.fit(
         module,
@@ -244,7 +242,7 @@ def prune(plan: Plan, run: RunFolder) -> dict[str, Any]:
     config, watch = plan.config, Stopwatch()
     reset_peak_memory()
     tags = [config.model.label or config.model.name, config.data.name, config.signal.name, config.strategy.name]
-    loggers = build_loggers(config, run.head["run_name"], tags)
+    loggers = build_loggers(config, run.path, run.head["run_name"], tags)
     exit_code = 1
     try:
         for logger in loggers:

@@ -79,7 +79,7 @@ def _train(
     with tempfile.TemporaryDirectory() as scratch:
         best = ModelCheckpoint(scratch, filename="best", monitor="val/accuracy", mode="max", save_weights_only=True)
         module = Classifier(model, config.dense, config.model.num_classes)
-        trainer = build_trainer(config, config.dense.epochs, [best, *callbacks], loggers, scratch)
+        trainer = build_trainer(config, config.dense.epochs, [best, *callbacks], loggers, Path(scratch))
         trainer.fit(module, train_dataloaders=data.train_dataloader(), val_dataloaders=data.val_dataloader())
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     require_finite(model, "training")
@@ -98,13 +98,13 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     """
     watch = Stopwatch()
     data = ImageData(config.data, config.seed)
-    loggers = build_loggers(config, run.head["run_name"], tags=["dense"])
+    loggers = build_loggers(config, run.path, run.head["run_name"], tags=["dense"])
     exit_code = 1
     try:
         for logger in loggers:
             logger.log_hyperparams(identity(config))
         with watch("dense"):
-            model, cached = dense_model(config, data, list(build_callbacks(config).values()), loggers)
+            model, cached = dense_model(config, data, list(build_callbacks(config, run.path).values()), loggers)
         device = device_of(config)
         validation, _ = accuracy({"dense": model}, data.val_dataloader(), config.model.num_classes, device)
         test, samples = accuracy({"dense": model}, data.test_dataloader(), config.model.num_classes, device)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from mmp.config import RangesConfig, SelectorConfig, StrategyConfig, TrainConfig
 from mmp.errors import MmpError, nearest
@@ -17,16 +20,13 @@ from mmp.loggers import SafeLogger
 from mmp.ranges import Constraints, Range, Rule, RuleTable, Selector
 from mmp.strategies import Strategy
 
-log = logging.getLogger(__name__)
 
-
-def instantiate(node: Mapping[str, Any], key: str, **extra: Any) -> Any:
+def instantiate(node: Mapping[str, Any], key: str) -> Any:
     """Create the object that ``node['_target_']`` names, with the other entries as arguments.
 
     Args:
         node: Configuration of the object.
         key: Where it stands, for messages.
-        extra: Arguments that no configuration holds.
 
     Raises:
         MmpError: if there is no such class, it does not take an argument, or it refuses a value.
@@ -44,7 +44,7 @@ def instantiate(node: Mapping[str, Any], key: str, **extra: Any) -> Any:
             if name not in accepted:
                 raise MmpError(f"{key}.{name}: {node['_target_']} takes no such key; {nearest(name, accepted)}")
     try:
-        return target(**arguments, **extra)
+        return target(**arguments)
     except (TypeError, ValueError) as error:
         raise MmpError(f"{key}: {node['_target_']} refuses {arguments} ({error})") from error
 
@@ -99,37 +99,40 @@ def build_groups(cfg: RangesConfig) -> dict[str, tuple[Selector, ...]]:
     return {name: tuple(build_selector(s) for s in selectors) for name, selectors in cfg.groups.items()}
 
 
-def build_loggers(config: TrainConfig, run_id: str, tags: Sequence[str] = ()) -> list[Logger]:
+def build_loggers(config: TrainConfig, folder: Path, run_id: str, tags: Sequence[str] = ()) -> list[SafeLogger]:
     """Return the loggers of a run, each guarded, so that training never fails because of one.
 
     Args:
         config: The run's configuration.
+        folder: Where loggers write unless they are configured otherwise.
         run_id: Stable identifier of the run, so that the same run is the same run in W&B.
         tags: What W&B shall be able to filter by.
     """
-    loggers: list[Logger] = []
+    loggers = []
     for key, node in config.logger.items():
         if not node:
             continue
-        extra: dict[str, Any] = {}
-        if str(node.get("_target_", "")).endswith("WandbLogger"):
-            node = {**node, "id": node.get("id") or run_id}  # noqa: PLW2901
-            extra = {"tags": list(tags), "resume": "allow"}
-        loggers.append(SafeLogger(lambda n=node, k=key, e=extra: instantiate(n, f"logger.{k}", **e), key))  # type: ignore[misc]
+        arguments = {"save_dir": str(folder), **node}
+        if str(node.get("_target_")).endswith("WandbLogger"):
+            arguments |= {"id": node.get("id") or run_id, "tags": list(tags), "resume": "allow"}
+        loggers.append(SafeLogger(partial(instantiate, arguments, f"logger.{key}"), key))
     return loggers
 
 
-def build_callbacks(config: TrainConfig) -> dict[str, pl.Callback]:
-    """Return the configured callbacks that are not null."""
-    return {
-        key: instantiate(node, f"callbacks.{key}")
-        for key, node in config.callbacks.items()
-        if node and (key != "progress" or config.trainer.enable_progress_bar)
-    }
+def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]:
+    """Return the configured callbacks that are not null; checkpoints go below ``folder`` unless told otherwise."""
+    built: dict[str, pl.Callback] = {}
+    for key, node in config.callbacks.items():
+        if not node or (key == "progress" and not config.trainer.enable_progress_bar):
+            continue
+        built[key] = instantiate(node, f"callbacks.{key}")
+        if isinstance(built[key], ModelCheckpoint) and "dirpath" not in node:
+            built[key] = instantiate({**node, "dirpath": str(folder / "checkpoints")}, f"callbacks.{key}")
+    return built
 
 
 def build_trainer(
-    config: TrainConfig, epochs: int, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], folder: str
+    config: TrainConfig, epochs: int, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], folder: Path
 ) -> pl.Trainer:
     """Return a Lightning trainer that keeps everything below ``folder``."""
     options = {name: value for name, value in vars(config.trainer).items() if value is not None}
@@ -139,12 +142,12 @@ def build_trainer(
             max_epochs=epochs,
             callbacks=list(callbacks),
             logger=list(loggers),
-            default_root_dir=folder,
-            enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+            default_root_dir=str(folder),
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-    except (ValueError, TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         raise MmpError(f"trainer: Lightning refuses {options} ({error})") from error
 
 

@@ -163,6 +163,8 @@ class TrainConfig:
     """Everything that ``train.py`` reads."""
 
     seed: int = 0
+    sweep: str = "sweep"
+    force: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     dense: RecipeConfig = field(default_factory=RecipeConfig)
@@ -176,8 +178,6 @@ class TrainConfig:
 class PruneConfig(TrainConfig):
     """Everything that ``prune.py`` reads."""
 
-    sweep: str = "sweep"
-    force: bool = False
     signal: SignalConfig = field(default_factory=SignalConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     ranges: RangesConfig = field(default_factory=RangesConfig)

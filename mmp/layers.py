@@ -185,6 +185,7 @@ _GATE_CLASS = re.compile(r"\w*(?:SelectiveKernelAttn|SplitAttn|SqueezeExcit\w*|S
 _STEM = re.compile(r"\w*(?:stem|embed)\w*|conv_?[01]|layer0", re.IGNORECASE)
 _EMBED = re.compile(r"\w*embed\w*", re.IGNORECASE)
 _INNER_NETWORK = "backbone"
+_STEM_LAYERS = 12  # more than any stem in timm holds; a whole network called `embedder` is no stem
 
 # Layers that only produce position information, or sit in the head before the classifier.
 _POSITION = re.compile(r"cpb_mlp|meta_mlp|pos_?(?:emb|enc)\w*|rel_pos\w*")
@@ -255,20 +256,21 @@ class _Weight:
 
     @property
     def is_depthwise(self) -> bool:
-        return self.is_conv and bool(self.owner.groups == self.owner.in_channels > 1)
+        groups = getattr(self.owner, "groups", 1)
+        return self.is_conv and bool(groups == self.owner.in_channels > 1)
 
     @property
     def is_patchwise(self) -> bool:
         """Whether the convolution cuts its input into patches that don't overlap: kernel equal to stride."""
-        return self.is_conv and self.kernel == _sizes(self.owner.stride) and max(self.kernel) > 1
+        if not self.is_conv or getattr(self.owner, "transposed", False):
+            return False
+        return self.kernel == _sizes(getattr(self.owner, "stride", 1)) and max(self.kernel) > 1
 
     @property
     def fan(self) -> tuple[Any, Any]:
-        """Channels or features in, and out."""
-        module = self.owner
-        if self.is_conv:
-            return module.in_channels, module.out_channels
-        return (module.in_features, module.out_features) if self.is_linear else (None, None)
+        """Channels or features in, and out; None where the owner is neither kind."""
+        what = "channels" if self.is_conv else "features"
+        return getattr(self.owner, f"in_{what}", None), getattr(self.owner, f"out_{what}", None)
 
 
 class _Graph:
@@ -341,7 +343,8 @@ class _Graph:
             for path, module, _ in self.around(weight):
                 if not path or path.rpartition(".")[2] == _INNER_NETWORK:
                     break
-                if self.called(path, _STEM) and not isinstance(module, nn.ModuleList):
+                small = len(self.inside(path)) <= _STEM_LAYERS
+                if small and self.called(path, _STEM) and not isinstance(module, nn.ModuleList):
                     outermost = path
                     embeds = self.called(path, _EMBED)
             patches = weight.is_patchwise or weight.is_linear
@@ -393,8 +396,9 @@ def _weights(root: nn.Module, modules: dict[str, nn.Module]) -> Iterator[_Weight
 def _is_weight(owner: nn.Module, own: str) -> bool:
     """Whether a parameter of two or more dimensions is a weight, from its owner's type and its own name."""
     if own == "weight":  # by attribute, not class, so that CondConv2d and a user's own linear count as well
-        conv = hasattr(owner, "kernel_size") and hasattr(owner, "in_channels")
-        return conv or hasattr(owner, "in_features") or isinstance(owner, nn.Bilinear)
+        conv = all(hasattr(owner, a) for a in ("kernel_size", "in_channels", "out_channels"))
+        linear = all(hasattr(owner, a) for a in ("in_features", "out_features"))
+        return conv or linear or isinstance(owner, nn.Bilinear)
     return bool(_BARE_WEIGHT.fullmatch(own))
 
 
@@ -426,9 +430,10 @@ def _gate(graph: _Graph, weight: _Weight) -> str | None:
             type(c).__name__.lower().endswith("sigmoid") and not any(True for _ in c.parameters())
             for c in module.children()
         )
-        narrows = inner[0].is_pointwise and inner[0].fan[0] >= inner[0].fan[1]
-        if sigmoid and narrows and len(inner) <= 5 and all(w.is_pointwise for w in inner):
-            return "other"
+        if sigmoid and len(inner) <= 5 and all(w.is_pointwise for w in inner):
+            wide, narrow = inner[0].fan
+            if narrow <= wide:
+                return "other"
     return None
 
 
@@ -446,7 +451,7 @@ def _stem(graph: _Graph, weight: _Weight) -> str | None:
     for path, module, slot in graph.around(weight):
         if slot == _INNER_NETWORK or isinstance(module, nn.ModuleList):
             return None
-        if path and graph.called(path, _EMBED) and any(w in graph.first for w in graph.inside(path)):
+        if path and _INNER_NETWORK in graph.slots(path) and graph.called(path, _EMBED):
             return "patch_embed"
     return None
 

@@ -280,6 +280,25 @@ def test_a_wrapper_is_looked_through() -> None:
     ]
 
 
+def test_an_encoder_called_embedder_is_no_stem() -> None:
+    convs = [nn.Conv2d(3, 4, 3), *(nn.Conv2d(4, 4, 3) for _ in range(15))]
+    model = nn.ModuleDict({"embedder": nn.Sequential(*convs), "head": nn.Linear(4, 2)})
+    assert [layer.role for layer in prunable_layers(model)] == ["stem", *["conv"] * 15, "classifier"]
+
+
+def test_upsampling_is_not_downsampling() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 2, 2), nn.ConvTranspose2d(4, 3, 2, 2))
+    assert [layer.role for layer in prunable_layers(model)] == ["stem", "downsample", "conv"]
+
+
+def test_a_network_inside_a_patch_embedding_keeps_its_own_roles() -> None:
+    found = by_name(on_meta("vit_base_r50_s16_224"))
+    inside = Counter(layer.role for name, layer in found.items() if name.startswith("patch_embed.backbone."))
+    assert inside == {"stem": 1, "conv": 48, "downsample": 3}
+    assert found["patch_embed.proj.weight"].role == "patch_embed"
+    assert {layer.stage for layer in found.values()} == {None}
+
+
 # --- what is never pruned ---
 
 
