@@ -60,8 +60,9 @@ def dense_model(
     if config.model.checkpoint:
         load_weights(model, Path(config.model.checkpoint))
         return model, True
-    decisive = {key: identity(config)[key] for key in ("model", "data", "dense", "trainer", "seed")}
-    key = digest([decisive, data.fingerprint])[:16]
+    settings = identity(config)
+    decisive = [settings[key] for key in ("model", "data", "dense", "trainer", "seed")]
+    key = digest([*decisive, data.fingerprint])[:16]
     path = Path(config.paths.cache) / "dense" / f"{config.model.label or config.model.name}-{key}.safetensors"
     weights, cached = cached_tensors(path, lambda: _train(model, config, data, callbacks, loggers))
     model.load_state_dict(weights)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
@@ -274,22 +274,26 @@ def _check(key: str, value: Any, holds: Any, expected: str) -> None:
 
 # What does not change a run's numbers, and so is no part of its identity.
 _INCIDENTAL = {"paths", "logger", "sweep", "force", "hydra"}
+_INCIDENTAL_IN = {
+    "trainer": {"enable_progress_bar", "log_every_n_steps"},
+    "data": {"root", "workers", "eval_batch_size"},
+    "callbacks": {"progress"},
+}
 
 
 def identity(cfg: Any) -> dict[str, Any]:
     """Return the settings that decide a run's numbers, as plain data."""
-    plain = OmegaConf.to_container(cfg if isinstance(cfg, DictConfig) else OmegaConf.structured(cfg), resolve=False)
-    kept = {}
-    for key in plain:
-        if key not in _INCIDENTAL:
-            node = cfg[key] if isinstance(cfg, DictConfig) else OmegaConf.structured(cfg)[key]
-            kept[key] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    for incidental in ("enable_progress_bar", "log_every_n_steps"):
-        kept["trainer"].pop(incidental, None)
-    for incidental in ("root", "workers", "eval_batch_size"):
-        kept["data"].pop(incidental, None)
-    kept["callbacks"].pop("progress", None)
+    if isinstance(cfg, DictConfig):
+        kept = {key: _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL}
+    else:
+        kept = {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
+    for section, incidental in _INCIDENTAL_IN.items():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
     return kept
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def digest(content: Any) -> str:

@@ -1,0 +1,246 @@
+"""A model seen as a graph: its prunable weights, the modules around them, and what timm says of it.
+
+What sets one kind of module apart from another where types alone do not is held as data in the tables below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from mmp.errors import MmpError
+
+# Parameters that a module holds directly, without a Linear around them (nn.MultiheadAttention, timm's
+# MultiQueryAttentionV2): nothing but the name sets a projection apart from a latent or a position table.
+_BARE_WEIGHT = re.compile(
+    r"(?:in|q|k|v|query|key|value|out)_proj(?:_weight)?|(?:q|k|v|kv|qkv)_weight|weight_(?:ih|hh|hr)_l\d+\w*"
+)
+
+# Slots of an attention module. Group 1 says which of query, key and value a child computes.
+_QKV = re.compile(
+    r"(?:to_|w_?)?(q|k|v|qk|kv|qkv|query|key|value)s?(?:_?(?:proj|conv|gate|linear|lin|weight))*",
+    re.IGNORECASE,
+)
+_ATTN_OUT = re.compile(
+    r"(?:to_)?(?:proj|projection|out|output|o|wo|final|dense|merge)(?:_?(?:proj|out|conv|weight))*",
+)
+_LETTERS = {"query": "q", "key": "k", "value": "v"}
+
+# Modules that mix tokens in attention's place, by the children they have: (inputs, outputs).
+_MIXERS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
+    (frozenset({"attn", "v"}), frozenset({"proj"})),  # VOLO's outlook attention
+    (frozenset({"f", "h"}), frozenset({"proj"})),  # FocalNet's modulation
+    (frozenset({"BCdt_proj", "hz_proj"}), frozenset({"out_proj"})),  # EfficientViM's state space
+    (frozenset({"pwise"}), frozenset({"upsampling"})),  # LowFormer's attention on a coarse grid
+    (frozenset({"in_proj"}), frozenset({"out_proj", "attn_out_proj"})),  # fused projections
+)
+
+# Where the stem ends: its outermost module is called one of these; a network inside it is not part of it.
+_STEM = re.compile(r"\w*(?:stem|embed)\w*|conv_?[01]|layer0", re.IGNORECASE)
+EMBED = re.compile(r"\w*embed\w*", re.IGNORECASE)
+INNER_NETWORK = "backbone"
+_STEM_LAYERS = 12  # more than any stem in timm holds; a whole network called `embedder` is no stem
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A prunable weight, and what its owner's attributes tell; paths are relative to the graph's root."""
+
+    name: str
+    owner: Any
+    parameter: nn.Parameter
+
+    @property
+    def path(self) -> str:
+        """Path of the module that owns it."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def top(self) -> str:
+        """The root's child that holds it."""
+        return self.name.partition(".")[0]
+
+    @property
+    def parts(self) -> list[str]:
+        """The path to the weight; without the last part where that is just ``weight``."""
+        parts = self.name.split(".")
+        return parts[:-1] if parts[-1] == "weight" else parts
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether its owner convolves."""
+        return hasattr(self.owner, "kernel_size")
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether its owner is a linear map."""
+        return hasattr(self.owner, "in_features")
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Kernel size per dimension; empty if there is none."""
+        return _sizes(self.owner.kernel_size) if self.is_conv else ()
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every position is treated on its own: a linear, or a 1x1 convolution."""
+        return self.is_linear or (self.is_conv and set(self.kernel) == {1})
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every channel has a filter of its own."""
+        groups = getattr(self.owner, "groups", 1)
+        return self.is_conv and bool(groups == self.owner.in_channels > 1)
+
+    @property
+    def is_patchwise(self) -> bool:
+        """Whether the convolution cuts its input into patches that don't overlap: kernel equal to stride."""
+        if not self.is_conv or getattr(self.owner, "transposed", False):
+            return False
+        return self.kernel == _sizes(getattr(self.owner, "stride", 1)) and max(self.kernel) > 1
+
+    @property
+    def fan(self) -> tuple[Any, Any]:
+        """Channels or features in, and out; None where the owner is neither kind."""
+        what = "channels" if self.is_conv else "features"
+        return getattr(self.owner, f"in_{what}", None), getattr(self.owner, f"out_{what}", None)
+
+
+class Graph:
+    """A model's modules and prunable weights by path, with what timm says about the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.root, self.prefix = _unwrap(model)
+        self.modules = dict(self.root.named_modules())
+        self.weights = list(_weights(self.root, self.modules))
+        self._inside: dict[str, list[Weight]] = {}
+        for weight in self.weights:
+            parts = weight.name.split(".")
+            for end in range(len(parts)):
+                self._inside.setdefault(".".join(parts[:end]), []).append(weight)
+
+    def inside(self, path: str) -> list[Weight]:
+        """The prunable weights in a module, in order; none if there is no such module."""
+        return self._inside.get(path, [])
+
+    def slots(self, path: str) -> set[str]:
+        """Names of a module's children and own parameters."""
+        module = self.modules[path]
+        return {*dict(module.named_children()), *dict(module.named_parameters(recurse=False))}
+
+    def around(self, weight: Weight) -> Iterator[tuple[str, nn.Module, str]]:
+        """The modules around a weight, innermost first, the root last: path, module, slot that leads in."""
+        parts = weight.parts
+        for end in range(len(parts) - 1, -1, -1):
+            path = ".".join(parts[:end])
+            yield path, self.modules[path], parts[end]
+
+    def stated(self, key: str) -> tuple[str, ...] | None:
+        """Module paths that timm's metadata gives under a key; None where it gives none that exist."""
+        for attribute in ("pretrained_cfg", "default_cfg"):
+            cfg = getattr(self.root, attribute, None)
+            value = cfg.get(key) if isinstance(cfg, dict) else getattr(cfg, key, None)
+            paths = (value,) if isinstance(value, str) else tuple(value or ())
+            paths = tuple(path for path in paths if path in self.modules)
+            if paths:
+                return paths
+        return None
+
+    @cached_property
+    def classifiers(self) -> tuple[str, ...] | None:
+        """Paths of the modules that timm states as the classifier."""
+        return self.stated("classifier")
+
+    @cached_property
+    def heads(self) -> set[str]:
+        """Top-level modules that hold the stated classifiers, and no input layer."""
+        tops = {path.partition(".")[0] for path in self.classifiers or ()}
+        return {top for top in tops if self.weights[0] not in self.inside(top)}
+
+    @cached_property
+    def first(self) -> tuple[Weight, ...]:
+        """The weights that read the image: as timm states, else the first layer if it is a convolution."""
+        stated = [w for path in self.stated("first_conv") or () for w in self.inside(path)]
+        if stated or len(self.weights) < 2:
+            return tuple(stated)
+        weight = self.weights[0]
+        named = any(_STEM.fullmatch(part) for part in weight.parts)
+        return (weight,) if weight.is_conv or named else ()
+
+    @cached_property
+    def stems(self) -> dict[str, str]:
+        """Outermost module of each stem to its role, `stem` or `patch_embed`."""
+        stems = {}
+        for weight in self.first:
+            outermost = weight.path
+            embeds = False
+            for path, module, _ in self.around(weight):
+                if not path or path.rpartition(".")[2] == INNER_NETWORK:
+                    break
+                small = len(self.inside(path)) <= _STEM_LAYERS
+                if small and self.called(path, _STEM) and not isinstance(module, nn.ModuleList):
+                    outermost = path
+                    embeds = self.called(path, EMBED)
+            patches = weight.is_patchwise or weight.is_linear
+            stems[outermost] = "patch_embed" if embeds or patches else "stem"
+        return stems
+
+    def called(self, path: str, pattern: re.Pattern[str]) -> bool:
+        """Whether a module's slot or class bears such a name."""
+        own = path.rpartition(".")[2]
+        return bool(pattern.fullmatch(own) or pattern.fullmatch(type(self.modules[path]).__name__))
+
+    def attention_slots(self, path: str) -> tuple[set[str], set[str]] | None:
+        """Input and output slots of a module that is attention, or stands in its place; else None."""
+        slots = self.slots(path)
+        found = {s: m.group(1).lower() for s in slots if (m := _QKV.fullmatch(s))}
+        letters = "".join(_LETTERS.get(kind, kind) for kind in found.values())
+        if "q" in letters and "k" in letters:
+            return set(found), {s for s in slots if _ATTN_OUT.fullmatch(s)}
+        for inputs, outputs in _MIXERS:
+            if inputs <= slots and outputs & slots:
+                return set(inputs), set(outputs)
+        return None
+
+
+def _unwrap(model: nn.Module) -> tuple[nn.Module, str]:
+    """Look through wrappers: modules with nothing of their own around one child that holds everything."""
+    prefix = ""
+    sequence = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    while not (isinstance(model, sequence) or hasattr(model, "default_cfg")):
+        if any(True for _ in model.parameters(recurse=False)):
+            break
+        full = [(n, c) for n, c in model.named_children() if any(True for _ in c.parameters())]
+        if len(full) != 1 or not any(True for _ in full[0][1].children()):
+            break
+        name, model = full[0]
+        prefix += f"{name}."
+    return model, prefix
+
+
+def _weights(root: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Weight]:
+    for name, parameter in root.named_parameters():
+        path, _, own = name.rpartition(".")
+        owner = modules[path]
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise MmpError(f"the shape of {name!r} isn't known yet; run one batch through the model first")
+        if parameter.ndim >= 2 and _is_weight(owner, own):
+            yield Weight(name, owner, parameter)
+
+
+def _is_weight(owner: nn.Module, own: str) -> bool:
+    """Whether a parameter of two or more dimensions is a weight, from its owner's type and its own name."""
+    if own == "weight":  # by attribute, not class, so that CondConv2d and a user's own linear count as well
+        conv = all(hasattr(owner, a) for a in ("kernel_size", "in_channels", "out_channels"))
+        linear = all(hasattr(owner, a) for a in ("in_features", "out_features"))
+        return conv or linear or isinstance(owner, nn.Bilinear)
+    return bool(_BARE_WEIGHT.fullmatch(own))
+
+
+def _sizes(value: int | Iterable[int]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
