@@ -175,9 +175,7 @@ def layer_ranges(config: PruneConfig, calibration: Calibration) -> dict[str, Ran
     if ranges.source == "rules":
         source = rule_ranges(layers, build_rule_table(ranges))
     else:
-        source = observed_ranges(
-            layers, calibration.observe(ranges.criteria, ranges.targets, ranges.grasp_temperature)
-        )
+        source = observed_ranges(layers, calibration.observe(ranges.criteria, ranges.targets, ranges.grasp_temperature))
     return constrain(layers, source, build_constraints(ranges))
 
 
@@ -192,7 +190,12 @@ def choose_sparsities(config: PruneConfig, layers: Sequence[Layer], ranges: Mapp
 
 
 def finetune(
-    plan: Plan, model: nn.Module, pruning: MaskPruning, data: ImageData, loggers: Sequence[Logger], run: RunFolder
+    plan: Plan,
+    model: nn.Module,
+    pruning: MaskPruning,
+    data: ImageData,
+    loggers: Sequence[Logger],
+    run: RunFolder,
 ) -> int:
     """Train a model while its masks come and hold; leave it at the best validated epoch.
 
@@ -241,7 +244,12 @@ def prune(plan: Plan, run: RunFolder) -> dict[str, Any]:
     """
     config, watch = plan.config, Stopwatch()
     reset_peak_memory()
-    tags = [config.model.label or config.model.name, config.data.name, config.signal.name, config.strategy.name]
+    tags = [
+        config.model.label or config.model.name,
+        config.data.name,
+        config.signal.name,
+        config.strategy.name,
+    ]
     loggers = build_loggers(config, run.path, run.head["run_name"], tags)
     exit_code = 1
     try:

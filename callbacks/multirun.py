@@ -19,10 +19,10 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write ``report/`` into the sweep folder and show its table."""
-        from rich.console import Console  # noqa: PLC0415  (only the process that launched the sweep pays)
+        from mmp.report import write_report
+        from rich.console import Console
 
-        from mmp.errors import MmpError  # noqa: PLC0415
-        from mmp.report import write_report  # noqa: PLC0415
+        from mmp.errors import MmpError
 
         # Hydra turns exceptions of callbacks into warnings; SystemExit is not one.
         try:

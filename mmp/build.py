@@ -132,7 +132,11 @@ def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]
 
 
 def build_trainer(
-    config: TrainConfig, epochs: int, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger], folder: Path
+    config: TrainConfig,
+    epochs: int,
+    callbacks: Sequence[pl.Callback],
+    loggers: Sequence[Logger],
+    folder: Path,
 ) -> pl.Trainer:
     """Return a Lightning trainer that keeps everything below ``folder``."""
     options = {name: value for name, value in vars(config.trainer).items() if value is not None}
@@ -149,5 +153,3 @@ def build_trainer(
         )
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise MmpError(f"trainer: Lightning refuses {options} ({error})") from error
-
-

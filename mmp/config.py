@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
@@ -17,7 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from mmp.errors import MmpError, nearest
 
 # OmegaConf reads these annotations at run time and knows typing's spelling best.
-# ruff: noqa: UP006, UP045
+# ruff: noqa: UP045
 
 
 @dataclass
@@ -206,7 +208,7 @@ def validate(cfg: DictConfig) -> Any:
     Raises:
         MmpError: naming the key, the value and what would be right.
     """
-    config = OmegaConf.to_object(cfg)
+    config: Any = OmegaConf.to_object(cfg)
     data, trainer = config.data, config.trainer
     for key in ("validation", "calibration", "test"):
         _check(f"data.{key}", getattr(data, key), lambda v: 0 < v < 1, "a fraction between 0 and 1")
@@ -217,7 +219,12 @@ def validate(cfg: DictConfig) -> Any:
     _check("data.workers", data.workers, lambda v: v >= 0, "at least 0")
     for key in ("mean", "std"):
         value = getattr(data, key)
-        _check(f"data.{key}", value, lambda v: len(v) == data.channels, f"one number per channel ({data.channels})")
+        _check(
+            f"data.{key}",
+            value,
+            lambda v: len(v) == data.channels,
+            f"one number per channel ({data.channels})",
+        )
     _check("data.std", data.std, lambda v: min(v) > 0, "positive")
     _check("trainer.devices", trainer.devices, lambda v: v >= 1, "at least 1")
     _check("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, lambda v: v >= 1, "at least 1")
@@ -276,7 +283,7 @@ def _check(key: str, value: Any, holds: Any, expected: str) -> None:
 _INCIDENTAL = {"paths", "logger", "sweep", "force", "hydra"}
 _INCIDENTAL_IN = {
     "trainer": {"enable_progress_bar", "log_every_n_steps"},
-    "data": {"root", "workers", "eval_batch_size"},
+    "data": {"workers", "eval_batch_size"},
     "callbacks": {"progress"},
 }
 
@@ -284,16 +291,24 @@ _INCIDENTAL_IN = {
 def identity(cfg: Any) -> dict[str, Any]:
     """Return the settings that decide a run's numbers, as plain data."""
     if isinstance(cfg, DictConfig):
-        kept = {key: _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL}
+        kept: dict[str, Any] = {str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL}
     else:
         kept = {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
     for section, incidental in _INCIDENTAL_IN.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
+    if (checkpoint := kept["model"]["checkpoint"]) and Path(checkpoint).is_file():
+        kept["model"] = {**kept["model"], "checkpoint": _file_digest(checkpoint, Path(checkpoint).stat().st_mtime_ns)}
     return kept
 
 
 def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+@lru_cache
+def _file_digest(path: str, _changed: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(content: Any) -> str:

@@ -23,7 +23,7 @@ class Mag:
     name: str = "mag"
     needs: frozenset[str] = frozenset()
 
-    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return |w|."""
         return weight.abs()
 

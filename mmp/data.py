@@ -75,8 +75,8 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, root: Path, cfg: DataConfig, training: bool) -> None:
-        from timm.data import create_transform  # noqa: PLC0415  (torchvision is slow to import)
-        from torchvision.datasets import ImageFolder  # noqa: PLC0415
+        from timm.data import create_transform
+        from torchvision.datasets import ImageFolder
 
         _require_folder(root, "put one folder of images per class there")
         size = (cfg.channels, cfg.image_size, cfg.image_size)
@@ -115,7 +115,7 @@ Reader = Callable[[DataConfig], tuple[Images, Images, Images | None]]
 
 def read_digits(cfg: DataConfig) -> tuple[Images, Images, None]:
     """Read scikit-learn's digits: 1,797 images of 8x8, resized to ``cfg.image_size``."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
@@ -194,7 +194,11 @@ def read_imagefolder(cfg: DataConfig) -> tuple[Images, Images, Images | None]:
     root = Path(cfg.root or ".")
     _require_folder(root / "train", "put one folder of training images per class there")
     test = FolderImages(root / "test", cfg, training=False) if (root / "test").is_dir() else None
-    return FolderImages(root / "train", cfg, training=True), FolderImages(root / "train", cfg, training=False), test
+    return (
+        FolderImages(root / "train", cfg, training=True),
+        FolderImages(root / "train", cfg, training=False),
+        test,
+    )
 
 
 READERS: dict[str, Reader] = {

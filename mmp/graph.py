@@ -17,9 +17,7 @@ from mmp.errors import MmpError
 
 # Parameters that a module holds directly, without a Linear around them (nn.MultiheadAttention, timm's
 # MultiQueryAttentionV2): nothing but the name sets a projection apart from a latent or a position table.
-_BARE_WEIGHT = re.compile(
-    r"(?:in|q|k|v|query|key|value|out)_proj(?:_weight)?|(?:q|k|v|kv|qkv)_weight|weight_(?:ih|hh|hr)_l\d+\w*"
-)
+_BARE_WEIGHT = re.compile(r"(?:in|q|k|v|query|key|value|out)_proj(?:_weight)?|(?:q|k|v|kv|qkv)_weight")
 
 # Slots of an attention module. Group 1 says which of query, key and value a child computes.
 _QKV = re.compile(

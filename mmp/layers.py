@@ -53,7 +53,7 @@ class Layer:
 def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
     """List the prunable layers of a model.
 
-    A prunable layer is a weight tensor of two or more dimensions of a convolution, linear, recurrent or
+    A prunable layer is a weight tensor of two or more dimensions of a convolution, linear or
     attention module. Biases, norm scales, embeddings, position tables, tokens, latents and layer-scale gains
     belong to none of these types and are never listed. Whether a parameter is frozen makes no difference.
 
@@ -108,9 +108,7 @@ def prunable_parameters(model: nn.Module, layers: Iterable[Layer]) -> dict[str, 
     found = {}
     for layer in layers:
         if layer.name not in parameters:
-            raise MmpError(
-                f"{type(model).__name__} has no parameter {layer.name!r}; {nearest(layer.name, parameters)}"
-            )
+            raise MmpError(f"{type(model).__name__} has no parameter {layer.name!r}; {nearest(layer.name, parameters)}")
         parameter = parameters[layer.name]
         if tuple(parameter.shape) != layer.shape:
             raise MmpError(
@@ -124,9 +122,7 @@ def prunable_parameters(model: nn.Module, layers: Iterable[Layer]) -> dict[str, 
 def stages_of(graph: Graph, roles: list[str]) -> list[int | None]:
     """One stage per weight, from timm's `feature_info`, else from numbered siblings that differ in width."""
     stem = {w for path in graph.stems for w in graph.inside(path)}
-    outside = [
-        w in stem or r in ("patch_embed", "classifier") for w, r in zip(graph.weights, roles, strict=True)
-    ]
+    outside = [w in stem or r in ("patch_embed", "classifier") for w, r in zip(graph.weights, roles, strict=True)]
     found = _feature_stages(graph)
     found = _numbered_stages(graph) if found is None else found
     found = [None if out else stage for out, stage in zip(outside, found, strict=True)]

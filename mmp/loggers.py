@@ -16,20 +16,22 @@ class SafeLogger(Logger):
     """Passes everything on to another logger, and silences that one for good at its first failure.
 
     Args:
-        make: Creates the inner logger; its failure counts too.
+        make: Creates the inner logger; a failure to do so counts too.
         key: The logger's name in the configuration, for the warning.
     """
 
     def __init__(self, make: Callable[[], Logger], key: str) -> None:
         super().__init__()
         self._key = key
-        self._inner: Logger | None = None
-        self._inner = self._attempt(make)
+        self._inner: Any = make
+        self._inner = self._attempt(lambda maker: maker())
 
-    def _attempt(self, action: Callable[[], Any]) -> Any:
+    def _attempt(self, action: Callable[[Any], Any]) -> Any:
+        if self._inner is None:
+            return None
         try:
-            return action()
-        except Exception as error:  # noqa: BLE001  (the point of this class)
+            return action(self._inner)
+        except Exception as error:
             log.warning("logger %r failed and is silent from here on: %s: %s", self._key, type(error).__name__, error)
             self._inner = None
             return None
@@ -37,48 +39,47 @@ class SafeLogger(Logger):
     @property
     def name(self) -> str | None:
         """Name of the inner logger's project, None once it has failed."""
-        return self._attempt(lambda: self._inner.name) if self._inner else None
+        return self._attempt(lambda inner: inner.name)
 
     @property
     def version(self) -> int | str | None:
         """Version of the inner logger, None once it has failed."""
-        return self._attempt(lambda: self._inner.version) if self._inner else None
+        return self._attempt(lambda inner: inner.version)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log numbers of a step."""
-        if self._inner:
-            self._attempt(lambda: self._inner.log_metrics(metrics, step))
+        self._attempt(lambda inner: inner.log_metrics(metrics, step))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Log the configuration."""
-        if self._inner:
-            self._attempt(lambda: self._inner.log_hyperparams(params, *args, **kwargs))
+        self._attempt(lambda inner: inner.log_hyperparams(params, *args, **kwargs))
 
     def log_summary(self, summary: dict[str, Any]) -> None:
-        """Log the final numbers of a run: W&B's summary, the last step of other loggers."""
-        if self._inner is None:
-            return
-        if hasattr(self._inner.experiment, "summary"):
-            self._attempt(lambda: self._inner.experiment.summary.update(summary))  # type: ignore[union-attr]
-        else:
-            numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
-            self.log_metrics(numbers)
+        """Log the final numbers of a run: into W&B's summary, as one more step of other loggers."""
+
+        def write(inner: Any) -> None:
+            experiment = inner.experiment
+            if hasattr(experiment, "summary"):
+                experiment.summary.update(summary)
+            else:
+                inner.log_metrics({f"final/{key}": value for key, value in summary.items()})
+
+        self._attempt(write)
 
     def save(self) -> None:
         """Flush."""
-        if self._inner:
-            self._attempt(self._inner.save)
+        self._attempt(lambda inner: inner.save())
 
     def finalize(self, status: str) -> None:
         """Flush at the end of a fit."""
-        if self._inner:
-            self._attempt(lambda: self._inner.finalize(status))
+        self._attempt(lambda inner: inner.finalize(status))
 
     def finish(self, exit_code: int) -> None:
         """Close the run for good; W&B learns whether it failed. Call in ``finally``."""
-        if self._inner is None:
-            return
-        if type(self._inner).__name__ == "WandbLogger":
-            self._attempt(lambda: self._inner.experiment.finish(exit_code=exit_code))  # type: ignore[union-attr]
-        else:
-            self.save()
+
+        def close(inner: Any) -> None:
+            inner.save()
+            if hasattr(inner.experiment, "finish"):
+                inner.experiment.finish(exit_code=exit_code)
+
+        self._attempt(close)

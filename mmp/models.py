@@ -12,7 +12,6 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -46,7 +45,7 @@ def build_model(cfg: ModelConfig) -> nn.Module:
 
 def nearest_model(name: str) -> str:
     """Return the end of an error message with the timm models closest to ``name``."""
-    import difflib  # noqa: PLC0415
+    import difflib
 
     close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
     return f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
@@ -125,7 +124,7 @@ class Classifier(pl.LightningModule):
     def __init__(self, model: nn.Module, recipe: RecipeConfig, classes: int) -> None:
         super().__init__()
         if recipe.optimizer not in list_optimizers():
-            raise MmpError(f"optimizer={recipe.optimizer}; {nearest(recipe.optimizer, list_optimizers())}")
+            raise MmpError(f"optimizer={recipe.optimizer}; {nearest(recipe.optimizer, map(str, list_optimizers()))}")
         if recipe.scheduler not in SCHEDULERS:
             raise MmpError(f"scheduler={recipe.scheduler}; {nearest(recipe.scheduler, SCHEDULERS)}")
         self.model, self.recipe = model, recipe
@@ -190,7 +189,7 @@ class Classifier(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
-    def lr_scheduler_step(self, scheduler: Scheduler, _metric: Any) -> None:
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:  # noqa: ARG002
         """Set the rate of the next epoch; timm's schedules are functions of the epoch."""
         scheduler.step(epoch=self.current_epoch + 1)
 

@@ -185,15 +185,10 @@ def observed_ranges(layers: Sequence[Layer], observations: Iterable[Mapping[str,
     seen = list(observations)
     if not seen:
         raise MmpError("ranges=observed needs at least one criterion and one target; see ranges.criteria")
-    return {
-        layer.name: Range(min(o[layer.name] for o in seen), max(o[layer.name] for o in seen))
-        for layer in layers
-    }
+    return {layer.name: Range(min(o[layer.name] for o in seen), max(o[layer.name] for o in seen)) for layer in layers}
 
 
-def constrain(
-    layers: Sequence[Layer], ranges: Mapping[str, Range], constraints: Constraints
-) -> dict[str, Range]:
+def constrain(layers: Sequence[Layer], ranges: Mapping[str, Range], constraints: Constraints) -> dict[str, Range]:
     """Return the ranges with the constraints on top; a small layer's rule wins over the patch embedding's."""
     result = {}
     for layer in layers:
@@ -206,9 +201,7 @@ def constrain(
     return result
 
 
-def resolve_groups(
-    layers: Sequence[Layer], groups: Mapping[str, Sequence[Selector]]
-) -> dict[str, frozenset[str]]:
+def resolve_groups(layers: Sequence[Layer], groups: Mapping[str, Sequence[Selector]]) -> dict[str, frozenset[str]]:
     """Return the layer names in each named group, such as ``late`` and ``feature`` of strategies 9 and 10."""
     resolved = {}
     for group, selectors in groups.items():
@@ -221,4 +214,3 @@ def resolve_groups(
 def _describe(selector: Selector) -> str:
     fields = {k: v for k, v in vars(selector).items() if v not in ((), None, 0)}
     return ", ".join(f"{k}={v}" for k, v in fields.items()) or "every layer"
-

@@ -6,7 +6,7 @@ and its statistics. A new signal is a class with ``needs`` and ``score``, and a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,8 +26,13 @@ STATISTICS = ("gradient", "absolute_gradient", "hessian_gradient")
 class Scorer(Protocol):
     """What a signal or a criterion is: the statistics it needs and a function of one weight tensor."""
 
-    name: str
-    needs: frozenset[str]
+    @property
+    def name(self) -> str:
+        """The name that files and reports know it by."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which of :data:`STATISTICS` it reads."""
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return importances of the weight's shape, higher is more important.
@@ -45,7 +50,7 @@ class Magnitude:
     name: str = "magnitude"
     needs: frozenset[str] = frozenset()
 
-    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return |w|."""
         return weight.abs()
 
@@ -57,7 +62,7 @@ class Gradient:
     name: str = "gradient"
     needs: frozenset[str] = frozenset({"absolute_gradient"})
 
-    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return the mean of |g|."""
         return statistics["absolute_gradient"]
 
@@ -167,9 +172,7 @@ def _hessian_gradient(
     return dict(zip(parameters, total, strict=True))
 
 
-def _gradients(
-    value: Tensor, parameters: Mapping[str, nn.Parameter], create_graph: bool = False
-) -> list[Tensor]:
+def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter], create_graph: bool = False) -> list[Tensor]:
     gradients = torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, allow_unused=True)
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
@@ -183,7 +186,7 @@ def _require(samples: int) -> None:
 
 
 @contextmanager
-def _scoring_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]):  # noqa: ANN202
+def _scoring_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     frozen = [p for p in parameters.values() if not p.requires_grad]
     model.eval()

@@ -133,7 +133,7 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """What ``result.json`` holds, or None if there is none that can be read."""
-        import json  # noqa: PLC0415
+        import json
 
         try:
             content = json.loads((self.path / RESULT).read_text(encoding="utf-8"))

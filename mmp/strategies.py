@@ -53,9 +53,7 @@ class Strategy:
             )
 
 
-def positions(
-    strategy: Strategy, layers: Sequence[Layer], groups: Mapping[str, frozenset[str]]
-) -> dict[str, float]:
+def positions(strategy: Strategy, layers: Sequence[Layer], groups: Mapping[str, frozenset[str]]) -> dict[str, float]:
     """Return a(l) in [0, 1] for every layer.
 
     Args:
@@ -102,7 +100,10 @@ def global_sparsity(layers: Sequence[Layer], sparsities: Mapping[str, float]) ->
 
 
 def meet_budget(
-    layers: Sequence[Layer], sparsities: Mapping[str, float], target: float, fixed: frozenset[str] = frozenset()
+    layers: Sequence[Layer],
+    sparsities: Mapping[str, float],
+    target: float,
+    fixed: frozenset[str] = frozenset(),
 ) -> dict[str, float]:
     """Shift every layer by one common offset so that the global sparsity is ``target``.
 

@@ -219,9 +219,7 @@ def test_gated_mlps() -> None:
             super().__init__()
             self.w12, self.w3 = nn.Linear(8, 40), nn.Linear(20, 8)
 
-    model = nn.ModuleDict(
-        {"embed": nn.Linear(3, 8), "mlp_a": SwiGLU(), "mlp_b": Packed(), "head": nn.Linear(8, 2)}
-    )
+    model = nn.ModuleDict({"embed": nn.Linear(3, 8), "mlp_a": SwiGLU(), "mlp_b": Packed(), "head": nn.Linear(8, 2)})
     found = roles_of(model)
     assert [found[f"mlp_a.{w}.weight"] for w in ("w1", "w2", "w3")] == ["mlp_fc1", "mlp_fc2", "mlp_fc1"]
     assert [found[f"mlp_b.{w}.weight"] for w in ("w12", "w3")] == ["mlp_fc1", "mlp_fc2"]

@@ -1,0 +1,311 @@
+"""The masking callback on real short trainings: applied on time, held at zero, saved, resumed, forgotten."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from callbacks.pruning import MaskPruning
+from callbacks.selection import CheckpointAtTarget, EarlyStoppingAtTarget
+from mmp.config import RecipeConfig
+from mmp.data import EpochShuffle
+from mmp.errors import MmpError
+from mmp.layers import prunable_layers, prunable_parameters
+from mmp.masks import check_zeros, make_masks
+from mmp.models import Classifier
+from mmp.schedules import Cubic, OneShot, Stepwise
+
+pytestmark = pytest.mark.slow
+
+SPARSITY = 0.75
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+@pytest.fixture(scope="module")
+def digits() -> TensorDataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images[:320]).float().unsqueeze(1) / 16
+    return TensorDataset(images, torch.from_numpy(bunch.target[:320]))
+
+
+class Watch(Callback):
+    """Records what is in force, and the smallest evidence of a dead weight coming back."""
+
+    def __init__(self, pruning: MaskPruning) -> None:
+        self.pruning = pruning
+        self.sparsities: list[float] = []
+        self.revived = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if self.pruning.masks:
+            weights = dict(pl_module.model.named_parameters())
+            for name, mask in self.pruning.masks.items():
+                self.revived += int((weights[name][~mask] != 0).sum())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.sparsities.append(self.pruning.masks.sparsity if self.pruning.masks else 0.0)
+
+
+class Crash(Callback):
+    """Ends a training in the middle of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise RuntimeError("power cut")
+
+
+def pruning_of(model: nn.Module, schedule: Any, sparsity: float = SPARSITY) -> MaskPruning:
+    layers = prunable_layers(model)
+    scores = {name: p.detach().abs() for name, p in prunable_parameters(model, layers).items()}
+    return MaskPruning(layers, scores, dict.fromkeys(scores, sparsity), schedule)
+
+
+def fit(
+    model: nn.Module,
+    data: TensorDataset,
+    callbacks: list[Callback],
+    folder: Path,
+    epochs: int = 4,
+    recipe: dict[str, Any] | None = None,
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> pl.Trainer:
+    settings = {"optimizer": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1, "scheduler": "cosine"}
+    module = Classifier(model, RecipeConfig(name="test", epochs=epochs, **{**settings, **(recipe or {})}), 10)
+    train = DataLoader(data, batch_size=64, sampler=EpochShuffle(len(data), seed=0))
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        deterministic=True,
+        default_root_dir=folder,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        **options,
+    )
+    trainer.fit(module, train, DataLoader(data, batch_size=320), ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (OneShot(0), [1, 1, 1, 1]),
+        (OneShot(2), [0, 0, 1, 1]),
+        (Stepwise([1, 3], [0.5, 1.0]), [0, 0.5, 0.5, 1]),
+        (Cubic(0, 2), [1 - (2 / 3) ** 3, 1 - (1 / 3) ** 3, 1, 1]),
+    ],
+    ids=["at once", "later", "stepwise", "cubic"],
+)
+def test_masks_come_when_the_schedule_says(schedule: Any, expected: list[float], digits, tmp_path: Path) -> None:
+    model = network()
+    pruning = pruning_of(model, schedule)
+    watch = Watch(pruning)
+    fit(model, digits, [pruning, watch], tmp_path)
+    assert watch.sparsities == pytest.approx([f * SPARSITY for f in expected], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ({"optimizer": "sgd", "weight_decay": 0.5}, {}),
+        ({"optimizer": "adamw", "weight_decay": 0.5}, {"gradient_clip_val": 0.1}),
+        ({"optimizer": "nadamw"}, {"accumulate_grad_batches": 2}),
+        ({"optimizer": "adamw"}, {"precision": "bf16-mixed"}),
+        ({"optimizer": "lamb"}, {}),
+    ],
+    ids=["sgd with momentum and decay", "clipping", "accumulation", "bf16", "lamb"],
+)
+def test_pruned_weights_stay_zero_after_every_step(recipe, options, digits, tmp_path: Path) -> None:
+    model = network()
+    pruning = pruning_of(model, OneShot(1))
+    watch = Watch(pruning)
+    fit(model, digits, [pruning, watch], tmp_path, epochs=3, recipe=recipe, **options)
+    assert watch.revived == 0
+    kept = list(prunable_parameters(model, prunable_layers(model)).values())
+    assert sum(int((p == 0).sum()) for p in kept) == sum(int(SPARSITY * p.numel()) for p in kept)
+
+
+def test_the_step_itself_enforces_the_masks_whatever_the_gradients_are(digits, tmp_path: Path) -> None:
+    class Noise(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+            for parameter in pl_module.parameters():
+                parameter.grad.fill_(1.0)
+
+    model = network()
+    pruning = pruning_of(model, OneShot(0))
+    watch = Watch(pruning)
+    fit(model, digits, [pruning, Noise(), watch], tmp_path, epochs=1)
+    assert watch.revived == 0
+
+
+def test_final_masks_are_exactly_those_made_from_the_scores(digits, tmp_path: Path) -> None:
+    model = network()
+    pruning = pruning_of(model, Cubic(0, 2))
+    expected = make_masks(pruning._scores, pruning._configured)
+    fit(model, digits, [pruning], tmp_path)
+    state = model.state_dict()
+    check_zeros(state, expected)
+    assert all(((state[name] != 0) == mask).all() for name, mask in expected.items())
+
+
+def test_gradient_norms_ignore_pruned_weights(digits, tmp_path: Path) -> None:
+    class Norms(Callback):
+        alive: float = 0.0
+
+        def on_before_zero_grad(self, trainer, pl_module, optimizer) -> None:
+            masks = pruning.masks or {}
+            weights = dict(pl_module.model.named_parameters())
+            for name, mask in masks.items():
+                if weights[name].grad is not None:
+                    self.alive = max(self.alive, float(weights[name].grad[~mask].abs().max()))
+
+    model = network()
+    pruning = pruning_of(model, OneShot(0))
+    norms = Norms()
+    fit(model, digits, [pruning, norms], tmp_path, epochs=1)
+    assert norms.alive == 0.0
+
+
+def checkpoints(folder: Path) -> list[Callback]:
+    return [
+        CheckpointAtTarget(folder, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False),
+        ModelCheckpoint(folder, filename="last", enable_version_counter=False),
+    ]
+
+
+@pytest.mark.parametrize("schedule", [OneShot(0), Cubic(0, 2)], ids=["at once", "cubic"])
+@pytest.mark.parametrize("crash_in", [1, 2])
+def test_an_interrupted_run_ends_with_the_same_bits(schedule, crash_in: int, digits, tmp_path: Path) -> None:
+    whole = network()
+    fit(whole, digits, [pruning_of(whole, schedule), *checkpoints(tmp_path / "a")], tmp_path / "a")
+
+    broken = network()
+    pruning = pruning_of(broken, schedule)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(broken, digits, [pruning, *checkpoints(tmp_path / "b"), Crash(crash_in)], tmp_path / "b")
+
+    resumed = network()
+    fresh = pruning_of(resumed, schedule)
+    fit(
+        resumed,
+        digits,
+        [fresh, *checkpoints(tmp_path / "b")],
+        tmp_path / "b",
+        ckpt_path=tmp_path / "b" / "last.ckpt",
+    )
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_masks_of_the_checkpoint_win_over_the_configuration(digits, tmp_path: Path) -> None:
+    model = network()
+    fit(model, digits, [pruning_of(model, OneShot(0)), *checkpoints(tmp_path)], tmp_path, epochs=2)
+    before = {n: p == 0 for n, p in prunable_parameters(model, prunable_layers(model)).items()}
+
+    other = network()
+    pruning = pruning_of(other, OneShot(0), sparsity=0.1)
+    fit(other, digits, [pruning], tmp_path, epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    after = prunable_parameters(other, prunable_layers(other))
+    for name, pruned in before.items():
+        assert torch.equal(after[name] == 0, pruned)
+
+
+def test_a_ramp_goes_on_to_the_sparsities_of_the_checkpoint(digits, tmp_path: Path) -> None:
+    model = network()
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(model, digits, [pruning_of(model, Cubic(0, 3)), *checkpoints(tmp_path), Crash(1)], tmp_path)
+
+    resumed = network()
+    watch = Watch(pruning_of(resumed, Cubic(0, 3), sparsity=0.95))
+    fit(resumed, digits, [watch.pruning, watch], tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert watch.sparsities[-1] == pytest.approx(SPARSITY, abs=0.01)
+
+
+def test_nothing_is_carried_from_one_fit_to_the_next(digits, tmp_path: Path) -> None:
+    model = network()
+    pruning = pruning_of(model, OneShot(0))
+    trainer = fit(model, digits, [pruning], tmp_path, epochs=1)
+    assert pruning.masks is None
+    assert not trainer.optimizers or not trainer.optimizers[0]._optimizer_step_post_hooks
+    again = network()
+    watch = Watch(pruning)
+    fit(again, digits, [pruning, watch], tmp_path, epochs=2)
+    assert watch.sparsities == pytest.approx([SPARSITY] * 2, abs=0.01)
+
+
+def test_the_model_keeps_its_names_and_can_be_copied(digits, tmp_path: Path) -> None:
+    model = network()
+    names = list(model.state_dict())
+    fit(model, digits, [pruning_of(model, OneShot(0))], tmp_path, epochs=1)
+    assert list(copy.deepcopy(model).state_dict()) == names
+
+
+def test_a_schedule_that_outlasts_the_training_is_refused(digits, tmp_path: Path) -> None:
+    model = network()
+    with pytest.raises(MmpError, match=r"final sparsity in epoch 5.*after 2 epochs"):
+        fit(model, digits, [pruning_of(model, OneShot(5))], tmp_path, epochs=2)
+
+
+def test_a_checkpoint_with_revived_weights_is_never_saved(digits, tmp_path: Path) -> None:
+    class Vandal(Callback):
+        def on_validation_epoch_end(self, trainer, pl_module) -> None:
+            with torch.no_grad():
+                pl_module.model[0].weight.add_(1.0)
+
+    model = network()
+    with pytest.raises(MmpError, match=r"0\.weight.*not zero"):
+        fit(model, digits, [pruning_of(model, OneShot(0)), Vandal(), *checkpoints(tmp_path)], tmp_path)
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_only_models_with_final_masks_are_chosen_or_counted(digits, tmp_path: Path) -> None:
+    class Rigged(Callback):
+        """The less pruned, the better the validation accuracy: what a ramp looks like to a monitor."""
+
+        def on_validation_epoch_end(self, trainer, pl_module) -> None:
+            pl_module.log("rigged", 1.0 - 0.1 * trainer.current_epoch)
+
+    model = network()
+    pruning = pruning_of(model, Stepwise([0, 3], [0.2, 1.0]))
+    best = CheckpointAtTarget(tmp_path, filename="best", monitor="rigged", mode="max")
+    stop = EarlyStoppingAtTarget("rigged", mode="max", patience=1)
+    trainer = fit(model, digits, [Rigged(), pruning, best, stop], tmp_path, epochs=6)
+    assert trainer.current_epoch == 5, "patience must begin when the final masks are in force"
+    state = torch.load(best.best_model_path, weights_only=True)
+    chosen = state["callbacks"]["MaskPruning"]["masks"]
+    assert state["epoch"] == 3
+    check_zeros(
+        {n.removeprefix("model."): v for n, v in state["state_dict"].items()},
+        make_masks(pruning._scores, pruning._configured),
+    )
+    assert chosen
