@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ class SweepReport(Callback):
 
         from mmp.errors import MmpError
 
-        # Hydra turns exceptions of callbacks into warnings; SystemExit is not one.
+        # Hydra turns exceptions of callbacks into warnings and exit code 0; SystemExit is not an Exception.
         try:
             report = write_report(Path(config.hydra.sweep.dir), Console())
         except MmpError as error:
             sys.stderr.write(f"error: {error}\n")
+            sys.exit(1)
+        except Exception:
+            traceback.print_exc()
             sys.exit(1)
         if report.failed:
             sys.exit(1)
