@@ -20,10 +20,10 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write ``report/`` into the sweep folder and show its table."""
-        from mmp.report import write_report
         from rich.console import Console
 
         from mmp.errors import MmpError
+        from mmp.report import write_report
 
         # Hydra turns exceptions of callbacks into warnings and exit code 0; SystemExit is not an Exception.
         try:

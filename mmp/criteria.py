@@ -13,19 +13,14 @@ from torch import Tensor
 
 from mmp.errors import MmpError, nearest
 from mmp.masks import Masks, keep_highest, pruned_count
-from mmp.signals import Scorer
+from mmp.signals import Magnitude, Scorer
 
 
 @dataclass(frozen=True)
-class Mag:
-    """Global magnitude: |w| (Han et al. 2015, arXiv 1506.02626)."""
+class Mag(Magnitude):
+    """Global magnitude: the signal |w|, ranked over all layers together (Han et al. 2015, arXiv 1506.02626)."""
 
     name: str = "mag"
-    needs: frozenset[str] = frozenset()
-
-    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return |w|."""
-        return weight.abs()
 
 
 @dataclass(frozen=True)

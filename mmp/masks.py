@@ -17,7 +17,7 @@ from mmp.files import load_tensors, save_tensors
 
 
 class Masks(Mapping[str, Tensor]):
-    """An immutable set of masks: weight name -> bool tensor of the weight's shape, True where it is kept.
+    """A fixed set of masks: weight name -> bool tensor of the weight's shape, True where it is kept.
 
     Args:
         masks: Masks by the state_dict name of their weight.
@@ -70,6 +70,11 @@ class Masks(Mapping[str, Tensor]):
             sha.update(f"{name}{tuple(mask.shape)}".encode())
             sha.update(np.packbits(mask.cpu().numpy()).tobytes())
         return sha.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Masks) and self.digest() == other.digest()
+
+    __hash__ = None  # type: ignore[assignment]
 
     def contains(self, other: Masks) -> bool:
         """Return whether everything that ``other`` prunes is pruned here too."""
@@ -235,6 +240,8 @@ def check_zeros(weights: Mapping[str, Tensor], masks: Masks) -> None:
         MmpError: naming the first weight with a pruned entry that is not zero.
     """
     for name, mask in masks.items():
+        if name not in weights:
+            raise MmpError(f"mask {name!r} names no weight of this model; was it made for another one?")
         alive = int((weights[name].detach() != 0)[~mask.to(weights[name].device)].count_nonzero())
         if alive:
             raise MmpError(f"{alive} pruned weights of {name!r} are not zero; something wrote to them")

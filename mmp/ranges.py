@@ -34,8 +34,8 @@ class Range:
             raise MmpError(f"range [{self.lo}, {self.hi}] is not a sparsity range: need 0 <= lo <= hi <= 1")
 
     def at(self, position: float) -> float:
-        """Return the sparsity at ``position`` in [0, 1]: lo + position * (hi - lo), never outside [lo, hi]."""
-        return min(self.hi, max(self.lo, self.lo + position * (self.hi - self.lo)))
+        """Return the sparsity at ``position`` in [0, 1]: lo + position * (hi - lo), exact at both ends."""
+        return min(self.hi, max(self.lo, (1 - position) * self.lo + position * self.hi))
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ class Selector:
         for role in self.role:
             if role not in ROLES:
                 raise MmpError(f"ranges: unknown role {role!r}; {nearest(role, ROLES)}")
+        for what in ("depth", "position", "rank"):
+            interval = getattr(self, what)
+            if interval is not None and interval[0] >= interval[1]:
+                raise MmpError(f"ranges: {what}={list(interval)} is empty; an interval [a, b) needs a < b")
+        try:
+            re.compile(self.name or "")
+        except re.error as error:
+            raise MmpError(f"ranges: name={self.name!r} is not a regular expression ({error})") from error
 
     def select(self, layers: Sequence[Layer]) -> list[Layer]:
         """Return the layers meant, in the order given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from mmp.errors import MmpError
@@ -45,7 +46,7 @@ class Stepwise:
 
     Args:
         epochs: Strictly rising epochs, 0-based.
-        fractions: Rising fractions in (0, 1], one per epoch; by default equal steps.
+        fractions: Fractions in [0, 1] that never fall, one per epoch; by default equal steps.
 
     Raises:
         MmpError: on lists of different length, falling values, or a last fraction that is not 1.
@@ -59,7 +60,8 @@ class Stepwise:
             raise MmpError(f"schedule.epochs is {self.epochs}, but must rise strictly from an epoch >= 0")
         if len(self.fractions) != n:
             raise MmpError(f"schedule.fractions has {len(self.fractions)} entries for {n} epochs")
-        if self.fractions != sorted(self.fractions) or self.fractions[0] < 0 or self.fractions[-1] != 1.0:
+        rising = all(a <= b for a, b in pairwise([0.0, *self.fractions]))
+        if not rising or self.fractions[-1] != 1.0:
             raise MmpError(f"schedule.fractions is {self.fractions}, but must rise from >= 0 and end at 1")
 
     @property

@@ -142,8 +142,7 @@ def _first_order(
         if "gradient" in sums:
             torch._foreach_add_(sums["gradient"], gradients, alpha=len(inputs))
         if "absolute_gradient" in sums:
-            torch._foreach_abs_(gradients)
-            torch._foreach_add_(sums["absolute_gradient"], gradients, alpha=len(inputs))
+            torch._foreach_add_(sums["absolute_gradient"], torch._foreach_abs(gradients), alpha=len(inputs))
     _require(samples)
     for values in sums.values():
         torch._foreach_div_(values, samples)
@@ -165,7 +164,12 @@ def _hessian_gradient(
             value = scaled(model(inputs), targets)
             gradients = _gradients(value, parameters, create_graph=True)
             inner = torch.stack([(g * mean[n]).sum() for n, g in zip(parameters, gradients, strict=True)]).sum()
-            torch._foreach_add_(total, _gradients(inner, parameters), alpha=len(inputs))
+            if inner.requires_grad:  # else the loss is linear in the weights, and H is zero
+                # A weight in which the loss is linear has no path to the second derivative: zeros, not an error.
+                second = torch.autograd.grad(
+                    inner, list(parameters.values()), allow_unused=True, materialize_grads=True
+                )
+                torch._foreach_add_(total, second, alpha=len(inputs))
             samples += len(inputs)
     _require(samples)
     torch._foreach_div_(total, samples)
@@ -182,7 +186,10 @@ def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter], create_gra
 
 def _require(samples: int) -> None:
     if not samples:
-        raise MmpError("the calibration split is empty; raise data.calibration")
+        raise MmpError(
+            "the calibration split is empty (raise data.calibration), or its batches were an iterator that is used up "
+            "(pass a list)"
+        )
 
 
 @contextmanager
@@ -229,7 +236,8 @@ def score(
 def normalise(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scale each layer's scores by a power of two so that its largest lies in [0.5, 1).
 
-    A power of two scales exactly: no two different scores become equal, so masks do not change.
+    A power of two scales exactly (float32 scores down to 1e-38 of the largest), so no two different scores become
+    equal and masks do not change.
     """
     result = {}
     for name, value in scores.items():

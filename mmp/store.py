@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import re
@@ -54,7 +55,7 @@ def cached_tensors(
             except MmpError as error:
                 log.warning("%s; computing it again", error)
                 path.unlink()
-        tensors = dict(compute())
+        tensors = {name: value.detach().cpu() for name, value in compute().items()}
         save_tensors(path, tensors)
         return _with_prefix(tensors, prefix), False
     finally:
@@ -133,8 +134,6 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """What ``result.json`` holds, or None if there is none that can be read."""
-        import json
-
         try:
             content = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):

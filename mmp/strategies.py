@@ -117,7 +117,7 @@ def meet_budget(
         fixed: Names of the layers that stay as they are (small layers under the 10K rule).
 
     Returns:
-        Shifted sparsities, clipped to [0, 0.98].
+        Shifted sparsities, clipped to [0, 0.98]; a layer that starts above 0.98 is shifted down only.
 
     Raises:
         MmpError: if no offset reaches the target; the message says what can be reached.
@@ -134,7 +134,8 @@ def meet_budget(
         return float(size @ shifted(offset) / size.sum())
 
     least, most = reached(-1.0), reached(1.0)
-    if not least <= target <= most:
+    rounding = 1e-9
+    if not least - rounding <= target <= most + rounding:
         raise MmpError(
             f"budget={target:g} is out of reach: this model's layers can be shifted to global sparsities from "
             f"{least:.4f} to {most:.4f}"

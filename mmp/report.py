@@ -1,0 +1,394 @@
+"""Reports: a folder of runs -> one table, the Pareto front, a picture, a page.
+
+``python -m mmp.report SWEEP_FOLDER`` reads every ``result.json`` below the folder and writes ``report/`` into it. The
+result files are the only source. Efficient configurations are chosen on validation accuracy; test accuracy is shown and
+never chosen by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mmp.errors import MmpError
+from mmp.files import write_text
+
+FOLDER = "report"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pruned model as its ``result.json`` tells it. Accuracies and sparsities are fractions, drop is in points."""
+
+    folder: str
+    status: str
+    reason: str = ""
+    model: str = "?"
+    data: str = "?"
+    signal: str = "?"
+    strategy: str = "?"
+    ranges: str = ""
+    seed: int = 0
+    parameters: int = 0
+    sparsity: float = 0.0
+    sparsity_all: float = 0.0
+    validation: float = 0.0
+    test: float = 0.0
+    pruned_test: float = 0.0
+    dense_validation: float = 0.0
+    dense_test: float = 0.0
+    drop: float = 0.0
+    validation_samples: int = 0
+    test_samples: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    masks_hash: str = ""
+
+    @property
+    def configuration(self) -> str:
+        """Signal and strategy, and the ranges they were applied to."""
+        return f"{self.signal}/{self.strategy}"
+
+
+@dataclass
+class Group:
+    """The completed runs of one model on one data set, by rising sparsity.
+
+    Attributes:
+        model: Name of the model.
+        data: Name of the data set.
+        runs: Completed runs.
+        efficient: For each run, whether no other is at least as sparse and as accurate on validation, and better in
+            one of the two.
+        twins: For each run, the other strategies that gave the very same masks.
+    """
+
+    model: str
+    data: str
+    runs: list[Run]
+    efficient: list[bool] = field(default_factory=list)
+    twins: list[list[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.runs = sorted(self.runs, key=lambda run: (run.sparsity, run.configuration, run.seed, run.folder))
+        self.efficient = pareto_front([(run.sparsity, run.validation) for run in self.runs])
+        by_masks = defaultdict(list)
+        for run in self.runs:
+            by_masks[run.masks_hash, run.seed].append(run)
+        self.twins = [
+            sorted({other.strategy for other in by_masks[run.masks_hash, run.seed]} - {run.strategy})
+            for run in self.runs
+        ]
+
+    @property
+    def title(self) -> str:
+        """Model and data set."""
+        return f"{self.model} on {self.data}"
+
+    def noise(self, split: str) -> float:
+        """Return the binomial standard error sqrt(p (1 - p) / n) of the dense model's accuracy, a fraction."""
+        run = self.runs[0]
+        p, n = (run.dense_test, run.test_samples) if split == "test" else (run.dense_validation, run.validation_samples)
+        return (p * (1 - p) / n) ** 0.5 if n else 0.0
+
+    def varies(self, what: str) -> bool:
+        """Return whether an attribute differs between runs."""
+        return len({getattr(run, what) for run in self.runs}) > 1
+
+
+@dataclass
+class Report:
+    """All runs of a folder.
+
+    Attributes:
+        folder: The sweep's folder.
+        groups: Completed runs by model and data set.
+        failed: Runs that failed, or whose result cannot be read.
+        unfinished: Runs that began and have not ended.
+    """
+
+    folder: Path
+    groups: list[Group]
+    failed: list[Run]
+    unfinished: list[Run]
+
+    @property
+    def counts(self) -> str:
+        """How many runs ended how."""
+        done = sum(len(group.runs) for group in self.groups)
+        return f"{done} completed, {len(self.failed)} failed, {len(self.unfinished)} unfinished"
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Return for each point whether it is efficient: none is at least as high in both and higher in one.
+
+    Equal points are efficient together. Takes O(n log n).
+    """
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
+    efficient = [False] * len(points)
+    best = (float("-inf"), float("-inf"))  # (y, x) of the highest y so far, which came with the highest x
+    for i in order:
+        x, y = points[i]
+        if y > best[0] or (y, x) == best:
+            efficient[i], best = True, (y, x)
+    return efficient
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Read every ``result.json`` below a folder; one that cannot be read counts as a failed run.
+
+    Raises:
+        MmpError: if the folder is missing or holds no result.
+    """
+    if not folder.is_dir():
+        raise MmpError(f"{folder}: no such folder; give the folder of a sweep, such as results/sweeps/demo")
+    paths = [
+        path
+        for path in sorted(folder.rglob("result.json"))
+        if not any(part.startswith(".") or part == FOLDER for part in path.relative_to(folder).parts[:-1])
+    ]
+    if not paths:
+        raise MmpError(f"{folder}: holds no result.json; has any job of this sweep begun?")
+    runs = (_read(path, folder) for path in paths)
+    return [run for run in runs if run is not None]
+
+
+def _read(path: Path, root: Path) -> Run | None:
+    name = str(path.parent.relative_to(root))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("kind") == "dense":
+            return None
+        known = {
+            key: content[key] for key in ("model", "data", "signal", "strategy", "ranges", "seed") if key in content
+        }
+        if content["status"] != "completed":
+            error = content.get("error") or {}
+            reason = f"{error['type']}: {error['message']}" if error else "still running, or killed"
+            return Run(name, content["status"], reason, **known)
+        accuracy, samples = content["accuracy"], content["samples"]
+        return Run(
+            folder=name,
+            status="completed",
+            **known,
+            parameters=content["parameters"],
+            sparsity=content["sparsity"],
+            sparsity_all=content["sparsity_all"],
+            validation=accuracy["finetuned"]["validation"],
+            test=accuracy["finetuned"]["test"],
+            pruned_test=accuracy["pruned"]["test"],
+            dense_validation=accuracy["dense"]["validation"],
+            dense_test=accuracy["dense"]["test"],
+            drop=content["drop"],
+            validation_samples=samples["validation"],
+            test_samples=samples["test"],
+            epochs=content["epochs"],
+            seconds=content["seconds"]["total"],
+            masks_hash=content["masks_hash"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Run(name, "failed", f"{path.name} cannot be read ({type(error).__name__}: {error})")
+
+
+def build_report(folder: Path) -> Report:
+    """Read a folder and group its runs by model and data set."""
+    runs = load_runs(folder)
+    grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.status == "completed":
+            grouped[run.model, run.data].append(run)
+    return Report(
+        folder=folder,
+        groups=[Group(model, data, members) for (model, data), members in sorted(grouped.items())],
+        failed=[run for run in runs if run.status == "failed"],
+        unfinished=[run for run in runs if run.status not in ("completed", "failed")],
+    )
+
+
+def write_report(folder: Path, console: Console | None = None) -> Report:
+    """Write ``report/`` into a sweep folder: results.csv, results.md, pareto.png and index.html.
+
+    Args:
+        folder: The sweep's folder.
+        console: Where to show the tables too.
+
+    Returns:
+        What was read.
+
+    Raises:
+        MmpError: if the folder is missing, holds no result, or cannot be written.
+    """
+    from mmp.charts import draw_page, draw_picture  # drawing libraries are slow to import
+
+    report = build_report(folder)
+    target = folder / FOLDER
+    write_text(target / "results.csv", as_csv(report))
+    write_text(target / "results.md", as_markdown(report))
+    if report.groups:
+        draw_picture(report.groups, target / "pareto.png")
+    write_text(target / "index.html", draw_page(report))
+    if console is not None:
+        show(report, console)
+        console.print(f"report: {target}")
+    return report
+
+
+CSV_COLUMNS = (
+    "model", "data", "signal", "strategy", "ranges", "seed", "status", "sparsity", "sparsity_all", "validation",
+    "test", "pruned_test", "dense_validation", "dense_test", "drop", "epochs", "seconds",
+)  # fmt: skip
+
+
+def as_csv(report: Report) -> str:
+    """Return all runs as CSV: fractions for sparsities and accuracies, points for the drop, reasons for failures."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*CSV_COLUMNS, "pareto", "identical_to", "folder", "reason"])
+    for group in report.groups:
+        for run, efficient, twins in zip(group.runs, group.efficient, group.twins, strict=True):
+            cells = [getattr(run, column) for column in CSV_COLUMNS]
+            writer.writerow([*cells, int(efficient), " ".join(twins), run.folder, ""])
+    for run in (*report.failed, *report.unfinished):
+        known = CSV_COLUMNS.index("status") + 1
+        cells = [getattr(run, column) for column in CSV_COLUMNS[:known]]
+        blank = [""] * (len(CSV_COLUMNS) - known + 2)
+        writer.writerow([*cells, *blank, run.folder, run.reason])
+    return out.getvalue()
+
+
+def table_of(group: Group) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of a group's table, as people read it: percent and points."""
+    optional = [what for what in ("ranges", "seed") if group.varies(what)]
+    headings = ["signal", "strategy", *optional, "sparsity %", "of all %", "val %", "test %", "drop", "masked %"]
+    headings += ["epochs", "s", "Pareto", "same masks as"]
+    rows = []
+    for run, efficient, twins in zip(group.runs, group.efficient, group.twins, strict=True):
+        percents = (run.sparsity, run.sparsity_all, run.validation, run.test)
+        cells = [run.signal, run.strategy, *(str(getattr(run, what)) for what in optional)]
+        cells += [f"{100 * value:.2f}" for value in percents]
+        cells += [f"{run.drop:+.2f}", f"{100 * run.pruned_test:.2f}", str(run.epochs), f"{run.seconds:.1f}"]
+        rows.append([*cells, "*" if efficient else "", ", ".join(twins)])
+    return headings, rows
+
+
+def seeds_of(group: Group) -> tuple[list[str], list[list[str]]]:
+    """Return the table of mean and standard deviation over seeds; no rows if there is only one seed."""
+    by_configuration = defaultdict(list)
+    for run in group.runs:
+        by_configuration[run.configuration, run.ranges].append(run)
+    headings = ["configuration", "ranges", "seeds", "sparsity %", "test %", "drop", "sd of drop"]
+    if not group.varies("seed"):
+        return headings, []
+    rows = []
+    for (configuration, ranges), runs in by_configuration.items():
+        drops = [run.drop for run in runs]
+        spread = f"{statistics.stdev(drops):.2f}" if len(drops) > 1 else ""
+        means = (100 * statistics.fmean(r.sparsity for r in runs), 100 * statistics.fmean(r.test for r in runs))
+        cells = [configuration, ranges, str(len(runs)), *(f"{mean:.2f}" for mean in means)]
+        rows.append([*cells, f"{statistics.fmean(drops):+.2f}", spread])
+    return headings, rows
+
+
+def facts_of(group: Group) -> list[str]:
+    """Return what must be read with a group's table: the dense model, the noise, how the front was chosen."""
+    run = group.runs[0]
+    noise = 100 * group.noise("test")
+    seeds = "" if not group.varies("seed") else " (of the first seed)"
+    names = list(
+        dict.fromkeys(r.configuration for r, efficient in zip(group.runs, group.efficient, strict=True) if efficient)
+    )
+    return [
+        f"Dense model{seeds}: {run.parameters:,} parameters, validation {100 * run.dense_validation:.2f} %, "
+        f"test {100 * run.dense_test:.2f} %.",
+        f"Noise: one standard error of a test accuracy is {noise:.2f} points ({run.test_samples} images), of a "
+        f"validation accuracy {100 * group.noise('validation'):.2f} ({run.validation_samples} images). Differences "
+        f"below {2 * noise:.1f} points on test are not differences.",
+        f"Pareto-efficient on validation, by rising sparsity: {', '.join(names)}.",
+    ]
+
+
+def as_markdown(report: Report) -> str:
+    """Return the report as Markdown."""
+    lines = [f"# Sweep {_cell(report.folder.name)}", "", f"{report.counts}.", ""]
+    for group in report.groups:
+        lines += [f"## {_cell(group.title)}", "", *(f"- {_cell(fact)}" for fact in facts_of(group)), ""]
+        for headings, rows in (table_of(group), seeds_of(group)):
+            if rows:
+                lines += [f"| {' | '.join(headings)} |", "| " + " | ".join("---" for _ in headings) + " |"]
+                lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+                lines.append("")
+    for title, runs in (("Failed", report.failed), ("Unfinished", report.unfinished)):
+        if runs:
+            lines += [f"## {title}", "", *(f"- {_cell(run.folder)}: {_cell(run.reason)}" for run in runs), ""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    flat = " ".join(text.split()).replace("\\", "\\\\")
+    for special in "|*_<>[]`":
+        flat = flat.replace(special, f"\\{special}")
+    return flat
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report's tables, without the columns that a terminal has no room for."""
+    for group in report.groups:
+        for title, (headings, rows) in ((group.title, table_of(group)), (f"{group.title}, seeds", seeds_of(group))):
+            if not rows:
+                continue
+            table = Table(
+                title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+            )
+            kept = [i for i, heading in enumerate(headings) if heading not in _NOT_IN_TERMINAL]
+            for i in kept:
+                table.add_column(headings[i], justify="left" if headings[i] in _WORDS else "right", no_wrap=True)
+            for row in rows:
+                same = f" = {row[-1]}" if headings[-1] == "same masks as" and row[-1] else ""
+                cells = [row[i] + (same if headings[i] == "strategy" else "") for i in kept]
+                table.add_row(*map(escape, cells))
+            console.print(table)
+        for fact in facts_of(group):
+            console.print(escape(fact))
+        console.print()
+    for title, runs in (("failed", report.failed), ("unfinished", report.unfinished)):
+        for run in runs:
+            console.print(f"[red]{title}[/red] {escape(run.folder)}: {escape(' '.join(run.reason.split()))}")
+    console.print(report.counts)
+
+
+_NOT_IN_TERMINAL = {"of all %", "epochs", "s", "same masks as"}
+_WORDS = {"signal", "strategy", "ranges", "configuration", "Pareto"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print and write the report of a sweep folder.
+
+    Returns:
+        Exit code: 0 if every run is completed, 1 if one failed or nothing could be read.
+    """
+    parser = argparse.ArgumentParser(prog="python -m mmp.report", description="Write the report of a sweep folder.")
+    parser.add_argument("folder", type=Path, help="folder that holds the runs of a sweep")
+    options = parser.parse_args(arguments)
+    try:
+        report = write_report(options.folder, Console())
+    except MmpError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+# The first call into torch is slow and the machines of a test run are shared, so time is no failure.
+settings.register_profile("mmp", deadline=None)
+settings.load_profile("mmp")
+
+
+@pytest.fixture(scope="session")
+def conf() -> Path:
+    """The folder of configurations that users get."""
+    return Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture
+def conv_net() -> nn.Module:
+    """Return a small network with everything that scoring has to leave alone: BatchNorm, dropout, biases."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(6, 8, 3),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+
+
+@pytest.fixture
+def image_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Three batches of 2-channel 8x8 images with three classes, the last batch smaller."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(n, 2, 8, 8, generator=generator), torch.randint(3, (n,), generator=generator)) for n in (8, 8, 3)
+    ]

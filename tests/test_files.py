@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mmp.errors import MmpError
+from mmp.files import load_tensors, save_tensors, tensors_digest, write_atomically, write_json
+from mmp.store import cached_tensors
+
+WORKERS = 8
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def tensors() -> dict[str, Tensor]:
+    return {"score/a": torch.arange(6.0).view(2, 3), "score/b": torch.tensor([7.0]), "other": torch.zeros(2)}
+
+
+# --- atomic writes ---
+
+
+def test_written_file_appears_whole_in_a_new_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "note.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("whole"))
+    assert path.read_text() == "whole"
+    assert listing(path.parent) == ["note.txt"]
+
+
+def test_reader_of_the_old_file_never_sees_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_nothing_is_left_when_the_writer_raises(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, write)
+    assert listing(tmp_path) == ["note.txt"]
+    assert path.read_text() == "old"
+
+
+def test_failing_disk_is_told_with_the_path_and_leaves_nothing(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "note.txt"
+    with pytest.raises(MmpError, match=f"cannot write {path}: No space left on device"):
+        write_atomically(path, write)
+    assert listing(tmp_path) == []
+
+
+def test_file_in_the_place_of_a_folder_is_told_with_the_path(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    path = tmp_path / "taken" / "note.txt"
+    with pytest.raises(MmpError, match=f"cannot write {path}"):
+        write_json(path, {})
+
+
+def test_folder_in_the_place_of_a_file_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "taken"
+    path.mkdir()
+    with pytest.raises(MmpError, match=f"cannot write {path}"):
+        write_json(path, {})
+    assert listing(tmp_path) == ["taken"]
+
+
+def test_json_comes_back_and_refuses_what_json_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"accuracy": 0.5, "layers": ["é"]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"accuracy": 0.5, "layers": ["é"]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"accuracy": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8"))["accuracy"] == 0.5
+    assert listing(tmp_path) == ["result.json"]
+
+
+# --- tensors ---
+
+
+def test_tensors_of_any_kind_come_back(tmp_path: Path) -> None:
+    shared = torch.arange(6.0).view(2, 3)
+    content = {
+        "shared": shared,
+        "tied": shared,
+        "transposed": shared.t(),
+        "bool": torch.tensor([True, False]),
+        "half": torch.tensor([1.5], dtype=torch.bfloat16),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 2),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    path = tmp_path / "t.safetensors"
+    assert save_tensors(path, content) == tensors_digest(content)
+    loaded = load_tensors(path)
+    assert loaded.keys() == content.keys()
+    for name, value in content.items():
+        assert loaded[name].dtype == value.dtype
+        assert torch.equal(loaded[name], value)
+    assert listing(tmp_path) == ["t.safetensors"]
+
+
+def test_prefix_selects_and_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, tensors())
+    assert {name: value.flatten().tolist() for name, value in load_tensors(path, "score/").items()} == {
+        "a": [0, 1, 2, 3, 4, 5],
+        "b": [7],
+    }
+
+
+def test_digest_sees_name_type_shape_and_value_but_not_order() -> None:
+    base = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
+    changed = torch.zeros(2, 3)
+    changed[1, 2] = 1
+    variants = [
+        base,
+        {**base, "a": changed},
+        {**base, "a": torch.zeros(3, 2)},
+        {**base, "a": torch.zeros(2, 3, dtype=torch.int32)},
+        {**base, "a": -torch.zeros(2, 3)},
+        {"a": base["a"], "c": base["b"]},
+        {"a": base["a"]},
+    ]
+    assert len({tensors_digest(variant) for variant in variants}) == len(variants)
+    assert tensors_digest({"b": base["b"], "a": torch.zeros(3, 2).t()}) == tensors_digest(base)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"not safetensors, but long enough for a header"])
+def test_file_that_holds_no_tensors_is_told_with_the_path(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "t.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MmpError, match=str(path)):
+        load_tensors(path)
+
+
+def test_disk_that_fills_up_while_saving_tensors_is_told_with_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mmp.files.save_file", fail)
+    with pytest.raises(MmpError, match=f"cannot write {tmp_path / 't.safetensors'}"):
+        save_tensors(tmp_path / "t.safetensors", tensors())
+    assert listing(tmp_path) == []
+
+
+# --- the cache ---
+
+
+class Counted:
+    """A computation that counts its runs."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.runs = 0
+        self.seconds = seconds
+
+    def __call__(self) -> dict[str, Tensor]:
+        self.runs += 1
+        time.sleep(self.seconds)
+        return tensors()
+
+
+def assert_is_content(found: dict[str, Tensor]) -> None:
+    assert found.keys() == tensors().keys()
+    assert all(torch.equal(found[name], value) for name, value in tensors().items())
+
+
+def test_cache_computes_once_and_then_reads(tmp_path: Path) -> None:
+    path, compute = tmp_path / "new" / "scores.safetensors", Counted()
+    found, hit = cached_tensors(path, compute)
+    assert not hit
+    assert_is_content(found)
+    found, hit = cached_tensors(path, compute)
+    assert hit
+    assert_is_content(found)
+    assert compute.runs == 1
+
+
+def test_cache_gives_the_same_prefix_computed_or_read(tmp_path: Path) -> None:
+    path, compute = tmp_path / "scores.safetensors", Counted()
+    for expected_hit in (False, True):
+        found, hit = cached_tensors(path, compute, prefix="score/")
+        assert hit is expected_hit
+        assert {name: value.flatten().tolist() for name, value in found.items()} == {
+            "a": [0, 1, 2, 3, 4, 5],
+            "b": [7],
+        }
+    assert_is_content(cached_tensors(path, compute)[0])  # the file holds everything
+    assert compute.runs == 1
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "altered"])
+@pytest.mark.parametrize("prefix", ["", "score/"])
+def test_cache_recovers_from_a_damaged_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, prefix: str
+) -> None:
+    path, compute = tmp_path / "scores.safetensors", Counted()
+    cached_tensors(path, compute)
+    whole = path.read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    path.write_bytes({"empty": b"", "truncated": whole[:-3], "altered": flipped}[damage])
+    with caplog.at_level(logging.WARNING):
+        _, hit = cached_tensors(path, compute, prefix)
+    assert not hit
+    assert str(path) in caplog.text
+    found, hit = cached_tensors(path, compute)
+    assert hit
+    assert_is_content(found)
+    assert compute.runs == 2
+
+
+def test_cache_is_usable_after_a_computation_that_failed(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+
+    def fail() -> dict[str, Tensor]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cached_tensors(path, fail)
+    assert not path.exists()
+    with ThreadPoolExecutor(1) as pool:  # another thread is not let through by a lock that is still held
+        found, hit = pool.submit(cached_tensors, path, Counted()).result(timeout=20)
+    assert not hit
+    assert_is_content(found)
+
+
+def test_cache_that_cannot_be_written_is_told_with_the_path(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(MmpError, match=f"cannot write the cache {tmp_path / 'taken'}.*paths.cache"):
+        cached_tensors(tmp_path / "taken" / "scores.safetensors", Counted())
+
+
+def test_threads_that_ask_at_once_compute_once(tmp_path: Path) -> None:
+    path, compute, barrier = tmp_path / "scores.safetensors", Counted(0.05), threading.Barrier(WORKERS)
+
+    def ask(_: int) -> tuple[dict[str, Tensor], bool]:
+        barrier.wait(timeout=20)
+        return cached_tensors(path, compute)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        answers = list(pool.map(ask, range(WORKERS)))
+    assert compute.runs == 1
+    assert sorted(hit for _, hit in answers) == [False] + [True] * (WORKERS - 1)
+    for found, _ in answers:
+        assert_is_content(found)
+
+
+def ask_as_process(path: Path, ready: threading.Barrier, answers: multiprocessing.Queue) -> None:
+    ready.wait(timeout=20)
+    found, hit = cached_tensors(path, Counted(0.05))
+    answers.put((hit, tensors_digest(found)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, which is safe with torch on Linux only")
+def test_processes_that_ask_at_once_compute_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, answers = context.Barrier(WORKERS), context.Queue()
+    arguments = (tmp_path / "scores.safetensors", ready, answers)
+    processes = [context.Process(target=ask_as_process, args=arguments) for _ in range(WORKERS)]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=30) for _ in processes]
+    for process in processes:
+        process.join(timeout=30)
+    assert sorted(hit for hit, _ in found) == [False] + [True] * (WORKERS - 1)
+    assert {digest for _, digest in found} == {tensors_digest(tensors())}

@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mmp.errors import MmpError
+from mmp.masks import (
+    MaskEnforcer,
+    Masks,
+    check_zeros,
+    keep_highest,
+    load_masks,
+    make_masks,
+    pruned_count,
+    save_masks,
+)
+
+
+def bits(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.bool)
+
+
+# --- keep_highest ---
+
+
+def test_lowest_scores_go() -> None:
+    scores = torch.tensor([[0.3, 0.1], [0.2, 0.4]])
+    assert keep_highest(scores, 2).tolist() == [[True, False], [False, True]]
+
+
+def test_equal_scores_go_by_flat_index() -> None:
+    assert keep_highest(torch.full((2, 3), 7.0), 4).tolist() == [[False] * 3, [False, True, True]]
+    assert keep_highest(torch.tensor([5.0, 1.0, 5.0, 5.0]), 2).tolist() == [False, False, True, True]
+
+
+def test_flat_index_is_that_of_the_shape_not_of_the_memory() -> None:
+    scores = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]).t()  # [[1, 1, 0], [1, 1, 1]]
+    assert keep_highest(scores, 3).tolist() == [[False, False, False], [True, True, True]]
+
+
+@given(
+    st.lists(st.sampled_from([-3.0, -1.0, -0.0, 0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=12),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+)
+def test_mask_is_that_of_a_sort_by_score_and_index(values: list[float], dtype: torch.dtype) -> None:
+    scores = torch.tensor(values, dtype=dtype)
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    for pruned in range(len(values) + 1):
+        gone = set(order[:pruned])
+        assert keep_highest(scores, pruned).tolist() == [i not in gone for i in range(len(values))]
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
+def test_any_finite_scores_are_pruned_to_the_exact_number(values: list[float]) -> None:
+    scores = torch.tensor(values)
+    for pruned in (0, len(values) // 2, len(values)):
+        keep = keep_highest(scores, pruned)
+        assert int((~keep).sum()) == pruned
+        if 0 < pruned < len(values):
+            assert scores[~keep].max() <= scores[keep].min()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("pruned", [0, 1])
+def test_score_that_is_not_finite_is_refused(value: float, pruned: int) -> None:
+    with pytest.raises(MmpError, match="NaN or infinity"):
+        keep_highest(torch.tensor([1.0, value]), pruned)
+
+
+@pytest.mark.parametrize("pruned", [-1, 3])
+def test_number_out_of_bounds_is_refused(pruned: int) -> None:
+    with pytest.raises(MmpError, match=f"cannot prune {pruned} of 2"):
+        keep_highest(torch.ones(2), pruned)
+
+
+# --- how many go ---
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "total", "expected"),
+    [
+        (0.0, 7, 0),
+        (1.0, 7, 7),
+        (0.5, 7, 3),
+        (0.999, 1000, 999),
+        (0.3, 10, 3),
+        (0.98, 49, 48),
+        (0.0999, 10, 0),
+    ],
+)
+def test_count_is_the_floor(sparsity: float, total: int, expected: int) -> None:
+    assert pruned_count(sparsity, total) == expected
+
+
+@given(st.integers(0, 2**20), st.integers(0, 2**20))
+def test_count_is_exact_in_binary_fractions(numerator: int, total: int) -> None:
+    assert pruned_count(numerator / 2**20, total) == numerator * total // 2**20
+
+
+def test_count_is_the_floor_of_the_product_that_anyone_can_recompute_from_the_result_file() -> None:
+    assert pruned_count(0.5, 5) == 2
+    assert pruned_count(0.29, 100) == math.floor(0.29 * 100) == 28  # the product is 28.999..., and the rule is floor
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan")])
+def test_sparsity_outside_the_unit_interval_is_refused(sparsity: float) -> None:
+    with pytest.raises(MmpError, match=rf"sparsity {sparsity} is outside"):
+        pruned_count(sparsity, 10)
+
+
+# --- make_masks ---
+
+
+def test_each_layer_is_pruned_by_its_own_sparsity() -> None:
+    scores = {"a": torch.tensor([4.0, 3.0, 2.0, 1.0]), "b": torch.tensor([[0.1], [0.2], [0.3]])}
+    masks = make_masks(scores, {"b": 0.5, "a": 0.75})
+    assert masks["a"].tolist() == [True, False, False, False]
+    assert masks["b"].tolist() == [[False], [True], [True]]
+    assert list(masks) == ["a", "b"]
+
+
+def test_make_masks_names_the_layer_that_is_wrong() -> None:
+    with pytest.raises(MmpError, match="different layers: b, c"):
+        make_masks({"a": torch.ones(2), "b": torch.ones(2)}, {"a": 0.5, "c": 0.5})
+    with pytest.raises(MmpError, match=r"layer 'a': sparsity 1\.5"):
+        make_masks({"a": torch.ones(2)}, {"a": 1.5})
+    with pytest.raises(MmpError, match="layer 'a': scores hold NaN"):
+        make_masks({"a": torch.tensor([1.0, float("nan")])}, {"a": 0.5})
+
+
+# --- Masks ---
+
+
+def test_counts_and_sparsity() -> None:
+    masks = Masks({"a": bits(1, 0, 0), "b": bits(1, 1, 1, 1, 1)})
+    assert masks.pruned == {"a": 2, "b": 0}
+    assert masks.total == 8
+    assert masks.sparsity == 0.25
+    assert repr(masks) == "Masks(2 layers, sparsity 0.2500)"
+    assert Masks({}).sparsity == 0.0
+
+
+@pytest.mark.parametrize("name", ["", 3, None])
+def test_mask_needs_the_name_of_a_weight(name: Any) -> None:
+    with pytest.raises(MmpError, match="needs the name of a weight"):
+        Masks({name: bits(1)})
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [(torch.ones(2), "torch.float32"), (torch.ones(2).byte(), "torch.uint8"), ([True], "list")],
+)
+def test_mask_must_be_a_bool_tensor(mask: Any, kind: str) -> None:
+    with pytest.raises(MmpError, match=f"mask 'a' is {kind}"):
+        Masks({"a": mask})
+
+
+def test_masks_do_not_follow_the_mapping_they_were_made_from() -> None:
+    source = {"a": bits(1, 0)}
+    masks = Masks(source)
+    source["b"] = bits(1)
+    assert list(masks) == ["a"]
+
+
+def test_contains_means_that_nothing_comes_back() -> None:
+    sparse, dense = Masks({"a": bits(0, 0, 1)}), Masks({"a": bits(0, 1, 1)})
+    assert sparse.contains(dense)
+    assert sparse.contains(sparse)
+    assert not dense.contains(sparse)
+    assert not sparse.contains(Masks({"a": bits(1, 1, 0)}))
+    assert not sparse.contains(Masks({"b": bits(1, 1, 1)}))
+
+
+def test_masks_compare_by_content() -> None:
+    assert Masks({"a": bits(1, 0)}) == Masks({"a": bits(1, 0)})
+    assert Masks({"a": bits(1, 0)}) != Masks({"a": bits(0, 1)})
+
+
+contents = st.dictionaries(st.sampled_from(["a", "b"]), st.lists(st.booleans(), max_size=9).map(tuple), max_size=2)
+
+
+@given(contents, contents)
+def test_digest_is_equal_exactly_when_the_masks_are(first: dict, second: dict) -> None:
+    one, other = (Masks({name: bits(*mask) for name, mask in c.items()}) for c in (first, second))
+    assert (one.digest() == other.digest()) == (first == second)
+
+
+def test_digest_changes_with_bit_name_and_shape_but_not_with_order() -> None:
+    a, b = torch.ones(2, 4, dtype=torch.bool), bits(1, 0)
+    flipped = a.clone()
+    flipped[1, 3] = False
+    variants = [
+        {"a": a, "b": b},
+        {"a": flipped, "b": b},
+        {"a": a.view(4, 2), "b": b},
+        {"a": a, "c": b},
+        {"b": a, "a": b},
+        {"a": a},
+    ]
+    assert len({Masks(variant).digest() for variant in variants}) == len(variants)
+    assert Masks({"b": b, "a": a}).digest() == Masks(variants[0]).digest()
+    assert Masks({"a": a.t().contiguous().t(), "b": b}).digest() == Masks(variants[0]).digest()
+
+
+# --- files ---
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Masks, Path]:
+    masks = Masks({"a.weight": torch.eye(3, dtype=torch.bool), "b.weight": bits(0, 1)})
+    save_masks(masks, tmp_path / "masks.safetensors")
+    return masks, tmp_path / "masks.safetensors"
+
+
+def test_saved_masks_come_back(saved: tuple[Masks, Path]) -> None:
+    masks, path = saved
+    loaded = load_masks(path)
+    assert loaded.digest() == masks.digest()
+    assert loaded["a.weight"].tolist() == torch.eye(3).bool().tolist()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_missing_or_truncated_masks_are_refused(saved: tuple[Masks, Path]) -> None:
+    _, path = saved
+    whole = path.read_bytes()
+    for length in (0, 4, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(MmpError, match=str(path)):
+            load_masks(path)
+    path.unlink()
+    with pytest.raises(MmpError, match=f"{path}: no such file"):
+        load_masks(path)
+
+
+def test_any_flipped_byte_is_refused_or_harmless(saved: tuple[Masks, Path]) -> None:
+    masks, path = saved
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            assert load_masks(path).digest() == masks.digest(), f"byte {position}"
+        except MmpError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            refused += 1
+    assert refused >= masks.total
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(MmpError, match="do not match their checksum"):
+        load_masks(path)
+
+
+# --- MaskEnforcer ---
+
+Make = Callable[..., torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Make] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True, foreach=False),
+}
+all_optimizers = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+@pytest.fixture
+def half(net: nn.Sequential) -> Masks:
+    """Masks that prune the smaller half of both weights."""
+    weights = {name: p.detach().abs() for name, p in net.named_parameters() if name.endswith("weight")}
+    return make_masks(weights, dict.fromkeys(weights, 0.5))
+
+
+def backward(net: nn.Module, seed: int) -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+    net(x).square().sum().backward()
+
+
+def pruned_weights(net: nn.Module, masks: Masks) -> Tensor:
+    parameters = dict(net.named_parameters())
+    return torch.cat([parameters[name].detach()[~mask] for name, mask in masks.items()])
+
+
+def assert_plus_zero(values: Tensor) -> None:
+    assert values.numel() == 15
+    assert (values == 0).all()
+    assert not values.signbit().any()
+
+
+@all_optimizers
+def test_pruned_weights_are_zero_right_after_every_step(net: nn.Sequential, half: Masks, make: Make) -> None:
+    optimizer = make(net.parameters())
+    for seed in range(2):  # momentum that would carry pruned weights away from zero
+        backward(net, seed)
+        optimizer.step()
+    enforcer = MaskEnforcer(dict(net.named_parameters()))
+    enforcer.attach(optimizer)
+    enforcer.set(half)
+    assert_plus_zero(pruned_weights(net, half))
+    kept = net[0].weight.detach()[half["0.weight"]].clone()
+    for step in range(4):
+        optimizer.zero_grad()
+        for part in range(2):  # gradient accumulation
+            backward(net, 10 * step + part)
+        optimizer.step()
+        assert_plus_zero(pruned_weights(net, half))
+        enforcer.check()
+    assert (net[0].weight.detach()[half["0.weight"]] != kept).all()
+
+
+@all_optimizers
+def test_detach_removes_the_hook_and_the_weights_come_back(net: nn.Sequential, half: Masks, make: Make) -> None:
+    optimizer = make(net.parameters())
+    enforcer = MaskEnforcer(dict(net.named_parameters()))
+    enforcer.set(half)
+    enforcer.attach(optimizer)
+    enforcer.detach()
+    backward(net, 0)
+    optimizer.step()
+    assert (pruned_weights(net, half) != 0).any()
+    with pytest.raises(MmpError, match="are not zero"):
+        enforcer.check()
+
+
+def test_negative_weights_become_positive_zeros() -> None:
+    weight = nn.Parameter(torch.tensor([-1.0, -2.0]))
+    MaskEnforcer({"w": weight}).set(Masks({"w": bits(0, 1)}))
+    assert weight.tolist() == [0.0, -2.0]
+    assert weight.signbit().tolist() == [False, True]
+
+
+@all_optimizers
+def test_optimizer_state_of_pruned_weights_is_zeroed_when_masks_are_set(
+    net: nn.Sequential, half: Masks, make: Make
+) -> None:
+    optimizer = make(net.parameters())
+    for seed in range(3):
+        backward(net, seed)
+        optimizer.step()
+    weight, keep = net[0].weight, half["0.weight"]
+    before = copy.deepcopy(optimizer.state[weight])
+    bias_before = copy.deepcopy(optimizer.state[net[0].bias])
+    moments = [key for key, value in before.items() if value.shape == weight.shape]
+    assert moments
+    assert all((before[key][~keep] != 0).all() for key in moments)
+
+    MaskEnforcer(dict(net.named_parameters())).set(half, [optimizer])
+
+    for key, value in optimizer.state[weight].items():
+        if key in moments:
+            assert (value[~keep] == 0).all()
+            assert torch.equal(value[keep], before[key][keep])
+        else:
+            assert torch.equal(value, before[key])
+    assert all(torch.equal(optimizer.state[net[0].bias][key], value) for key, value in bias_before.items())
+
+
+def test_state_stays_zero_while_gradients_are_zeroed(net: nn.Sequential, half: Masks) -> None:
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    backward(net, 0)
+    optimizer.step()
+    enforcer = MaskEnforcer(dict(net.named_parameters()))
+    enforcer.set(half, [optimizer])
+    enforcer.attach(optimizer)
+    for seed in range(3):
+        optimizer.zero_grad()
+        backward(net, seed)
+        enforcer.zero_gradients()
+        optimizer.step()
+        for index in (0, 2):
+            momentum = optimizer.state[net[index].weight]["momentum_buffer"]
+            assert (momentum[~half[f"{index}.weight"]] == 0).all()
+            assert (momentum[half[f"{index}.weight"]] != 0).all()
+
+
+def test_gradients_are_zeroed_at_pruned_weights_only(net: nn.Sequential, half: Masks) -> None:
+    enforcer = MaskEnforcer(dict(net.named_parameters()))
+    enforcer.set(half)
+    enforcer.zero_gradients()  # without gradients there is nothing to do
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    enforcer.zero_gradients()
+    for name, parameter in net.named_parameters():
+        expected = half[name].float() if name in half else torch.ones_like(parameter)
+        assert torch.equal(parameter.grad, expected)
+
+
+def test_denser_masks_replace_the_old_ones(net: nn.Sequential, half: Masks) -> None:
+    enforcer = MaskEnforcer(dict(net.named_parameters()))
+    enforcer.set(half)
+    one = Masks({"0.weight": half["0.weight"] & False})
+    enforcer.set(one)
+    assert enforcer.masks is one
+    assert (net[0].weight == 0).all()
+    with torch.no_grad():
+        net[2].weight.fill_(1.0)
+    enforcer.zero_weights()
+    assert (net[2].weight == 1).all()
+
+
+def test_wrong_name_or_shape_is_refused_and_nothing_changes(net: nn.Sequential) -> None:
+    enforcer = MaskEnforcer(dict(net.named_parameters()))
+    before = net[0].weight.detach().clone()
+    good = torch.zeros(5, 4, dtype=torch.bool)
+    with pytest.raises(MmpError, match=r"mask '0\.wait' names no weight"):
+        enforcer.set(Masks({"0.weight": good, "0.wait": good}))
+    with pytest.raises(MmpError, match=r"mask '2\.weight' has shape \(5, 4\), its weight has \(2, 5\)"):
+        enforcer.set(Masks({"0.weight": good, "2.weight": good}))
+    assert torch.equal(net[0].weight, before)
+    assert enforcer.masks is None
+
+
+def test_check_counts_the_weights_that_came_back(net: nn.Sequential, half: Masks) -> None:
+    enforcer = MaskEnforcer(dict(net.named_parameters()))
+    enforcer.check()  # no masks, nothing to hold
+    enforcer.set(half)
+    enforcer.check()
+    rows, columns = (~half["2.weight"]).nonzero(as_tuple=True)
+    with torch.no_grad():
+        net[2].weight[rows[0], columns[0]] = 1e-30
+        net[2].weight[rows[1], columns[1]] = float("nan")
+    with pytest.raises(MmpError, match=r"2 pruned weights of '2\.weight' are not zero"):
+        enforcer.check()
+    with pytest.raises(MmpError, match=r"2 pruned weights of '2\.weight' are not zero"):
+        check_zeros(net.state_dict(), half)
+
+
+def test_checking_weights_that_lack_a_masked_name_is_an_error_that_names_it(half: Masks) -> None:
+    with pytest.raises(MmpError, match=r"0\.weight"):
+        check_zeros({}, half)
+
+
+def test_model_stays_plain(net: nn.Sequential, half: Masks) -> None:
+    keys = list(net.state_dict())
+    optimizer = OPTIMIZERS["adamw"](net.parameters())
+    enforcer = MaskEnforcer(dict(net.named_parameters()))
+    enforcer.attach(optimizer)
+    enforcer.set(half, [optimizer])
+    backward(net, 0)
+    optimizer.step()
+    twin = copy.deepcopy(net)
+    assert list(net.state_dict()) == list(twin.state_dict()) == keys
+    assert all(torch.equal(twin.state_dict()[key], value) for key, value in net.state_dict().items())
+    assert type(twin[0].weight) is nn.Parameter
+    with torch.no_grad():
+        twin[0].weight.fill_(1.0)
+    enforcer.check()
+    check_zeros(net.state_dict(), half)

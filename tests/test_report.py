@@ -1,0 +1,184 @@
+"""Reports from hand-made result files: what is read, chosen, marked, escaped, and how the command ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmp.errors import MmpError
+from mmp.report import Group, Run, build_report, main, pareto_front, seeds_of, write_report
+
+
+def result(strategy: str, sparsity: float, validation: float, test: float, **changes: Any) -> dict[str, Any]:
+    content = {
+        "schema_version": 1,
+        "status": "completed",
+        "model": "cnn",
+        "data": "digits",
+        "signal": "magnitude",
+        "strategy": strategy,
+        "ranges": "generic",
+        "seed": 0,
+        "parameters": 1000,
+        "sparsity": sparsity,
+        "sparsity_all": 0.9 * sparsity,
+        "accuracy": {
+            "dense": {"validation": 0.99, "test": 0.975},
+            "pruned": {"validation": 0.5, "test": 0.4},
+            "finetuned": {"validation": validation, "test": test},
+        },
+        "drop": 100 * (0.975 - test),
+        "samples": {"train": 1000, "validation": 100, "calibration": 100, "test": 400},
+        "masks_hash": strategy,
+        "seconds": {"total": 3.0},
+        "epochs": 4,
+    }
+    return {**content, **changes}
+
+
+def write(folder: Path, *contents: dict[str, Any]) -> Path:
+    for i, content in enumerate(contents):
+        run = folder / f"run{i}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "report" / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=30))
+def test_pareto_front_is_what_its_definition_says(points: list[tuple[int, int]]) -> None:
+    def beaten(p: tuple[int, int]) -> bool:
+        return any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)
+
+    assert pareto_front(points) == [not beaten(p) for p in points]
+
+
+def test_the_front_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> None:
+    write(tmp_path, result("good on validation", 0.5, 0.98, 0.80), result("good on test", 0.5, 0.90, 0.97))
+    group = build_report(tmp_path).groups[0]
+    assert {run.strategy for run, e in zip(group.runs, group.efficient, strict=True) if e} == {"good on validation"}
+
+
+def test_csv_holds_every_number_as_it_was_written(tmp_path: Path) -> None:
+    write(tmp_path, result("p30", 0.3, 0.98, 0.97), result("p90", 0.9, 0.9, 0.85))
+    write_report(tmp_path)
+    first, second = rows_of(tmp_path)
+    assert [first["strategy"], second["strategy"]] == ["p30", "p90"]
+    assert float(second["sparsity"]) == 0.9
+    assert float(second["sparsity_all"]) == pytest.approx(0.81)
+    assert float(second["validation"]) == 0.9
+    assert float(second["test"]) == 0.85
+    assert float(second["drop"]) == pytest.approx(12.5)
+    assert float(second["dense_test"]) == 0.975
+    assert [first["pareto"], second["pareto"]] == ["1", "1"]
+
+
+def test_configurations_with_identical_masks_are_marked(tmp_path: Path) -> None:
+    same = {"masks_hash": "abc"}
+    write(
+        tmp_path,
+        result("balanced", 0.5, 0.9, 0.9, **same),
+        result("p50", 0.5, 0.9, 0.9, **same),
+        result("p70", 0.7, 0.9, 0.9),
+    )
+    write_report(tmp_path)
+    marks = {row["strategy"]: row["identical_to"] for row in rows_of(tmp_path)}
+    assert marks == {"balanced": "p50", "p50": "balanced", "p70": ""}
+
+
+def test_models_and_data_sets_are_never_compared_with_each_other(tmp_path: Path) -> None:
+    write(tmp_path, result("p30", 0.3, 0.8, 0.8), result("p50", 0.5, 0.9, 0.9, model="vit"))
+    report = build_report(tmp_path)
+    assert [(group.title, group.efficient) for group in report.groups] == [
+        ("cnn on digits", [True]),
+        ("vit on digits", [True]),
+    ]
+
+
+def test_noise_is_the_binomial_standard_error(tmp_path: Path) -> None:
+    group = build_report(write(tmp_path, result("p30", 0.3, 0.8, 0.8))).groups[0]
+    assert group.noise("test") == pytest.approx((0.975 * 0.025 / 400) ** 0.5)
+    assert group.noise("validation") == pytest.approx((0.99 * 0.01 / 100) ** 0.5)
+
+
+def test_seeds_are_summed_up_per_configuration() -> None:
+    drops = (1.0, 2.0, 4.5)
+    runs = [Run(f"r{i}", "completed", strategy="p30", seed=i, drop=drop) for i, drop in enumerate(drops)]
+    _, rows = seeds_of(Group("cnn", "digits", runs))
+    assert rows == [["?/p30", "", "3", "0.00", "0.00", "+2.50", "1.80"]]
+
+
+def test_failures_and_damaged_files_are_listed_with_their_reason(tmp_path: Path) -> None:
+    failed = result("p70", 0, 0, 0, status="failed", error={"type": "MmpError", "message": "the loss became nan"})
+    running = result("p90", 0, 0, 0, status="running", error=None)
+    write(tmp_path, result("p30", 0.3, 0.9, 0.9), failed, running)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "result.json").write_text('{"status": "comp')
+    report = write_report(tmp_path)
+    assert report.counts == "1 completed, 2 failed, 1 unfinished"
+    for name in ("results.md", "index.html"):
+        text = (tmp_path / "report" / name).read_text()
+        assert "the loss became nan" in text
+        assert "broken" in text
+    assert [row["status"] for row in rows_of(tmp_path)] == ["completed", "failed", "failed", "running"]
+
+
+def test_a_dense_run_and_the_report_itself_are_no_results(tmp_path: Path) -> None:
+    write(tmp_path, result("p30", 0.3, 0.9, 0.9), {"kind": "dense", "status": "completed"})
+    write_report(tmp_path)
+    assert write_report(tmp_path).counts == "1 completed, 0 failed, 0 unfinished"
+
+
+HOSTILE = "<script>alert(1)</script>[bold]|*"
+
+
+def test_text_from_files_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = result("x", 0, 0, 0, status="failed", error={"type": "E", "message": HOSTILE})
+    write(tmp_path, result(HOSTILE, 0.3, 0.9, 0.9, signal=HOSTILE, model=HOSTILE), broken)
+    main([str(tmp_path)])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert(1)" not in (tmp_path / "report" / "results.md").read_text()
+    assert "[bold]" in capsys.readouterr().out
+
+
+def test_the_page_needs_no_network_and_the_picture_is_one(tmp_path: Path) -> None:
+    write(
+        tmp_path, *(result(f"p{i}", i / 100, 0.99 - i / 1000, 0.97, signal=s) for i in range(10, 90, 20) for s in "ab")
+    )
+    write_report(tmp_path)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<script src=" not in page
+    assert 'rel="stylesheet"' not in page
+    assert (tmp_path / "report" / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in (tmp_path / "report").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("failed", 1)])
+def test_the_command_ends_with_a_true_exit_code(tmp_path: Path, status: str, code: int) -> None:
+    write(tmp_path, result("p30", 0.3, 0.9, 0.9, status=status))
+    done = subprocess.run(
+        [sys.executable, "-m", "mmp.report", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert ("1 completed" if code == 0 else "1 failed") in done.stdout
+
+
+def test_a_folder_without_results_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nowhere")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    with pytest.raises(MmpError, match=r"holds no result\.json"):
+        build_report(tmp_path)
