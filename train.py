@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ from mmp.store import CONFIG, WEIGHTS, RunFolder, Stopwatch, cached_tensors, ver
 
 log = logging.getLogger(__name__)
 register()
+
+# Lightning's remarks on hardware and its own internals would drown the one line that a job of a sweep prints.
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*LeafSpec")
+warnings.filterwarnings("ignore", message=".*does not have many workers")
+warnings.filterwarnings("ignore", message=".*exists and is not empty")
+warnings.filterwarnings("ignore", message="The number of training batches")
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -140,9 +149,6 @@ def open_run(cfg: DictConfig, config: TrainConfig, **head: Any) -> RunFolder:
         config: The same, validated.
         head: Further entries that open ``result.json``.
     """
-    for noisy in ("pytorch_lightning", "lightning_fabric"):
-        for name in (noisy, f"{noisy}.utilities.rank_zero"):
-            logging.getLogger(name).setLevel(logging.WARNING)
     path = Path(HydraConfig.get().runtime.output_dir)
     OmegaConf.save(cfg, path / CONFIG, resolve=True)
     facts = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -123,12 +124,18 @@ def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]
     """Return the configured callbacks that are not null; checkpoints go below ``folder`` unless told otherwise."""
     built: dict[str, pl.Callback] = {}
     for key, node in config.callbacks.items():
-        if not node or (key == "progress" and not config.trainer.enable_progress_bar):
+        if not node or (key == "progress" and not shows_progress(config)):
             continue
         built[key] = instantiate(node, f"callbacks.{key}")
         if isinstance(built[key], ModelCheckpoint) and "dirpath" not in node:
             built[key] = instantiate({**node, "dirpath": str(folder / "checkpoints")}, f"callbacks.{key}")
     return built
+
+
+def shows_progress(config: TrainConfig) -> bool:
+    """Return whether a job draws progress bars: as configured, else where a terminal is attached."""
+    configured = config.trainer.enable_progress_bar
+    return sys.stderr.isatty() if configured is None else configured
 
 
 def build_trainer(
@@ -140,6 +147,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """Return a Lightning trainer that keeps everything below ``folder``."""
     options = {name: value for name, value in vars(config.trainer).items() if value is not None}
+    options["enable_progress_bar"] = shows_progress(config)
     try:
         return pl.Trainer(
             **options,

@@ -82,6 +82,9 @@ def _draw_panel(axis: Any, group: Group, split: str, colours: dict[str, str]) ->
         linewidths=1.2,
         label="Pareto-efficient (chosen on validation)",
     )
+    values = [100 * v for run in group.runs for v in (run.validation, run.test, run.dense_validation, run.dense_test)]
+    reach = max(values) - min(values) or 1.0
+    axis.set_ylim(min(values) - 0.35 * reach, max(values) + 0.08 * reach)
     if split == "validation":
         front = front_of(group)
         axis.step([100 * p[0] for p in front], [100 * p[1] for p in front], where="pre", color="black", linewidth=0.9)
@@ -97,7 +100,6 @@ def _label(axis: Any, front: Sequence[tuple[float, float, str]]) -> None:
     if not front:
         return
     low, high = axis.get_ylim()
-    axis.set_ylim(low - 0.42 * (high - low), high)
     left, right = axis.get_xlim()
     step = (right - left) / 14
     place = left
@@ -107,7 +109,7 @@ def _label(axis: Any, front: Sequence[tuple[float, float, str]]) -> None:
         axis.annotate(
             name,
             xy=(100 * x, 100 * y),
-            xytext=(place, low - 0.03 * (high - low)),
+            xytext=(place, low + 0.2 * (high - low)),
             fontsize=8,
             rotation=55,
             ha="right",

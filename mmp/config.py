@@ -148,7 +148,7 @@ class TrainerConfig:
     deterministic: bool = True
     limit_train_batches: Optional[float] = None
     limit_val_batches: Optional[float] = None
-    enable_progress_bar: bool = True
+    enable_progress_bar: Optional[bool] = None  # None: where a terminal is attached
     log_every_n_steps: int = 10
 
 

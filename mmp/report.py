@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -273,7 +272,7 @@ def table_of(group: Group) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of a group's table, as people read it: percent and points."""
     optional = [what for what in ("ranges", "seed") if group.varies(what)]
     headings = ["signal", "strategy", *optional, "sparsity %", "of all %", "val %", "test %", "drop", "masked %"]
-    headings += ["epochs", "s", "Pareto", "same masks as"]
+    headings += ["epochs", "s", "front", "same masks as"]
     rows = []
     for run, efficient, twins in zip(group.runs, group.efficient, group.twins, strict=True):
         percents = (run.sparsity, run.sparsity_all, run.validation, run.test)
@@ -350,11 +349,17 @@ def show(report: Report, console: Console) -> None:
             if not rows:
                 continue
             table = Table(
-                title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+                title=f"{escape(title)} (in percent; drop in points)",
+                title_justify="left",
+                box=None,
+                padding=(0, 1),
+                pad_edge=False,
             )
             kept = [i for i, heading in enumerate(headings) if heading not in _NOT_IN_TERMINAL]
             for i in kept:
-                table.add_column(headings[i], justify="left" if headings[i] in _WORDS else "right", no_wrap=True)
+                table.add_column(
+                    headings[i].removesuffix(" %"), justify="left" if headings[i] in _WORDS else "right", no_wrap=True
+                )
             for row in rows:
                 same = f" = {row[-1]}" if headings[-1] == "same masks as" and row[-1] else ""
                 cells = [row[i] + (same if headings[i] == "strategy" else "") for i in kept]
@@ -370,7 +375,7 @@ def show(report: Report, console: Console) -> None:
 
 
 _NOT_IN_TERMINAL = {"of all %", "epochs", "s", "same masks as"}
-_WORDS = {"signal", "strategy", "ranges", "configuration", "Pareto"}
+_WORDS = {"signal", "strategy", "ranges", "configuration", "front"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
