@@ -54,6 +54,8 @@ class DataConfig:
     batch_size: int = 128
     eval_batch_size: int = 512
     workers: int = 0
+    dense_epochs: int = 20
+    finetune_epochs: int = 5
 
 
 @dataclass
@@ -283,7 +285,7 @@ def _check(key: str, value: Any, holds: Any, expected: str) -> None:
 _INCIDENTAL = {"paths", "logger", "sweep", "force", "hydra"}
 _INCIDENTAL_IN = {
     "trainer": {"enable_progress_bar", "log_every_n_steps"},
-    "data": {"workers", "eval_batch_size"},
+    "data": {"workers", "eval_batch_size", "dense_epochs", "finetune_epochs"},
     "callbacks": {"progress"},
 }
 
