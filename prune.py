@@ -34,6 +34,7 @@ from mmp.build import (
     build_rule_table,
     build_strategy,
     build_trainer,
+    check,
     instantiate,
 )
 from mmp.cli import command, explain
@@ -80,12 +81,17 @@ class Plan:
     schedule: Schedule
 
     @classmethod
-    def of(cls, config: PruneConfig) -> Plan:
+    def of(cls, config: PruneConfig, folder: Path) -> Plan:
         """Build the parts of a configuration.
+
+        Args:
+            config: The validated configuration.
+            folder: The run's folder.
 
         Raises:
             MmpError: on the first part that is wrong.
         """
+        check(config, folder)
         signal = instantiate({"_target_": config.signal._target_}, "signal")
         schedule = instantiate(config.schedule, "schedule")
         build_strategy(config.strategy)
@@ -393,7 +399,7 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     run.write("running", error=None)
     try:
-        result = prune(Plan.of(config), run)
+        result = prune(Plan.of(config, run.path), run)
     except BaseException as error:
         told = explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc()
         run.write("failed", error={"type": type(error).__name__, "message": str(error), "detail": told})

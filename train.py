@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from mmp.build import build_callbacks, build_loggers, build_trainer
+from mmp.build import build_callbacks, build_loggers, build_trainer, check
 from mmp.cli import command
 from mmp.config import TrainConfig, digest, identity, register, run_name, validate
 from mmp.data import ImageData
@@ -107,6 +107,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
         What ``result.json`` holds.
     """
     watch = Stopwatch()
+    check(config, run.path)
     data = ImageData(config.data, config.seed)
     loggers = build_loggers(config, run.path, run.head["run_name"], tags=["dense"])
     exit_code = 1

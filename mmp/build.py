@@ -15,9 +15,10 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from mmp.config import RangesConfig, SelectorConfig, StrategyConfig, TrainConfig
+from mmp.config import PruneConfig, RangesConfig, SelectorConfig, StrategyConfig, TrainConfig
 from mmp.errors import MmpError, nearest
 from mmp.loggers import SafeLogger
+from mmp.models import check_recipe
 from mmp.ranges import Constraints, Range, Rule, RuleTable, Selector
 from mmp.strategies import Strategy
 
@@ -130,6 +131,18 @@ def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]
         if isinstance(built[key], ModelCheckpoint) and "dirpath" not in node:
             built[key] = instantiate({**node, "dirpath": str(folder / "checkpoints")}, f"callbacks.{key}")
     return built
+
+
+def check(config: TrainConfig, folder: Path) -> None:
+    """Build what a configuration names and throw it away, so that a mistake is told before anything is trained.
+
+    Raises:
+        MmpError: on the first part that cannot be built.
+    """
+    check_recipe(config.dense)
+    if isinstance(config, PruneConfig):
+        check_recipe(config.finetune)
+    build_trainer(config, 1, list(build_callbacks(config, folder).values()), [], folder)
 
 
 def shows_progress(config: TrainConfig) -> bool:

@@ -13,18 +13,22 @@ class MmpError(Exception):
     """
 
 
-def nearest(word: str, choices: Iterable[str], what: str = "choose") -> str:
-    """Return the end of an error message: the nearest valid choice, then all of them.
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest valid choices, and all of them if they are few.
 
     Args:
         word: What the user wrote.
         choices: What would have been valid.
-        what: The verb before the list.
 
     Returns:
         A phrase such as ``did you mean 'balanced'? choose from: aggressive, balanced``.
     """
     names = sorted(choices)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    listing = f"{what} from: {', '.join(names)}" if names else "there are none"
-    return f"did you mean {close[0]!r}? {listing}" if close else listing
+    if not names:
+        return "there are none"
+    few = len(names) <= 25
+    close = difflib.get_close_matches(word, names, n=1 if few else 3, cutoff=0.5)
+    parts = [f"did you mean {' or '.join(map(repr, close))}?"] if close else []
+    if few or not close:
+        parts.append(f"choose from: {', '.join(names)}")
+    return " ".join(parts)

@@ -30,7 +30,7 @@ def build_model(cfg: ModelConfig) -> nn.Module:
         MmpError: on a name that timm does not know (with the nearest), or arguments that the model refuses.
     """
     if not timm.is_model(cfg.name):
-        raise MmpError(f"model.name={cfg.name}: timm has no such model; {nearest_model(cfg.name)}")
+        raise MmpError(f"model.name={cfg.name}: timm has no such model; {nearest(cfg.name, timm.list_models())}")
     try:
         return timm.create_model(
             cfg.name,
@@ -41,14 +41,6 @@ def build_model(cfg: ModelConfig) -> nn.Module:
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise MmpError(f"model.name={cfg.name}: timm cannot build it with {cfg.kwargs} ({error})") from error
-
-
-def nearest_model(name: str) -> str:
-    """Return the end of an error message with the timm models closest to ``name``."""
-    import difflib
-
-    close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-    return f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -108,6 +100,18 @@ def require_finite(model: nn.Module, source: str) -> None:
             raise MmpError(f"{source}: {name!r} holds NaN or infinity; the file is damaged or training diverged")
 
 
+def check_recipe(recipe: RecipeConfig) -> None:
+    """Raise if timm knows no such optimizer or scheduler.
+
+    Raises:
+        MmpError: with the nearest name.
+    """
+    if recipe.optimizer not in list_optimizers():
+        raise MmpError(f"optimizer={recipe.optimizer}: {nearest(recipe.optimizer, map(str, list_optimizers()))}")
+    if recipe.scheduler not in SCHEDULERS:
+        raise MmpError(f"scheduler={recipe.scheduler}: {nearest(recipe.scheduler, SCHEDULERS)}")
+
+
 class Classifier(pl.LightningModule):
     """Trains an image classifier by a recipe.
 
@@ -123,10 +127,7 @@ class Classifier(pl.LightningModule):
 
     def __init__(self, model: nn.Module, recipe: RecipeConfig, classes: int) -> None:
         super().__init__()
-        if recipe.optimizer not in list_optimizers():
-            raise MmpError(f"optimizer={recipe.optimizer}; {nearest(recipe.optimizer, map(str, list_optimizers()))}")
-        if recipe.scheduler not in SCHEDULERS:
-            raise MmpError(f"scheduler={recipe.scheduler}; {nearest(recipe.scheduler, SCHEDULERS)}")
+        check_recipe(recipe)
         self.model, self.recipe = model, recipe
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.train_loss = MeanMetric(nan_strategy="disable")
