@@ -1,0 +1,219 @@
+"""Bad input, as a user meets it: a real process, one clear line, a true exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["dense.epochs=1", "finetune.epochs=1"]
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+    )
+
+
+def told(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that a failed command ends with."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ``train.py``: a dense CNN that others start from."""
+    folder = tmp_path_factory.mktemp("dense")
+    done = run("train.py", "dense.epochs=1", f"hydra.run.dir={folder}", f"paths.results={folder}/results")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_training_reports_test_accuracy_and_saves_its_weights(dense: Path) -> None:
+    result = json.loads((dense / "result.json").read_text())
+    assert result["status"] == "completed"
+    assert result["samples"]["test"] == 360
+    assert 0 < result["accuracy"]["dense"]["test"] <= 1
+    assert sum(v.numel() for n, v in load_file(dense / "model.safetensors").items() if "running" not in n) > 500_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["strategy=balnced"], ["strategy=balnced", "'balanced'"]),
+        (["finetune.learning_rte=1"], ["finetune.learning_rte", "'learning_rate'"]),
+        (["budget=1.2"], ["budget=1.2"]),
+        (["finetune.optimizer=adamm"], ["adamm", "'adam'"]),
+        (["model=timm", "model.name=resnet19"], ["resnet19", "'resnet18'"]),
+        (["schedule=one_shot", "schedule.epoch=99"], ["epoch 99", "finetune.epochs"]),
+        (["data=fashion_mnist", "data.root=/nowhere/at/all"], ["/nowhere/at/all", "apt-get install"]),
+        (["ranges=observed", "ranges.criteria=[mag,snipp]"], ["snipp", "'snip'"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_told_before_anything_is_trained(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
+    line = told(run("prune.py", *overrides, f"paths.results={tmp_path}"))
+    for part in parts:
+        assert part in line
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_truncated_data_file_is_named(tmp_path: Path) -> None:
+    for stem, head, count in (("train", "t", 50), ("t10k", "t", 20)):
+        images = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (count, 28, 28)) + bytes(count * 784)
+        labels = bytes([0, 0, 8, 1]) + count.to_bytes(4, "big") + bytes(i % 10 for i in range(count))
+        (tmp_path / f"{stem}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        (tmp_path / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+        assert head
+    broken = tmp_path / "train-images-idx3-ubyte.gz"
+    broken.write_bytes(broken.read_bytes()[:-20])
+    line = told(run("prune.py", "data=fashion_mnist", f"data.root={tmp_path}", f"paths.results={tmp_path}/results"))
+    assert str(broken) in line
+    assert "truncated" in line
+
+
+def test_bad_checkpoints_are_refused_and_leave_nothing_half_written(dense: Path, tmp_path: Path) -> None:
+    good = dense / "model.safetensors"
+    nan = load_file(good)
+    nan["fc.weight"][0, 0] = torch.nan
+    save_file(nan, tmp_path / "nan.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(good.read_bytes()[:5000])
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": Payload()}))
+    cases = {
+        "model=vit": (good, "not a checkpoint of this model"),
+        "model=cnn": (tmp_path / "nan.safetensors", "'fc.weight' holds NaN"),
+        "seed=0": (tmp_path / "short.safetensors", "not a readable safetensors file"),
+        "seed=1": (tmp_path / "evil.ckpt", "refused or unreadable"),
+        "seed=2": (tmp_path / "missing.safetensors", "no such file"),
+    }
+    for i, (override, (checkpoint, reason)) in enumerate(cases.items()):
+        folder = tmp_path / f"run{i}"
+        done = run(
+            "prune.py",
+            override,
+            f"model.checkpoint={checkpoint}",
+            f"hydra.run.dir={folder}",
+            f"paths.results={tmp_path}",
+        )
+        line = told(done)
+        assert str(checkpoint) in line
+        assert reason in line
+        assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+        assert not list(folder.glob("*.safetensors"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_loss_that_becomes_nan_is_told_and_can_be_traced(dense: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"model.checkpoint={dense / 'model.safetensors'}",
+        f"hydra.run.dir={tmp_path}",
+        f"paths.results={tmp_path}/results",
+        "finetune.learning_rate=1e30",
+        "finetune.optimizer=sgd",
+        "finetune.scheduler=none",
+        *QUICK,
+    ]
+    line = told(run("prune.py", *arguments))
+    assert "lower the learning rate" in line
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "learning rate" in result["error"]["message"]
+    assert not (tmp_path / "model.safetensors").exists()
+    assert "Traceback" in run("prune.py", *arguments, HYDRA_FULL_ERROR="1").stderr
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "paths.cache"])
+def test_a_folder_that_cannot_be_written_is_named(key: str, tmp_path: Path) -> None:
+    # Root may write anywhere, but nobody can make a folder inside a file.
+    (tmp_path / "file").write_text("in the way")
+    line = told(run("prune.py", f"paths.results={tmp_path}/results", f"{key}={tmp_path}/file/below", *QUICK))
+    assert f"{tmp_path}/file" in line
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_is_skipped(dense: Path, tmp_path: Path) -> None:
+    shared = [f"model.checkpoint={dense / 'model.safetensors'}", f"paths.results={tmp_path}", "finetune.epochs=3"]
+    whole = run("prune.py", *shared, f"hydra.run.dir={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+
+    # What a process leaves that was killed after its second epoch: a status, a last checkpoint, no result.
+    script = (
+        "import os, prune\n"
+        "from callbacks.pruning import MaskPruning\n"
+        "def kill(self, trainer, *_):\n"
+        "    if trainer.current_epoch == 2: os._exit(9)\n"
+        "MaskPruning.on_train_batch_end = kill\n"
+        "prune.main()\n"
+    )
+    (tmp_path / "killed.py").write_text(script)
+    arguments = [*shared, f"hydra.run.dir={tmp_path}/killed", f"--config-path={ROOT / 'conf'}"]
+    killed = run(str(tmp_path / "killed.py"), *arguments, PYTHONPATH=str(ROOT))
+    assert killed.returncode == 9, killed.stderr
+    assert json.loads((tmp_path / "killed" / "result.json").read_text())["status"] == "running"
+    assert (tmp_path / "killed" / "checkpoints" / "last.ckpt").is_file()
+
+    resumed = run("prune.py", *shared, f"hydra.run.dir={tmp_path}/killed")
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (tmp_path / "killed" / "checkpoints").exists()
+    assert "already completed" in run("prune.py", *shared, f"hydra.run.dir={tmp_path}/killed").stdout
+
+
+def test_a_logger_that_fails_does_not_stop_the_run(dense: Path, tmp_path: Path) -> None:
+    done = run(
+        "prune.py",
+        f"model.checkpoint={dense / 'model.safetensors'}",
+        f"hydra.run.dir={tmp_path}",
+        f"paths.results={tmp_path}/results",
+        "+logger.broken._target_=pytorch_lightning.loggers.TensorBoardLogger",
+        "+logger.broken.save_dir=/proc/nowhere",
+        *QUICK,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "logger 'broken' failed and is silent from here on" in done.stdout
+    assert (tmp_path / "csv" / "metrics.csv").is_file()
+
+
+def test_wandb_offline_is_one_run_per_job_in_the_run_folder(dense: Path, tmp_path: Path) -> None:
+    done = run(
+        "prune.py",
+        "-m",
+        "strategy=balanced,aggressive",
+        "logger=wandb",
+        f"model.checkpoint={dense / 'model.safetensors'}",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+        f"paths.results={tmp_path}",
+        *QUICK,
+    )
+    assert done.returncode == 0, done.stderr
+    for folder in (tmp_path / "sweep").glob("cnn-*"):
+        assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+        assert (folder / "csv" / "metrics.csv").is_file()
+    names = {path.stem for path in (tmp_path / "sweep").glob("cnn-*/wandb/offline-run-*/run-*.wandb")}
+    assert len(names) == 2
