@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/python prune.py -m experiment=demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -60,7 +60,7 @@ class DataConfig:
 
 @dataclass
 class RecipeConfig:
-    """How to train: optimizer and schedule by timm's names."""
+    """How to train: optimizer and schedule by timm's names. A short training shortens its warm-up, too."""
 
     name: str = MISSING
     epochs: int = MISSING

@@ -177,13 +177,14 @@ class Classifier(pl.LightningModule):
         optimizer = create_optimizer_v2(
             self.model, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        if recipe.scheduler == "none" and not recipe.warmup_epochs:
+        warmup = min(recipe.warmup_epochs, recipe.epochs - 1)
+        if recipe.scheduler == "none" and not warmup:
             return optimizer
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.scheduler,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
+            num_epochs=recipe.epochs - warmup,  # the warm-up comes before them
+            warmup_epochs=warmup,
             warmup_lr=recipe.learning_rate / 100,
             min_lr=recipe.min_learning_rate,
             warmup_prefix=True,

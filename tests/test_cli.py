@@ -44,7 +44,13 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ``train.py``: a dense CNN that others start from."""
     folder = tmp_path_factory.mktemp("dense")
-    done = run("train.py", "dense.epochs=1", f"hydra.run.dir={folder}", f"paths.results={folder}/results")
+    done = run(
+        "train.py",
+        "dense.epochs=1",
+        "dense.warmup_epochs=0",
+        f"hydra.run.dir={folder}",
+        f"paths.results={folder}/results",
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
