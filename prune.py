@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import shutil
 import traceback
@@ -110,7 +111,7 @@ class Plan:
 class Calibration:
     """A dense model with the calibration split: what scores and observed ranges are computed from.
 
-    ``key`` hashes everything that decides their values: weights, images, batches and loss.
+    ``key`` hashes everything that decides their values: weights, architecture, images in their batches, and loss.
     """
 
     model: nn.Module
@@ -128,7 +129,9 @@ class Calibration:
         batches = [(x.to(device), y.to(device)) for x, y in data.calibration_dataloader()]
         smoothing = config.dense.label_smoothing
         images = {f"{i}/{part}": t for i, batch in enumerate(batches) for part, t in zip("xy", batch, strict=True)}
-        key = digest([tensors_digest(model.state_dict()), tensors_digest(images), smoothing, config.seed])
+        architecture = [config.model.name, config.model.num_classes, config.model.in_chans, config.model.kwargs]
+        contents = [tensors_digest(model.state_dict()), tensors_digest(images)]
+        key = digest([*contents, architecture, smoothing, config.seed])
         loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
         return cls(model, layers, batches, loss, Path(config.paths.cache), key)
 
@@ -138,7 +141,8 @@ class Calibration:
         One calibration pass serves the three signals of the paper and this one; a sweep shares its file.
         """
         signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
-        path = self.cache / "scores" / f"{digest([self.key, sorted(signals)])[:16]}.safetensors"
+        definitions = {name: inspect.getsource(type(known)) for name, known in signals.items()}
+        path = self.cache / "scores" / f"{digest([self.key, definitions])[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
             parameters = prunable_parameters(self.model, self.layers)
@@ -168,7 +172,9 @@ class Calibration:
                 scores = score(scorer, parameters, statistics)
                 for target in targets:
                     by_layer = global_sparsities(scores, target)
-                    observed[f"{scorer.name}@{target}"] = torch.tensor([by_layer[n] for n in names]).double()
+                    observed[f"{scorer.name}@{target}"] = torch.tensor(
+                        [by_layer[n] for n in names], dtype=torch.float64
+                    )
             return observed
 
         observed, _ = cached_tensors(path, compute)
@@ -426,6 +432,9 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         return run_job(cfg)
     except Exception as error:
         log.exception("this run failed; the sweep goes on")
+        run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+        if (run.result or {}).get("status") != "failed":  # it failed before it could say so
+            run.write("failed", error={"type": type(error).__name__, "message": str(error)})
         return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 

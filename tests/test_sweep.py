@@ -162,6 +162,21 @@ def test_a_failed_job_is_told_and_stops_no_other(tmp_path: Path, sweep: Path) ->
             assert not (folder / "model.safetensors").exists()
 
 
+def test_a_job_whose_values_are_wrong_fails_the_sweep_too(tmp_path: Path, sweep: Path) -> None:
+    done = command(
+        "prune.py",
+        "-m",
+        f"paths.results={tmp_path}",
+        f"paths.cache={sweep.parent / 'cache'}",
+        "finetune.learning_rate=0,1e-3",
+        *QUICK,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "1 completed, 1 failed" in done.stdout
+    assert "finetune.learning_rate=0" in done.stdout
+
+
 def test_one_run_with_observed_ranges_a_ramp_and_a_budget(tmp_path: Path, sweep: Path) -> None:
     folder = tmp_path / "here"
     command(
