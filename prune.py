@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import shutil
 import traceback
@@ -24,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
-from torch import Tensor, nn
+from torch import nn
 
 from callbacks.pruning import MaskPruning
 from mmp.build import (
@@ -38,26 +37,28 @@ from mmp.build import (
     check,
     instantiate,
 )
+from mmp.calibration import Calibration
 from mmp.cli import command, explain
-from mmp.config import PruneConfig, digest, identity, register, validate
-from mmp.criteria import criterion, global_sparsities
+from mmp.config import PruneConfig, identity, register, validate
+from mmp.criteria import criterion
 from mmp.data import ImageData
 from mmp.errors import MmpError
-from mmp.files import save_tensors, tensors_digest
+from mmp.files import save_tensors
 from mmp.layers import Layer, prunable_layers, prunable_parameters
-from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
+from mmp.masks import MaskEnforcer, check_zeros, make_masks, save_masks
 from mmp.models import Classifier, accuracy, require_finite
 from mmp.ranges import Range, constrain, observed_ranges, resolve_groups, rule_ranges
 from mmp.schedules import Schedule
-from mmp.signals import PAPER_SIGNALS, Scorer, collect, normalise, score
+from mmp.signals import Scorer
 from mmp.store import (
     MASKS,
     WEIGHTS,
     RunFolder,
     Stopwatch,
-    cached_tensors,
+    describe,
     peak_memory,
     reset_peak_memory,
+    summarise,
     versions,
 )
 from mmp.strategies import layer_sparsities, meet_budget
@@ -105,80 +106,6 @@ class Plan:
                 f"{config.finetune.epochs}; raise finetune.epochs or shorten the schedule"
             )
         return cls(config, signal, schedule)
-
-
-@dataclass
-class Calibration:
-    """A dense model with the calibration split: what scores and observed ranges are computed from.
-
-    ``key`` hashes everything that decides their values: weights, architecture, images in their batches, and loss.
-    """
-
-    model: nn.Module
-    layers: tuple[Layer, ...]
-    batches: list[tuple[Tensor, Tensor]]
-    loss: nn.Module
-    cache: Path
-    key: str
-
-    @classmethod
-    def of(cls, config: PruneConfig, model: nn.Module, layers: tuple[Layer, ...], data: ImageData) -> Calibration:
-        """Read the calibration split onto the run's device."""
-        device = device_of(config)
-        model.to(device)
-        batches = [(x.to(device), y.to(device)) for x, y in data.calibration_dataloader()]
-        smoothing = config.dense.label_smoothing
-        images = {f"{i}/{part}": t for i, batch in enumerate(batches) for part, t in zip("xy", batch, strict=True)}
-        architecture = [config.model.name, config.model.num_classes, config.model.in_chans, config.model.kwargs]
-        contents = [tensors_digest(model.state_dict()), tensors_digest(images)]
-        key = digest([*contents, architecture, smoothing, config.seed])
-        loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
-        return cls(model, layers, batches, loss, Path(config.paths.cache), key)
-
-    def scores(self, signal: Scorer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return one score tensor per layer, and where they came from.
-
-        One calibration pass serves the three signals of the paper and this one; a sweep shares its file.
-        """
-        signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
-        definitions = {name: inspect.getsource(type(known)) for name, known in signals.items()}
-        path = self.cache / "scores" / f"{digest([self.key, definitions])[:16]}.safetensors"
-
-        def compute() -> dict[str, Tensor]:
-            parameters = prunable_parameters(self.model, self.layers)
-            needs = frozenset[str]().union(*(s.needs for s in signals.values()))
-            statistics = collect(self.model, parameters, self.batches, self.loss, needs)
-            return {
-                f"{name}/{layer}": value.cpu()
-                for name, s in signals.items()
-                for layer, value in normalise(score(s, parameters, statistics)).items()
-            }
-
-        scores, cached = cached_tensors(path, compute, prefix=f"{signal.name}/")
-        return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
-
-    def observe(self, criteria: Sequence[str], targets: Sequence[float], temperature: float) -> list[dict[str, float]]:
-        """Return every layer's sparsity under each criterion at each global target (METHOD, phase 1)."""
-        names = [layer.name for layer in self.layers]
-        path = self.cache / "observed" / f"{digest([self.key, criteria, targets, temperature])[:16]}.safetensors"
-
-        def compute() -> dict[str, Tensor]:
-            scorers = [criterion(name) for name in criteria]
-            parameters = prunable_parameters(self.model, self.layers)
-            needs = frozenset[str]().union(*(s.needs for s in scorers))
-            statistics = collect(self.model, parameters, self.batches, self.loss, needs, temperature)
-            observed = {}
-            for scorer in scorers:
-                scores = score(scorer, parameters, statistics)
-                for target in targets:
-                    by_layer = global_sparsities(scores, target)
-                    observed[f"{scorer.name}@{target}"] = torch.tensor(
-                        [by_layer[n] for n in names], dtype=torch.float64
-                    )
-            return observed
-
-        observed, _ = cached_tensors(path, compute)
-        return [dict(zip(names, values.tolist(), strict=True)) for values in observed.values()]
 
 
 def layer_ranges(config: PruneConfig, calibration: Calibration) -> dict[str, Range]:
@@ -273,7 +200,7 @@ def prune(plan: Plan, run: RunFolder) -> dict[str, Any]:
             dense, dense_cached = dense_model(config, data)
         with watch("scores"):
             layers = prunable_layers(dense)
-            calibration = Calibration.of(config, dense, layers, data)
+            calibration = Calibration.of(config, dense, layers, data, device_of(config))
             scores, source = calibration.scores(plan.signal)
         with watch("ranges"):
             ranges = layer_ranges(config, calibration)
@@ -326,55 +253,6 @@ def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageDat
         "accuracy": {name: {"validation": validation[name], "test": test[name]} for name in models},
         "drop": 100 * (test["dense"] - test["finetuned"]),
         "samples": {**data.samples, "test": samples},
-    }
-
-
-def describe(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    ranges: Mapping[str, Range],
-    sparsities: Mapping[str, float],
-    masks: Masks,
-) -> dict[str, Any]:
-    """Return what ``result.json`` says of a model's sparsity: in all, over all parameters, and per layer."""
-    parameters = sum(p.numel() for p in model.parameters())
-    gone = masks.pruned
-    return {
-        "parameters": parameters,
-        "prunable": masks.total,
-        "sparsity": masks.sparsity,
-        "sparsity_all": sum(gone.values()) / parameters,
-        "masks_hash": masks.digest(),
-        "layers": [
-            {
-                "name": layer.name,
-                "role": layer.role,
-                "stage": layer.stage,
-                "depth": layer.depth,
-                "lo": ranges[layer.name].lo,
-                "hi": ranges[layer.name].hi,
-                "sparsity": sparsities[layer.name],
-                "pruned": gone[layer.name],
-                "total": layer.size,
-            }
-            for layer in layers
-        ],
-    }
-
-
-def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the final numbers that a dashboard compares runs by."""
-    final = result["accuracy"]["finetuned"]
-    per_layer = {f"sparsity/{layer['name']}": layer["pruned"] / layer["total"] for layer in result["layers"]}
-    return {
-        "sparsity": result["sparsity"],
-        "sparsity_all": result["sparsity_all"],
-        "accuracy": final["test"],
-        "val_accuracy": final["validation"],
-        "drop": result["drop"],
-        "pruned_accuracy": result["accuracy"]["pruned"]["test"],
-        "dense_accuracy": result["accuracy"]["dense"]["test"],
-        **per_layer,
     }
 
 

@@ -22,7 +22,7 @@ from mmp.build import build_callbacks, build_loggers, build_trainer, check
 from mmp.cli import command
 from mmp.config import TrainConfig, digest, identity, register, run_name, validate
 from mmp.data import ImageData
-from mmp.files import save_tensors
+from mmp.files import save_tensors, write_text
 from mmp.models import Classifier, accuracy, build_model, load_weights, require_finite
 from mmp.store import CONFIG, WEIGHTS, RunFolder, Stopwatch, cached_tensors, versions
 
@@ -151,7 +151,7 @@ def open_run(cfg: DictConfig, config: TrainConfig, **head: Any) -> RunFolder:
         head: Further entries that open ``result.json``.
     """
     path = Path(HydraConfig.get().runtime.output_dir)
-    OmegaConf.save(cfg, path / CONFIG, resolve=True)
+    write_text(path / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     facts = {
         "run_name": run_name(cfg),
         "identity": digest(identity(cfg)),

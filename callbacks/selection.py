@@ -18,29 +18,23 @@ def at_target(trainer: pl.Trainer) -> bool:
     return all(callback.at_target for callback in pruning)
 
 
-class CheckpointAtTarget(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, silent until the final masks are in force."""
+class _OnlyAtTarget(pl.Callback):
+    """Hides the ends of validations and epochs from the callback behind it until the final masks are in force."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save if this model may be chosen."""
+        """Pass the end of a validation on."""
         if at_target(trainer):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save if this model may be chosen."""
+        """Pass the end of an epoch on."""
         if at_target(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
 
-class EarlyStoppingAtTarget(EarlyStopping):
+class CheckpointAtTarget(_OnlyAtTarget, ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which saves nothing before the final masks are in force."""
+
+
+class EarlyStoppingAtTarget(_OnlyAtTarget, EarlyStopping):
     """Lightning's EarlyStopping, whose patience begins when the final masks are in force."""
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count if the final masks are in force."""
-        if at_target(trainer):
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count if the final masks are in force."""
-        if at_target(trainer):
-            super().on_train_epoch_end(trainer, pl_module)

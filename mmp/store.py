@@ -9,7 +9,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,10 +18,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmp.errors import MmpError
 from mmp.files import load_tensors, save_tensors, write_json
+from mmp.layers import Layer
+from mmp.masks import Masks
+from mmp.ranges import Range
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +120,55 @@ def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     packages = ("mmp", "torch", "timm", "pytorch-lightning", "hydra-core")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def describe(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    sparsities: Mapping[str, float],
+    masks: Masks,
+) -> dict[str, Any]:
+    """Return what ``result.json`` says of a model's sparsity: in all, over all parameters, and per layer."""
+    parameters = sum(p.numel() for p in model.parameters())
+    gone = masks.pruned
+    return {
+        "parameters": parameters,
+        "prunable": masks.total,
+        "sparsity": masks.sparsity,
+        "sparsity_all": sum(gone.values()) / parameters,
+        "masks_hash": masks.digest(),
+        "layers": [
+            {
+                "name": layer.name,
+                "role": layer.role,
+                "stage": layer.stage,
+                "depth": layer.depth,
+                "lo": ranges[layer.name].lo,
+                "hi": ranges[layer.name].hi,
+                "sparsity": sparsities[layer.name],
+                "pruned": gone[layer.name],
+                "total": layer.size,
+            }
+            for layer in layers
+        ],
+    }
+
+
+def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the final numbers that a dashboard compares runs by."""
+    final = result["accuracy"]["finetuned"]
+    per_layer = {f"sparsity/{layer['name']}": layer["pruned"] / layer["total"] for layer in result["layers"]}
+    return {
+        "sparsity": result["sparsity"],
+        "sparsity_all": result["sparsity_all"],
+        "accuracy": final["test"],
+        "val_accuracy": final["validation"],
+        "drop": result["drop"],
+        "pruned_accuracy": result["accuracy"]["pruned"]["test"],
+        "dense_accuracy": result["accuracy"]["dense"]["test"],
+        **per_layer,
+    }
 
 
 @dataclass

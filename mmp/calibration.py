@@ -1,0 +1,103 @@
+"""Calibration: scores and observed ranges of a dense model, computed once and shared by every job of a sweep."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmp.config import PruneConfig, digest
+from mmp.criteria import criterion, global_sparsities
+from mmp.data import ImageData
+from mmp.files import tensors_digest
+from mmp.layers import Layer, prunable_parameters
+from mmp.signals import PAPER_SIGNALS, Scorer, collect, normalise, score
+from mmp.store import cached_tensors
+
+
+@dataclass
+class Calibration:
+    """A dense model with the calibration split: what scores and observed ranges are computed from.
+
+    ``key`` hashes everything that decides their values: weights, architecture, images in their batches, and loss.
+    """
+
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    batches: list[tuple[Tensor, Tensor]]
+    loss: nn.Module
+    cache: Path
+    key: str
+
+    @classmethod
+    def of(
+        cls, config: PruneConfig, model: nn.Module, layers: tuple[Layer, ...], data: ImageData, device: torch.device
+    ) -> Calibration:
+        """Read the calibration split, and move it and the model to a device.
+
+        Args:
+            config: Names the model, the loss and the cache.
+            model: The trained dense model.
+            layers: Its prunable layers.
+            data: The data set.
+            device: Where scores are computed.
+        """
+        model.to(device)
+        batches = [(x.to(device), y.to(device)) for x, y in data.calibration_dataloader()]
+        smoothing = config.dense.label_smoothing
+        images = {f"{i}/{part}": t for i, batch in enumerate(batches) for part, t in zip("xy", batch, strict=True)}
+        architecture = [config.model.name, config.model.num_classes, config.model.in_chans, config.model.kwargs]
+        contents = [tensors_digest(model.state_dict()), tensors_digest(images)]
+        key = digest([*contents, architecture, smoothing, config.seed])
+        loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        return cls(model, layers, batches, loss, Path(config.paths.cache), key)
+
+    def scores(self, signal: Scorer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return one score tensor per layer, and where they came from.
+
+        One calibration pass serves the three signals of the paper and this one; a sweep shares its file.
+        """
+        signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
+        definitions = {name: inspect.getsource(type(known)) for name, known in signals.items()}
+        path = self.cache / "scores" / f"{digest([self.key, definitions])[:16]}.safetensors"
+
+        def compute() -> dict[str, Tensor]:
+            parameters = prunable_parameters(self.model, self.layers)
+            needs = frozenset[str]().union(*(s.needs for s in signals.values()))
+            statistics = collect(self.model, parameters, self.batches, self.loss, needs)
+            return {
+                f"{name}/{layer}": value.cpu()
+                for name, s in signals.items()
+                for layer, value in normalise(score(s, parameters, statistics)).items()
+            }
+
+        scores, cached = cached_tensors(path, compute, prefix=f"{signal.name}/")
+        return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
+
+    def observe(self, criteria: Sequence[str], targets: Sequence[float], temperature: float) -> list[dict[str, float]]:
+        """Return every layer's sparsity under each criterion at each global target (METHOD, phase 1)."""
+        names = [layer.name for layer in self.layers]
+        path = self.cache / "observed" / f"{digest([self.key, criteria, targets, temperature])[:16]}.safetensors"
+
+        def compute() -> dict[str, Tensor]:
+            scorers = [criterion(name) for name in criteria]
+            parameters = prunable_parameters(self.model, self.layers)
+            needs = frozenset[str]().union(*(s.needs for s in scorers))
+            statistics = collect(self.model, parameters, self.batches, self.loss, needs, temperature)
+            observed = {}
+            for scorer in scorers:
+                scores = score(scorer, parameters, statistics)
+                for target in targets:
+                    by_layer = global_sparsities(scores, target)
+                    observed[f"{scorer.name}@{target}"] = torch.tensor(
+                        [by_layer[n] for n in names], dtype=torch.float64
+                    )
+            return observed
+
+        observed, _ = cached_tensors(path, compute)
+        return [dict(zip(names, values.tolist(), strict=True)) for values in observed.values()]
