@@ -39,7 +39,10 @@ def build_model(cfg: ModelConfig) -> nn.Module:
             in_chans=cfg.in_chans,
             **cfg.kwargs,
         )
-    except (TypeError, ValueError, AssertionError) as error:
+    except Exception as error:  # whatever a constructor or a download raises
+        if cfg.pretrained:
+            way_out = "without a network, set model.pretrained=false and model.checkpoint=<file>"
+            raise MmpError(f"model.name={cfg.name} with pretrained weights: {error}; {way_out}") from error
         raise MmpError(f"model.name={cfg.name}: timm cannot build it with {cfg.kwargs} ({error})") from error
 
 
