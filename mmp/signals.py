@@ -196,6 +196,7 @@ def _require(samples: int) -> None:
 def _scoring_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     frozen = [p for p in parameters.values() if not p.requires_grad]
+    forget_cached(model)
     model.eval()
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -205,8 +206,18 @@ def _scoring_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> I
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+        forget_cached(model)
         for module, training in modes.items():
             module.training = training
+
+
+def forget_cached(model: nn.Module) -> None:
+    """Make a model forget what it computed from its weights in eval mode; it is in training mode afterwards.
+
+    LeViT and its kin (timm) keep their attention biases from the first evaluation until ``train`` is called. Copying
+    the flag ``training`` alone, as Lightning does after validation, leaves biases of old weights behind.
+    """
+    model.train()
 
 
 def score(

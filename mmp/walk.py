@@ -1,0 +1,263 @@
+"""A walk through a network, layer by layer in forward order, on a fixed set of images.
+
+To get what one layer reads, the network is run up to that layer and no further; modules that lie wholly behind it in
+the past give back what they put out the last time. So a walk over all layers costs a few forward passes, not one per
+layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+from torch.nn.functional import pad, unfold
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
+
+
+class _EnoughError(Exception):
+    """Raised inside a forward pass when everything that was asked for has been seen."""
+
+
+@dataclass
+class _Calls:
+    """When a module ran in a forward pass: positions of its first entry and last exit, and how often."""
+
+    first: int = -1
+    last: int = -1
+    count: int = 0
+    changes_inputs: bool = False
+
+
+class Walk:
+    """See the module. The network must be in eval mode, and change only in layers at or behind the one asked for.
+
+    Args:
+        network: The network.
+        names: Names of the weights of interest.
+        images: Batches of images, (B, C, H, W) each.
+
+    Attributes:
+        order: The names that the images reach, by the position of their first use.
+    """
+
+    def __init__(self, network: nn.Module, names: Iterable[str], images: Sequence[Tensor]) -> None:
+        self._network, self._images = network, images
+        self._modules = dict(network.named_modules())
+        holders: dict[int, list[nn.Module]] = {}
+        for module in self._modules.values():
+            for parameter in module.parameters(recurse=False):
+                holders.setdefault(id(parameter), []).append(module)
+        parameters = dict(network.named_parameters(remove_duplicate=False))
+        self._users = {name: holders[id(parameters[name])] for name in names}
+        self._calls: dict[nn.Module, _Calls] = {module: _Calls() for module in self._modules.values()}
+        self._norms: dict[nn.Module, nn.Module] = {}
+        self._unlike: dict[str, str] = {}
+        self._kept: dict[nn.Module, dict[int, Any]] = {}
+        self._trace()
+        used = {name: [self._calls[m].first for m in self._users[name] if self._calls[m].count] for name in self._users}
+        self.order = sorted((name for name in used if used[name]), key=lambda name: min(used[name]))
+
+    def owner(self, name: str) -> nn.Module:
+        """Return the first module that uses a weight."""
+        return self._users[name][0]
+
+    def norm_behind(self, name: str) -> nn.Module | None:
+        """Return the batch norm that reads a layer's output and nothing else, if there is one."""
+        users = self._users[name]
+        return self._norms.get(users[0]) if len(users) == 1 and self._calls[users[0]].count == 1 else None
+
+    def unfit(self, name: str) -> str | None:
+        """Return why a layer cannot be re-solved, None if it can."""
+        return self._unlike.get(name)
+
+    def inputs(self, name: str) -> Iterator[list[Tensor]]:
+        """Yield what a layer reads from each batch of images, call by call.
+
+        Args:
+            name: Name of its weight, one of ``order``.
+        """
+        users = [module for module in self._users[name] if self._calls[module].count]
+        wanted = sum(self._calls[module].count for module in users)
+        finished = self._finished(min(self._calls[module].first for module in users))
+        self._kept = {module: self._kept.get(module, {}) for module in finished}
+        for number, images in enumerate(self._images):
+            seen: list[Tensor] = []
+
+            def see(_: nn.Module, arguments: tuple[Any, ...], seen: list[Tensor] = seen) -> None:
+                seen.append(arguments[0].detach().clone())
+                if len(seen) == wanted:
+                    raise _EnoughError
+
+            handles = [module.register_forward_pre_hook(see) for module in users]
+            try:
+                with self._remembering(number), suppress(_EnoughError):
+                    self._network(images.clone())
+            finally:
+                for handle in handles:
+                    handle.remove()
+            yield seen
+
+    # --- the past is not computed twice ---
+
+    @contextmanager
+    def _remembering(self, number: int) -> Iterator[None]:
+        for module, kept in self._kept.items():
+            module.forward = self._recall(module.forward, kept, number)
+        try:
+            yield
+        finally:
+            for module in self._kept:
+                del module.forward  # the class's own forward is in force again
+
+    @staticmethod
+    def _recall(forward: Callable[..., Any], kept: dict[int, Any], number: int) -> Callable[..., Any]:
+        # Clones, because what follows may change a tensor in place.
+        def recall(*arguments: Any, **options: Any) -> Any:
+            if number not in kept:
+                kept[number] = _cloned(forward(*arguments, **options))
+            return _cloned(kept[number])
+
+        return recall
+
+    def _finished(self, here: int) -> list[nn.Module]:
+        """Modules that ran once and were done before a position, and lie in no other such module."""
+        found: list[nn.Module] = []
+        inside: set[str] = set()
+        for path, module in self._modules.items():
+            if any(path.startswith(f"{outer}.") for outer in inside):
+                continue
+            calls = self._calls[module]
+            bare = "forward" not in vars(module)
+            if path and bare and calls.count == 1 and calls.last < here and not calls.changes_inputs:
+                found.append(module)
+                inside.add(path)
+        return found
+
+    # --- one pass over the first batch, to see what there is ---
+
+    def _trace(self) -> None:
+        clock = 0
+        outputs: dict[int, tuple[Tensor, int, nn.Module]] = {}  # by address; held, so that no other tensor takes it
+        readers: dict[int, list[nn.Module | None]] = {}  # of those outputs; a batch norm, or None for anything else
+        versions: dict[nn.Module, list[tuple[Tensor, int]]] = {}
+        owned = {user: name for name, users in self._users.items() for user in users}
+
+        def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            nonlocal clock
+            calls = self._calls[module]
+            calls.first = clock if calls.first < 0 else calls.first
+            clock += 1
+            tensors = [a for a in arguments if isinstance(a, Tensor)]
+            versions[module] = [(tensor, tensor._version) for tensor in tensors]
+            leaf = not any(True for _ in module.children()) and not isinstance(module, nn.Identity)
+            for tensor in tensors if leaf or isinstance(module, _BatchNorm) else ():
+                if made := outputs.get(tensor.data_ptr()):
+                    norm = isinstance(module, _BatchNorm) and _same_channels(tensor, *made)
+                    readers.setdefault(tensor.data_ptr(), []).append(module if norm else None)
+
+        def leave(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            nonlocal clock
+            calls = self._calls[module]
+            calls.last, calls.count = clock, calls.count + 1
+            clock += 1
+            calls.changes_inputs |= any(tensor._version != before for tensor, before in versions.pop(module, []))
+            if module in owned:
+                if isinstance(output, Tensor):
+                    outputs[output.data_ptr()] = (output, output._version, module)
+                if owned[module] not in self._unlike and (reason := _unlike(module, arguments, output)):
+                    self._unlike[owned[module]] = reason
+
+        handles: list[Any] = []
+        for module in self._modules.values():
+            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        try:
+            self._network(self._images[0].clone())
+        finally:
+            for handle in handles:
+                handle.remove()
+        for address, (_, _, module) in outputs.items():
+            behind = readers.get(address, [])
+            norm = behind[0] if len(behind) == 1 else None
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and self._calls[norm].count == 1:
+                self._norms[module] = norm
+
+
+def _same_channels(read: Tensor, output: Tensor, version: int, owner: nn.Module) -> bool:
+    """Return whether a batch norm reads a layer's output as it was made, perhaps reshaped, channel by channel."""
+    channel = 1 if isinstance(owner, nn.Conv1d | nn.Conv2d) else output.dim() - 1
+    shape = read.dim() > 1 and (read.shape[1], read.stride(1)) == (output.shape[channel], output.stride(channel))
+    return shape and read.numel() == output.numel() and read._version == version
+
+
+def _cloned(value: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _unlike(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> str | None:
+    """Return why a module's output is not its weight times its input, None if it is."""
+    if not (_is_linear(module) or isinstance(module, nn.Conv1d | nn.Conv2d)):
+        return f"it is neither a linear nor a convolution of one or two dimensions ({type(module).__name__})"
+    if not arguments or not isinstance(arguments[0], Tensor) or not isinstance(output, Tensor):
+        return f"it does not take and return a tensor ({type(module).__name__})"
+    inputs, found = columns_of(module, arguments[0]), _rows_of(module, output)
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    groups = len(inputs)
+    expected = inputs @ weight.float().reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+    if isinstance(bias, Tensor):
+        expected = expected + bias.float().view(groups, 1, -1)
+    tolerance = 1e-3 * expected.detach().abs().max().item()
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=tolerance):
+        return f"its output is not its weight times its input ({type(module).__name__})"
+    return None
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return all(hasattr(module, attribute) for attribute in ("in_features", "weight", "bias"))
+
+
+def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return a layer's input as float32 rows that its weight is multiplied by, (groups, rows, columns).
+
+    Args:
+        module: A linear, or a convolution of one or two dimensions.
+        inputs: (..., features), or (B, C, positions...) for a convolution.
+    """
+    inputs = inputs.float()
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return inputs.reshape(1, -1, inputs.shape[-1])
+    sizes = module.kernel_size, module.stride, module.dilation
+    one = isinstance(module, nn.Conv1d)
+    kernel, stride, dilation = (((1, *size) if one else size) for size in sizes)
+    inputs = _padded(module, inputs)
+    patches = unfold(inputs.unsqueeze(2) if one else inputs, kernel, dilation, 0, stride)
+    return _by_group(patches, module.groups)
+
+
+def _rows_of(module: nn.Module, output: Tensor) -> Tensor:
+    """Return a layer's output as float32 (groups, rows, outputs per group)."""
+    output = output.float()
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return _by_group(output.flatten(2), module.groups)
+    return output.reshape(1, -1, output.shape[-1])
+
+
+def _by_group(values: Tensor, groups: int) -> Tensor:
+    """From (B, groups * width, positions) to (groups, B * positions, width)."""
+    batch, channels, positions = values.shape
+    split = values.view(batch, groups, channels // groups, positions)
+    return split.permute(1, 0, 3, 2).reshape(groups, batch * positions, channels // groups)
+
+
+def _padded(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+    if isinstance(module, Conv2dSame):
+        return pad_same(inputs, list(module.kernel_size), list(module.stride), list(module.dilation))
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return pad(inputs, module._reversed_padding_repeated_twice, mode=mode)

@@ -1,0 +1,426 @@
+"""Reconstruction: against least squares by hand, on every kind of layer, and on real models."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mmp.errors import MmpError
+from mmp.layers import prunable_layers, prunable_parameters
+from mmp.masks import Masks, make_masks
+from mmp.reconstruct import LayerReport, reconstruct, summary_of
+from mmp.signals import Magnitude, score
+from mmp.solve import Moments, _by_conjugate_gradients, _by_factors, solve_rows
+from mmp.walk import Walk, columns_of
+
+
+def masks_of(model: nn.Module, sparsity: float) -> Masks:
+    layers = prunable_layers(model)
+    scores = score(Magnitude(), prunable_parameters(model, layers), {})
+    return make_masks(scores, dict.fromkeys(scores, sparsity))
+
+
+def random_masks(model: nn.Module, share: float = 0.5) -> Masks:
+    generator = torch.Generator().manual_seed(3)
+    names = [layer.name for layer in prunable_layers(model)]
+    parameters = dict(model.named_parameters())
+    return Masks({name: torch.rand(parameters[name].shape, generator=generator) > share for name in names})
+
+
+def shaken(inputs: Tensor) -> Tensor:
+    """Inputs that a pruned network might hand on: like the dense ones, but not the same."""
+    return inputs + 0.3 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(9))
+
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(6, 5), (40, 6)),
+    "tokens": (nn.Linear(6, 5), (4, 10, 6)),
+    "linear without bias": (nn.Linear(6, 5, bias=False), (40, 6)),
+    "conv": (nn.Conv2d(3, 4, 3, padding=1), (3, 3, 7, 7)),
+    "stride": (nn.Conv2d(3, 4, 3, stride=2), (5, 3, 9, 8)),
+    "dilation": (nn.Conv2d(3, 4, 3, dilation=2, padding=2), (3, 3, 7, 7)),
+    "same": (nn.Conv2d(3, 4, 3, padding="same"), (3, 3, 7, 7)),
+    "reflect": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (3, 3, 7, 7)),
+    "groups": (nn.Conv2d(6, 4, 3, groups=2), (4, 6, 7, 7)),
+    "depthwise": (nn.Conv2d(5, 5, 3, groups=5, padding=1), (4, 5, 7, 7)),
+    "patches": (nn.Conv2d(3, 8, 4, stride=4), (20, 3, 8, 8)),
+    "one dimension": (nn.Conv1d(3, 4, 3, padding=1), (6, 3, 11)),
+    "tensorflow's padding": (timm.layers.Conv2dSame(3, 4, 3, stride=2), (6, 3, 7, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_columns_times_weight_is_the_layer(kind: str) -> None:
+    layer, shape = LAYERS[kind]
+    inputs = torch.randn(shape)
+    columns = columns_of(layer, inputs)
+    groups = getattr(layer, "groups", 1)
+    product = columns @ layer.weight.reshape(groups, -1, columns.shape[2]).transpose(1, 2)  # type: ignore[operator, union-attr]
+    if layer.bias is not None:
+        product = product + layer.bias.view(groups, 1, -1)  # type: ignore[union-attr, operator]
+    output = layer(inputs)
+    if isinstance(layer, nn.Linear):
+        assert torch.allclose(product[0], output.reshape(-1, output.shape[-1]), atol=1e-5)
+    else:
+        flat = output.flatten(2).permute(0, 2, 1).reshape(-1, groups, output.shape[1] // groups)
+        assert torch.allclose(product, flat.permute(1, 0, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["factors", "conjugate gradients"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_rows_are_those_of_least_squares(kind: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, shape = LAYERS[kind]
+    generator = torch.Generator().manual_seed(0)
+    dense_inputs = torch.randn(shape, generator=generator)
+    inputs = shaken(dense_inputs)
+    chosen = _by_factors if method == "factors" else _by_conjugate_gradients
+    monkeypatch.setattr("mmp.solve._by_factors", chosen)
+    monkeypatch.setattr("mmp.solve._by_conjugate_gradients", chosen)
+    centred = layer.bias is not None
+    moments = Moments(layer, centred)
+    with torch.no_grad():
+        for part, dense_part in zip(inputs.split(2), dense_inputs.split(2), strict=True):
+            moments.add(columns_of(layer, part), columns_of(layer, dense_part), layer)
+    weight = layer.weight.detach()  # type: ignore[operator, union-attr]
+    mask = torch.rand(weight.shape, generator=generator) > 0.4
+    found = solve_rows(moments, mask, weight, ridge=0.01)
+    assert found is not None
+    assert not found[~mask].any()
+
+    x, dense_x = columns_of(layer, inputs).double(), columns_of(layer, dense_inputs).double()
+    for group in range(moments.groups):
+        rows = weight.reshape(moments.groups, moments.outputs, -1)[group].double()
+        kept = mask.reshape(moments.groups, moments.outputs, -1)[group]
+        y = dense_x[group] @ rows.T
+        a = x[group]
+        if centred:
+            a, y = a - a.mean(0), y - y.mean(0)
+        few = 10 if len(a) < 10 * a.shape[1] else 1
+        pull = (few * 0.01 * a.square().sum() / a.shape[1]).sqrt()  # of the sum, not the mean
+        for row in range(moments.outputs):
+            s = kept[row]
+            left = torch.cat([a[:, s], pull * torch.eye(int(s.sum()), dtype=torch.float64)])
+            right = torch.cat([y[:, row], pull * rows[row, s]])
+            expected = torch.linalg.lstsq(left, right.unsqueeze(1)).solution.squeeze(1)
+            got = found.reshape(moments.groups, moments.outputs, -1)[group, row, s].double()
+            assert torch.allclose(got, expected, atol=2e-5), (group, row)
+
+
+def test_streamed_moments_are_those_of_float64() -> None:
+    layer = nn.Linear(50, 20)
+    inputs = 3 + torch.randn(5000, 50)
+    streamed = Moments(layer, centred=True)
+    with torch.no_grad():
+        for part in inputs.split(300):
+            streamed.add(part.unsqueeze(0), part.unsqueeze(0), layer)
+    a, _ = streamed.system
+    x = inputs.double() - inputs.double().mean(0)
+    assert torch.allclose(a[0], x.T @ x / len(x), atol=1e-4)
+
+
+class Shared(nn.Module):
+    """One linear that runs twice, by two names, and a convolution that runs in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = self.conv(x).relu()
+        return self.head(self.b(self.a(x.mean((2, 3))).relu()).relu())
+
+
+def small() -> nn.Module:
+    """Batch norm, in-place activations, a residual sum in place, a layer without bias or norm."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+            y += x
+            return self.act(y)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), Block(), Block(),
+        nn.Conv2d(8, 8, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    images = torch.randn(64, 3, 8, 8)
+    model.train()
+    for _ in range(20):
+        model(images)
+    return model.eval()
+
+
+IMAGES = list(torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(5)).split(32))
+
+
+def test_nothing_to_do_leaves_the_dense_model_to_the_bit() -> None:
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    reports = reconstruct(model, random_masks(model, share=-1.0), IMAGES)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {report.status for report in reports} == {"solved"}
+
+
+@settings(max_examples=15)
+@given(st.floats(0.05, 0.97), st.integers(0, 3))
+def test_errors_never_grow_and_masks_stay(share: float, seed: int) -> None:
+    model = small()
+    torch.manual_seed(seed)
+    masks = random_masks(model, share)
+    reports = reconstruct(model, masks, IMAGES)
+    assert [report.name for report in reports] == list(masks)
+    for report in reports:
+        assert report.after <= report.before * (1 + 1e-6) + 1e-12  # type: ignore[operator]
+        assert report.kept == int(masks[report.name].sum())
+    weights = dict(model.named_parameters())
+    assert all(not weights[name][~mask].any() for name, mask in masks.items())
+
+
+def test_a_pruned_model_comes_closer_to_the_dense_one() -> None:
+    dense = small()
+    masks = random_masks(dense, 0.5)
+    masked, solved = copy.deepcopy(dense), copy.deepcopy(dense)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            dict(masked.named_parameters())[name].mul_(mask)
+        reconstruct(solved, masks, IMAGES)
+        target, images = dense(torch.cat(IMAGES)), torch.cat(IMAGES)
+        assert (solved(images) - target).square().mean() < 0.5 * (masked(images) - target).square().mean()
+
+
+def test_the_norm_behind_a_layer_takes_its_mean_and_a_bias_its_own() -> None:
+    dense = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 64, 3)).eval()
+    model = copy.deepcopy(dense)
+    images = torch.cat(IMAGES) + 2.0
+    reconstruct(model, random_masks(dense, 0.6), [images])
+    with torch.no_grad():
+        for depth in (2, 4):
+            found, expected = model[:depth](images), dense[:depth](images)
+            dims = (0, 2, 3) if depth == 2 else (0,)
+            assert torch.allclose(found.mean(dims), expected.mean(dims), atol=1e-4)
+    assert torch.equal(model[1].running_var, dense[1].running_var)
+
+
+def test_shared_weights_are_solved_once_for_all_their_uses() -> None:
+    torch.manual_seed(1)
+    model = Shared()
+    images = [torch.randn(64, 4, 6, 6)]
+    masks = random_masks(model, 0.4)
+    reports = {report.name: report for report in reconstruct(model, masks, images)}
+    assert set(reports) == {"conv.weight", "a.weight", "head.weight"}
+    assert model.b.weight is model.a.weight
+    assert reports["conv.weight"].after < reports["conv.weight"].before  # type: ignore[operator]
+    assert not model.a.weight[~masks["a.weight"]].any()
+
+
+def test_layers_whose_output_is_no_product_are_left_and_named() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.standardised = timm.layers.ScaledStdConv2d(3, 8, 3)
+            self.transposed = nn.ConvTranspose2d(8, 8, 2)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.unused = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.transposed(self.standardised(x)).flatten(2).transpose(1, 2)
+            return self.head(self.attention(x, x, x)[0].mean(1))
+
+    model = Net().eval()
+    masks = random_masks(model, 0.4)
+    reports = {report.name: report for report in reconstruct(model, masks, IMAGES)}
+    assert set(reports) == set(masks)
+    assert "not its weight times its input" in reports["standardised.weight"].status
+    assert "neither a linear nor a convolution" in reports["transposed.weight"].status
+    assert "neither a linear nor a convolution" in reports["attention.in_proj_weight"].status
+    assert reports["unused.weight"].status == "its module is never called"
+    assert reports["head.weight"].status == "solved"
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            assert not parameter[~masks[name]].any()
+
+
+def test_dead_inputs_are_a_singular_system_and_no_images_an_error() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
+    before = copy.deepcopy(model)
+    masks = random_masks(model, 0.5)
+    (first, _) = reconstruct(model, masks, [torch.zeros(8, 4)])
+    assert first.status == "the system is singular"
+    assert torch.equal(model[0].weight, before[0].weight * masks["0.weight"])
+    with pytest.raises(MmpError, match=r"needs images.*data\.calibration"):
+        reconstruct(model, masks, [])
+    with pytest.raises(MmpError, match="no such weight"):
+        reconstruct(model, Masks({"2.weight": torch.ones(2, 2, dtype=torch.bool)}), [torch.zeros(8, 4)])
+
+
+def test_a_solve_that_would_make_a_layer_worse_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    masks = random_masks(model, 0.5)
+    expected = [model[i].weight.detach() * masks[f"{i}.weight"] for i in (0, 2)]
+    monkeypatch.setattr("mmp.reconstruct.solve_rows", lambda _m, mask, dense, _r: 100.0 * (dense + 1) * mask)
+    reports = reconstruct(model, masks, [torch.randn(32, 4)])
+    assert {report.status for report in reports} == {"the solve would make its output worse"}
+    assert torch.equal(model[0].weight, expected[0])
+    assert torch.equal(model[2].weight, expected[1])
+
+
+def test_the_modes_of_the_model_and_the_dense_model_are_left() -> None:
+    model, dense = small(), small()
+    model[0].train()
+    dense.train()
+    before = copy.deepcopy(dense.state_dict())
+    reconstruct(model, random_masks(model), IMAGES, dense=dense)
+    assert model[0].training
+    assert not model[1].training
+    assert dense[1].training
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    assert not any("forward" in vars(module) for module in (*model.modules(), *dense.modules()))
+
+
+def test_the_same_images_give_the_same_bits() -> None:
+    first, second = small(), small()
+    for model in (first, second):
+        reconstruct(model, random_masks(model), IMAGES)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+# --- the walk ---
+
+
+def test_a_walk_sees_what_hooks_see_and_computes_little_twice() -> None:
+    model = small()
+    masks = random_masks(model)
+    walk = Walk(model, masks, IMAGES)
+    assert walk.order == list(masks)
+    runs = 0
+
+    def count(*_: Any) -> None:
+        nonlocal runs
+        runs += 1
+
+    with torch.no_grad():
+        for name in walk.order:
+            seen: list[Tensor] = []
+            owner = walk.owner(name)
+            handle = owner.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0].clone()))
+            for images in IMAGES:
+                model(images.clone())
+            handle.remove()
+            for expected, (found,) in zip(seen, walk.inputs(name), strict=True):
+                assert torch.equal(found, expected), name
+        counted = Walk(model, masks, IMAGES)
+        model[3].conv1.register_forward_hook(count)
+        for name in walk.order:
+            list(counted.inputs(name))
+    assert runs <= 3 * len(IMAGES)  # seven layers follow it
+
+
+def test_norms_are_found_behind_layers_only_where_nothing_else_reads_them() -> None:
+    model = small()
+    walk = Walk(model, random_masks(model), IMAGES)
+    assert walk.norm_behind("0.weight") is model[1]
+    assert walk.norm_behind("3.conv2.weight") is model[3].bn2
+    assert walk.norm_behind("5.weight") is None
+
+
+def test_a_norm_is_found_behind_reshaped_tokens_and_not_behind_tokens_that_were_transposed_or_changed() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.norm = nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4)
+            self.turned, self.positions = nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4)
+            self.changed, self.late = nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:  # (B, 4, 6)
+            x = self.tokens(x)
+            x = self.norm(x.flatten(0, 1)).reshape_as(x)
+            x = self.positions(self.turned(x))  # its channels are the four tokens
+            x = self.changed(x.flatten(0, 1))
+            return self.late(x.relu_())
+
+    model = Net().eval()
+    with torch.no_grad():
+        walk = Walk(model, random_masks(model), [torch.randn(5, 4, 6)])
+    assert walk.norm_behind("tokens.weight") is model.norm
+    assert walk.norm_behind("turned.weight") is None
+    assert walk.norm_behind("changed.weight") is None
+
+
+def test_a_norm_that_reads_where_an_output_is_stored_later_is_not_behind_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layers = nn.BatchNorm2d(3), nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(20))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x * 1)  # freed at once, and its memory used again
+            for layer in self.layers:
+                x = layer(x * 1) * 1
+            return x
+
+    model = Net().eval()
+    with torch.no_grad():
+        walk = Walk(model, random_masks(model), [torch.randn(5, 3, 8, 8)])
+    assert all(walk.norm_behind(name) is None for name in walk.order)
+
+
+# --- real models ---
+
+KINDS: dict[str, dict[str, Any]] = {
+    "resnet18": {"channels": (8, 12, 16, 20), "stem_width": 8},
+    "convnext_atto": {"dims": (8, 12, 16, 20), "depths": (1, 1, 2, 1)},
+    "mobilenetv3_small_050": {},  # EfficientNet's family: depthwise, squeeze-excite
+    "vit_tiny_patch16_224": {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (1, 1, 2, 1),
+                                     "num_heads": (1, 2, 2, 4)},
+    "levit_128s": {"embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (1, 1, 1)},
+    "edgenext_xx_small": {"dims": (8, 12, 16, 24), "heads": (2, 2, 2, 2)},  # convolutions and attention
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_timm_model_is_reconstructed(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **KINDS[name]).eval()
+    size = 224 if name == "levit_128s" else 64
+    masks = masks_of(model, 0.6)
+    images = list(torch.randn(16, 3, size, size).split(8))
+    reports = reconstruct(model, masks, images)
+    assert {report.name for report in reports} == set(masks)
+    solved = [report for report in reports if report.status == "solved"]
+    for report in solved:
+        assert report.after <= report.before * (1 + 1e-6) + 1e-12, report  # type: ignore[operator]
+    left = {report.status for report in reports} - {"solved"}
+    assert left <= {"the solve would make its output worse", "the system is singular"}, left
+    assert len(solved) >= 0.9 * len(reports)
+    weights = dict(model.named_parameters())
+    assert all(not weights[n][~mask].any() for n, mask in masks.items())
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point())
+
+
+def test_a_summary_counts_what_was_solved_and_left() -> None:
+    reports = [LayerReport("a", 5, 0.4, 0.1, "solved", 1.0), LayerReport("b", 5, None, None, "left", 0.5)]
+    assert summary_of(reports) == {
+        "solved": 1, "left": 1, "error_before": 0.4, "error_after": 0.1, "seconds": 1.5,
+    }  # fmt: skip
