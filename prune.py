@@ -10,46 +10,38 @@ import copy
 import logging
 import shutil
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
-import pytorch_lightning as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from callbacks.pruning import MaskPruning
-from mmp.build import (
-    build_callbacks,
-    build_constraints,
-    build_groups,
-    build_loggers,
-    build_rule_table,
-    build_strategy,
-    build_trainer,
-    check,
-    instantiate,
-)
+from mmp.build import build_loggers, check, instantiate
 from mmp.calibration import Calibration
 from mmp.cli import command, explain
-from mmp.config import PruneConfig, identity, register, validate
+from mmp.config import PruneConfig, register
 from mmp.criteria import criterion
 from mmp.data import ImageData
+from mmp.dense import dense_model, device_of
 from mmp.errors import MmpError
 from mmp.files import save_tensors
-from mmp.layers import Layer, prunable_layers, prunable_parameters
+from mmp.finetune import finetune_best
+from mmp.identity import identity
+from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import MaskEnforcer, check_zeros, make_masks, save_masks
-from mmp.models import Classifier, accuracy, require_finite
-from mmp.ranges import Range, constrain, observed_ranges, resolve_groups, rule_ranges
+from mmp.models import fill_input, require_finite
+from mmp.plan import check_budget_names, choose_sparsities, layer_ranges
+from mmp.reconstruct import reconstruct, summary_of
 from mmp.schedules import Schedule
 from mmp.signals import Scorer
+from mmp.sizes import Sizes
 from mmp.store import (
     MASKS,
     WEIGHTS,
@@ -61,29 +53,34 @@ from mmp.store import (
     summarise,
     versions,
 )
-from mmp.strategies import layer_sparsities, meet_budget
-from train import dense_model, device_of, open_run
+from mmp.strategies import Strategy
+from mmp.tables import build_rule_table, build_strategy
+from mmp.training import accuracy
+from mmp.validate import validate
+from train import open_run
 
 log = logging.getLogger(__name__)
 register()
 
 
 @dataclass
-class Plan:
+class Job:
     """What a configuration says before any data is read; building it finds every mistake in it.
 
     Attributes:
         config: The validated configuration.
         signal: How weights are scored.
+        strategy: Where each layer goes in its range.
         schedule: When masks come.
     """
 
     config: PruneConfig
     signal: Scorer
+    strategy: Strategy
     schedule: Schedule
 
     @classmethod
-    def of(cls, config: PruneConfig, folder: Path) -> Plan:
+    def of(cls, config: PruneConfig, folder: Path) -> Job:
         """Build the parts of a configuration.
 
         Args:
@@ -96,84 +93,32 @@ class Plan:
         check(config, folder)
         signal = instantiate({"_target_": config.signal._target_}, "signal")
         schedule = instantiate(config.schedule, "schedule")
-        build_strategy(config.strategy)
+        strategy = build_strategy(config.strategy)
         build_rule_table(config.ranges)
+        check_budget_names(config)
         for name in config.ranges.criteria:
             criterion(name)
+        if config.reconstruct.name != "none" and schedule.last_epoch > 0:
+            raise MmpError(
+                f"reconstruct={config.reconstruct.name} needs all masks at once, but the schedule ends in epoch "
+                f"{schedule.last_epoch}; use schedule=one_shot"
+            )
         if 0 < config.finetune.epochs <= schedule.last_epoch:
             raise MmpError(
                 f"schedule reaches its final sparsity in epoch {schedule.last_epoch}, but finetune.epochs="
                 f"{config.finetune.epochs}; raise finetune.epochs or shorten the schedule"
             )
-        return cls(config, signal, schedule)
+        return cls(config, signal, strategy, schedule)
 
 
-def layer_ranges(config: PruneConfig, calibration: Calibration) -> dict[str, Range]:
-    """Return the constrained range of every layer, from rules or from observation."""
-    layers, ranges = calibration.layers, config.ranges
-    if ranges.source == "rules":
-        source = rule_ranges(layers, build_rule_table(ranges))
-    else:
-        source = observed_ranges(layers, calibration.observe(ranges.criteria, ranges.targets, ranges.grasp_temperature))
-    return constrain(layers, source, build_constraints(ranges))
-
-
-def choose_sparsities(config: PruneConfig, layers: Sequence[Layer], ranges: Mapping[str, Range]) -> dict[str, float]:
-    """Return the strategy's sparsity of every layer, shifted to the budget if there is one."""
-    groups = resolve_groups(layers, build_groups(config.ranges))
-    sparsities = layer_sparsities(build_strategy(config.strategy), layers, ranges, groups)
-    if config.budget is None:
-        return sparsities
-    small = frozenset(layer.name for layer in layers if layer.size < config.ranges.constraints.small_below)
-    return meet_budget(layers, sparsities, config.budget, fixed=small)
-
-
-def finetune(
-    plan: Plan,
-    model: nn.Module,
-    pruning: MaskPruning,
-    data: ImageData,
-    loggers: Sequence[Logger],
-    run: RunFolder,
-) -> int:
-    """Train a model while its masks come and hold; leave it at the best validated epoch.
-
-    Args:
-        plan: Recipe and trainer.
-        model: The dense model, changed in place.
-        pruning: The masking callback.
-        data: Train and validation splits.
-        loggers: Where epochs are logged.
-        run: The run, whose last checkpoint is resumed from if a run of the same settings was interrupted.
-
-    Returns:
-        Number of epochs trained.
-    """
-    config = plan.config
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    configured = build_callbacks(config, run.path)
-    module = Classifier(model, config.finetune, config.model.num_classes)
-    trainer = build_trainer(config, config.finetune.epochs, [pruning, *configured.values()], loggers, run.path)
-    last = run.path / "checkpoints" / "last.ckpt"
-    trainer.fit(
-        module,
-        train_dataloaders=data.train_dataloader(),
-        val_dataloaders=data.val_dataloader(),
-        ckpt_path=str(last) if last.is_file() else None,
-        weights_only=True,
-    )
-    best = configured.get("best")
-    if isinstance(best, ModelCheckpoint) and best.best_model_path:
-        module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
-    return trainer.current_epoch
-
-
-def prune(plan: Plan, run: RunFolder) -> dict[str, Any]:
+def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[str, Any]:
     """Prune, fine-tune and measure one configuration.
 
     Args:
-        plan: What to do.
+        job: What to do.
+        data: The data set.
         run: Where masks, weights and ``result.json`` go.
+        watch: Counts the seconds of each phase.
 
     Returns:
         What ``result.json`` holds besides its head.
@@ -181,7 +126,7 @@ def prune(plan: Plan, run: RunFolder) -> dict[str, Any]:
     Raises:
         MmpError: on bad data, weights, checkpoints or folders, or diverged training.
     """
-    config, watch = plan.config, Stopwatch()
+    config = job.config
     reset_peak_memory()
     tags = [
         config.model.label or config.model.name,
@@ -194,38 +139,44 @@ def prune(plan: Plan, run: RunFolder) -> dict[str, Any]:
     try:
         for logger in loggers:
             logger.log_hyperparams(identity(config))
-        with watch("data"):
-            data = ImageData(config.data, config.seed)
         with watch("dense"):
             dense, dense_cached = dense_model(config, data)
         with watch("scores"):
             layers = prunable_layers(dense)
             calibration = Calibration.of(config, dense, layers, data, device_of(config))
-            scores, source = calibration.scores(plan.signal)
+            scores, source = calibration.scores(job.signal)
         with watch("ranges"):
-            ranges = layer_ranges(config, calibration)
-            sparsities = choose_sparsities(config, layers, ranges)
+            observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
+            ranges, sizes = layer_ranges(layers, config.ranges, observed), Sizes.of(dense, layers)
+            sparsities = choose_sparsities(job.strategy, layers, ranges, config.ranges, config.budget, sizes)
         with watch("masks"):
             masks = make_masks(scores, sparsities)
             pruned = copy.deepcopy(dense)
             MaskEnforcer(prunable_parameters(pruned, layers)).set(masks)
-        epochs = 0
+        models = {"dense": dense, "pruned": pruned}
+        start, reconstruction = (dense if config.finetune.epochs else pruned), None
+        with watch("reconstruct"):
+            if config.reconstruct.name != "none":
+                images = calibration.images(config.reconstruct.images)
+                models["reconstructed"] = start = copy.deepcopy(dense)
+                reports = reconstruct(start, masks, images, config.reconstruct.ridge, dense)
+                reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
         with watch("finetune"):
-            finetuned = copy.deepcopy(dense if config.finetune.epochs else pruned)
-            if config.finetune.epochs:
-                pruning = MaskPruning(layers, scores, sparsities, plan.schedule)
-                epochs = finetune(plan, finetuned, pruning, data, loggers, run)
+            pruning = partial(MaskPruning, layers, scores, sparsities, job.schedule)
+            finetuned, training = finetune_best(config, start, pruning, data, loggers, run.path)
+        models["finetuned"] = finetuned
         weights = {name: value.cpu() for name, value in finetuned.state_dict().items()}
         require_finite(finetuned, "fine-tuning")
         check_zeros(weights, masks)
         save_masks(masks, run.path / MASKS)
         save_tensors(run.path / WEIGHTS, weights)
         with watch("evaluate"):
-            measured = measure({"dense": dense, "pruned": pruned, "finetuned": finetuned}, config, data)
+            measured = measure(models, config, data)
         result = {
-            **describe(dense, layers, ranges, sparsities, masks),
+            **describe(dense, layers, ranges, sparsities, masks, sizes),
             **measured,
-            "epochs": epochs,
+            **training,
+            "reconstruction": reconstruction,
             "dense_cached": dense_cached,
             "scores": source,
             "seconds": watch.summary(),
@@ -246,7 +197,7 @@ def prune(plan: Plan, run: RunFolder) -> dict[str, Any]:
 
 def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageData) -> dict[str, Any]:
     """Measure models on validation and, once everything is chosen, on test data: one pass over each."""
-    device, classes = device_of(config), config.model.num_classes
+    device, classes = device_of(config), config.data.classes
     validation, _ = accuracy(models, data.val_dataloader(), classes, device)
     test, samples = accuracy(models, data.test_dataloader(), classes, device)
     return {
@@ -263,9 +214,18 @@ def head_of(config: PruneConfig) -> dict[str, Any]:
         "strategy": config.strategy.name,
         "ranges": config.ranges.name,
         "schedule": str(config.schedule.get("_target_", "")).rpartition(".")[2],
+        "reconstruct": config.reconstruct.name,
         "finetune": config.finetune.name,
-        "budget": config.budget,
+        "budget": config.budget.of(config.strategy.name),
+        "budget_megabytes": config.budget.megabytes,
     }
+
+
+def keep_metrics(folder: Path) -> None:
+    """Move the metrics of an interrupted attempt aside; the CSV logger begins with an empty file."""
+    metrics = folder / "metrics.csv"
+    if metrics.is_file():
+        metrics.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv'))) + 1}.csv")
 
 
 def run_job(cfg: DictConfig) -> dict[str, Any]:
@@ -274,19 +234,27 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         Its status; a plain value that any launcher can send home.
     """
-    config = validate(cfg)
-    run = open_run(cfg, config, **head_of(config))
-    if not config.force and run.completed():
-        log.info("%s: already completed, skipped (force=true runs it again)", run.head["run_name"])
-        return {"status": "completed", "run": run.head["run_name"]}
-    if config.force or not run.resumable():
-        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    run.write("running", error=None)
+    watch = Stopwatch()
+    run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     try:
-        result = prune(Plan.of(config, run.path), run)
+        config = validate(cfg)
+        fill_input(config)
+        run = open_run(cfg, config, **head_of(config))
+        job = Job.of(config, run.path)
+        with watch("data"):
+            data = ImageData(config.data, config.seed)
+        run.head["data_fingerprint"] = data.fingerprint
+        if not config.force and run.completed():
+            run.clear_error()
+            log.info("%s: already completed, skipped (force=true runs it again)", run.head["run_name"])
+            return {"status": "completed", "run": run.head["run_name"]}
+        if config.force or not run.resumable():
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        keep_metrics(run.path / "csv")
+        run.write("running", error=None)
+        result = prune(job, data, run, watch)
     except BaseException as error:
-        told = explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc()
-        run.write("failed", error={"type": type(error).__name__, "message": str(error), "detail": told})
+        run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
         raise
     final, dense = result["accuracy"]["finetuned"]["test"], result["accuracy"]["dense"]["test"]
     log.info(
@@ -310,9 +278,6 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         return run_job(cfg)
     except Exception as error:
         log.exception("this run failed; the sweep goes on")
-        run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-        if (run.result or {}).get("status") != "failed":  # it failed before it could say so
-            run.write("failed", error={"type": type(error).__name__, "message": str(error)})
         return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 

@@ -72,6 +72,9 @@ class MaskPruning(pl.Callback):
         for optimizer in trainer.optimizers:
             self._enforcer.attach(optimizer)
         if self._restored is not None:
+            expected = make_masks(self._scores, {name: self._fraction * s for name, s in self._sparsities.items()})
+            if expected != self._restored:
+                raise MmpError("the masks of the checkpoint were made from other scores; start anew with force=true")
             self._enforcer.set(self._restored, trainer.optimizers)
             self._compare_ranks(trainer, self._restored)
 

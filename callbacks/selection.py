@@ -6,6 +6,9 @@ validation accuracy alone, such a model would win, and training would stop as so
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
@@ -33,8 +36,31 @@ class _OnlyAtTarget(pl.Callback):
 
 
 class CheckpointAtTarget(_OnlyAtTarget, ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which saves nothing before the final masks are in force."""
+    """Lightning's ModelCheckpoint, which saves nothing before the final masks are in force.
+
+    A run that is resumed in a folder that was moved finds its best model there; Lightning would keep the old path
+    and forget the best score.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint, with its files in this folder."""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "") / Path(path).name) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {key: here(state_dict[key]) for key in paths if key in state_dict}
+        kept = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": kept, "dirpath": self.dirpath})
 
 
 class EarlyStoppingAtTarget(_OnlyAtTarget, EarlyStopping):
-    """Lightning's EarlyStopping, whose patience begins when the final masks are in force."""
+    """Lightning's EarlyStopping, whose patience begins when the final masks are in force.
+
+    A run that had stopped when it was interrupted stays stopped; Lightning would train on.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once where the patience of a resumed run is used up."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True

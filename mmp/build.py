@@ -15,12 +15,10 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from mmp.config import PruneConfig, RangesConfig, SelectorConfig, StrategyConfig, TrainConfig
+from mmp.config import PruneConfig, TrainConfig
 from mmp.errors import MmpError, nearest
 from mmp.loggers import SafeLogger
-from mmp.models import check_recipe
-from mmp.ranges import Constraints, Range, Rule, RuleTable, Selector
-from mmp.strategies import Strategy
+from mmp.training import check_recipe
 
 
 def instantiate(node: Mapping[str, Any], key: str) -> Any:
@@ -49,56 +47,6 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
         return target(**arguments)
     except (TypeError, ValueError) as error:
         raise MmpError(f"{key}: {node['_target_']} refuses {arguments} ({error})") from error
-
-
-def build_strategy(cfg: StrategyConfig) -> Strategy:
-    """Return the strategy of a configuration."""
-    return Strategy(**vars(cfg))
-
-
-def build_selector(cfg: SelectorConfig) -> Selector:
-    """Return the selector of a configuration."""
-
-    def pair(value: Sequence[Any] | None, what: str) -> Any:
-        if value is not None and len(value) != 2:
-            raise MmpError(f"ranges: {what}={list(value)} must be an interval [a, b]")
-        return None if value is None else tuple(value)
-
-    return Selector(
-        role=tuple(cfg.role),
-        stage=tuple(cfg.stage),
-        depth=pair(cfg.depth, "depth"),
-        position=pair(cfg.position, "position"),
-        rank=pair(cfg.rank, "rank"),
-        name=cfg.name,
-        min_size=cfg.min_size,
-    )
-
-
-def build_rule_table(cfg: RangesConfig) -> RuleTable:
-    """Return the rule table of a configuration."""
-    return RuleTable(
-        name=cfg.name,
-        rules=tuple(Rule(build_selector(rule), Range(*rule.range)) for rule in cfg.rules),
-        default=None if cfg.default is None else Range(*cfg.default),
-        strict=cfg.strict,
-    )
-
-
-def build_constraints(cfg: RangesConfig) -> Constraints:
-    """Return the constraints of a configuration."""
-    held = cfg.constraints
-    return Constraints(
-        small_below=held.small_below,
-        small=Range(*held.small),
-        patch_embed=None if held.patch_embed is None else Range(*held.patch_embed),
-        ceiling=held.ceiling,
-    )
-
-
-def build_groups(cfg: RangesConfig) -> dict[str, tuple[Selector, ...]]:
-    """Return the selectors of each group of a configuration."""
-    return {name: tuple(build_selector(s) for s in selectors) for name, selectors in cfg.groups.items()}
 
 
 def build_loggers(config: TrainConfig, folder: Path, run_id: str, tags: Sequence[str] = ()) -> list[SafeLogger]:

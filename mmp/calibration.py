@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmp.config import PruneConfig, digest
+from mmp.config import RangesConfig, TrainConfig
 from mmp.criteria import criterion, global_sparsities
 from mmp.data import ImageData
 from mmp.files import tensors_digest
+from mmp.identity import digest
 from mmp.layers import Layer, prunable_parameters
 from mmp.signals import PAPER_SIGNALS, Scorer, collect, normalise, score
 from mmp.store import cached_tensors
@@ -36,7 +36,7 @@ class Calibration:
 
     @classmethod
     def of(
-        cls, config: PruneConfig, model: nn.Module, layers: tuple[Layer, ...], data: ImageData, device: torch.device
+        cls, config: TrainConfig, model: nn.Module, layers: tuple[Layer, ...], data: ImageData, device: torch.device
     ) -> Calibration:
         """Read the calibration split, and move it and the model to a device.
 
@@ -56,6 +56,16 @@ class Calibration:
         key = digest([*contents, architecture, smoothing, config.seed])
         loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
         return cls(model, layers, batches, loss, Path(config.paths.cache), key)
+
+    def images(self, most: int) -> list[Tensor]:
+        """Return at most so many images without their labels, in batches (B, C, H, W)."""
+        kept: list[Tensor] = []
+        for images, _ in self.batches:
+            if not most:
+                break
+            kept.append(images[:most])
+            most -= len(kept[-1])
+        return kept
 
     def scores(self, signal: Scorer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return one score tensor per layer, and where they came from.
@@ -79,8 +89,9 @@ class Calibration:
         scores, cached = cached_tensors(path, compute, prefix=f"{signal.name}/")
         return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
 
-    def observe(self, criteria: Sequence[str], targets: Sequence[float], temperature: float) -> list[dict[str, float]]:
+    def observe(self, ranges: RangesConfig) -> list[dict[str, float]]:
         """Return every layer's sparsity under each criterion at each global target (METHOD, phase 1)."""
+        criteria, targets, temperature = ranges.criteria, ranges.targets, ranges.grasp_temperature
         names = [layer.name for layer in self.layers]
         path = self.cache / "observed" / f"{digest([self.key, criteria, targets, temperature])[:16]}.safetensors"
 

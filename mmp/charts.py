@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mmp.files import write_atomically
 
 if TYPE_CHECKING:
-    from mmp.report import Group, Report, Run
+    from mmp.report import Group, Report
+    from mmp.results import Run
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the paper's signals always look the same.
 _COLOURS = {"magnitude": "#0072B2", "gradient": "#D55E00", "product": "#009E73"}

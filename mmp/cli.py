@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from mmp.errors import MmpError, nearest
 
@@ -38,6 +40,19 @@ def command(main: Callable[[], object]) -> None:
         sys.exit(1)
 
 
+def quiet() -> None:
+    """Silence Lightning's remarks on hardware and its own internals, which would drown the line that a job prints."""
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec",
+        ".*does not have many workers",
+        ".*exists and is not empty",
+        "The number of training batches",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def explain(error: BaseException) -> str:
     """Return one line that says what is wrong, where, and the way out."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -61,6 +76,8 @@ def explain(error: BaseException) -> str:
 def _explain_key(error: OmegaConfBaseException) -> str:
     message = (error.msg or str(error)).splitlines()[0]
     key = error.full_key or ""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key}: must be set, with {key}=..."
     parent = error.parent_node
     if isinstance(error, ConfigKeyError | AttributeError) and isinstance(parent, DictConfig):
         last = str(error.key if error.key is not None else key)

@@ -1,22 +1,18 @@
-"""The schema behind ``conf/``: every key a user can set, its type, its bounds, and one message per mistake.
+"""The schema behind ``conf/``: every key a user can set, and its type.
 
 Hydra composes YAML files into these dataclasses, so an unknown key or a wrong type is caught while composing;
-:func:`validate` then checks values. Imports neither torch nor Lightning, so mistakes are told in a second.
+``mmp.validate`` then checks values. Imports neither torch nor Lightning, so mistakes are told in a second.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 
-from mmp.errors import MmpError, nearest
+from mmp.identity import run_name
 
 # OmegaConf reads these annotations at run time and knows typing's spelling best.
 # ruff: noqa: UP045
@@ -24,30 +20,47 @@ from mmp.errors import MmpError, nearest
 
 @dataclass
 class ModelConfig:
-    """A timm model. ``checkpoint`` starts from trained weights instead of training a dense model."""
+    """A timm model.
+
+    ``pretrained`` starts the dense training from timm's weights, or from those in ``pretrained_file``;
+    ``checkpoint`` is a dense model already trained for this very data. ``image_size`` is what data sets without a
+    size of their own bring images to; null is the size that timm states for the model.
+    """
 
     name: str = MISSING
     label: Optional[str] = None
-    num_classes: int = MISSING
-    in_chans: int = MISSING
+    num_classes: Optional[int] = None
+    in_chans: int = 3
+    image_size: Optional[int] = None
     pretrained: bool = False
+    pretrained_file: Optional[str] = None
     checkpoint: Optional[str] = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class DataConfig:
-    """A data set, its preprocessing and its four disjoint splits (fractions of the training images)."""
+    """A data set, its preprocessing and its four disjoint splits (fractions of the training images).
+
+    Null in ``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` or ``crop_mode`` is what timm states for
+    the model.
+    ``augment`` holds arguments of timm's ``create_transform`` for training images; null is no augmentation.
+    """
 
     name: str = MISSING
     reader: str = MISSING
     root: Optional[str] = None
+    download: bool = False
     classes: int = MISSING
-    channels: int = MISSING
-    image_size: int = MISSING
+    channels: int = 3
+    image_size: Optional[int] = None
     patch_size: int = MISSING
-    mean: list[float] = MISSING
-    std: list[float] = MISSING
+    mean: Optional[list[float]] = None
+    std: Optional[list[float]] = None
+    interpolation: Optional[str] = None
+    crop_pct: Optional[float] = None
+    crop_mode: Optional[str] = None
+    augment: Optional[dict[str, Any]] = None
     validation: float = 0.1
     calibration: float = 0.1
     test: float = 0.2
@@ -71,6 +84,7 @@ class RecipeConfig:
     warmup_epochs: int = 0
     min_learning_rate: float = 0.0
     label_smoothing: float = 0.0
+    gentle: Optional[float] = None  # if set: none, this share of the rate, or all of it, chosen on validation
 
 
 @dataclass
@@ -133,9 +147,34 @@ class RangesConfig:
     default: Optional[list[float]] = None
     groups: dict[str, Any] = field(default_factory=dict)  # lists of SelectorConfig, checked by validate
     constraints: ConstraintsConfig = field(default_factory=ConstraintsConfig)
-    criteria: list[str] = field(default_factory=list)
-    targets: list[float] = field(default_factory=list)
+    criteria: list[str] = field(default_factory=lambda: ["mag", "snip", "grasp"])
+    targets: list[float] = field(default_factory=lambda: [0.7, 0.8, 0.9])
     grasp_temperature: float = 200.0
+
+
+@dataclass
+class BudgetConfig:
+    """What a strategy is shifted to meet: a global sparsity, or a size on disk in megabytes (10^6 bytes).
+
+    ``strategies`` holds sparsities of single strategies, which win over the common one.
+    """
+
+    sparsity: Optional[float] = None
+    megabytes: Optional[float] = None
+    strategies: dict[str, float] = field(default_factory=dict)
+
+    def of(self, strategy: str) -> Optional[float]:
+        """Return the global sparsity that a strategy has to meet; None where there is none."""
+        return self.strategies.get(strategy, self.sparsity)
+
+
+@dataclass
+class ReconstructConfig:
+    """Whether and how kept weights are re-solved after masking; the arguments of ``mmp.reconstruct.reconstruct``."""
+
+    name: str = "none"
+    ridge: float = 0.01
+    images: int = 512
 
 
 @dataclass
@@ -186,8 +225,18 @@ class PruneConfig(TrainConfig):
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     ranges: RangesConfig = field(default_factory=RangesConfig)
     schedule: dict[str, Any] = field(default_factory=dict)
+    reconstruct: ReconstructConfig = field(default_factory=ReconstructConfig)
     finetune: RecipeConfig = field(default_factory=RecipeConfig)
-    budget: Optional[float] = None
+    budget: Any = None  # a number or the keys of BudgetConfig; validate makes it one
+
+
+@dataclass
+class PlanConfig(PruneConfig):
+    """Everything that ``python -m mmp.plan`` reads: what ``prune.py`` reads, but only observed ranges need data."""
+
+    data: Optional[DataConfig] = None  # type: ignore[assignment]
+    format: str = "table"
+    picture: Optional[str] = None
 
 
 def register() -> None:
@@ -195,132 +244,5 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="prune_schema", node=PruneConfig)
+    store.store(name="plan_schema", node=PlanConfig)
     OmegaConf.register_new_resolver("mmp.run_name", lambda *, _root_: run_name(_root_), replace=True)
-
-
-def validate(cfg: DictConfig) -> Any:
-    """Return the configuration as plain dataclasses, every value checked.
-
-    Args:
-        cfg: What Hydra composed.
-
-    Returns:
-        A :class:`TrainConfig` or :class:`PruneConfig`, interpolations resolved.
-
-    Raises:
-        MmpError: naming the key, the value and what would be right.
-    """
-    config: Any = OmegaConf.to_object(cfg)
-    data, trainer = config.data, config.trainer
-    for key in ("validation", "calibration", "test"):
-        _check(f"data.{key}", getattr(data, key), lambda v: 0 < v < 1, "a fraction between 0 and 1")
-    share = data.validation + data.calibration
-    _check("data.validation + data.calibration", share, lambda v: v < 1, "less than 1, so that images are left")
-    for key in ("batch_size", "eval_batch_size", "classes", "channels", "image_size"):
-        _check(f"data.{key}", getattr(data, key), lambda v: v >= 1, "at least 1")
-    _check("data.workers", data.workers, lambda v: v >= 0, "at least 0")
-    for key in ("mean", "std"):
-        value = getattr(data, key)
-        _check(
-            f"data.{key}",
-            value,
-            lambda v: len(v) == data.channels,
-            f"one number per channel ({data.channels})",
-        )
-    _check("data.std", data.std, lambda v: min(v) > 0, "positive")
-    _check("trainer.devices", trainer.devices, lambda v: v >= 1, "at least 1")
-    _check("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, lambda v: v >= 1, "at least 1")
-    _check_recipe("dense", config.dense, least_epochs=1)
-    if isinstance(config, PruneConfig):
-        _check_recipe("finetune", config.finetune, least_epochs=0)
-        config.ranges.groups = {name: _selectors(name, value) for name, value in config.ranges.groups.items()}
-        _check_ranges(config.ranges)
-        _check("strategy.position", config.strategy.position, lambda v: 0 <= v <= 1, "a position in [0, 1]")
-        if config.budget is not None:
-            _check("budget", config.budget, lambda v: 0 <= v < 1, "a global sparsity in [0, 1)")
-    return config
-
-
-def _selectors(group: str, entries: Any) -> list[SelectorConfig]:
-    # OmegaConf knows no mapping from names to lists of dataclasses, so these are typed here.
-    if not isinstance(entries, list):
-        raise MmpError(f"ranges.groups.{group}={entries}: must be a list of selectors, such as [{{role: [conv]}}]")
-    for entry in entries:
-        for key in entry:
-            if key not in SelectorConfig.__dataclass_fields__:
-                close = nearest(key, SelectorConfig.__dataclass_fields__)
-                raise MmpError(f"ranges.groups.{group}: a selector has no key {key!r}; {close}")
-    return [OmegaConf.to_object(OmegaConf.structured(SelectorConfig(**entry))) for entry in entries]  # type: ignore[misc]
-
-
-def _check_recipe(key: str, recipe: RecipeConfig, least_epochs: int) -> None:
-    _check(f"{key}.epochs", recipe.epochs, lambda v: v >= least_epochs, f"at least {least_epochs}")
-    _check(f"{key}.learning_rate", recipe.learning_rate, lambda v: v > 0, "positive")
-    _check(f"{key}.weight_decay", recipe.weight_decay, lambda v: v >= 0, "at least 0")
-    _check(f"{key}.warmup_epochs", recipe.warmup_epochs, lambda v: v >= 0, "at least 0")
-    _check(f"{key}.label_smoothing", recipe.label_smoothing, lambda v: 0 <= v < 1, "in [0, 1)")
-
-
-def _check_ranges(ranges: RangesConfig) -> None:
-    if ranges.source not in ("rules", "observed"):
-        raise MmpError(f"ranges.source={ranges.source!r}; {nearest(ranges.source, ('rules', 'observed'))}")
-    for target in ranges.targets:
-        _check("ranges.targets", target, lambda v: 0 <= v < 1, "global sparsities in [0, 1)")
-    _check("ranges.grasp_temperature", ranges.grasp_temperature, lambda v: v > 0, "positive")
-    pairs = {"ranges.default": ranges.default, "ranges.constraints.small": ranges.constraints.small}
-    pairs["ranges.constraints.patch_embed"] = ranges.constraints.patch_embed
-    pairs |= {f"ranges.rules[{i}].range": rule.range for i, rule in enumerate(ranges.rules)}
-    for key, pair in pairs.items():
-        if pair is not None:
-            ok = "two sparsities 0 <= lo <= hi <= 1"
-            _check(key, pair, lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1, ok)
-
-
-def _check(key: str, value: Any, holds: Any, expected: str) -> None:
-    if not holds(value):
-        raise MmpError(f"{key}={value} is out of range: must be {expected}")
-
-
-# What does not change a run's numbers, and so is no part of its identity.
-_INCIDENTAL = {"paths", "logger", "sweep", "force", "hydra"}
-_INCIDENTAL_IN = {
-    "trainer": {"enable_progress_bar", "log_every_n_steps"},
-    "data": {"workers", "eval_batch_size", "dense_epochs", "finetune_epochs"},
-    "callbacks": {"progress"},
-}
-
-
-def identity(cfg: Any) -> dict[str, Any]:
-    """Return the settings that decide a run's numbers, as plain data."""
-    if isinstance(cfg, DictConfig):
-        kept: dict[str, Any] = {str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL}
-    else:
-        kept = {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
-    for section, incidental in _INCIDENTAL_IN.items():
-        kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
-    if (checkpoint := kept["model"]["checkpoint"]) and Path(checkpoint).is_file():
-        kept["model"] = {**kept["model"], "checkpoint": _file_digest(checkpoint, Path(checkpoint).stat().st_mtime_ns)}
-    return kept
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-@lru_cache
-def _file_digest(path: str, _changed: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(content: Any) -> str:
-    """Return a SHA-256 of plain data, the same for the same content whatever the order of keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def run_name(cfg: Any) -> str:
-    """Return the folder name of a run: readable parts, then eight digits of the hash of its settings."""
-    parts = [cfg.model.label or cfg.model.name, cfg.data.name]
-    if "strategy" in cfg:
-        parts += [cfg.signal.name, cfg.strategy.name]
-    return "-".join([*parts, f"s{cfg.seed}", digest(identity(cfg))[:8]])

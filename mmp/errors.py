@@ -12,6 +12,10 @@ class MmpError(Exception):
     The command line prints its message without a traceback and exits with code 1.
     """
 
+    def __str__(self) -> str:
+        """Return the sentence; a worker process of a data loader hands it over at the end of its traceback."""
+        return super().__str__().rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip()
+
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return the end of an error message: the nearest valid choices, and all of them if they are few.

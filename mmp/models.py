@@ -1,49 +1,121 @@
-"""Models: timm networks, their weights, their training and their evaluation."""
+"""Models: timm networks, their weights, and the images that they expect."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import timm
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
-from mmp.config import ModelConfig, RecipeConfig
+import mmp.vgg  # noqa: F401 - registers the paper's VGG-11 with timm
+from mmp.config import ModelConfig, TrainConfig
 from mmp.errors import MmpError, nearest
 from mmp.files import load_tensors
+from mmp.layers import prunable_layers
 
-SCHEDULERS = ("cosine", "step", "multistep", "poly", "tanh", "none")
+
+def require_known(name: str) -> None:
+    """Raise if timm has no model of this name.
+
+    Raises:
+        MmpError: with the nearest names.
+    """
+    if not timm.is_model(name):
+        raise MmpError(f"model.name={name}: timm has no such model; {nearest(name, timm.list_models())}")
 
 
 def build_model(cfg: ModelConfig) -> nn.Module:
-    """Create a timm model.
+    """Create a timm model, with pretrained weights if the configuration says so.
+
+    Raises:
+        MmpError: on a name that timm does not know (with the nearest), arguments that the model refuses, pretrained
+            weights that cannot be had, or a file of weights that belongs to another model.
+    """
+    require_known(cfg.name)
+    options: dict[str, Any] = {"num_classes": cfg.num_classes, "in_chans": cfg.in_chans, **cfg.kwargs}
+    if cfg.pretrained_file:
+        return _build_from_file(cfg, options)
+    try:
+        return timm.create_model(cfg.name, pretrained=cfg.pretrained, **options)
+    except Exception as error:  # whatever a constructor or a download raises
+        if cfg.pretrained:
+            way_out = "without a network, set model.pretrained_file=<file>, or model.pretrained=false"
+            raise MmpError(f"model.name={cfg.name} with pretrained weights: {error}; {way_out}") from error
+        raise MmpError(f"model.name={cfg.name}: timm cannot build it with {cfg.kwargs} ({error})") from error
+
+
+def build_skeleton(cfg: ModelConfig) -> nn.Module:
+    """Create a timm model without memory for its weights, on the ``meta`` device; shapes and names are what counts.
 
     Raises:
         MmpError: on a name that timm does not know (with the nearest), or arguments that the model refuses.
     """
-    if not timm.is_model(cfg.name):
-        raise MmpError(f"model.name={cfg.name}: timm has no such model; {nearest(cfg.name, timm.list_models())}")
+    bare = replace(cfg, pretrained=False, pretrained_file=None)
     try:
-        return timm.create_model(
-            cfg.name,
-            pretrained=cfg.pretrained,
-            num_classes=cfg.num_classes,
-            in_chans=cfg.in_chans,
-            **cfg.kwargs,
+        with torch.device("meta"):
+            return build_model(bare)
+    except MmpError:
+        return build_model(bare)  # a constructor that computes with values, or a real mistake
+
+
+def _build_from_file(cfg: ModelConfig, options: dict[str, Any]) -> nn.Module:
+    # timm renames keys of foreign files and drops a classifier of other classes, so it does the loading. It is
+    # silent about a file of another model then; what such a file does not reach is as it was initialised.
+    path = Path(str(cfg.pretrained_file))
+    state = _read_state(path, "model.pretrained_file")
+    with torch.random.fork_rng():  # so that the second model begins with the same numbers
+        untouched = build_model(replace(cfg, pretrained=False, pretrained_file=None))
+    try:
+        overlay = {"state_dict": state}
+        model = timm.create_model(cfg.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except Exception as error:
+        raise MmpError(f"{path}: not the weights of {cfg.name} ({str(error).splitlines()[0]})") from error
+    before, after = untouched.state_dict(), model.state_dict()
+    layers = [layer.name for layer in prunable_layers(model) if layer.role != "classifier"]
+    missed = [name for name in layers if torch.equal(before[name], after[name])]
+    if missed:
+        raise MmpError(f"{path}: holds no weights for {len(missed)} layers of {cfg.name}, such as {missed[0]!r}")
+    require_finite(model, str(path))
+    return model
+
+
+def fill_input(config: TrainConfig) -> None:
+    """Fill what the data configuration leaves to the model: image size, normalisation, interpolation and crop.
+
+    Args:
+        config: A validated configuration; ``data`` is changed in place.
+
+    Raises:
+        MmpError: if timm states nothing for this model, or for another number of channels, or if the model is built
+            for one size of images and the data have another.
+    """
+    require_known(config.model.name)
+    data, model = config.data, config.model
+    stated = timm.get_pretrained_cfg(model.name)
+    if stated is None and None in (data.image_size, data.mean, data.std):
+        raise MmpError(f"timm states no input for {model.name}; set data.image_size, data.mean and data.std")
+    if stated is None:
+        return
+    for key in ("mean", "std"):
+        value = getattr(stated, key)
+        if getattr(data, key) is None and len(value) != data.channels:
+            raise MmpError(f"data.{key}=null, but timm states {len(value)} channels, not {data.channels}; set it")
+    size = stated.input_size[-1]
+    data.image_size = data.image_size or size
+    data.mean, data.std = list(data.mean or stated.mean), list(data.std or stated.std)
+    data.interpolation = data.interpolation or stated.interpolation
+    data.crop_pct, data.crop_mode = data.crop_pct or stated.crop_pct, data.crop_mode or stated.crop_mode
+    built_for = model.kwargs.get("img_size") or size
+    if stated.fixed_input_size and built_for != data.image_size:
+        raise MmpError(
+            f"data.image_size={data.image_size}, but {model.name} is built for {built_for}; set data.image_size=null "
+            f"to resize images, or +model.kwargs.img_size={data.image_size} if the model takes it"
         )
-    except Exception as error:  # whatever a constructor or a download raises
-        if cfg.pretrained:
-            way_out = "without a network, set model.pretrained=false and model.checkpoint=<file>"
-            raise MmpError(f"model.name={cfg.name} with pretrained weights: {error}; {way_out}") from error
-        raise MmpError(f"model.name={cfg.name}: timm cannot build it with {cfg.kwargs} ({error})") from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -54,7 +126,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         MmpError: if the file is missing, unreadable, unsafe or of another architecture.
     """
-    state = _read_state(path)
+    state = _read_state(path, "model.checkpoint")
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
@@ -70,11 +142,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     require_finite(model, str(path))
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path, key: str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_tensors(path)
     if not path.is_file():
-        raise MmpError(f"model.checkpoint={path}: no such file")
+        raise MmpError(f"{key}={path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -101,129 +173,3 @@ def require_finite(model: nn.Module, source: str) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise MmpError(f"{source}: {name!r} holds NaN or infinity; the file is damaged or training diverged")
-
-
-def check_recipe(recipe: RecipeConfig) -> None:
-    """Raise if timm knows no such optimizer or scheduler.
-
-    Raises:
-        MmpError: with the nearest name.
-    """
-    if recipe.optimizer not in list_optimizers():
-        raise MmpError(f"optimizer={recipe.optimizer}: {nearest(recipe.optimizer, map(str, list_optimizers()))}")
-    if recipe.scheduler not in SCHEDULERS:
-        raise MmpError(f"scheduler={recipe.scheduler}: {nearest(recipe.scheduler, SCHEDULERS)}")
-
-
-class Classifier(pl.LightningModule):
-    """Trains an image classifier by a recipe.
-
-    Args:
-        model: A network from (B, C, H, W) images to (B, classes) logits.
-        recipe: Optimizer, schedule and loss.
-        classes: Number of classes.
-
-    Raises:
-        MmpError: on an optimizer or scheduler that timm does not know; and, while training, on a loss that is
-            not finite.
-    """
-
-    def __init__(self, model: nn.Module, recipe: RecipeConfig, classes: int) -> None:
-        super().__init__()
-        check_recipe(recipe)
-        self.model, self.recipe = model, recipe
-        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        self.train_loss = MeanMetric(nan_strategy="disable")
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, classes) of images (B, C, H, W)."""
-        return self.model(images)
-
-    def training_step(self, batch: Sequence[Tensor], _index: int) -> Tensor:
-        """Return the loss of one batch."""
-        images, targets = batch
-        loss = self.loss(self(images), targets)
-        self.train_loss.update(loss.detach(), weight=len(images))
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's loss, and stop with a clear error if it is not finite."""
-        loss = self.train_loss.compute()
-        self.train_loss.reset()
-        if not torch.isfinite(loss):
-            raise MmpError(
-                f"the training loss became {loss.item()} in epoch {self.current_epoch}; lower the learning rate "
-                f"(now {self.recipe.learning_rate:g}) or set trainer.gradient_clip_val"
-            )
-        self.log("train/loss", loss)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def validation_step(self, batch: Sequence[Tensor], _index: int) -> None:
-        """Accumulate loss and accuracy of one batch."""
-        images, targets = batch
-        logits = self(images)
-        self.val_loss.update(self.loss(logits, targets), weight=len(images))
-        self.val_accuracy.update(logits, targets)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the epoch's validation loss and accuracy."""
-        self.log("val/loss", self.val_loss.compute())
-        self.log("val/accuracy", self.val_accuracy.compute(), prog_bar=True)
-        self.val_loss.reset()
-        self.val_accuracy.reset()
-
-    def configure_optimizers(self) -> Any:
-        """Create timm's optimizer and schedule; no weight decay on biases and norms."""
-        recipe = self.recipe
-        optimizer = create_optimizer_v2(
-            self.model, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-        warmup = min(recipe.warmup_epochs, recipe.epochs - 1)
-        if recipe.scheduler == "none" and not warmup:
-            return optimizer
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.scheduler,
-            num_epochs=recipe.epochs - warmup,  # the warm-up comes before them
-            warmup_epochs=warmup,
-            warmup_lr=recipe.learning_rate / 100,
-            min_lr=recipe.min_learning_rate,
-            warmup_prefix=True,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:  # noqa: ARG002
-        """Set the rate of the next epoch; timm's schedules are functions of the epoch."""
-        scheduler.step(epoch=self.current_epoch + 1)
-
-
-@torch.inference_mode()
-def accuracy(
-    models: Mapping[str, nn.Module], batches: Iterable[Sequence[Tensor]], classes: int, device: torch.device
-) -> tuple[dict[str, float], int]:
-    """Measure several models in one pass over a split, on one device, so every sample counts exactly once.
-
-    Args:
-        models: Networks by name.
-        batches: (images, labels) pairs.
-        classes: Number of classes.
-        device: Where to compute.
-
-    Returns:
-        Top-1 accuracy in [0, 1] of each model, and the number of samples that were read.
-    """
-    metrics = {name: MulticlassAccuracy(classes, average="micro").to(device) for name in models}
-    modes = {name: model.training for name, model in models.items()}
-    for model in models.values():
-        model.to(device).eval()
-    samples = 0
-    for images, labels in batches:
-        inputs, targets = images.to(device), labels.to(device)
-        samples += len(inputs)
-        for name, model in models.items():
-            metrics[name].update(model(inputs), targets)
-    for name, model in models.items():
-        model.train(modes[name])
-    return {name: float(metric.compute()) for name, metric in metrics.items()}, samples

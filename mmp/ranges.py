@@ -7,15 +7,12 @@ data: a new architecture is a new YAML file under ``conf/ranges``.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mmp.errors import MmpError, nearest
 from mmp.layers import ROLES, Layer
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -211,12 +208,9 @@ def constrain(layers: Sequence[Layer], ranges: Mapping[str, Range], constraints:
 
 def resolve_groups(layers: Sequence[Layer], groups: Mapping[str, Sequence[Selector]]) -> dict[str, frozenset[str]]:
     """Return the layer names in each named group, such as ``late`` and ``feature`` of strategies 9 and 10."""
-    resolved = {}
-    for group, selectors in groups.items():
-        resolved[group] = frozenset(layer.name for s in selectors for layer in s.select(layers))
-        if not resolved[group]:
-            log.warning("group %r of the range table matches no layer of this model", group)
-    return resolved
+    return {
+        name: frozenset(layer.name for s in chosen for layer in s.select(layers)) for name, chosen in groups.items()
+    }
 
 
 def _describe(selector: Selector) -> str:

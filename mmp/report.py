@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import statistics
 import sys
 from collections import defaultdict
@@ -22,44 +21,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mmp import markdown
 from mmp.errors import MmpError
 from mmp.files import write_text
-
-FOLDER = "report"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One pruned model as its ``result.json`` tells it. Accuracies and sparsities are fractions, drop is in points."""
-
-    folder: str
-    status: str
-    reason: str = ""
-    model: str = "?"
-    data: str = "?"
-    signal: str = "?"
-    strategy: str = "?"
-    ranges: str = ""
-    seed: int = 0
-    parameters: int = 0
-    sparsity: float = 0.0
-    sparsity_all: float = 0.0
-    validation: float = 0.0
-    test: float = 0.0
-    pruned_test: float = 0.0
-    dense_validation: float = 0.0
-    dense_test: float = 0.0
-    drop: float = 0.0
-    validation_samples: int = 0
-    test_samples: int = 0
-    epochs: int = 0
-    seconds: float = 0.0
-    masks_hash: str = ""
-
-    @property
-    def configuration(self) -> str:
-        """Signal and strategy, and the ranges they were applied to."""
-        return f"{self.signal}/{self.strategy}"
+from mmp.markdown import escaped
+from mmp.results import REPORT, SETTINGS, Run, load_runs
 
 
 @dataclass
@@ -146,62 +112,6 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return efficient
 
 
-def load_runs(folder: Path) -> list[Run]:
-    """Read every ``result.json`` below a folder; one that cannot be read counts as a failed run.
-
-    Raises:
-        MmpError: if the folder is missing or holds no result.
-    """
-    if not folder.is_dir():
-        raise MmpError(f"{folder}: no such folder; give the folder of a sweep, such as results/sweeps/demo")
-    paths = [
-        path
-        for path in sorted(folder.rglob("result.json"))
-        if not any(part.startswith(".") or part == FOLDER for part in path.relative_to(folder).parts[:-1])
-    ]
-    if not paths:
-        raise MmpError(f"{folder}: holds no result.json; has any job of this sweep begun?")
-    runs = (_read(path, folder) for path in paths)
-    return [run for run in runs if run is not None]
-
-
-def _read(path: Path, root: Path) -> Run | None:
-    name = str(path.parent.relative_to(root))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("kind") == "dense":
-            return None
-        known = {
-            key: content[key] for key in ("model", "data", "signal", "strategy", "ranges", "seed") if key in content
-        }
-        if content["status"] != "completed":
-            error = content.get("error") or {}
-            reason = f"{error['type']}: {error['message']}" if error else "still running, or killed"
-            return Run(name, content["status"], reason, **known)
-        accuracy, samples = content["accuracy"], content["samples"]
-        return Run(
-            folder=name,
-            status="completed",
-            **known,
-            parameters=content["parameters"],
-            sparsity=content["sparsity"],
-            sparsity_all=content["sparsity_all"],
-            validation=accuracy["finetuned"]["validation"],
-            test=accuracy["finetuned"]["test"],
-            pruned_test=accuracy["pruned"]["test"],
-            dense_validation=accuracy["dense"]["validation"],
-            dense_test=accuracy["dense"]["test"],
-            drop=content["drop"],
-            validation_samples=samples["validation"],
-            test_samples=samples["test"],
-            epochs=content["epochs"],
-            seconds=content["seconds"]["total"],
-            masks_hash=content["masks_hash"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Run(name, "failed", f"{path.name} cannot be read ({type(error).__name__}: {error})")
-
-
 def build_report(folder: Path) -> Report:
     """Read a folder and group its runs by model and data set."""
     runs = load_runs(folder)
@@ -233,7 +143,7 @@ def write_report(folder: Path, console: Console | None = None) -> Report:
     from mmp.charts import draw_page, draw_picture  # drawing libraries are slow to import
 
     report = build_report(folder)
-    target = folder / FOLDER
+    target = folder / REPORT
     write_text(target / "results.csv", as_csv(report))
     write_text(target / "results.md", as_markdown(report))
     if report.groups:
@@ -246,7 +156,7 @@ def write_report(folder: Path, console: Console | None = None) -> Report:
 
 
 CSV_COLUMNS = (
-    "model", "data", "signal", "strategy", "ranges", "seed", "status", "sparsity", "sparsity_all", "validation",
+    "model", "data", "signal", "strategy", *SETTINGS, "seed", "status", "sparsity", "sparsity_all", "validation",
     "test", "pruned_test", "dense_validation", "dense_test", "drop", "epochs", "seconds",
 )  # fmt: skip
 
@@ -270,7 +180,7 @@ def as_csv(report: Report) -> str:
 
 def table_of(group: Group) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of a group's table, as people read it: percent and points."""
-    optional = [what for what in ("ranges", "seed") if group.varies(what)]
+    optional = [what for what in (*SETTINGS, "seed") if group.varies(what)]
     headings = ["signal", "strategy", *optional, "sparsity %", "of all %", "val %", "test %", "drop", "masked %"]
     headings += ["epochs", "s", "front", "same masks as"]
     rows = []
@@ -287,16 +197,18 @@ def seeds_of(group: Group) -> tuple[list[str], list[list[str]]]:
     """Return the table of mean and standard deviation over seeds; no rows if there is only one seed."""
     by_configuration = defaultdict(list)
     for run in group.runs:
-        by_configuration[run.configuration, run.ranges].append(run)
-    headings = ["configuration", "ranges", "seeds", "sparsity %", "test %", "drop", "sd of drop"]
+        by_configuration[run.configuration, *(getattr(run, what) for what in SETTINGS)].append(run)
+    shown = [what for what in SETTINGS if group.varies(what)]
+    headings = ["configuration", *shown, "seeds", "sparsity %", "test %", "drop", "sd of drop"]
     if not group.varies("seed"):
         return headings, []
     rows = []
-    for (configuration, ranges), runs in by_configuration.items():
+    for (configuration, *_), runs in by_configuration.items():
         drops = [run.drop for run in runs]
         spread = f"{statistics.stdev(drops):.2f}" if len(drops) > 1 else ""
         means = (100 * statistics.fmean(r.sparsity for r in runs), 100 * statistics.fmean(r.test for r in runs))
-        cells = [configuration, ranges, str(len(runs)), *(f"{mean:.2f}" for mean in means)]
+        settings = [str(getattr(runs[0], what)) for what in shown]
+        cells = [configuration, *settings, str(len({run.seed for run in runs})), *(f"{mean:.2f}" for mean in means)]
         rows.append([*cells, f"{statistics.fmean(drops):+.2f}", spread])
     return headings, rows
 
@@ -321,25 +233,16 @@ def facts_of(group: Group) -> list[str]:
 
 def as_markdown(report: Report) -> str:
     """Return the report as Markdown."""
-    lines = [f"# Sweep {_cell(report.folder.name)}", "", f"{report.counts}.", ""]
+    lines = [f"# Sweep {escaped(report.folder.name)}", "", f"{report.counts}.", ""]
     for group in report.groups:
-        lines += [f"## {_cell(group.title)}", "", *(f"- {_cell(fact)}" for fact in facts_of(group)), ""]
+        lines += [f"## {escaped(group.title)}", "", *(f"- {escaped(fact)}" for fact in facts_of(group)), ""]
         for headings, rows in (table_of(group), seeds_of(group)):
             if rows:
-                lines += [f"| {' | '.join(headings)} |", "| " + " | ".join("---" for _ in headings) + " |"]
-                lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-                lines.append("")
+                lines += [markdown.table_of(headings, [[*map(escaped, row)] for row in rows]), ""]
     for title, runs in (("Failed", report.failed), ("Unfinished", report.unfinished)):
         if runs:
-            lines += [f"## {title}", "", *(f"- {_cell(run.folder)}: {_cell(run.reason)}" for run in runs), ""]
+            lines += [f"## {title}", "", *(f"- {escaped(run.folder)}: {escaped(run.reason)}" for run in runs), ""]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    flat = " ".join(text.split()).replace("\\", "\\\\")
-    for special in "|*_<>[]`":
-        flat = flat.replace(special, f"\\{special}")
-    return flat
 
 
 def show(report: Report, console: Console) -> None:
@@ -375,7 +278,7 @@ def show(report: Report, console: Console) -> None:
 
 
 _NOT_IN_TERMINAL = {"of all %", "epochs", "s", "same masks as"}
-_WORDS = {"signal", "strategy", "ranges", "configuration", "front"}
+_WORDS = {"signal", "strategy", *SETTINGS, "configuration", "front"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -138,7 +138,9 @@ def _attention(graph: Graph, weight: Weight) -> str | None:
 def _head(graph: Graph, weight: Weight) -> str | None:
     """Linears that share the head with the classifier."""
     named = any(_HEAD.fullmatch(part) for part in weight.parts)
-    return "classifier" if named or (weight.is_linear and weight.top in graph.heads) else None
+    # LeViT's second head, for distillation, which timm states for some of its models only.
+    heads = graph.heads | {f"{head}_dist" for head in graph.heads}
+    return "classifier" if named or (weight.is_linear and weight.top in heads) else None
 
 
 def _mlp(graph: Graph, weight: Weight) -> str | None:

@@ -25,11 +25,13 @@ from mmp.files import load_tensors, save_tensors, write_json
 from mmp.layers import Layer
 from mmp.masks import Masks
 from mmp.ranges import Range
+from mmp.sizes import Sizes
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-RESULT, MASKS, WEIGHTS, CONFIG = "result.json", "masks.safetensors", "model.safetensors", "config.yaml"
+RESULT, ERROR, MASKS, WEIGHTS = "result.json", "error.json", "masks.safetensors", "model.safetensors"
+CONFIG = "config.yaml"
 
 
 def cached_tensors(
@@ -128,6 +130,7 @@ def describe(
     ranges: Mapping[str, Range],
     sparsities: Mapping[str, float],
     masks: Masks,
+    sizes: Sizes,
 ) -> dict[str, Any]:
     """Return what ``result.json`` says of a model's sparsity: in all, over all parameters, and per layer."""
     parameters = sum(p.numel() for p in model.parameters())
@@ -137,6 +140,7 @@ def describe(
         "prunable": masks.total,
         "sparsity": masks.sparsity,
         "sparsity_all": sum(gone.values()) / parameters,
+        "bytes": {"dense": sizes.dense, "pruned": sizes.sparse(sum(gone.values()))},
         "masks_hash": masks.digest(),
         "layers": [
             {
@@ -194,15 +198,43 @@ class RunFolder:
 
     def completed(self) -> bool:
         """Return whether this very run is there, completed and whole."""
-        result = self.result or {}
         whole = all((self.path / name).is_file() for name in (MASKS, WEIGHTS))
-        return whole and result.get("status") == "completed" and result.get("identity") == self.head.get("identity")
+        return whole and (self.result or {}).get("status") == "completed" and self._same_run()
 
     def resumable(self) -> bool:
-        """Return whether a run of the same settings was here and did not complete."""
+        """Return whether a run of the same settings on the same data was here and did not complete."""
+        return (self.result or {}).get("status") != "completed" and self._same_run()
+
+    def _same_run(self) -> bool:
         result = self.result or {}
-        return result.get("status") != "completed" and result.get("identity") == self.head.get("identity")
+        return all(result.get(key) == self.head.get(key) for key in ("identity", "data_fingerprint"))
 
     def write(self, status: str, **content: Any) -> None:
         """Write ``result.json`` atomically."""
         write_json(self.path / RESULT, {"schema_version": SCHEMA_VERSION, "status": status, **self.head, **content})
+        self.clear_error()
+
+    def clear_error(self) -> None:
+        """Forget why an earlier attempt failed."""
+        (self.path / ERROR).unlink(missing_ok=True)
+
+    def fail(self, error: BaseException, detail: str) -> None:
+        """Record why an attempt failed: in ``result.json``, or in ``error.json`` if that must stay as it is.
+
+        A completed result stays, and so does that of an interrupted run, from which it is resumed, until an attempt
+        has read its data and so knows that it is the same run.
+
+        Args:
+            error: What was raised.
+            detail: One line for the user, or a traceback.
+        """
+        told = {"type": type(error).__name__, "message": str(error), "detail": detail}
+        before, began = self.result or {}, "data_fingerprint" in self.head
+        stays = before.get("status") == "completed" or (not began and "data_fingerprint" in before)
+        try:
+            if stays:
+                write_json(self.path / ERROR, {"schema_version": SCHEMA_VERSION, "status": "failed", "error": told})
+            else:
+                self.write("failed", error=told)
+        except OSError as lost:
+            log.error("%s: the reason of the failure could not be written (%s)", self.path, lost)  # noqa: TRY400

@@ -6,6 +6,8 @@ paper are the YAML files under ``conf/strategy``; a new one is a new file.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +16,8 @@ import numpy as np
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer
 from mmp.ranges import Range
+
+log = logging.getLogger(__name__)
 
 BUDGET_CEILING = 0.98
 
@@ -69,6 +73,8 @@ def positions(strategy: Strategy, layers: Sequence[Layer], groups: Mapping[str, 
             raise MmpError(
                 f"strategy={strategy.name}: the range table defines no group {group!r}; {nearest(group, groups)}"
             )
+        if not groups[group]:
+            log.warning("strategy=%s: group %r of the range table matches no layer of this model", strategy.name, group)
     total = sum(layer.size for layer in layers)
     reference = total if strategy.reference == "total" else total / len(layers)
     result = {}
@@ -104,6 +110,7 @@ def meet_budget(
     sparsities: Mapping[str, float],
     target: float,
     fixed: frozenset[str] = frozenset(),
+    ceiling: float = BUDGET_CEILING,
 ) -> dict[str, float]:
     """Shift every layer by one common offset so that the global sparsity is ``target``.
 
@@ -115,36 +122,82 @@ def meet_budget(
         sparsities: The strategy's sparsity of every layer.
         target: Global sparsity wanted, as a fraction.
         fixed: Names of the layers that stay as they are (small layers under the 10K rule).
+        ceiling: Sparsity that no layer is shifted beyond.
 
     Returns:
-        Shifted sparsities, clipped to [0, 0.98]; a layer that starts above 0.98 is shifted down only.
+        Shifted sparsities, clipped to [0, ceiling]; a layer that starts above the ceiling is shifted down only.
 
     Raises:
         MmpError: if no offset reaches the target; the message says what can be reached.
     """
-    size = np.array([layer.size for layer in layers], dtype=float)
-    start = np.array([sparsities[layer.name] for layer in layers])
-    moves = np.array([layer.name not in fixed for layer in layers])
-    top = np.maximum(BUDGET_CEILING, start)
-
-    def shifted(offset: float) -> np.ndarray:
-        return np.where(moves, np.clip(start + offset, 0.0, top), start)
-
-    def reached(offset: float) -> float:
-        return float(size @ shifted(offset) / size.sum())
-
-    least, most = reached(-1.0), reached(1.0)
+    least, most = reachable(layers, sparsities, fixed, ceiling)
     rounding = 1e-9
     if not least - rounding <= target <= most + rounding:
         raise MmpError(
             f"budget={target:g} is out of reach: this model's layers can be shifted to global sparsities from "
             f"{least:.4f} to {most:.4f}"
         )
+    size = np.array([layer.size for layer in layers], dtype=float)
+    start = np.array([sparsities[layer.name] for layer in layers])
+    top = np.maximum(ceiling, start)
+    moves = np.array([layer.name not in fixed for layer in layers])
+
+    def shifted(offset: float) -> np.ndarray:
+        return np.where(moves, np.clip(start + offset, 0.0, top), start)
+
     corners = np.unique(np.concatenate([-start[moves], (top - start)[moves], [0.0]]))
-    values = np.array([reached(corner) for corner in corners])
+    values = np.array([float(size @ shifted(corner) / size.sum()) for corner in corners])
     right = int(np.clip(np.searchsorted(values, target), 1, len(corners) - 1)) if len(corners) > 1 else 0
     offset = corners[right]
     if right and values[right] > values[right - 1]:
         share = (target - values[right - 1]) / (values[right] - values[right - 1])
         offset = corners[right - 1] + share * (corners[right] - corners[right - 1])
     return {layer.name: float(s) for layer, s in zip(layers, shifted(float(offset)), strict=True)}
+
+
+def reachable(
+    layers: Sequence[Layer],
+    sparsities: Mapping[str, float],
+    fixed: frozenset[str] = frozenset(),
+    ceiling: float = BUDGET_CEILING,
+) -> tuple[float, float]:
+    """Return the least and the greatest global sparsity that a common offset can lead to."""
+    least = {name: s if name in fixed else 0.0 for name, s in sparsities.items()}
+    most = {name: s if name in fixed else max(s, ceiling) for name, s in sparsities.items()}
+    return global_sparsity(layers, least), global_sparsity(layers, most)
+
+
+def whole_weights(
+    layers: Sequence[Layer], sparsities: Mapping[str, float], fixed: frozenset[str] = frozenset()
+) -> dict[str, float]:
+    """Move sparsities by a few weights, so that whole weights add up to the global sparsity.
+
+    A mask prunes floor(sparsity * n) weights, so a model of many small layers falls short of its budget. The
+    weights that floor loses go to the layers that lost the largest parts of one.
+
+    Args:
+        layers: The model's prunable layers.
+        sparsities: Sparsity of every layer.
+        fixed: Names of the layers that stay as they are.
+
+    Returns:
+        Sparsities whose masks prune round(global sparsity * N) weights, where layers have that many to give; layers
+        at 0 or 0.98 stay, too, and none is emptied.
+    """
+    exact = {layer.name: layer.size * sparsities[layer.name] for layer in layers}
+    counts = {name: math.floor(value) for name, value in exact.items()}
+    inside = [name for name, s in sparsities.items() if name not in fixed and 0.0 < s < BUDGET_CEILING]
+    lost = round(sum(exact.values())) - sum(counts.values())
+    inside.sort(key=lambda name: counts[name] - exact[name])
+    size = {layer.name: layer.size for layer in layers}
+    while lost > 0 and (open_layers := [name for name in inside if counts[name] < size[name] - 1]):
+        for name in open_layers[:lost]:
+            counts[name] += 1
+        lost -= len(open_layers[:lost])
+    result = dict(sparsities)
+    for layer in layers:
+        if layer.name in inside:
+            share = counts[layer.name] / layer.size
+            whole = math.floor(share * layer.size) == counts[layer.name]
+            result[layer.name] = share if whole else math.nextafter(share, 1.0)
+    return result

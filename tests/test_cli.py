@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
@@ -223,3 +225,57 @@ def test_wandb_offline_is_one_run_per_job_in_the_run_folder(dense: Path, tmp_pat
         assert (folder / "csv" / "metrics.csv").is_file()
     names = {path.stem for path in (tmp_path / "sweep").glob("cnn-*/wandb/offline-run-*/run-*.wandb")}
     assert len(names) == 2
+
+
+def test_a_completed_result_survives_a_later_mistake(dense: Path, tmp_path: Path) -> None:
+    shared = ["-m", f"model.checkpoint={dense / 'model.safetensors'}", f"paths.results={tmp_path}", *QUICK]
+    assert run("prune.py", *shared, "strategy=p50").returncode == 0
+    (path,) = tmp_path.rglob("sweep/*/result.json")
+    before = path.read_bytes()
+    # A number of workers is no part of a run's identity, so the same folder is meant.
+    done = run("prune.py", *shared, "strategy=p50", "data.workers=-1")
+    assert done.returncode == 1
+    assert path.read_bytes() == before
+    assert "data.workers=-1" in json.loads(path.with_name("error.json").read_text())["error"]["message"]
+    done = run("prune.py", *shared, "strategy=p50")
+    assert done.returncode == 0, done.stderr
+    assert "already completed" in done.stdout
+    assert path.read_bytes() == before
+    assert not path.with_name("error.json").exists()
+
+
+def test_data_that_changed_are_noticed_and_a_damaged_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+
+    def add(first: int, last: int) -> None:
+        for label, colour in (("dark", 60), ("light", 190)):
+            folder = tmp_path / "images" / "train" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(first, last):
+                pixels = generator.integers(colour - 60, colour + 60, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+
+    add(0, 40)
+    arguments = ["data=imagefolder", f"data.root={tmp_path}/images", "data.classes=2", "data.workers=0", *QUICK]
+    arguments += ["data.batch_size=16", f"paths.results={tmp_path}", f"hydra.run.dir={tmp_path}/run"]
+    assert run("prune.py", *arguments).returncode == 0
+    result = tmp_path / "run" / "result.json"
+    first = json.loads(result.read_text())
+    assert "already completed" in run("prune.py", *arguments).stdout
+    add(40, 50)
+    done = run("prune.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    second = json.loads(result.read_text())
+    assert first["samples"]["test"] == 16
+    assert second["samples"]["test"] == 20
+
+    # As if this very run had been killed and its checkpoint cut off.
+    result.write_text(json.dumps({**second, "status": "running"}))
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"PK half a checkpoint")
+    done = run("prune.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "last.ckpt is damaged" in done.stdout
+    third = json.loads(result.read_text())
+    assert third["accuracy"] == second["accuracy"]
+    assert (tmp_path / "run" / "csv" / "metrics-1.csv").is_file()

@@ -11,11 +11,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from mmp.cli import explain
-from mmp.config import PruneConfig, TrainConfig, register, run_name, validate
+from mmp.config import BudgetConfig, PlanConfig, PruneConfig, TrainConfig, register
 from mmp.errors import MmpError
+from mmp.identity import run_name
+from mmp.validate import validate
 
 CONF = Path(__file__).parents[1] / "conf"
-OF_PRUNE = {"signal", "strategy", "ranges", "schedule", "finetune"}
+OF_PRUNE = {"signal", "strategy", "ranges", "schedule", "reconstruct", "finetune"}
 STRATEGIES = {
     "conservative", "aggressive", "balanced", "p30", "p50", "p70", "p90", "proportional", "classifier_heavy",
     "feature_heavy",
@@ -39,6 +41,8 @@ def choices() -> list[tuple[str, str]]:
 
 
 NEEDS = {"timm": ["model.name=resnet18"], "imagefolder": ["data.root=images", "data.classes=3"]}
+NEEDS |= {name: ["data=cifar10"] for name in ("vgg11", "resnet18", "levit_384", "swin_tiny")}
+PAPER = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(("group", "choice"), choices())
@@ -49,6 +53,50 @@ def test_every_file_composes_and_validates(group: str, choice: str) -> None:
         if choice == "fast":
             return  # the overlay shortens fine-tuning too
         assert type(validate(composed(*overrides, name="train"))) is TrainConfig
+
+
+@pytest.mark.parametrize("name", ["prune", "plan"])
+@pytest.mark.parametrize("experiment", PAPER)
+def test_the_papers_experiments_are_its_protocol(experiment: str, name: str) -> None:
+    config = validate(composed(f"experiment=paper/{experiment}", name=name))
+    rates = {"vgg11": 1e-4, "resnet18": 5e-5, "levit_384": 5e-5, "swin_tiny": 5e-5}
+    model = next(model for model in rates if experiment.startswith(model))
+    assert config.model.label == model
+    assert config.data.name == experiment.rpartition("_")[2]
+    assert config.ranges.name == model.partition("_")[0].rstrip("0123456789")
+    assert config.data.batch_size == 128
+    assert config.finetune.learning_rate == rates[model]
+    assert config.finetune.optimizer == ("adamw" if model == "levit_384" else "adam")
+    assert config.finetune.weight_decay == (0.05 if model == "levit_384" else 0.0)
+    assert config.finetune.epochs == (30 if model == "swin_tiny" else 20)
+    assert config.finetune.scheduler == "none"
+    assert config.callbacks["early_stopping"]["patience"] == 3
+    assert config.model.pretrained == (model in ("levit_384", "swin_tiny"))
+    assert config.budget.of("p30") == (0.90 if model in ("vgg11", "resnet18") else None)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (None, BudgetConfig()),
+        ("budget=null", BudgetConfig()),
+        ("budget=0.9", BudgetConfig(sparsity=0.9)),
+        ("budget.megabytes=5", BudgetConfig(megabytes=5)),
+        ("budget={megabytes: 4.5}", BudgetConfig(megabytes=4.5)),
+        ("+budget.strategies.p70=0.92", BudgetConfig(strategies={"p70": 0.92})),
+    ],
+)
+def test_budgets_are_a_number_or_megabytes(override: str | None, expected: BudgetConfig) -> None:
+    for name in ("prune", "plan"):
+        assert validate(composed(*([override] if override else []), name=name)).budget == expected
+
+
+def test_a_plan_takes_what_a_run_takes_and_needs_no_data() -> None:
+    config = validate(composed("model=swin_tiny", "ranges=swin", "finetune=none", "signal=product", name="plan"))
+    assert isinstance(config, PlanConfig)
+    assert config.data is None
+    assert config.model.num_classes == 100
+    assert validate(composed("model=swin_tiny", "data=cifar10", name="plan")).model.num_classes == 10
 
 
 def test_the_ten_strategies_are_the_ten_of_the_method() -> None:
@@ -107,6 +155,15 @@ def test_a_checkpoint_counts_by_its_contents(tmp_path: Path) -> None:
         ("finetune.weight_decay=-1", "finetune.weight_decay", "-1"),
         ("finetune.label_smoothing=1", "finetune.label_smoothing", "1"),
         ("budget=1.2", "budget", "1.2"),
+        ("budget=much", "budget", "much"),
+        ("budget.megabytes=0", "budget.megabytes", "0"),
+        ("budget.megabytes=few", "budget.megabytes", "few"),
+        ("+budget.strategies.p70=2", "budget.strategies.p70", "2"),
+        ("budget={sparsity: 0.9, megabytes: 5}", "budget.sparsity", "both set"),
+        ("+budget.megabyte=5", "budget.megabyte", "'megabytes'"),
+        ("model.num_classes=9", "model.num_classes=9", "10 classes"),
+        ("model.in_chans=3", "model.in_chans=3", "1 channels"),
+        ("data.crop_pct=0", "data.crop_pct", "0"),
         ("strategy.position=1.2", "strategy.position", "1.2"),
         ("ranges.default=[0,1.2]", "ranges.default", "1.2"),
         ("ranges.default=[0.5,0.2]", "ranges.default", "0.5"),

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from mmp.config import DataConfig
-from mmp.data import FASHION_MNIST_FOLDERS, SPLITS, EpochShuffle, ImageData, TensorImages, read_idx, split_indices
+from mmp.data import SPLITS, EpochShuffle, ImageData, split_indices
 from mmp.errors import MmpError
+from mmp.images import TensorImages
+from mmp.readers import FASHION_MNIST_FOLDERS, read_idx
 
 
 def config(reader: str = "digits", **changes: Any) -> DataConfig:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmp.config import ModelConfig, RecipeConfig
+from mmp.config import DataConfig, ModelConfig, RecipeConfig, TrainConfig
 from mmp.errors import MmpError
-from mmp.models import Classifier, accuracy, build_model, load_weights
+from mmp.layers import prunable_layers, prunable_parameters
+from mmp.models import build_model, build_skeleton, fill_input, load_weights
+from mmp.signals import collect
+from mmp.training import Classifier, accuracy
 
 TINY = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4], "stem_width": 4}
 
@@ -48,6 +53,82 @@ def test_weights_come_from_any_kind_of_checkpoint(kind: str, tmp_path: Path) -> 
         torch.save({"state_dict": {f"model.{name}": value for name, value in state.items()}, "epoch": 3}, path)
     load_weights(target, path)
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_pretrained_weights_from_a_file_keep_all_but_a_head_of_other_classes(classes: int, tmp_path: Path) -> None:
+    source = build_model(model_config(num_classes=1000, in_chans=3))
+    save_file(source.state_dict(), tmp_path / "imagenet.safetensors")
+    torch.save(source.state_dict(), tmp_path / "imagenet.pth")
+    for name in ("imagenet.safetensors", "imagenet.pth"):
+        file = str(tmp_path / name)
+        model = build_model(model_config(num_classes=classes, in_chans=3, pretrained=True, pretrained_file=file))
+        for key, value in model.state_dict().items():
+            assert value.shape[0] == classes if key.startswith("fc") else torch.equal(value, source.state_dict()[key])
+
+
+def test_a_new_head_is_initialised_by_the_runs_own_seed(tmp_path: Path) -> None:
+    save_file(build_model(model_config(num_classes=1000, in_chans=3)).state_dict(), tmp_path / "imagenet.safetensors")
+
+    def head(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        cfg = model_config(in_chans=3, pretrained_file=str(tmp_path / "imagenet.safetensors"))
+        return build_model(cfg).state_dict()["fc.weight"]
+
+    assert torch.equal(head(0), head(0))
+    assert not torch.equal(head(0), head(1))
+
+
+def test_a_file_that_is_not_of_this_model_is_refused(tmp_path: Path) -> None:
+    other = {"stem.weight": torch.zeros(4, 3, 7, 7), "conv1.weight": torch.randn(4, 3, 3, 3)}
+    save_file(other, tmp_path / "other.safetensors")
+    save_file({"unknown": torch.zeros(3)}, tmp_path / "unknown.safetensors")
+    with pytest.raises(MmpError, match=r"other\.safetensors: not the weights of resnet18"):
+        build_model(model_config(in_chans=3, pretrained_file=str(tmp_path / "other.safetensors")))
+    with pytest.raises(MmpError, match=r"unknown\.safetensors: holds no weights for \d+ layers .*'conv1\.weight'"):
+        build_model(model_config(in_chans=3, pretrained_file=str(tmp_path / "unknown.safetensors")))
+    with pytest.raises(MmpError, match=r"model\.pretrained_file=.*nowhere\.pth: no such file"):
+        build_model(model_config(pretrained_file=str(tmp_path / "nowhere.pth")))
+
+
+def test_weights_that_do_not_exist_are_one_sentence() -> None:
+    with pytest.raises(MmpError, match=r"vgg11_bn_small with pretrained weights: No pretrained.*pretrained_file"):
+        build_model(ModelConfig(name="vgg11_bn_small", num_classes=10, pretrained=True))
+
+
+def test_a_skeleton_has_shapes_and_no_memory() -> None:
+    model = build_skeleton(model_config())
+    assert all(p.is_meta for p in model.parameters())
+    assert [p.shape for p in model.parameters()] == [p.shape for p in build_model(model_config()).parameters()]
+
+
+def train_config(name: str, data: dict[str, Any] | None = None, **model: Any) -> TrainConfig:
+    return TrainConfig(model=ModelConfig(name=name, **model), data=DataConfig(name="x", channels=3, **(data or {})))
+
+
+def test_what_the_data_leave_open_is_what_timm_states() -> None:
+    config = train_config("swin_tiny_patch4_window7_224")
+    fill_input(config)
+    data = config.data
+    assert (data.image_size, data.interpolation, data.crop_pct) == (224, "bicubic", 0.9)
+    assert data.mean == pytest.approx([0.485, 0.456, 0.406])
+    assert data.std == pytest.approx([0.229, 0.224, 0.225])
+    config = train_config("vgg11_bn_small")
+    fill_input(config)
+    assert config.data.image_size == 32
+    config = train_config("resnet18", {"image_size": 64, "mean": [0.1, 0.2, 0.3], "crop_pct": 1.0})
+    fill_input(config)
+    assert (config.data.image_size, config.data.mean, config.data.crop_pct) == (64, [0.1, 0.2, 0.3], 1.0)
+
+
+def test_images_of_a_size_that_the_model_cannot_take_are_an_error() -> None:
+    with pytest.raises(MmpError, match=r"data\.image_size=32, but swin_tiny_patch4_window7_224 is built for 224"):
+        fill_input(train_config("swin_tiny_patch4_window7_224", {"image_size": 32}))
+    fill_input(train_config("swin_tiny_patch4_window7_224", {"image_size": 64}, kwargs={"img_size": 64}))
+    grey = train_config("resnet18")
+    grey.data.channels = 1
+    with pytest.raises(MmpError, match=r"data\.mean=null, but timm states 3 channels, not 1"):
+        fill_input(grey)
 
 
 def test_a_checkpoint_of_another_architecture_names_what_differs(tmp_path: Path) -> None:
@@ -122,3 +203,57 @@ def test_unknown_recipes_are_told(key: str, near: str) -> None:
     recipe = RecipeConfig(name="r", epochs=1, learning_rate=0.1, **{key: "adamm" if key == "optimizer" else "cosin"})
     with pytest.raises(MmpError, match=near):
         Classifier(nn.Linear(1, 1), recipe, 3)
+
+
+class Caching(nn.Module):
+    """Keeps what it computed from a weight in eval mode until train() is called, as LeViT does with its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.cache = nn.Parameter(torch.zeros(3)), None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode:
+            self.cache = None
+        return super().train(mode)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.cache is None or self.training:
+            self.cache = 2 * self.weight
+        return self.cache.expand(len(images), 3)
+
+
+def test_accuracy_is_that_of_the_weights_as_they_are_now() -> None:
+    model = Caching()
+    batches = [(torch.zeros(4, 1), torch.full((4,), 2))]
+    assert accuracy({"m": model}, batches, 3, torch.device("cpu"))[0]["m"] == 0.0
+    model.eval()
+    model(batches[0][0])
+    with torch.no_grad():
+        model.weight[2] = 1.0
+    assert accuracy({"m": model}, batches, 3, torch.device("cpu"))[0]["m"] == 1.0
+    assert not model.training
+
+
+def test_validation_is_that_of_the_weights_as_they_are_now(tmp_path: Path) -> None:
+    model = Caching()
+    data = DataLoader(TensorDataset(torch.zeros(4, 1), torch.full((4,), 2)), batch_size=4)
+    module = Classifier(model, RecipeConfig(name="x", epochs=2, optimizer="sgd", learning_rate=9.0), 3)
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_validation_end(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
+            seen.append(float(trainer.callback_metrics["val/accuracy"]))
+
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=2, callbacks=[Watch()], default_root_dir=tmp_path, **options)  # type: ignore[arg-type]
+    trainer.fit(module, data, data)  # the sanity check sees zeros: class 0
+    assert seen == [0.0, 1.0, 1.0]
+
+
+def test_a_model_that_caches_can_be_scored_and_copied() -> None:
+    model = timm.create_model("levit_128s", num_classes=3)
+    layers = prunable_layers(model)
+    batches = [(torch.randn(2, 3, 224, 224), torch.tensor([0, 2]))] * 2
+    collect(model, prunable_parameters(model, layers), batches, nn.CrossEntropyLoss(), {"gradient"})
+    copy.deepcopy(model)

@@ -20,8 +20,8 @@ from mmp.data import EpochShuffle
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import check_zeros, make_masks
-from mmp.models import Classifier
 from mmp.schedules import Cubic, OneShot, Stepwise
+from mmp.training import Classifier
 
 pytestmark = pytest.mark.slow
 
@@ -309,3 +309,58 @@ def test_only_models_with_final_masks_are_chosen_or_counted(digits, tmp_path: Pa
         make_masks(pruning._scores, pruning._configured),
     )
     assert chosen
+
+
+class Frozen(EarlyStoppingAtTarget):
+    """Early stopping that sees no improvement after the first epoch."""
+
+    def _evaluate_stopping_criteria(self, current: torch.Tensor) -> tuple[bool, str | None]:
+        return super()._evaluate_stopping_criteria(torch.tensor(0.5))
+
+
+def test_a_run_that_had_stopped_stays_stopped_when_it_is_resumed(digits, tmp_path: Path) -> None:
+    def callbacks() -> list[Callback]:
+        last = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
+        return [Frozen(monitor="val/accuracy", mode="max", patience=2), last]
+
+    first = network()
+    assert fit(first, digits, [pruning_of(first, OneShot(0)), *callbacks()], tmp_path, epochs=8).current_epoch == 3
+    again = network()
+    resumed = [pruning_of(network(), OneShot(0)), *callbacks()]
+    trainer = fit(again, digits, resumed, tmp_path, epochs=8, ckpt_path=tmp_path / "last.ckpt")
+    assert trainer.current_epoch == 3
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_the_best_model_is_found_again_in_a_folder_that_was_moved(digits, tmp_path: Path) -> None:
+    def callbacks(folder: Path) -> list[Callback]:
+        best = CheckpointAtTarget(folder, filename="best", monitor="val/accuracy", mode="max")
+        return [best, ModelCheckpoint(folder, filename="last", enable_version_counter=False)]
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    model = network()
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(model, digits, [pruning_of(model, OneShot(0)), *callbacks(old), Crash(2)], tmp_path, epochs=3)
+    score = torch.load(old / "last.ckpt", weights_only=True)["callbacks"]
+    before = next(state["best_model_score"] for key, state in score.items() if key.startswith("CheckpointAtTarget"))
+    old.rename(new)
+    again = network()
+    resumed = callbacks(new)
+    seen: list[Any] = []
+
+    class Look(Callback):
+        def on_train_start(self, *_: Any) -> None:
+            seen.append((resumed[0].best_model_score, resumed[0].best_model_path))  # type: ignore[attr-defined]
+
+    fit(again, digits, [pruning_of(network(), OneShot(0)), *resumed, Look()], tmp_path, 3, ckpt_path=new / "last.ckpt")
+    assert seen == [(before, str(new / "best.ckpt"))]
+
+
+def test_masks_of_other_scores_are_refused_on_resume(digits, tmp_path: Path) -> None:
+    model = network()
+    last = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
+    fit(model, digits, [pruning_of(model, OneShot(0)), last], tmp_path, epochs=1)
+    other = pruning_of(network(), OneShot(0))
+    other._scores = {name: -value for name, value in other._scores.items()}
+    with pytest.raises(MmpError, match=r"made from other scores; start anew with force=true"):
+        fit(network(), digits, [other], tmp_path, epochs=2, ckpt_path=tmp_path / "last.ckpt")

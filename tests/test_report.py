@@ -117,7 +117,37 @@ def test_seeds_are_summed_up_per_configuration() -> None:
     drops = (1.0, 2.0, 4.5)
     runs = [Run(f"r{i}", "completed", strategy="p30", seed=i, drop=drop) for i, drop in enumerate(drops)]
     _, rows = seeds_of(Group("cnn", "digits", runs))
-    assert rows == [["?/p30", "", "3", "0.00", "0.00", "+2.50", "1.80"]]
+    assert rows == [["?/p30", "3", "0.00", "0.00", "+2.50", "1.80"]]
+
+
+def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {"finetune": "default"},
+        {"finetune": "none"},
+        {"finetune": "none", "reconstruct": "least_squares"},
+        {"budget": 0.9},
+    ]
+    contents = [result("p30", 0.5, 0.9, 0.9, seed=s, drop=i + s, **c) for i, c in enumerate(settings) for s in (0, 1)]
+    (group,) = write_report(write(tmp_path, *contents)).groups
+    headings, rows = seeds_of(group)
+    assert headings[:5] == ["configuration", "reconstruct", "finetune", "budget", "seeds"]
+    assert [row[1:5] for row in rows] == [
+        ["", "default", "", "2"],
+        ["", "none", "", "2"],
+        ["least_squares", "none", "", "2"],
+        ["", "", "0.9", "2"],
+    ]
+    assert {row["budget"] for row in rows_of(tmp_path)} == {"", "0.9"}
+
+
+def test_a_failed_attempt_is_listed_beside_the_result_that_stays(tmp_path: Path) -> None:
+    write(tmp_path, result("p30", 0.3, 0.9, 0.9))
+    folder = next(tmp_path.glob("*/result.json")).parent
+    error = {"type": "MmpError", "message": "data.workers=-1 is out of range"}
+    (folder / "error.json").write_text(json.dumps({"status": "failed", "error": error}))
+    report = write_report(tmp_path)
+    assert report.counts == "1 completed, 1 failed, 0 unfinished"
+    assert "data.workers=-1" in report.failed[0].reason
 
 
 def test_failures_and_damaged_files_are_listed_with_their_reason(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +21,8 @@ from mmp.strategies import (
     layer_sparsities,
     meet_budget,
     positions,
+    reachable,
+    whole_weights,
 )
 
 STEPS = ("conservative", "p30", "p50", "p70", "p90", "aggressive")
@@ -119,6 +123,13 @@ def test_global_sparsity_is_weighted_by_size(ten: dict[str, Strategy]) -> None:
 def test_unknown_group_names_the_nearest() -> None:
     with pytest.raises(MmpError, match=r"strategy=s: .*no group 'latte'; did you mean 'late'"):
         positions(Strategy("s", groups={"latte": 1.0}), LAYERS, GROUPS)
+
+
+def test_a_group_without_layers_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = positions(Strategy("s", position=0.5, groups={"late": 1.0}), LAYERS, {"late": frozenset()})
+    assert set(found.values()) == {0.5}
+    assert "strategy=s: group 'late'" in caplog.text
 
 
 @pytest.mark.parametrize("value", [1.2, -0.01, float("nan")])
@@ -235,3 +246,47 @@ def test_budget_at_the_ceiling_is_in_reach() -> None:
         layers = sized(size, 100, 1000)
         shifted = meet_budget(layers, dict.fromkeys("012", 0.5), BUDGET_CEILING)
         assert shifted == pytest.approx(dict.fromkeys("012", BUDGET_CEILING))
+
+
+@given(drawn_layers, st.floats(0.001, 0.999))
+def test_whole_weights_add_up_to_the_budget(drawn: list[tuple[int, float, bool]], share: float) -> None:
+    layers = sized(*(size for size, _, _ in drawn))
+    start = {layer.name: s for layer, (_, s, _) in zip(layers, drawn, strict=True)}
+    fixed = frozenset(layer.name for layer, (_, _, held) in zip(layers, drawn, strict=True) if held)
+    least, most = reachable(layers, start, fixed)
+    shifted = meet_budget(layers, start, least + share * (most - least), fixed)
+
+    whole = whole_weights(layers, shifted, fixed)
+
+    size = {layer.name: layer.size for layer in layers}
+    pruned = {name: math.floor(s * size[name]) for name, s in whole.items()}
+    inside = [name for name, s in shifted.items() if name not in fixed and 0.0 < s < BUDGET_CEILING]
+    for name, s in whole.items():
+        assert 0.0 <= s <= 1.0
+        if name not in inside:
+            assert s == shifted[name]
+        assert abs(pruned[name] - shifted[name] * size[name]) <= len(layers) + 1  # floor loses less than one each
+    if any(pruned[name] < size[name] - 1 for name in inside):
+        assert sum(pruned.values()) == round(sum(s * size[name] for name, s in shifted.items()))
+
+
+def test_whole_weights_by_hand() -> None:
+    # 1.5 + 2.7 + 3.9 weights are 8.1: floor makes them 1 + 2 + 3, and the two largest losers get one back each.
+    whole = whole_weights(sized(10, 10, 10), {"0": 0.15, "1": 0.27, "2": 0.39})
+    assert whole == pytest.approx({"0": 0.1, "1": 0.3, "2": 0.4})
+    assert [math.floor(s * 10) for s in whole.values()] == [1, 3, 4]
+
+
+def test_whole_weights_never_empty_a_layer() -> None:
+    layers = sized(9, 270, 77_231)
+    for percent in range(50, 98):
+        shifted = meet_budget(layers, {"0": 0.9, "1": 0.5, "2": 0.6}, percent / 100)
+        whole = whole_weights(layers, shifted)
+        assert all(math.floor(whole[layer.name] * layer.size) < layer.size for layer in layers)
+
+
+def test_a_budget_goes_no_further_than_the_ceiling() -> None:
+    layers = sized(100, 100)
+    assert meet_budget(layers, {"0": 0.1, "1": 0.4}, 0.45, ceiling=0.5) == pytest.approx({"0": 0.4, "1": 0.5})
+    with pytest.raises(MmpError, match=r"to 0\.5000"):
+        meet_budget(layers, {"0": 0.1, "1": 0.4}, 0.6, ceiling=0.5)

@@ -1,0 +1,82 @@
+"""The dense model that pruning starts from: a checkpoint, the cache, or a training."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
+
+from mmp.build import build_trainer
+from mmp.config import TrainConfig
+from mmp.data import ImageData
+from mmp.identity import digest, identity
+from mmp.models import build_model, load_weights, require_finite
+from mmp.store import cached_tensors
+from mmp.training import Classifier
+
+log = logging.getLogger(__name__)
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """Return the device that a run scores and measures on: always exactly one."""
+    gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def dense_model(
+    config: TrainConfig,
+    data: ImageData,
+    callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> tuple[nn.Module, bool]:
+    """Return the trained dense model: from ``model.checkpoint``, from the cache, or trained now and cached.
+
+    Args:
+        config: Model, data, recipe, callbacks if they are used, and seed; together they name the cache entry.
+        data: The data set that ``config`` describes.
+        callbacks: Further Lightning callbacks for the training.
+        loggers: Where the training is logged.
+
+    Returns:
+        The model, on the CPU, and whether nothing had to be trained.
+
+    Raises:
+        MmpError: on an unreadable checkpoint, a checkpoint of another architecture, or diverged training.
+    """
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    model = build_model(config.model)
+    if config.model.checkpoint:
+        load_weights(model, Path(config.model.checkpoint))
+        return model, True
+    settings = identity(config)
+    decisive = [settings[key] for key in ("model", "data", "dense", "trainer", "seed")]
+    key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
+    path = Path(config.paths.cache) / "dense" / f"{config.model.label or config.model.name}-{key}.safetensors"
+    weights, cached = cached_tensors(path, lambda: _train(model, config, data, callbacks, loggers))
+    model.load_state_dict(weights)
+    log.info("dense model %s: %s", "read from the cache" if cached else "trained", path)
+    return model, cached
+
+
+def _train(
+    model: nn.Module,
+    config: TrainConfig,
+    data: ImageData,
+    callbacks: Sequence[pl.Callback],
+    loggers: Sequence[Logger],
+) -> Mapping[str, Tensor]:
+    with tempfile.TemporaryDirectory() as scratch:
+        best = ModelCheckpoint(scratch, filename="best", monitor="val/accuracy", mode="max", save_weights_only=True)
+        module = Classifier(model, config.dense, config.data.classes)
+        trainer = build_trainer(config, config.dense.epochs, [best, *callbacks], loggers, Path(scratch))
+        trainer.fit(module, train_dataloaders=data.train_dataloader(), val_dataloaders=data.val_dataloader())
+        module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    require_finite(model, "training")
+    return model.state_dict()

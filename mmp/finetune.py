@@ -1,0 +1,121 @@
+"""Fine-tuning under masks: one training, or the best of none, gentle and full by validation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from torch import nn
+
+from mmp.build import build_callbacks, build_trainer
+from mmp.config import PruneConfig, RecipeConfig
+from mmp.data import ImageData
+from mmp.dense import device_of
+from mmp.training import Classifier, accuracy
+
+log = logging.getLogger(__name__)
+
+
+def finetune(
+    config: PruneConfig,
+    recipe: RecipeConfig,
+    model: nn.Module,
+    pruning: pl.Callback,
+    data: ImageData,
+    loggers: Sequence[Logger],
+    folder: Path,
+) -> int:
+    """Train a model while its masks come and hold; leave it at the best validated epoch.
+
+    Args:
+        config: Trainer and callbacks.
+        recipe: How to train.
+        model: The model to begin with, changed in place.
+        pruning: The masking callback.
+        data: Train and validation splits.
+        loggers: Where epochs are logged.
+        folder: Where checkpoints go; the last one there is resumed from if a run of the same settings was interrupted.
+
+    Returns:
+        Number of epochs trained.
+    """
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    configured = build_callbacks(config, folder)
+    module = Classifier(model, recipe, config.data.classes)
+    trainer = build_trainer(config, recipe.epochs, [pruning, *configured.values()], loggers, folder)
+    last = last_checkpoint(folder / "checkpoints")
+    trainer.fit(
+        module,
+        train_dataloaders=data.train_dataloader(),
+        val_dataloaders=data.val_dataloader(),
+        ckpt_path=last and str(last),
+        weights_only=True,
+    )
+    best = configured.get("best")
+    if isinstance(best, ModelCheckpoint) and best.best_model_path:
+        module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    return trainer.current_epoch
+
+
+def finetune_best(
+    config: PruneConfig,
+    start: nn.Module,
+    pruning: Callable[[], pl.Callback],
+    data: ImageData,
+    loggers: Sequence[Logger],
+    folder: Path,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Fine-tune as configured; with ``finetune.gentle`` set, choose none, gentle or full on validation.
+
+    Args:
+        config: Recipe, trainer and callbacks.
+        start: The model to begin with, left as it is.
+        pruning: Makes the masking callback.
+        data: Train and validation splits.
+        loggers: Where the epochs of the full recipe are logged.
+        folder: The run's folder.
+
+    Returns:
+        The model, and what ``result.json`` says of its training: the epochs, and the choice if there was one.
+    """
+    recipe = config.finetune
+    if recipe.gentle is None or not recipe.epochs:
+        model = copy.deepcopy(start)
+        epochs = finetune(config, recipe, model, pruning(), data, loggers, folder) if recipe.epochs else 0
+        return model, {"epochs": epochs}
+    rates = {"gentle": recipe.gentle, "full": 1.0}
+    models, epochs_of = {"none": copy.deepcopy(start)}, {"none": 0}
+    for name, share in rates.items():
+        models[name] = copy.deepcopy(start)
+        lower = replace(recipe, learning_rate=share * recipe.learning_rate)
+        heard = loggers if name == "full" else []
+        below = folder / "checkpoints" / name
+        epochs_of[name] = finetune(config, lower, models[name], pruning(), data, heard, below)
+    validation, _ = accuracy(models, data.val_dataloader(), config.data.classes, device_of(config))
+    chosen = max(models, key=lambda name: validation[name])  # the first of equals: the least training
+    log.info("fine-tuning %s is best on validation: %s", chosen, validation)
+    return models[chosen], {"epochs": epochs_of[chosen], "finetune_choice": chosen, "finetune_validation": validation}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return what an interrupted run is resumed from, if there is such a file and it can be read."""
+    path = folder / "last.ckpt"
+    if not path.is_file():
+        return None
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        log.warning("%s is damaged (%s); fine-tuning starts anew", path, str(error).partition("\n")[0])
+        shutil.rmtree(folder)
+        return None
+    return path

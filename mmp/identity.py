@@ -1,0 +1,57 @@
+"""What a run is: the settings that decide its numbers, their hash, and the name made from both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# What does not change a run's numbers, and so is no part of its identity.
+_INCIDENTAL = {"paths", "logger", "sweep", "force", "hydra"}
+_INCIDENTAL_IN = {
+    "trainer": {"enable_progress_bar", "log_every_n_steps"},
+    "data": {"download", "workers", "eval_batch_size", "dense_epochs", "finetune_epochs"},
+    "callbacks": {"progress"},
+}
+
+
+def identity(cfg: Any) -> dict[str, Any]:
+    """Return the settings that decide a run's numbers, as plain data."""
+    if isinstance(cfg, DictConfig):
+        kept: dict[str, Any] = {str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL}
+    else:
+        kept = {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
+    for section, incidental in _INCIDENTAL_IN.items():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
+    for key in ("checkpoint", "pretrained_file"):  # what a file holds counts, not where it lies
+        if (path := kept["model"][key]) and Path(path).is_file():
+            kept["model"] = {**kept["model"], key: _file_digest(path, Path(path).stat().st_mtime_ns)}
+    return kept
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+@lru_cache
+def _file_digest(path: str, _changed: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """Return a SHA-256 of plain data, the same for the same content whatever the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def run_name(cfg: Any) -> str:
+    """Return the folder name of a run: readable parts, then eight digits of the hash of its settings."""
+    parts = [cfg.model.label or cfg.model.name, cfg.data.name]
+    if "strategy" in cfg:
+        parts += [cfg.signal.name, cfg.strategy.name]
+    return "-".join([*parts, f"s{cfg.seed}", digest(identity(cfg))[:8]])

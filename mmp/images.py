@@ -1,0 +1,220 @@
+"""Images with labels: in memory or in files, normalised by timm's transforms and augmented where configured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mmp.config import DataConfig
+from mmp.errors import MmpError, nearest
+
+Samples = list[tuple[str, int]]
+
+# What timm's create_transform does to training images only; the rest of its arguments is the model's.
+AUGMENTATIONS = (
+    "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob",
+    "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count",
+)  # fmt: skip
+
+
+class Images(Protocol):
+    """Images with their labels; an item is a float32 tensor (C, H, W) and a class."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Any]: ...
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes when the images do."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader returns.
+
+    Attributes:
+        train: Training images as they are trained on, augmented.
+        plain: The same images, as they are evaluated.
+        test: The official test images, None where the data set has none.
+        groups: Group of every training image, shape (N,): images of one group are near copies (frames of one sign)
+            and must not be split. None where every image stands for itself.
+    """
+
+    train: Images
+    plain: Images
+    test: Images | None = None
+    groups: np.ndarray | None = None
+
+
+class TensorImages:
+    """Images in memory, normalised a whole batch at a time.
+
+    Args:
+        images: uint8 tensor (N, C, H, W).
+        labels: int64 tensor (N,).
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, of pixels in [0, 1].
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.images, self.labels = images, labels
+        self._scale = (1 / (255 * torch.tensor(std))).view(-1, 1, 1)
+        self._shift = (torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index].float() * self._scale - self._shift, self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return one batch: float32 (B, C, H, W) and int64 (B,)."""
+        where = torch.as_tensor(indices)
+        return self.images[where].float() * self._scale - self._shift, self.labels[where]
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of pixels and labels."""
+        return _pixels_digest(self.images, self.labels)
+
+
+class TransformedImages:
+    """Images in memory that go through a transform one by one: resized, or augmented.
+
+    Args:
+        images: uint8 tensor (N, C, H, W) with one or three channels.
+        labels: int64 tensor (N,).
+        transform: From a PIL image to a float32 tensor.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.labels, self._transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pixels = self.images[index].permute(1, 2, 0).squeeze(-1).numpy()
+        return self._transform(Image.fromarray(pixels)), self.labels[index]
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of pixels and labels."""
+        return _pixels_digest(self.images, self.labels)
+
+
+class FileImages:
+    """Image files that are read when they are asked for.
+
+    Args:
+        samples: Path and class of every image.
+        root: Folder that all paths lie in.
+        grey: Whether to read one channel rather than three.
+        transform: From a PIL image to a float32 tensor.
+    """
+
+    def __init__(self, samples: Samples, root: Path, grey: bool, transform: Callable[[Image.Image], Tensor]) -> None:
+        self._samples, self._root, self._mode, self._transform = samples, root, "L" if grey else "RGB", transform
+        self.labels = torch.tensor([label for _, label in samples])
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self._samples[index]
+        try:
+            with Image.open(path) as image:
+                return self._transform(image.convert(self._mode)), label
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise MmpError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the names and sizes of all files."""
+        sha = hashlib.sha256()
+        for name, label in self._samples:
+            path = Path(name)
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise MmpError(f"{path}: no such image ({error.strerror}); the data set is incomplete") from error
+            sha.update(f"{path.relative_to(self._root)}|{size}|{label}\n".encode())
+        return sha.hexdigest()
+
+
+def transform_of(cfg: DataConfig, training: bool) -> Callable[[Image.Image], Tensor]:
+    """Return timm's transform from a PIL image to a normalised tensor (C, H, W).
+
+    Args:
+        cfg: Size, normalisation, interpolation and crop, all set; and the augmentations.
+        training: Whether to augment.
+
+    Raises:
+        MmpError: on an augmentation that timm does not know or a value that it refuses.
+    """
+    from timm.data import create_transform
+
+    assert cfg.image_size is not None
+    chosen = (cfg.augment or {}) if training else {}
+    augment: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()}
+    for key in augment:
+        if key not in AUGMENTATIONS:
+            raise MmpError(f"data.augment.{key}: no such augmentation; {nearest(key, AUGMENTATIONS)}")
+    stated: dict[str, Any] = {"interpolation": cfg.interpolation, "crop_pct": cfg.crop_pct, "crop_mode": cfg.crop_mode}
+    options = {key: value for key, value in stated.items() if value is not None}
+    try:
+        return create_transform(
+            (cfg.channels, cfg.image_size, cfg.image_size),
+            is_training=training and cfg.augment is not None,
+            mean=tuple(cfg.mean or ()),
+            std=tuple(cfg.std or ()),
+            **options,
+            **augment,
+        )
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        raise MmpError(f"data.augment={augment} with {options}: timm refuses it ({error})") from error
+
+
+def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool = True) -> tuple[Images, Images]:
+    """Return images as they are trained on and as they are evaluated.
+
+    Args:
+        pixels: uint8 tensor (N, C, H, W).
+        labels: int64 tensor (N,).
+        cfg: Size, normalisation and augmentation.
+        resize_now: Whether all images may be resized at once, which keeps them all in memory at their new size.
+
+    Raises:
+        MmpError: if the configuration has another number of channels, or on an augmentation that timm refuses.
+    """
+    if pixels.shape[1] != cfg.channels:
+        raise MmpError(f"data.channels={cfg.channels}, but images of {cfg.name} have {pixels.shape[1]} channels")
+    assert cfg.image_size is not None
+    size = (cfg.image_size, cfg.image_size)
+    plain: Images
+    if pixels.shape[-2:] == size or resize_now:
+        exact = pixels
+        if pixels.shape[-2:] != size:
+            resized = interpolate(pixels.float(), size, mode="bilinear", antialias=True)
+            exact = resized.round().clamp(0, 255).to(torch.uint8)
+        plain = TensorImages(exact, labels, cfg.mean or (), cfg.std or ())
+    else:
+        plain = TransformedImages(pixels, labels, transform_of(cfg, training=False))
+    if cfg.augment is None:
+        return plain, plain
+    return TransformedImages(pixels, labels, transform_of(cfg, training=True)), plain
+
+
+def _pixels_digest(images: Tensor, labels: Tensor) -> str:
+    sha = hashlib.sha256(images.numpy().data)
+    sha.update(labels.numpy().data)
+    return sha.hexdigest()

@@ -1,0 +1,275 @@
+"""The plan: layers, their ranges and the strategies' sparsities, before anything is trained.
+
+``python -m mmp.plan model=swin_tiny ranges=swin`` prints it; :func:`make_plan` makes it of any ``nn.Module``;
+``prune.py`` goes by the same functions, so what the plan says is what a run does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from mmp.cli import command
+from mmp.conf import choices_of, choose
+from mmp.config import BudgetConfig, PlanConfig, PruneConfig, RangesConfig, StrategyConfig, register
+from mmp.errors import MmpError, nearest
+from mmp.layers import Layer, prunable_layers
+from mmp.masks import pruned_count
+from mmp.ranges import Range, constrain, observed_ranges, resolve_groups, rule_ranges
+from mmp.sizes import MEGABYTE, Sizes
+from mmp.strategies import BUDGET_CEILING, Strategy, layer_sparsities, meet_budget, reachable, whole_weights
+from mmp.tables import build_constraints, build_groups, build_rule_table, build_strategy
+from mmp.validate import read_ranges, validate
+
+register()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What pruning will do to a model.
+
+    Attributes:
+        model: The model's name.
+        parameters: Number of all its parameters.
+        layers: Its prunable layers.
+        ranges: Sparsity allowed in each.
+        sparsities: Per strategy, the sparsity of each layer.
+        sizes: Bytes of its parts.
+        rules: The rule table's ranges, to compare with, where ``ranges`` were observed.
+    """
+
+    model: str
+    parameters: int
+    layers: tuple[Layer, ...]
+    ranges: Mapping[str, Range]
+    sparsities: Mapping[str, Mapping[str, float]]
+    sizes: Sizes
+    rules: Mapping[str, Range] | None = None
+
+    @cached_property
+    def pruned(self) -> dict[str, int]:
+        """Number of pruned weights per strategy: floor(sparsity * n) in each layer."""
+        return {
+            name: sum(pruned_count(sparsities[layer.name], layer.size) for layer in self.layers)
+            for name, sparsities in self.sparsities.items()
+        }
+
+    def by_sparsity(self) -> list[str]:
+        """Return the strategies' names, the least sparse first."""
+        return sorted(self.sparsities, key=lambda name: (self.pruned[name], name))
+
+    def summary(self, strategy: str) -> dict[str, Any]:
+        """Return a strategy's sparsity over prunable weights and over all parameters, what is left, and the bytes."""
+        pruned = self.pruned[strategy]
+        return {
+            "sparsity": pruned / self.sizes.weights,
+            "sparsity_all": pruned / self.parameters,
+            "parameters_left": self.parameters - pruned,
+            "bytes": self.sizes.sparse(pruned),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, for JSON."""
+        return {
+            "model": self.model,
+            "parameters": self.parameters,
+            "prunable": self.sizes.weights,
+            "bytes": self.sizes.dense,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "role": layer.role,
+                    "stage": layer.stage,
+                    "depth": layer.depth,
+                    "shape": list(layer.shape),
+                    "size": layer.size,
+                    "lo": self.ranges[layer.name].lo,
+                    "hi": self.ranges[layer.name].hi,
+                }
+                for layer in self.layers
+            ],
+            "strategies": {
+                name: {**self.summary(name), "layers": dict(self.sparsities[name])} for name in self.by_sparsity()
+            },
+        }
+
+    def __str__(self) -> str:
+        """Return the plan as text."""
+        from mmp.plan_views import as_text
+
+        return as_text(self)
+
+
+def make_plan(
+    model: nn.Module,
+    ranges: RangesConfig | str = "generic",
+    strategies: Iterable[Strategy] | None = None,
+    budget: BudgetConfig | float | None = None,
+    observations: Iterable[Mapping[str, float]] | None = None,
+    name: str | None = None,
+) -> Plan:
+    """Return the plan of a model.
+
+    Args:
+        model: Any module, on any device, ``meta`` included.
+        ranges: A rule table, or the name of one in ``conf/ranges``.
+        strategies: Strategies; all in ``conf/strategy`` if None.
+        budget: What every strategy is shifted to meet; a number is a global sparsity.
+        observations: Layer sparsities under criteria at global targets, for observed ranges.
+        name: What to call the model; its class if None.
+
+    Raises:
+        MmpError: if the model has no prunable layer, the table does not fit it, or the budget is out of reach.
+    """
+    if isinstance(ranges, str):
+        ranges = read_ranges(choose("ranges", ranges))
+    if not isinstance(budget, BudgetConfig):
+        budget = BudgetConfig(sparsity=budget)
+    chosen = [load_strategy(n) for n in choices_of("strategy")] if strategies is None else strategies
+    layers = prunable_layers(model)
+    sizes = Sizes.of(model, layers)
+    allowed = layer_ranges(layers, ranges, observations)
+    return Plan(
+        model=name or type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=layers,
+        ranges=allowed,
+        sparsities={s.name: choose_sparsities(s, layers, allowed, ranges, budget, sizes) for s in chosen},
+        sizes=sizes,
+        rules=layer_ranges(layers, ranges, rules=True) if observations is not None and ranges.rules else None,
+    )
+
+
+def layer_ranges(
+    layers: Sequence[Layer],
+    ranges: RangesConfig,
+    observations: Iterable[Mapping[str, float]] | None = None,
+    rules: bool = False,
+) -> dict[str, Range]:
+    """Return the range of every layer: observed if there are observations, else by the rules; constrained.
+
+    Args:
+        layers: The model's prunable layers.
+        ranges: The table.
+        observations: Layer sparsities under criteria at global targets; needed if the table says ``observed``.
+        rules: Take the rules all the same, to compare with.
+
+    Raises:
+        MmpError: if the rules do not fit the layers, or observed ranges lack observations.
+    """
+    if observations is None and ranges.source == "observed" and not rules:
+        raise MmpError(f"ranges={ranges.name} is observed, so it needs observations (mmp.calibration)")
+    if observations is None:
+        source = rule_ranges(layers, build_rule_table(ranges))
+    else:
+        source = observed_ranges(layers, observations)
+    return constrain(layers, source, build_constraints(ranges))
+
+
+def choose_sparsities(
+    strategy: Strategy,
+    layers: Sequence[Layer],
+    allowed: Mapping[str, Range],
+    ranges: RangesConfig,
+    budget: BudgetConfig,
+    sizes: Sizes,
+) -> dict[str, float]:
+    """Return a strategy's sparsity of every layer, shifted to its budget if it has one.
+
+    Args:
+        strategy: The strategy.
+        layers: The model's prunable layers.
+        allowed: The constrained range of each.
+        ranges: The table, for its groups and for what counts as a small layer, which no budget moves.
+        budget: The budget.
+        sizes: Bytes of the model's parts, for a budget in megabytes.
+
+    Raises:
+        MmpError: if the budget is out of reach; the message says what can be reached.
+    """
+    groups = resolve_groups(layers, build_groups(ranges))
+    sparsities = layer_sparsities(strategy, layers, allowed, groups)
+    ceiling = min(BUDGET_CEILING, ranges.constraints.ceiling)
+    small = frozenset(layer.name for layer in layers if layer.size < ranges.constraints.small_below)
+    target = budget.of(strategy.name)
+    if target is None and budget.megabytes is not None:
+        target = sizes.sparsity_for(budget.megabytes * MEGABYTE)
+        least, most = reachable(layers, sparsities, small, ceiling)
+        if not least <= target <= most:
+            low, high = (sizes.sparse(round(share * sizes.weights)) / MEGABYTE for share in (most, least))
+            raise MmpError(
+                f"budget.megabytes={budget.megabytes:g} is out of reach: strategy {strategy.name} can be shifted to "
+                f"sizes from {low:.3f} to {high:.3f} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
+            )
+    if target is None:
+        return sparsities
+    return whole_weights(layers, meet_budget(layers, sparsities, target, small, ceiling), small)
+
+
+def load_strategy(name: str) -> Strategy:
+    """Return a strategy of ``conf/strategy`` by name."""
+    return build_strategy(OmegaConf.to_object(OmegaConf.merge(StrategyConfig, choose("strategy", name))))  # type: ignore[arg-type]
+
+
+def check_budget_names(config: PruneConfig) -> None:
+    """Raise if a budget is set for a strategy that does not exist.
+
+    Raises:
+        MmpError: with the nearest name.
+    """
+    known = {*choices_of("strategy"), config.strategy.name}
+    for name in config.budget.strategies:
+        if name not in known:
+            raise MmpError(f"budget.strategies.{name}: no such strategy; {nearest(name, known)}")
+
+
+def plan_of(config: PlanConfig) -> Plan:
+    """Return the plan of a configuration; for observed ranges, of a dense model that is trained if it must be."""
+    from mmp.models import build_skeleton
+
+    check_budget_names(config)
+    configured = build_strategy(config.strategy)  # with what the command line says of it
+    others = [load_strategy(name) for name in choices_of("strategy") if name != configured.name]
+    strategies = [configured, *others]
+    name = config.model.label or config.model.name
+    if config.ranges.source == "rules":
+        return make_plan(build_skeleton(config.model), config.ranges, strategies, config.budget, name=name)
+
+    from mmp.calibration import Calibration
+    from mmp.data import ImageData
+    from mmp.dense import dense_model, device_of
+    from mmp.models import fill_input
+
+    fill_input(config)
+    data = ImageData(config.data, config.seed)  # type: ignore[arg-type]
+    model, _ = dense_model(config, data)
+    calibration = Calibration.of(config, model, prunable_layers(model), data, device_of(config))
+    return make_plan(model, config.ranges, strategies, config.budget, calibration.observe(config.ranges), name)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="plan")
+def main(cfg: DictConfig) -> None:
+    """Print the plan of a configuration, or the survey of all models whose names match a pattern."""
+    from mmp.plan_views import draw_plan, render
+
+    config: PlanConfig = validate(cfg)
+    if any(sign in config.model.name for sign in "*?["):
+        from mmp.survey import print_survey
+
+        print_survey(config)
+        return
+    plan = plan_of(config)
+    render(plan, config.format)
+    if config.picture:
+        draw_plan(plan, Path(config.picture))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,122 @@
+"""Results: every ``result.json`` below a folder, as the report reads them. They are its only source."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmp.errors import MmpError
+
+REPORT = "report"  # the folder, in a sweep's, that reports go to
+_HEAD = ("model", "data", "signal", "strategy", "ranges", "schedule", "reconstruct", "finetune", "seed")
+# What may differ between the runs of a sweep besides signal and strategy; shown where it does.
+SETTINGS = ("ranges", "schedule", "reconstruct", "finetune", "budget")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pruned model as its ``result.json`` tells it. Accuracies and sparsities are fractions, drop is in points."""
+
+    folder: str
+    status: str
+    reason: str = ""
+    model: str = "?"
+    data: str = "?"
+    signal: str = "?"
+    strategy: str = "?"
+    ranges: str = ""
+    schedule: str = ""
+    reconstruct: str = ""
+    finetune: str = ""
+    budget: str = ""
+    seed: int = 0
+    parameters: int = 0
+    sparsity: float = 0.0
+    sparsity_all: float = 0.0
+    validation: float = 0.0
+    test: float = 0.0
+    pruned_test: float = 0.0
+    dense_validation: float = 0.0
+    dense_test: float = 0.0
+    drop: float = 0.0
+    validation_samples: int = 0
+    test_samples: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    masks_hash: str = ""
+
+    @property
+    def configuration(self) -> str:
+        """Signal and strategy, and the ranges they were applied to."""
+        return f"{self.signal}/{self.strategy}"
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Read every ``result.json`` below a folder; one that cannot be read counts as a failed run.
+
+    Raises:
+        MmpError: if the folder is missing or holds no result.
+    """
+    if not folder.is_dir():
+        raise MmpError(f"{folder}: no such folder; give the folder of a sweep, such as results/sweeps/demo")
+    paths = [
+        path
+        for path in sorted(folder.rglob("result.json"))
+        if not any(part.startswith(".") or part == REPORT for part in path.relative_to(folder).parts[:-1])
+    ]
+    if not paths:
+        raise MmpError(f"{folder}: holds no result.json; has any job of this sweep begun?")
+    runs = []
+    for path in paths:
+        result, error = _read(path, folder), path.with_name("error.json")
+        if (
+            error.is_file() and result is not None
+        ):  # why the last attempt failed; only a completed result counts beside it
+            runs += [result] if result.status == "completed" else []
+            result = _read(error, folder)
+        runs += [result] if result is not None else []
+    return runs
+
+
+def _budget(content: dict[str, Any]) -> str:
+    if content.get("budget") is not None:
+        return f"{content['budget']:g}"
+    return f"{content['budget_megabytes']:g} MB" if content.get("budget_megabytes") is not None else ""
+
+
+def _read(path: Path, root: Path) -> Run | None:
+    name = str(path.parent.relative_to(root))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("kind") == "dense":
+            return None
+        known = {key: content[key] for key in _HEAD if key in content}
+        known["budget"] = _budget(content)
+        if content["status"] != "completed":
+            error = content.get("error") or {}
+            reason = f"{error['type']}: {error['message']}" if error else "still running, or killed"
+            return Run(name, content["status"], reason, **known)
+        accuracy, samples = content["accuracy"], content["samples"]
+        return Run(
+            folder=name,
+            status="completed",
+            **known,
+            parameters=content["parameters"],
+            sparsity=content["sparsity"],
+            sparsity_all=content["sparsity_all"],
+            validation=accuracy["finetuned"]["validation"],
+            test=accuracy["finetuned"]["test"],
+            pruned_test=accuracy["pruned"]["test"],
+            dense_validation=accuracy["dense"]["validation"],
+            dense_test=accuracy["dense"]["test"],
+            drop=content["drop"],
+            validation_samples=samples["validation"],
+            test_samples=samples["test"],
+            epochs=content["epochs"],
+            seconds=content["seconds"]["total"],
+            masks_hash=content["masks_hash"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Run(name, "failed", f"{path.name} cannot be read ({type(error).__name__}: {error})")

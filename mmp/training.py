@@ -1,0 +1,153 @@
+"""Training and evaluation of an image classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from mmp.config import RecipeConfig
+from mmp.errors import MmpError, nearest
+from mmp.signals import forget_cached
+
+SCHEDULERS = ("cosine", "step", "multistep", "poly", "tanh", "none")
+
+
+def check_recipe(recipe: RecipeConfig) -> None:
+    """Raise if timm knows no such optimizer or scheduler.
+
+    Raises:
+        MmpError: with the nearest name.
+    """
+    if recipe.optimizer not in list_optimizers():
+        raise MmpError(f"optimizer={recipe.optimizer}: {nearest(recipe.optimizer, map(str, list_optimizers()))}")
+    if recipe.scheduler not in SCHEDULERS:
+        raise MmpError(f"scheduler={recipe.scheduler}: {nearest(recipe.scheduler, SCHEDULERS)}")
+
+
+class Classifier(pl.LightningModule):
+    """Trains an image classifier by a recipe.
+
+    Args:
+        model: A network from (B, C, H, W) images to (B, classes) logits.
+        recipe: Optimizer, schedule and loss.
+        classes: Number of classes.
+
+    Raises:
+        MmpError: on an optimizer or scheduler that timm does not know; and, while training, on a loss that is
+            not finite.
+    """
+
+    def __init__(self, model: nn.Module, recipe: RecipeConfig, classes: int) -> None:
+        super().__init__()
+        check_recipe(recipe)
+        self.model, self.recipe = model, recipe
+        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, classes) of images (B, C, H, W)."""
+        return self.model(images)
+
+    def training_step(self, batch: Sequence[Tensor], _index: int) -> Tensor:
+        """Return the loss of one batch."""
+        images, targets = batch
+        loss = self.loss(self(images), targets)
+        self.train_loss.update(loss.detach(), weight=len(images))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's loss, and stop with a clear error if it is not finite."""
+        loss = self.train_loss.compute()
+        self.train_loss.reset()
+        if not torch.isfinite(loss):
+            raise MmpError(
+                f"the training loss became {loss.item()} in epoch {self.current_epoch}; lower the learning rate "
+                f"(now {self.recipe.learning_rate:g}) or set trainer.gradient_clip_val"
+            )
+        self.log("train/loss", loss)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Evaluate the weights as they are now."""
+        forget_cached(self.model)
+        self.model.eval()
+
+    def validation_step(self, batch: Sequence[Tensor], _index: int) -> None:
+        """Accumulate loss and accuracy of one batch."""
+        images, targets = batch
+        logits = self(images)
+        self.val_loss.update(self.loss(logits, targets), weight=len(images))
+        self.val_accuracy.update(logits, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch's validation loss and accuracy."""
+        self.log("val/loss", self.val_loss.compute())
+        self.log("val/accuracy", self.val_accuracy.compute(), prog_bar=True)
+        self.val_loss.reset()
+        self.val_accuracy.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Create timm's optimizer and schedule; no weight decay on biases and norms."""
+        recipe = self.recipe
+        optimizer = create_optimizer_v2(
+            self.model, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        warmup = min(recipe.warmup_epochs, recipe.epochs - 1)
+        if recipe.scheduler == "none" and not warmup:
+            return optimizer
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.scheduler,
+            num_epochs=recipe.epochs - warmup,  # the warm-up comes before them
+            warmup_epochs=warmup,
+            warmup_lr=recipe.learning_rate / 100,
+            min_lr=recipe.min_learning_rate,
+            warmup_prefix=True,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:  # noqa: ARG002
+        """Set the rate of the next epoch; timm's schedules are functions of the epoch."""
+        scheduler.step(epoch=self.current_epoch + 1)
+
+
+@torch.inference_mode()
+def accuracy(
+    models: Mapping[str, nn.Module], batches: Iterable[Sequence[Tensor]], classes: int, device: torch.device
+) -> tuple[dict[str, float], int]:
+    """Measure several models in one pass over a split, on one device, so every sample counts exactly once.
+
+    Args:
+        models: Networks by name.
+        batches: (images, labels) pairs.
+        classes: Number of classes.
+        device: Where to compute.
+
+    Returns:
+        Top-1 accuracy in [0, 1] of each model, and the number of samples that were read.
+    """
+    metrics = {name: MulticlassAccuracy(classes, average="micro").to(device) for name in models}
+    modes = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        forget_cached(model)
+        model.to(device).eval()
+    samples = 0
+    for images, labels in batches:
+        inputs, targets = images.to(device), labels.to(device)
+        samples += len(inputs)
+        for name, model in models.items():
+            metrics[name].update(model(inputs), targets)
+    for name, model in models.items():
+        forget_cached(model)
+        model.train(modes[name])
+    return {name: float(metric.compute()) for name, metric in metrics.items()}, samples

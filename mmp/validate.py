@@ -1,0 +1,175 @@
+"""From what Hydra composed to plain dataclasses, every value checked, with one message per mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmp.config import (
+    BudgetConfig,
+    DataConfig,
+    PlanConfig,
+    PruneConfig,
+    RangesConfig,
+    RecipeConfig,
+    SelectorConfig,
+)
+from mmp.errors import MmpError, nearest
+
+RECONSTRUCTIONS = ("none", "least_squares")
+FORMATS = ("table", "json", "md", "csv")
+
+
+def validate(cfg: DictConfig) -> Any:
+    """Return the configuration as plain dataclasses, every value checked.
+
+    Args:
+        cfg: What Hydra composed.
+
+    Returns:
+        A ``TrainConfig``, ``PruneConfig`` or ``PlanConfig`` of ``mmp.config``, interpolations resolved.
+
+    Raises:
+        MmpError: naming the key, the value and what would be right.
+    """
+    config: Any = OmegaConf.to_object(cfg)
+    trainer = config.trainer
+    if config.data is not None:
+        _check_data(config.data)
+        classes, channels = config.model.num_classes, config.model.in_chans
+        if classes is None:
+            config.model.num_classes = config.data.classes
+        elif classes != config.data.classes:
+            raise MmpError(
+                f"model.num_classes={classes}, but data={config.data.name} has {config.data.classes} classes"
+            )
+        if channels != config.data.channels:
+            raise MmpError(
+                f"model.in_chans={channels}, but data={config.data.name} has {config.data.channels} channels"
+            )
+    _check("trainer.devices", trainer.devices, lambda v: v == 1, "1: a run uses one device, a sweep has many runs")
+    _check("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, lambda v: v >= 1, "at least 1")
+    _check_recipe("dense", config.dense, least_epochs=1)
+    if isinstance(config, PruneConfig):
+        _complete_ranges(config.ranges)
+        config.budget = _budget(config.budget)
+        _check_recipe("finetune", config.finetune, least_epochs=0)
+        if config.reconstruct.name not in RECONSTRUCTIONS:
+            told = nearest(config.reconstruct.name, RECONSTRUCTIONS)
+            raise MmpError(f"reconstruct.name={config.reconstruct.name}: no such method; {told}")
+        _check("reconstruct.ridge", config.reconstruct.ridge, lambda v: v > 0, "positive")
+        _check("reconstruct.images", config.reconstruct.images, lambda v: v >= 1, "at least 1")
+        _check("strategy.position", config.strategy.position, lambda v: 0 <= v <= 1, "a position in [0, 1]")
+    if isinstance(config, PlanConfig):
+        if config.format not in FORMATS:
+            raise MmpError(f"format={config.format}: no such format; {nearest(config.format, FORMATS)}")
+        if config.ranges.source == "observed" and config.data is None:
+            raise MmpError("ranges.source=observed needs a trained model and data; choose data=..., or another table")
+    return config
+
+
+def read_ranges(node: DictConfig) -> RangesConfig:
+    """Return the configuration of one range table, checked as :func:`validate` does."""
+    ranges: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RangesConfig), node))
+    _complete_ranges(ranges)
+    return ranges
+
+
+def _complete_ranges(ranges: RangesConfig) -> None:
+    ranges.groups = {name: _selectors(name, value) for name, value in ranges.groups.items()}
+    _check_ranges(ranges)
+
+
+def _check_data(data: DataConfig) -> None:
+    for key in ("validation", "calibration", "test"):
+        _check(f"data.{key}", getattr(data, key), lambda v: 0 < v < 1, "a fraction between 0 and 1")
+    share = data.validation + data.calibration
+    _check("data.validation + data.calibration", share, lambda v: v < 1, "less than 1, so that images are left")
+    for key in ("batch_size", "eval_batch_size", "classes", "channels", "image_size"):
+        if getattr(data, key) is not None:
+            _check(f"data.{key}", getattr(data, key), lambda v: v >= 1, "at least 1")
+    _check("data.workers", data.workers, lambda v: v >= 0, "at least 0")
+    for key in ("mean", "std"):
+        expected = f"one number per channel ({data.channels})"
+        if getattr(data, key) is not None:
+            _check(f"data.{key}", getattr(data, key), lambda v: len(v) == data.channels, expected)
+    if data.std is not None:
+        _check("data.std", data.std, lambda v: min(v) > 0, "positive")
+    if data.crop_pct is not None:
+        _check("data.crop_pct", data.crop_pct, lambda v: 0 < v <= 1, "a fraction of the image in (0, 1]")
+
+
+def _budget(node: Any) -> BudgetConfig:
+    if node is None:
+        return BudgetConfig()
+    if isinstance(node, int | float) and not isinstance(node, bool):
+        node = {"sparsity": node}
+    if not isinstance(node, dict):
+        raise MmpError(f"budget={node!r}: must be a global sparsity such as 0.9, or budget.megabytes=...")
+    for key in node:
+        if key not in BudgetConfig.__dataclass_fields__:
+            raise MmpError(f"budget.{key}: no such key; {nearest(str(key), BudgetConfig.__dataclass_fields__)}")
+    budget = BudgetConfig(**node)
+    if budget.sparsity is not None and budget.megabytes is not None:
+        raise MmpError(
+            "budget.sparsity and budget.megabytes are both set, but a strategy can meet only one; set one to null"
+        )
+    if budget.strategies and budget.megabytes is not None:
+        named = ", ".join(budget.strategies)
+        raise MmpError(f"budget.megabytes and budget.strategies ({named}) are both set; clear one: ~budget.strategies")
+    for key, value in {"": budget.sparsity, **{f".strategies.{n}": v for n, v in budget.strategies.items()}}.items():
+        if value is not None:
+            _check(f"budget{key}", value, lambda v: _number(v) and 0 <= v < 1, "a global sparsity in [0, 1)")
+    if budget.megabytes is not None:
+        _check("budget.megabytes", budget.megabytes, lambda v: _number(v) and v > 0, "a positive number of 10^6 bytes")
+    return budget
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _selectors(group: str, entries: Any) -> list[SelectorConfig]:
+    # OmegaConf knows no mapping from names to lists of dataclasses, so these are typed here.
+    if not isinstance(entries, list):
+        raise MmpError(f"ranges.groups.{group}={entries}: must be a list of selectors, such as [{{role: [conv]}}]")
+    for entry in entries:
+        for key in entry:
+            if key not in SelectorConfig.__dataclass_fields__:
+                close = nearest(key, SelectorConfig.__dataclass_fields__)
+                raise MmpError(f"ranges.groups.{group}: a selector has no key {key!r}; {close}")
+    return [OmegaConf.to_object(OmegaConf.structured(SelectorConfig(**entry))) for entry in entries]  # type: ignore[misc]
+
+
+def _check_recipe(key: str, recipe: RecipeConfig, least_epochs: int) -> None:
+    _check(f"{key}.epochs", recipe.epochs, lambda v: v >= least_epochs, f"at least {least_epochs}")
+    _check(f"{key}.learning_rate", recipe.learning_rate, lambda v: v > 0, "positive")
+    _check(f"{key}.weight_decay", recipe.weight_decay, lambda v: v >= 0, "at least 0")
+    _check(f"{key}.warmup_epochs", recipe.warmup_epochs, lambda v: v >= 0, "at least 0")
+    if recipe.gentle is not None:
+        _check(f"{key}.gentle", recipe.gentle, lambda v: 0 < v < 1, "a share of the learning rate in (0, 1)")
+        _check(f"{key}.epochs", recipe.epochs, lambda v: v >= 1, "at least 1, for gentle to mean anything")
+    _check(f"{key}.label_smoothing", recipe.label_smoothing, lambda v: 0 <= v < 1, "in [0, 1)")
+
+
+def _check_ranges(ranges: RangesConfig) -> None:
+    if ranges.source not in ("rules", "observed"):
+        raise MmpError(f"ranges.source={ranges.source!r}; {nearest(ranges.source, ('rules', 'observed'))}")
+    for target in ranges.targets:
+        _check("ranges.targets", target, lambda v: 0 <= v < 1, "global sparsities in [0, 1)")
+    ceiling = ranges.constraints.ceiling
+    _check("ranges.constraints.ceiling", ceiling, lambda v: 0 < v < 1, "between 0 and 1, so that no layer is emptied")
+    _check("ranges.grasp_temperature", ranges.grasp_temperature, lambda v: v > 0, "positive")
+    pairs = {"ranges.default": ranges.default, "ranges.constraints.small": ranges.constraints.small}
+    pairs["ranges.constraints.patch_embed"] = ranges.constraints.patch_embed
+    pairs |= {f"ranges.rules[{i}].range": rule.range for i, rule in enumerate(ranges.rules)}
+    for key, pair in pairs.items():
+        if pair is not None:
+            ok = "two sparsities 0 <= lo <= hi <= 1"
+            _check(key, pair, lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1, ok)
+
+
+def _check(key: str, value: Any, holds: Any, expected: str) -> None:
+    if not holds(value):
+        raise MmpError(f"{key}={value} is out of range: must be {expected}")

@@ -1,0 +1,105 @@
+"""``python -m mmp.plan`` as a user runs it: a real process, what it prints, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mmp.plan", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_json_is_one_document_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    done = run("model=swin_tiny", "ranges=swin", "format=json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert {"model", "parameters", "prunable", "layers", "strategies"} <= set(content)
+    assert (content["model"], content["parameters"], content["prunable"]) == ("swin_tiny", 27_596_254, 27_508_224)
+    sizes = {layer["name"]: layer["size"] for layer in content["layers"]}
+    for strategy in content["strategies"].values():
+        pruned = sum(int(strategy["layers"][name] * size) for name, size in sizes.items())
+        assert strategy["sparsity"] == pruned / content["prunable"]
+        assert strategy["sparsity_all"] == pruned / content["parameters"]
+        assert strategy["parameters_left"] == content["parameters"] - pruned
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_knows_every_model_and_prunes_overrides(tmp_path: Path) -> None:
+    done = run("model=timm", "model.name=convnext_tiny", "model.num_classes=10", "format=csv", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "stem.0.weight,patch_embed" in done.stdout
+    done = run("experiment=paper/vgg11_cifar10", f"picture={tmp_path}/vgg.png", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"p70 +92\.00", done.stdout)
+    assert re.search(r"feature_heavy +88\.00", done.stdout)
+    assert (tmp_path / "vgg.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["model=timm", "model.name=convnext_tinny"], ["convnext_tinny", "'convnext_tiny'"]),
+        (["model=timm"], ["model.name", "must be set"]),
+        (["budget.megabyte=5"], ["budget.megabyte", "'megabytes'"]),
+        (["ranges=observed"], ["data=..."]),
+        (["model=timm", "model.name=nosuch*"], ["nosuch*", "no model"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+    done = run(*arguments, "format=json", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr.strip().splitlines()[-1]
+
+
+def test_what_the_plan_says_is_what_a_run_does(tmp_path: Path) -> None:
+    shared = ["data=digits", "budget.megabytes=0.6", "dense.epochs=1"]
+    planned = run(*shared, "format=json", folder=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    done = subprocess.run(
+        [sys.executable, "prune.py", *shared, "finetune=none", "strategy=p70", f"hydra.run.dir={tmp_path}/run",
+         f"paths.results={tmp_path}/results"],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    plan = json.loads(planned.stdout)["strategies"]["p70"]
+    assert {layer["name"]: layer["sparsity"] for layer in result["layers"]} == plan["layers"]
+    assert (result["sparsity"], result["bytes"]["pruned"]) == (plan["sparsity"], plan["bytes"])
+    assert result["bytes"]["pruned"] <= 600_000
+
+
+def test_observed_ranges_are_planned_from_a_trained_model(tmp_path: Path) -> None:
+    arguments = ["ranges=observed", "data=digits", "dense.epochs=1", f"paths.results={tmp_path}/results"]
+    done = run(*arguments, "format=json", f"picture={tmp_path}/ranges.png", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    layers = json.loads(done.stdout)["layers"]
+    assert any(0.10 < layer["lo"] < layer["hi"] for layer in layers)
+    assert (tmp_path / "ranges.png").is_file()
+    assert list((tmp_path / "results" / "cache" / "observed").glob("*.safetensors"))
+
+
+def test_the_plan_follows_the_configured_strategy(tmp_path: Path) -> None:
+    text = ["strategy=proportional", "strategy.proportional=0.1", "strategy.reference=average"]
+    found = [run("model=swin_tiny", "ranges=swin", "format=json", *extra, folder=tmp_path) for extra in ([], text)]
+    strategies = [json.loads(done.stdout)["strategies"] for done in found]
+    assert strategies[0]["p70"] == strategies[1]["p70"]
+    assert strategies[0]["proportional"]["sparsity"] > strategies[1]["proportional"]["sparsity"]
+    done = run("+budget.strategies.conservativ=0.5", folder=tmp_path)
+    assert "budget.strategies.conservativ: no such strategy; did you mean 'conservative'" in done.stderr

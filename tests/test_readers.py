@@ -1,0 +1,293 @@
+"""CIFAR, GTSRB and folders of images: small files in the true formats, augmentation, and damage that is named."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmp.config import DataConfig
+from mmp.data import ImageData, split_indices
+from mmp.errors import MmpError
+from mmp.images import TensorImages, TransformedImages, transform_of
+from mmp.readers import READERS
+
+NATIVE = {"channels": 3, "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "batch_size": 16}
+IMAGES = {"cifar10": 60, "cifar100": 1000}
+
+
+def config(reader: str, root: Path, **changes: Any) -> DataConfig:
+    classes = {"cifar10": 10, "cifar100": 100, "gtsrb": 43}.get(reader, 2)
+    return DataConfig(name=reader, reader=reader, root=str(root), **{**NATIVE, "classes": classes, **changes})
+
+
+def write_cifar_batch(path: Path, count: int, labels: dict[str, int], protocol: int = 2, seed: int = 0) -> np.ndarray:
+    """A batch as the data sets have it: a pickled dict with rows of 3,072 bytes, all red, all green, all blue."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+    content: dict[str, Any] = {
+        "data": pixels,
+        "batch_label": path.name,
+        "filenames": [f"{i}.png" for i in range(count)],
+    }
+    content |= {key: [i % classes for i in range(count)] for key, classes in labels.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return pixels.reshape(-1, 3, 32, 32)
+
+
+def write_cifar10(root: Path, protocol: int = 2) -> dict[str, np.ndarray]:
+    folder = root / "cifar-10-batches-py"
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    return {name: write_cifar_batch(folder / name, 60, {"labels": 10}, protocol, i) for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_cifar10_is_read_from_its_batches(protocol: int, tmp_path: Path) -> None:
+    pixels = write_cifar10(tmp_path, protocol)
+    data = ImageData(config("cifar10", tmp_path), seed=0)
+    assert data.samples == {"train": 240, "validation": 30, "calibration": 30, "test": 60}
+    images, labels = next(iter(data.test_dataloader()))
+    assert labels.tolist() == [i % 10 for i in range(60)]
+    expected = (pixels["test_batch"] / 255 - 0.5) / 0.5
+    assert np.allclose(images.numpy(), expected, atol=1e-5)
+    train = READERS["cifar10"](config("cifar10", tmp_path)).plain
+    assert isinstance(train, TensorImages)
+    assert np.array_equal(train.images[60:120].numpy(), pixels["data_batch_2"])
+
+
+def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
+    for name, count in (("train", 1000), ("test", 100)):
+        write_cifar_batch(tmp_path / "cifar-100-python" / name, count, {"fine_labels": 100, "coarse_labels": 20})
+    data = ImageData(config("cifar100", tmp_path, calibration=0.1), seed=0)
+    assert data.samples == {"train": 800, "validation": 100, "calibration": 100, "test": 100}
+    _, labels = next(iter(data.test_dataloader()))
+    assert labels.max() == 99
+
+
+def test_cifar_is_enlarged_for_a_model_of_another_size(tmp_path: Path) -> None:
+    pixels = write_cifar10(tmp_path)
+    cfg = config("cifar10", tmp_path, image_size=64, interpolation="bilinear", crop_pct=1.0)
+    images, _ = next(iter(ImageData(cfg, seed=0).test_dataloader()))
+    assert images.shape == (60, 3, 64, 64)
+    small = torch.nn.functional.avg_pool2d(images[:1], 4).numpy()
+    means = (pixels["test_batch"][:1].reshape(1, 3, 16, 2, 16, 2).mean((3, 5)) / 255 - 0.5) / 0.5
+    assert np.corrcoef(small.ravel(), means.ravel())[0, 1] > 0.95
+
+
+def test_broken_batches_are_named_and_hostile_ones_execute_nothing(tmp_path: Path) -> None:
+    data = write_cifar10(tmp_path)["data_batch_3"].reshape(60, 3072)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    damaged = {
+        "damaged": path.read_bytes()[:5000],
+        "damaged ": b"",
+        "which no batch of images needs": pickle.dumps({"data": Payload(), "labels": []}),
+        "60 images but 59 labels": pickle.dumps({"data": data, "labels": [0] * 59}),
+        "labels": pickle.dumps({"data": data}),
+    }
+    for reason, content in damaged.items():
+        path.write_bytes(content)
+        with pytest.raises(MmpError, match=f"data_batch_3: .*{reason.strip()}"):
+            ImageData(config("cifar10", tmp_path), seed=0)
+    assert not (tmp_path / "executed").exists()
+    path.unlink()
+    with pytest.raises(MmpError, match=r"data_batch_3: no such file; .*data\.download=true"):
+        ImageData(config("cifar10", tmp_path), seed=0)
+    with pytest.raises(MmpError, match=r"cifar-100-python: no such folder; .*data\.download=true.*data\.root"):
+        ImageData(config("cifar100", tmp_path), seed=0)
+
+
+def test_channels_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    with pytest.raises(MmpError, match=r"data\.channels=1, but images of cifar10 have 3"):
+        ImageData(config("cifar10", tmp_path, channels=1, mean=[0.5], std=[0.5]), seed=0)
+
+
+# --- German traffic signs ---
+
+
+def write_gtsrb(root: Path, tracks: int = 4, frames: int = 4) -> None:
+    """The layout of torchvision's archives: PPM files, one folder per class, a table for the test images."""
+    training, test = root / "gtsrb" / "GTSRB" / "Training", root / "gtsrb" / "GTSRB" / "Final_Test" / "Images"
+    test.mkdir(parents=True)
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for label in range(43):
+        folder = training / f"{label:05d}"
+        folder.mkdir(parents=True)
+        for track in range(tracks):
+            for frame in range(frames):
+                image = Image.new("RGB", (20, 25), (5 * label, 60 * track, frame))
+                image.save(folder / f"{track:05d}_{frame:05d}.ppm")
+        (folder / f"GT-{label:05d}.csv").write_text(lines[0] + "\n")
+        Image.new("RGB", (30, 18), (5 * label, 0, 0)).save(test / f"{42 - label:05d}.ppm")
+        lines.append(f"{42 - label:05d}.ppm;30;18;1;1;9;9;{label}")
+    (root / "gtsrb" / "GT-final_test.csv").write_text("\n".join(lines) + "\n")
+
+
+def of_gtsrb(root: Path, **changes: Any) -> DataConfig:
+    # 43 classes of four tracks each: a quarter is what a stratified split can take.
+    return config("gtsrb", root, **{"validation": 0.25, "calibration": 0.25, "crop_mode": "squash", **changes})
+
+
+def test_gtsrb_keeps_the_frames_of_a_sign_together(tmp_path: Path) -> None:
+    write_gtsrb(tmp_path)
+    data = ImageData(of_gtsrb(tmp_path), seed=0)
+    assert sum(data.samples.values()) == 43 * 4 * 4 + 43
+    groups = READERS["gtsrb"](of_gtsrb(tmp_path)).groups
+    assert groups is not None
+    assert len(set(groups.tolist())) == 43 * 4
+    parts = {name: set(groups[indices].tolist()) for name, indices in data.indices.items()}
+    assert not parts["train"] & parts["validation"]
+    assert not parts["train"] & parts["calibration"]
+    assert not parts["validation"] & parts["calibration"]
+    images, labels = next(iter(data.test_dataloader()))
+    assert images.shape == (43, 3, 32, 32)
+    red = ((images[:, 0, 16, 16] * 0.5 + 0.5) * 255).round()
+    assert torch.equal(red, 5.0 * labels)  # the table, not the order of files, says what is what
+
+
+def test_gtsrb_with_a_missing_or_empty_class_is_an_error(tmp_path: Path) -> None:
+    write_gtsrb(tmp_path, tracks=1, frames=1)
+    training = tmp_path / "gtsrb" / "GTSRB" / "Training"
+    (training / "00007").rename(tmp_path / "elsewhere")
+    for file in (training / "00011").glob("*.ppm"):
+        file.unlink()
+    with pytest.raises(MmpError, match=r"Training: no images of class 00007, 00011; data\.classes=43"):
+        ImageData(of_gtsrb(tmp_path), seed=0)
+    with pytest.raises(MmpError, match=r"unexpected folder 00040, 00041, 00042"):
+        READERS["gtsrb"](of_gtsrb(fresh(tmp_path / "b"), classes=40))
+
+
+def fresh(root: Path) -> Path:
+    write_gtsrb(root, tracks=1, frames=1)
+    return root
+
+
+def test_gtsrb_without_test_labels_or_at_all_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MmpError, match=r"Training: no such folder; .*data\.download=true"):
+        ImageData(of_gtsrb(tmp_path), seed=0)
+    write_gtsrb(tmp_path, tracks=1, frames=1)
+    (tmp_path / "gtsrb" / "GT-final_test.csv").unlink()
+    with pytest.raises(MmpError, match=r"GT-final_test\.csv are missing"):
+        ImageData(of_gtsrb(tmp_path), seed=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_named_in_one_sentence(workers: int, tmp_path: Path) -> None:
+    write_gtsrb(tmp_path, tracks=1, frames=1)
+    broken = tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00005.ppm"
+    broken.write_bytes(broken.read_bytes()[:200])
+    source = READERS["gtsrb"](of_gtsrb(tmp_path))
+    loader = torch.utils.data.DataLoader(source.test, num_workers=workers)  # type: ignore[arg-type]
+    with pytest.raises(MmpError) as raised:
+        list(loader)
+    assert str(raised.value).startswith(f"{broken}: not a readable image")
+    assert "\n" not in str(raised.value)
+
+
+def test_groups_are_never_split() -> None:
+    labels = np.repeat(np.arange(4), 50)
+    groups = np.repeat(np.arange(40), 5)
+    cfg = DataConfig(name="x", validation=0.2, calibration=0.2, test=0.2)
+    splits = split_indices(labels, cfg, 0, official_test=False, groups=groups)
+    seen = [set(groups[indices].tolist()) for indices in splits.values()]
+    assert sum(len(part) for part in seen) == 40
+    assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(200))
+    assert len(splits["test"]) == 40
+
+
+# --- augmentation ---
+
+
+def test_augmentation_changes_training_images_only(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    cfg = config("cifar10", tmp_path, augment={"scale": [0.3, 0.5], "hflip": 0.5, "color_jitter": None})
+    source = READERS["cifar10"](cfg)
+    assert isinstance(source.train, TransformedImages)
+    assert isinstance(source.plain, TensorImages)
+    torch.manual_seed(0)
+    seen = [source.train[0][0] for _ in range(4)]
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(source.plain[0][0], source.plain[0][0])
+    without = READERS["cifar10"](config("cifar10", tmp_path))
+    assert without.train is without.plain
+
+
+def test_a_flip_is_the_mirror_image(tmp_path: Path) -> None:
+    pixels = write_cifar10(tmp_path)["data_batch_1"]
+    whole = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "hflip": 1.0, "color_jitter": None}
+    source = READERS["cifar10"](config("cifar10", tmp_path, augment=whole, interpolation="bilinear"))
+    expected = (pixels[0][:, :, ::-1] / 255 - 0.5) / 0.5
+    assert np.allclose(source.train[0][0].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("augment", "told"),
+    [
+        ({"hflipp": 0.5}, r"data\.augment\.hflipp: .*'hflip'"),
+        ({"auto_augment": "nope"}, r"data\.augment=.*nope.*refuses"),
+    ],
+)
+def test_augmentations_that_timm_does_not_know_are_errors(augment: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(MmpError, match=told):
+        transform_of(config("cifar10", tmp_path, augment=augment), training=True)
+
+
+def test_digits_can_be_augmented_too() -> None:
+    grey = {"classes": 10, "channels": 1, "mean": [0.5], "std": [0.5], "image_size": 16}
+    cfg = DataConfig(name="digits", reader="digits", **grey, augment={"hflip": 0.0, "color_jitter": None})
+    source = READERS["digits"](cfg)
+    assert source.train[0][0].shape == source.plain[0][0].shape == (1, 16, 16)
+
+
+def test_folders_are_read_in_grey_when_one_channel_is_asked_for(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        folder = tmp_path / "train" / label
+        folder.mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (40, 40), (255, 255, 255)).save(folder / f"{i}.png")
+    cfg = config("imagefolder", tmp_path, channels=1, mean=[0.5], std=[0.5])
+    image, _ = READERS["imagefolder"](cfg).plain[0]
+    assert image.shape == (1, 32, 32)
+    assert torch.allclose(image, torch.ones(1))
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "c").mkdir()
+    for label in ("a", "c"):
+        Image.new("RGB", (40, 40)).save(tmp_path / "test" / label / "0.png")
+    with pytest.raises(MmpError, match=r"test: its class folders differ from those of training \(b, c\)"):
+        READERS["imagefolder"](cfg)
+
+
+def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    def offline(root: str, **_: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    with pytest.raises(MmpError, match=r"data=cifar10: the download to .* failed \(no route to host\)"):
+        READERS["cifar10"](config("cifar10", tmp_path / "new", download=True))
+
+
+def test_a_missing_test_image_and_a_label_beyond_the_classes_are_named(tmp_path: Path) -> None:
+    write_gtsrb(tmp_path)
+    image = tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00001.ppm"
+    content = image.read_bytes()
+    image.unlink()
+    with pytest.raises(MmpError, match=r"00001\.ppm: no such image"):
+        ImageData(of_gtsrb(tmp_path), seed=0)
+    image.write_bytes(content)
+    table = tmp_path / "gtsrb" / "GT-final_test.csv"
+    table.write_text(table.read_text().replace(";9;9;42", ";9;9;99"))
+    with pytest.raises(MmpError, match=r"data\.classes=43, but a test image of gtsrb has a label 99"):
+        ImageData(of_gtsrb(tmp_path), seed=0)
