@@ -35,7 +35,7 @@ from mmp.files import save_tensors
 from mmp.finetune import finetune_best
 from mmp.identity import identity
 from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import MaskEnforcer, check_zeros, make_masks, save_masks
+from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
 from mmp.models import fill_input, require_finite
 from mmp.plan import check_budget_names, choose_sparsities, layer_ranges
 from mmp.reconstruct import reconstruct, summary_of
@@ -154,22 +154,20 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             pruned = copy.deepcopy(dense)
             MaskEnforcer(prunable_parameters(pruned, layers)).set(masks)
         models = {"dense": dense, "pruned": pruned}
-        start, reconstruction = (dense if config.finetune.epochs else pruned), None
+        masked, reconstruction = pruned, None
         with watch("reconstruct"):
             if config.reconstruct.name != "none":
                 images = calibration.images(config.reconstruct.images)
-                models["reconstructed"] = start = copy.deepcopy(dense)
-                reports = reconstruct(start, masks, images, config.reconstruct.ridge, dense)
+                targets = calibration.targets(images, config.reconstruct.cache_megabytes)
+                models["reconstructed"] = masked = copy.deepcopy(dense)
+                reports = reconstruct(masked, masks, images, config.reconstruct.ridge, dense, targets)
                 reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
         with watch("finetune"):
             pruning = partial(MaskPruning, layers, scores, sparsities, job.schedule)
-            finetuned, training = finetune_best(config, start, pruning, data, loggers, run.path)
+            start = dense if job.schedule.last_epoch > 0 else masked
+            finetuned, training = finetune_best(config, start, masked, pruning, data, loggers, run.path)
         models["finetuned"] = finetuned
-        weights = {name: value.cpu() for name, value in finetuned.state_dict().items()}
-        require_finite(finetuned, "fine-tuning")
-        check_zeros(weights, masks)
-        save_masks(masks, run.path / MASKS)
-        save_tensors(run.path / WEIGHTS, weights)
+        save_model(finetuned, masks, run.path)
         with watch("evaluate"):
             measured = measure(models, config, data)
         result = {
@@ -193,6 +191,15 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             logger.finish(exit_code)
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return result
+
+
+def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
+    """Save a model that must be finite, and zero wherever it is pruned, with its masks."""
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    require_finite(model, "fine-tuning")
+    check_zeros(weights, masks)
+    save_masks(masks, folder / MASKS)
+    save_tensors(folder / WEIGHTS, weights)
 
 
 def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageData) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """What reconstruction is worth before any fine-tuning, over sparsities, strategies and seeds.
 
-``python -m benchmarks.reconstruction measure model=cnn data=digits`` appends a line per configuration to
-``results/benchmarks/reconstruction.jsonl`` and skips those that are there;
-``python -m benchmarks.reconstruction report`` prints the table of them as Markdown and draws the picture beside them.
+``python -m benchmarks.reconstruction measure model=cnn data=digits`` measures the ten strategies, shifted to each of
+`BUDGETS`, for each of `SEEDS`, and appends a line per configuration to ``benchmarks/results/reconstruction.jsonl``;
+what is there already is skipped. ``python -m benchmarks.reconstruction report`` prints the table of all lines as
+Markdown and draws ``docs/images/reconstruction.png``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from torch import nn
 
+from benchmarks import RESULTS
 from mmp.calibration import Calibration
 from mmp.conf import FOLDER, choices_of
 from mmp.config import PruneConfig, register
@@ -25,7 +29,7 @@ from mmp.data import ImageData
 from mmp.dense import dense_model, device_of
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.markdown import table_of
-from mmp.masks import MaskEnforcer, make_masks
+from mmp.masks import MaskEnforcer, Masks, make_masks
 from mmp.models import fill_input
 from mmp.plan import load_strategy, make_plan
 from mmp.reconstruct import reconstruct, summary_of
@@ -33,115 +37,139 @@ from mmp.signals import Magnitude
 from mmp.training import accuracy
 from mmp.validate import validate
 
-RESULTS = Path("results/benchmarks/reconstruction.jsonl")
-PICTURE = RESULTS.with_suffix(".png")
-BUDGETS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97)
+ROWS = RESULTS / "reconstruction.jsonl"
+PICTURE = Path("docs/images/reconstruction.png")
+BUDGETS = (0.5, 0.7, 0.8, 0.89, 0.91, 0.95, 0.97)
 SEEDS = (0, 1, 2)
+KINDS = ("masked", "reconstructed")
+
+Row = dict[str, Any]
+
+
+def read_rows() -> list[Row]:
+    """Return the lines that have been measured."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
 
 
 def configured(overrides: list[str]) -> PruneConfig:
     """Return the configuration of a run; the 10,000 rule is off, or 97 % were out of a small model's reach."""
     register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        config: PruneConfig = validate(compose("prune", [*overrides, "ranges.constraints.small_below=0"]))
+        arguments = ["reconstruct=least_squares", *overrides, "ranges.constraints.small_below=0"]
+        config: PruneConfig = validate(compose("prune", arguments))
     fill_input(config)
     return config
 
 
 def measure(overrides: list[str]) -> None:
-    """Measure all strategies at all budgets, for each seed."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
-    done = {(line["model"], line["data"], line["seed"], line["budget"], line["strategy"]) for line in lines}
-    strategies = [load_strategy(name) for name in choices_of("strategy")]
+    """Measure what is missing of one model on one data set."""
+    ROWS.parent.mkdir(parents=True, exist_ok=True)
     for seed in SEEDS:
         config = configured([*overrides, f"seed={seed}"])
-        label, device = config.model.label or config.model.name, device_of(config)
-        data = ImageData(config.data, seed)
-        dense, _ = dense_model(config, data)
-        layers = prunable_layers(dense)
-        calibration = Calibration.of(config, dense, layers, data, device)
-        scores, _ = calibration.scores(Magnitude())
-        images = calibration.images(config.reconstruct.images)
-        for budget in BUDGETS:
-            plan = make_plan(dense, config.ranges, strategies, budget)
-            for strategy, sparsities in plan.sparsities.items():
-                key = (label, config.data.name, seed, budget, strategy)
-                if key in done:
-                    continue
-                masks = make_masks(scores, sparsities)
-                masked, solved = copy.deepcopy(dense), copy.deepcopy(dense)
-                MaskEnforcer(prunable_parameters(masked, layers)).set(masks)
-                start = time.perf_counter()
-                reports = reconstruct(solved, masks, images, config.reconstruct.ridge, dense)
-                seconds = time.perf_counter() - start
-                models = {"dense": dense, "masked": masked, "reconstructed": solved}
-                test, _ = accuracy(models, data.test_dataloader(), config.data.classes, device)
-                line = dict(zip(("model", "data", "seed", "budget", "strategy"), key, strict=True))
-                line |= {"sparsity": masks.sparsity, "test": test, "seconds": seconds, **summary_of(reports)}
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+        model, data = config.model.label or config.model.name, config.data.name
+        done = {(r["model"], r["data"], r["seed"], r["budget"], r["strategy"]) for r in read_rows()}
+        if all((model, data, seed, b, s) in done for b in BUDGETS for s in choices_of("strategy")):
+            continue
+        for row in rows_of(config):
+            if (model, data, seed, row["budget"], row["strategy"]) not in done:
+                with ROWS.open("a") as file:
+                    file.write(json.dumps({"model": model, "data": data, "seed": seed, **row}) + "\n")
+
+
+def rows_of(config: PruneConfig) -> Iterable[Row]:
+    """Yield a row per strategy and budget for one dense model; strategies with the same masks share the numbers."""
+    data, device = ImageData(config.data, config.seed), device_of(config)
+    dense, _ = dense_model(config, data)
+    layers = prunable_layers(dense)
+    calibration = Calibration.of(config, dense, layers, data, device)
+    scores, _ = calibration.scores(Magnitude())
+    images = calibration.images(config.reconstruct.images)
+    targets = calibration.targets(images, config.reconstruct.cache_megabytes)
+    strategies = [load_strategy(name) for name in choices_of("strategy")]
+
+    def test(models: dict[str, nn.Module]) -> dict[str, float]:
+        return accuracy(models, data.test_dataloader(), config.data.classes, device)[0]
+
+    def measured(masks: Masks) -> Row:
+        masked, solved = copy.deepcopy(dense), copy.deepcopy(dense)
+        MaskEnforcer(prunable_parameters(masked, layers)).set(masks)
+        start = time.perf_counter()
+        reports = reconstruct(solved, masks, images, config.reconstruct.ridge, dense, targets)
+        seconds, summary = time.perf_counter() - start, summary_of(reports)
+        found = test({"masked": masked, "reconstructed": solved})
+        return {"sparsity": round(masks.sparsity, 5), **found, "seconds": round(seconds, 2), "left": summary["left"]}
+
+    dense_test = test({"dense": dense})
+    for budget in BUDGETS:
+        seen: dict[str, Row] = {}
+        for strategy, sparsities in make_plan(dense, config.ranges, strategies, budget).sparsities.items():
+            masks = make_masks(scores, sparsities)
+            key = masks.digest()
+            if key not in seen:
+                seen[key] = measured(masks)
+            yield {"budget": budget, "strategy": strategy, **dense_test, **seen[key]}
 
 
 def report() -> None:
-    """Print the table of drops, mean and standard deviation over seeds, and draw the picture."""
-    groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for text in RESULTS.read_text().splitlines():
-        line = json.loads(text)
-        groups[line["data"], line["model"], line["budget"]].append(line)
+    """Print the table of drops in points, mean and standard deviation over seeds, and draw the picture."""
+    groups: dict[tuple[str, str, float], list[Row]] = defaultdict(list)
+    for row in read_rows():
+        groups[row["data"], row["model"], row["budget"]].append(row)
     headings = ["data", "model", "sparsity (%)", "seeds", "dense (%)"]
-    kinds = ("masked", "reconstructed")
-    headings += [f"drop, {kind}: {what}" for kind in kinds for what in ("mean of ten", "best", "worst")]
-    headings += ["seconds"]
-    rows = []
-    for (data, model, budget), lines in sorted(groups.items()):
-        seeds = sorted({line["seed"] for line in lines})
-        cells = [data, model, f"{100 * budget:.0f}", str(len(seeds))]
-        cells.append(f"{100 * statistics.fmean(line['test']['dense'] for line in lines):.2f}")
-        for kind in kinds:
-            by_strategy = defaultdict(list)
-            for line in lines:
-                by_strategy[line["strategy"]].append(100 * (line["test"]["dense"] - line["test"][kind]))
-            by_seed = [
-                statistics.fmean(100 * (x["test"]["dense"] - x["test"][kind]) for x in lines if x["seed"] == seed)
-                for seed in seeds
-            ]
-            spread = f" ± {statistics.stdev(by_seed):.2f}" if len(seeds) > 1 else ""
-            means = {name: statistics.fmean(drops) for name, drops in by_strategy.items()}
-            low, high = min(means, key=lambda n: means[n]), max(means, key=lambda n: means[n])
-            cells.append(f"{statistics.fmean(by_seed):.2f}{spread}")
-            cells += [f"{means[name]:.2f} ({name})" for name in (low, high)]
-        cells.append(f"{statistics.median(line['seconds'] for line in lines):.1f}")
-        rows.append(cells)
-    sys.stdout.write(table_of(headings, rows) + "\n")
+    headings += [f"{kind}: {what}" for kind in KINDS for what in ("mean of ten", "best", "worst")] + ["seconds"]
+    table = []
+    for (data, model, budget), rows in sorted(groups.items()):
+        seeds = sorted({row["seed"] for row in rows})
+        cells = [data, model, f"{100 * budget:.0f}", str(len(seeds)), f"{100 * _mean(r['dense'] for r in rows):.2f}"]
+        for kind in KINDS:
+            of_seed = [_mean(drop(r, kind) for r in rows if r["seed"] == seed) for seed in seeds]
+            spread = f" ± {statistics.stdev(of_seed):.2f}" if len(seeds) > 1 else ""
+            by_strategy = {
+                name: _mean(drop(r, kind) for r in rows if r["strategy"] == name)
+                for name in sorted({r["strategy"] for r in rows})
+            }
+            ordered = sorted(by_strategy, key=lambda name: by_strategy[name])
+            cells.append(f"{_mean(of_seed):.2f}{spread}")
+            cells += [f"{by_strategy[name]:.2f} ({name})" for name in (ordered[0], ordered[-1])]
+        table.append([*cells, f"{statistics.median(r['seconds'] for r in rows):.1f}"])
+    sys.stdout.write(table_of(headings, table) + "\n")
     draw(groups)
 
 
-def draw(groups: dict[Any, list[dict[str, Any]]]) -> None:
+def drop(row: Row, kind: str) -> float:
+    """Return the drop against the dense model of the same seed, in points."""
+    return 100 * (row["dense"] - row[kind])
+
+
+def draw(groups: dict[tuple[str, str, float], list[Row]]) -> None:
     """Draw accuracy before fine-tuning against sparsity: a panel per data set and model, a line per strategy."""
     from matplotlib.figure import Figure
 
     panels = sorted({key[:2] for key in groups})
-    figure = Figure(figsize=(11, 4.2 * ((len(panels) + 1) // 2)), layout="constrained")
-    axes = figure.subplots((len(panels) + 1) // 2, min(2, len(panels)), squeeze=False).flatten()
-    for axis, (data, model) in zip(axes, panels, strict=False):
-        for kind, colour in (("masked", "#D55E00"), ("reconstructed", "#0072B2")):
-            lines = [line for key, found in groups.items() if key[:2] == (data, model) for line in found]
-            for strategy in sorted({line["strategy"] for line in lines}):
+    rows_of_panels = (len(panels) + 1) // 2
+    figure = Figure(figsize=(11, 4.2 * rows_of_panels), layout="constrained")
+    axes = figure.subplots(rows_of_panels, min(2, len(panels)), squeeze=False).flatten()
+    for axis, panel in zip(axes, panels, strict=False):
+        rows = [row for key, found in groups.items() if key[:2] == panel for row in found]
+        for kind, colour in zip(KINDS, ("#D55E00", "#0072B2"), strict=True):
+            for strategy in sorted({row["strategy"] for row in rows}):
                 points = defaultdict(list)
-                for line in lines:
-                    if line["strategy"] == strategy:
-                        points[100 * line["budget"]].append(100 * line["test"][kind])
+                for row in rows:
+                    if row["strategy"] == strategy:
+                        points[100 * row["budget"]].append(100 * row[kind])
                 x = sorted(points)
-                axis.plot(
-                    x, [statistics.fmean(points[p]) for p in x], color=colour, alpha=0.5, marker="o", markersize=3
-                )
+                axis.plot(x, [_mean(points[p]) for p in x], color=colour, alpha=0.5, marker="o", markersize=3)
             axis.plot([], [], color=colour, label=kind)
-        dense = 100 * statistics.fmean(line["test"]["dense"] for line in lines)
-        axis.axhline(dense, color="0.35", linestyle="--", linewidth=1, label="dense")
-        axis.set(title=f"{model} on {data}", xlabel="sparsity (% of prunable weights)", ylabel="test accuracy (%)")
+        axis.axhline(100 * _mean(r["dense"] for r in rows), color="0.35", linestyle="--", linewidth=1, label="dense")
+        title = f"{panel[1]} on {panel[0]}, {len({row['seed'] for row in rows})} seeds"
+        axis.set(title=title, xlabel="sparsity (% of prunable weights)", ylabel="test accuracy (%)")
         axis.legend(loc="lower left")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
 
 
 if __name__ == "__main__":

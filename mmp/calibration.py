@@ -16,7 +16,10 @@ from mmp.data import ImageData
 from mmp.files import tensors_digest
 from mmp.identity import digest
 from mmp.layers import Layer, prunable_parameters
-from mmp.signals import PAPER_SIGNALS, Scorer, collect, normalise, score
+from mmp.reconstruct import dense_targets
+from mmp.signals import PAPER_SIGNALS, Scorer, normalise, score
+from mmp.sizes import MEGABYTE
+from mmp.statistics import collect
 from mmp.store import cached_tensors
 
 
@@ -88,6 +91,17 @@ class Calibration:
 
         scores, cached = cached_tensors(path, compute, prefix=f"{signal.name}/")
         return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
+
+    def targets(self, images: list[Tensor], megabytes: float) -> dict[str, Tensor]:
+        """Return what every layer of the dense model makes of images, for reconstruction; a sweep shares its file.
+
+        Args:
+            images: What :meth:`images` returned.
+            megabytes: If they need more (10^6 bytes), nothing is returned, and reconstruction computes them as it goes.
+        """
+        names, most = [layer.name for layer in self.layers], megabytes * MEGABYTE
+        path = self.cache / "targets" / f"{digest([self.key, sum(map(len, images)), most])[:16]}.safetensors"
+        return cached_tensors(path, lambda: dense_targets(self.model, names, images, most))[0]
 
     def observe(self, ranges: RangesConfig) -> list[dict[str, float]]:
         """Return every layer's sparsity under each criterion at each global target (METHOD, phase 1)."""

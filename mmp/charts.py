@@ -226,6 +226,8 @@ def _hover(run: Run) -> str:
         f"test {100 * run.test:.2f} %, drop {run.drop:+.2f} points",
         f"masked, before fine-tuning: {100 * run.pruned_test:.2f} %",
     ]
+    if run.reconstructed_test is not None:
+        lines.append(f"re-solved, before fine-tuning: {100 * run.reconstructed_test:.2f} %")
     return "<br>".join(lines)
 
 

@@ -170,11 +170,16 @@ class BudgetConfig:
 
 @dataclass
 class ReconstructConfig:
-    """Whether and how kept weights are re-solved after masking; the arguments of ``mmp.reconstruct.reconstruct``."""
+    """Whether and how kept weights are re-solved after masking (``mmp.reconstruct``).
+
+    What the dense layers make of the images is kept in the cache for the other jobs of a sweep, up to
+    ``cache_megabytes`` (10^6 bytes); 0 switches that off.
+    """
 
     name: str = "none"
     ridge: float = 0.01
     images: int = 512
+    cache_megabytes: float = 1000.0
 
 
 @dataclass

@@ -70,6 +70,7 @@ def finetune(
 def finetune_best(
     config: PruneConfig,
     start: nn.Module,
+    masked: nn.Module,
     pruning: Callable[[], pl.Callback],
     data: ImageData,
     loggers: Sequence[Logger],
@@ -79,7 +80,8 @@ def finetune_best(
 
     Args:
         config: Recipe, trainer and callbacks.
-        start: The model to begin with, left as it is.
+        start: The model that a training begins with, left as it is.
+        masked: The model under its final masks that no training leaves; a copy of it is returned then.
         pruning: Makes the masking callback.
         data: Train and validation splits.
         loggers: Where the epochs of the full recipe are logged.
@@ -89,12 +91,13 @@ def finetune_best(
         The model, and what ``result.json`` says of its training: the epochs, and the choice if there was one.
     """
     recipe = config.finetune
-    if recipe.gentle is None or not recipe.epochs:
+    if not recipe.epochs:
+        return copy.deepcopy(masked), {"epochs": 0}
+    if recipe.gentle is None:
         model = copy.deepcopy(start)
-        epochs = finetune(config, recipe, model, pruning(), data, loggers, folder) if recipe.epochs else 0
-        return model, {"epochs": epochs}
+        return model, {"epochs": finetune(config, recipe, model, pruning(), data, loggers, folder)}
     rates = {"gentle": recipe.gentle, "full": 1.0}
-    models, epochs_of = {"none": copy.deepcopy(start)}, {"none": 0}
+    models, epochs_of = {"none": copy.deepcopy(masked)}, {"none": 0}
     for name, share in rates.items():
         models[name] = copy.deepcopy(start)
         lower = replace(recipe, learning_rate=share * recipe.learning_rate)

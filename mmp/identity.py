@@ -17,6 +17,7 @@ _INCIDENTAL_IN = {
     "trainer": {"enable_progress_bar", "log_every_n_steps"},
     "data": {"download", "workers", "eval_batch_size", "dense_epochs", "finetune_epochs"},
     "callbacks": {"progress"},
+    "reconstruct": {"cache_megabytes"},
 }
 
 
@@ -27,7 +28,8 @@ def identity(cfg: Any) -> dict[str, Any]:
     else:
         kept = {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
     for section, incidental in _INCIDENTAL_IN.items():
-        kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
+        if section in kept:
+            kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
     for key in ("checkpoint", "pretrained_file"):  # what a file holds counts, not where it lies
         if (path := kept["model"][key]) and Path(path).is_file():
             kept["model"] = {**kept["model"], key: _file_digest(path, Path(path).stat().st_mtime_ns)}

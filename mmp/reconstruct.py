@@ -13,9 +13,11 @@ norm behind it takes one up, X and Y are centred and the bias or the running mea
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,14 +26,17 @@ from torch import Tensor, nn
 
 from mmp.errors import MmpError
 from mmp.masks import Masks
-from mmp.signals import forget_cached
+from mmp.modes import evaluating
 from mmp.solve import Moments, solve_rows
-from mmp.walk import Walk, columns_of
+from mmp.unfold import product_of
+from mmp.walk import Walk
 
 log = logging.getLogger(__name__)
 
 # A solve must not make a layer's error larger than this times what masking alone left.
 _NO_WORSE = 1.0 + 1e-6
+# Below this share of the variance an error is rounding (float32 products): the layer puts out what the dense one did.
+_NOTHING_LOST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def reconstruct(
     batches: Iterable[Tensor | Sequence[Tensor]],
     ridge: float = 0.01,
     dense: nn.Module | None = None,
+    targets: Mapping[str, Tensor] | None = None,
 ) -> list[LayerReport]:
     """Mask a dense model and re-solve what is left of every layer, in place.
 
@@ -75,6 +81,7 @@ def reconstruct(
         ridge: lambda as a share of the mean squared input of a layer; tenfold where there are fewer rows than ten
             times the columns.
         dense: The network whose outputs are the targets, left as it is; a copy of ``model`` if None.
+        targets: What :func:`dense_targets` returned for these masks and images, so that ``dense`` need not run.
 
     Returns:
         A report per layer, in forward order; layers that are never called come last.
@@ -90,35 +97,68 @@ def reconstruct(
         if name not in parameters:
             raise MmpError(f"mask {name!r}: the model has no such weight")
     dense = copy.deepcopy(model) if dense is None else dense
-    modes = {network: {m: m.training for m in network.modules()} for network in (model, dense)}
-    try:
-        for network in (model, dense):
-            forget_cached(network)
-            network.eval()
-        placed = {name: mask.to(parameters[name].device) for name, mask in masks.items()}
-        with torch.no_grad():
-            for name, mask in placed.items():
-                parameters[name].mul_(mask)
-            return _reconstruct(model, dense, placed, images, ridge)
-    finally:
-        for network, flags in modes.items():
-            forget_cached(network)
-            for module, training in flags.items():
-                module.training = training
+    placed = {name: mask.to(parameters[name].device) for name, mask in masks.items()}
+    with evaluating(model, dense), torch.no_grad():
+        for name, mask in placed.items():
+            parameters[name].mul_(mask)
+        return _reconstruct(model, dense, placed, images, ridge, targets)
+
+
+def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tensor], most: float) -> dict[str, Tensor]:
+    """Return what every layer of the dense network makes of the images, from one forward pass.
+
+    They are the same for all masks, so the jobs of a sweep can share them.
+
+    Args:
+        dense: The dense network; its mode is left as it was.
+        names: Names of the weights.
+        batches: Images, (B, C, H, W) each, on the network's device.
+        most: Bytes beyond which it is not worth it.
+
+    Returns:
+        Rows (groups, rows, outputs per group) as ``<weight>/<batch>/<call>``; nothing if they need more bytes.
+    """
+    found: dict[str, Tensor] = {}
+    with evaluating(dense), torch.no_grad():
+        walk = Walk(dense, names, batches)
+        for number, images in enumerate(batches):
+            found |= {f"{name}/{number}/{call}": rows for (name, call), rows in _products(walk, images).items()}
+            if sum(rows.nbytes for rows in found.values()) * len(batches) / (number + 1) > most:
+                return {}
+    return found
+
+
+def _products(walk: Walk, images: Tensor) -> dict[tuple[str, int], Tensor]:
+    found: dict[tuple[str, int], Tensor] = {}
+    calls = Counter[str]()
+
+    def see(name: str, module: nn.Module, _: Tensor, output: Tensor) -> None:
+        found[name, calls[name]] = product_of(module, output)
+        calls[name] += 1
+
+    walk.visit(images.clone(), see)
+    return found
 
 
 def _reconstruct(
-    model: nn.Module, dense: nn.Module, masks: Mapping[str, Tensor], images: list[Tensor], ridge: float
+    model: nn.Module,
+    dense: nn.Module,
+    masks: Mapping[str, Tensor],
+    images: list[Tensor],
+    ridge: float,
+    targets: Mapping[str, Tensor] | None,
 ) -> list[LayerReport]:
-    target, pruned = Walk(dense, masks, images), Walk(model, masks, images)
+    walk, dense_walk = Walk(model, masks, images), None if targets else Walk(dense, masks, images)
+    dense_weights = dict(dense.named_parameters())
     reports = []
-    for name in (*pruned.order, *(name for name in masks if name not in pruned.order)):
+    for name in (*walk.order, *(name for name in masks if name not in walk.order)):
         start = time.perf_counter()
-        before, after, status = None, None, pruned.unfit(name)
-        if name not in pruned.order:
+        before, after, status = None, None, walk.unfit(name)
+        if name not in walk.order:
             status = "its module is never called"
         elif status is None:
-            before, after, status = _reconstruct_layer(name, target, pruned, masks[name], ridge)
+            products = dense_walk.products(name) if dense_walk else _stored(targets or {}, name, len(images))
+            before, after, status = _reconstruct_layer(name, walk, products, masks[name], dense_weights[name], ridge)
         if status != "solved":
             log.info("%s is left as masked: %s", name, status)
         kept = int(masks[name].count_nonzero())
@@ -126,34 +166,40 @@ def _reconstruct(
     return reports
 
 
-def _reconstruct_layer(name: str, target: Walk, pruned: Walk, mask: Tensor, ridge: float) -> tuple[float, float, str]:
+def _stored(targets: Mapping[str, Tensor], name: str, batches: int) -> Iterator[list[Tensor]]:
+    for number in range(batches):
+        calls = (targets.get(f"{name}/{number}/{call}") for call in itertools.count())
+        yield list(itertools.takewhile(lambda rows: rows is not None, calls))  # type: ignore[arg-type]
+
+
+def _reconstruct_layer(
+    name: str, walk: Walk, products: Iterator[list[Tensor]], mask: Tensor, dense: Tensor, ridge: float
+) -> tuple[float, float, str]:
     """Return the layer's error before and after, and ``solved`` or why it is left as it was."""
-    owner, dense, norm = pruned.owner(name), target.owner(name), pruned.norm_behind(name)
-    weight, bias, dense_weight = owner.weight, owner.bias, dense.weight
+    owner, norm, biases = walk.owner(name), walk.norm_behind(name), walk.biases(name)
+    weight = owner.weight
     assert isinstance(weight, Tensor)
-    assert isinstance(dense_weight, Tensor)
-    assert isinstance(bias, Tensor | None)
-    moments = Moments(owner, centred=bias is not None or norm is not None)
-    unchanged = bool(mask.all())
-    for batch in zip(target.inputs(name), pruned.inputs(name), strict=True):
-        for dense_input, pruned_input in zip(*batch, strict=True):
-            unchanged = unchanged and torch.equal(dense_input, pruned_input)
-            moments.add(columns_of(owner, pruned_input), columns_of(dense, dense_input), dense)
-    before = moments.error(weight, bias)
-    if unchanged:
-        return before, before, "solved"  # nothing is missing, and nothing in front of it has changed
-    solved = solve_rows(moments, mask, dense_weight, ridge)
+    centred = norm is not None or all(bias is not None for bias in biases)
+    batches = zip(walk.inputs(name), products, strict=True)
+    moments = Moments.of((x, y.to(x.device)) for batch in batches for x, y in zip(*batch, strict=True))
+    before = moments.error(weight)
+    if before < _NOTHING_LOST and mask.all():
+        return before, before, "solved"
+    solved = solve_rows(moments, mask, dense, ridge, centred)
     if solved is None:
         return before, before, "the system is singular"
-    constant = moments.best_bias(solved) if moments.centred else None
+    constant = moments.best_constant(solved) if centred else None
     after = moments.error(solved, constant)
     if not after <= before * _NO_WORSE:  # nor if it is not a number
         return before, before, "the solve would make its output worse"
     weight.copy_(solved)
-    if bias is not None and constant is not None:
-        bias.copy_(constant)
-    elif norm is not None and constant is not None:
-        norm.running_mean -= constant.to(norm.running_mean)
+    if constant is not None and norm is not None:
+        mean = norm.running_mean
+        assert isinstance(mean, Tensor)
+        mean.sub_(constant)
+    elif constant is not None:
+        for bias in {id(bias): bias for bias in biases if bias is not None}.values():
+            bias.add_(constant)
     return before, after, "solved"
 
 

@@ -14,8 +14,9 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +26,7 @@ from mmp import markdown
 from mmp.errors import MmpError
 from mmp.files import write_text
 from mmp.markdown import escaped
+from mmp.reconstruct import LayerReport
 from mmp.results import REPORT, SETTINGS, Run, load_runs
 
 
@@ -130,6 +132,8 @@ def build_report(folder: Path) -> Report:
 def write_report(folder: Path, console: Console | None = None) -> Report:
     """Write ``report/`` into a sweep folder: results.csv, results.md, pareto.png and index.html.
 
+    With reconstruction in it, also reconstruction.csv: each layer's errors before and after.
+
     Args:
         folder: The sweep's folder.
         console: Where to show the tables too.
@@ -146,6 +150,8 @@ def write_report(folder: Path, console: Console | None = None) -> Report:
     target = folder / REPORT
     write_text(target / "results.csv", as_csv(report))
     write_text(target / "results.md", as_markdown(report))
+    if any(run.layer_reports for group in report.groups for run in group.runs):
+        write_text(target / "reconstruction.csv", reconstruction_csv(report))
     if report.groups:
         draw_picture(report.groups, target / "pareto.png")
     write_text(target / "index.html", draw_page(report))
@@ -157,7 +163,7 @@ def write_report(folder: Path, console: Console | None = None) -> Report:
 
 CSV_COLUMNS = (
     "model", "data", "signal", "strategy", *SETTINGS, "seed", "status", "sparsity", "sparsity_all", "validation",
-    "test", "pruned_test", "dense_validation", "dense_test", "drop", "epochs", "seconds",
+    "test", "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs", "seconds",
 )  # fmt: skip
 
 
@@ -178,17 +184,33 @@ def as_csv(report: Report) -> str:
     return out.getvalue()
 
 
+def reconstruction_csv(report: Report) -> str:
+    """Return what reconstruction did to each layer of each run, as CSV: errors as shares of the dense variance."""
+    out = io.StringIO()
+    names = [field.name for field in fields(LayerReport)]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["folder", "layer", *names[1:]])
+    for group in report.groups:
+        for run in group.runs:
+            writer.writerows([run.folder, *(getattr(layer, name) for name in names)] for layer in run.layer_reports)
+    return out.getvalue()
+
+
 def table_of(group: Group) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of a group's table, as people read it: percent and points."""
     optional = [what for what in (*SETTINGS, "seed") if group.varies(what)]
     headings = ["signal", "strategy", *optional, "sparsity %", "of all %", "val %", "test %", "drop", "masked %"]
+    headings += ["re-solved %"] if any(run.reconstructed_test is not None for run in group.runs) else []
     headings += ["epochs", "s", "front", "same masks as"]
     rows = []
     for run, efficient, twins in zip(group.runs, group.efficient, group.twins, strict=True):
         percents = (run.sparsity, run.sparsity_all, run.validation, run.test)
         cells = [run.signal, run.strategy, *(str(getattr(run, what)) for what in optional)]
         cells += [f"{100 * value:.2f}" for value in percents]
-        cells += [f"{run.drop:+.2f}", f"{100 * run.pruned_test:.2f}", str(run.epochs), f"{run.seconds:.1f}"]
+        cells += [f"{run.drop:+.2f}", f"{100 * run.pruned_test:.2f}"]
+        if "re-solved %" in headings:
+            cells.append("" if run.reconstructed_test is None else f"{100 * run.reconstructed_test:.2f}")
+        cells += [str(run.epochs), f"{run.seconds:.1f}"]
         rows.append([*cells, "*" if efficient else "", ", ".join(twins)])
     return headings, rows
 
@@ -260,9 +282,9 @@ def show(report: Report, console: Console) -> None:
             )
             kept = [i for i, heading in enumerate(headings) if heading not in _NOT_IN_TERMINAL]
             for i in kept:
-                table.add_column(
-                    headings[i].removesuffix(" %"), justify="left" if headings[i] in _WORDS else "right", no_wrap=True
-                )
+                words = headings[i] in _WORDS  # in a narrow terminal, these are broken and numbers are not
+                side: Literal["left", "right"] = "left" if words else "right"
+                table.add_column(headings[i].removesuffix(" %"), justify=side, no_wrap=not words, overflow="fold")
             for row in rows:
                 same = f" = {row[-1]}" if headings[-1] == "same masks as" and row[-1] else ""
                 cells = [row[i] + (same if headings[i] == "strategy" else "") for i in kept]

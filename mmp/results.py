@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmp.errors import MmpError
+from mmp.reconstruct import LayerReport
 
 REPORT = "report"  # the folder, in a sweep's, that reports go to
 _HEAD = ("model", "data", "signal", "strategy", "ranges", "schedule", "reconstruct", "finetune", "seed")
@@ -38,6 +39,7 @@ class Run:
     validation: float = 0.0
     test: float = 0.0
     pruned_test: float = 0.0
+    reconstructed_test: float | None = None
     dense_validation: float = 0.0
     dense_test: float = 0.0
     drop: float = 0.0
@@ -46,6 +48,7 @@ class Run:
     epochs: int = 0
     seconds: float = 0.0
     masks_hash: str = ""
+    layer_reports: tuple[LayerReport, ...] = ()
 
     @property
     def configuration(self) -> str:
@@ -99,6 +102,7 @@ def _read(path: Path, root: Path) -> Run | None:
             reason = f"{error['type']}: {error['message']}" if error else "still running, or killed"
             return Run(name, content["status"], reason, **known)
         accuracy, samples = content["accuracy"], content["samples"]
+        resolved = (content.get("reconstruction") or {}).get("layers", ())
         return Run(
             folder=name,
             status="completed",
@@ -109,6 +113,8 @@ def _read(path: Path, root: Path) -> Run | None:
             validation=accuracy["finetuned"]["validation"],
             test=accuracy["finetuned"]["test"],
             pruned_test=accuracy["pruned"]["test"],
+            reconstructed_test=accuracy.get("reconstructed", {}).get("test"),
+            layer_reports=tuple(LayerReport(**layer) for layer in resolved),
             dense_validation=accuracy["dense"]["validation"],
             dense_test=accuracy["dense"]["test"],
             drop=content["drop"],

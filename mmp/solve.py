@@ -3,85 +3,98 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _CONJUGATE_STEPS = 200
 _TOLERANCE = 1e-7
 _BLOCK = 2**24  # numbers in one batch of systems: 128 MiB
 
 
+@dataclass(frozen=True)
 class Moments:
-    """Streamed second moments of one layer: what its squared output error is a function of.
+    """Means and covariances, per group, of what a weight is multiplied by, X, and of the products Y it should make.
 
-    Sums are kept in float64; the products of one batch are taken in float32.
+    A weight's squared error is a function of them. All are float64.
 
-    Args:
-        owner: The layer; its weight is (outputs, columns per group, ...).
-        centred: Whether a constant may be added to every output, by a bias or by batch norm.
+    Attributes:
+        rows: Number of rows they were taken over.
+        x: Means of X, (groups, columns).
+        y: Means of Y, (groups, outputs per group).
+        xx: Covariance of X, (groups, columns, columns).
+        yx: Covariance of Y and X, (groups, outputs per group, columns).
+        yy: Variances of Y, (groups, outputs per group).
     """
 
-    def __init__(self, owner: nn.Module, centred: bool) -> None:
-        groups = getattr(owner, "groups", 1)
-        weight = owner.weight
-        assert isinstance(weight, Tensor)
-        self.groups, self.outputs, self.columns = groups, weight.shape[0] // groups, weight[0].numel()
-        self.centred, self.rows = centred, 0
-        zeros = partial(torch.zeros, dtype=torch.float64, device=weight.device)
-        self._xx, self._x = zeros(groups, self.columns, self.columns), zeros(groups, self.columns)
-        self._yx, self._y = zeros(groups, self.outputs, self.columns), zeros(groups, self.outputs)
-        self._yy = zeros(groups, self.outputs)
+    rows: int
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    yx: Tensor
+    yy: Tensor
 
-    def add(self, inputs: Tensor, dense_inputs: Tensor, dense: nn.Module) -> None:
-        """Add rows.
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Moments:
+        """Take them over a stream of pairs, of which one is in memory at a time.
+
+        The products of a pair are taken in float32, less the means of the first pair, so that little cancels.
 
         Args:
-            inputs: What the layer reads in the pruned network, (groups, rows, columns).
-            dense_inputs: What it reads in the dense network, of the same shape.
-            dense: The dense layer, which makes the targets.
+            pairs: X (groups, rows, columns) and Y (groups, rows, outputs per group), at least one.
         """
-        weight, bias = dense.weight, dense.bias
-        assert isinstance(weight, Tensor)
-        targets = dense_inputs @ self._grouped(weight.float()).transpose(1, 2)
-        if isinstance(bias, Tensor):
-            targets = targets + bias.float().view(self.groups, 1, self.outputs)
-        self._xx += inputs.transpose(1, 2) @ inputs
-        self._yx += targets.transpose(1, 2) @ inputs
-        self._yy += targets.square().sum(1)
-        self._x += inputs.sum(1)
-        self._y += targets.sum(1)
-        self.rows += inputs.shape[1]
+        rows, sums, shifts = 0, list[Tensor](), list[Tensor]()
+        for inputs, targets in pairs:
+            if not shifts:
+                shifts = [inputs.mean(1, keepdim=True), targets.mean(1, keepdim=True)]
+            x, y = inputs - shifts[0], targets - shifts[1]
+            parts = [x.sum(1), y.sum(1), x.transpose(1, 2) @ x, y.transpose(1, 2) @ x, y.square().sum(1)]
+            sums = (
+                [part.double() for part in parts] if not sums else [s.add_(p) for s, p in zip(sums, parts, strict=True)]
+            )
+            rows += x.shape[1]
+        x, y, xx, yx, yy = (total.div_(rows) for total in sums)
+        return cls(
+            rows=rows,
+            x=x + shifts[0].squeeze(1),
+            y=y + shifts[1].squeeze(1),
+            xx=xx.sub_(x.unsqueeze(2) * x.unsqueeze(1)),
+            yx=yx.sub_(y.unsqueeze(2) * x.unsqueeze(1)),
+            yy=yy.sub_(y.square()),
+        )
+
+    def system(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """A (groups, columns, columns) and C (groups, outputs, columns) of the normal equations w A = C, per row.
+
+        Args:
+            centred: Whether a constant may be added to every output, by a bias or by batch norm.
+        """
+        if centred:
+            return self.xx, self.yx
+        x = self.x.unsqueeze(1)
+        return self.xx + x.transpose(1, 2) * x, self.yx + self.y.unsqueeze(2) * x
+
+    def best_constant(self, weight: Tensor) -> Tensor:
+        """Return what to add to every output, (outputs,), so that the mean output is the mean target."""
+        return (self.y - self._means(self._grouped(weight))).flatten()
+
+    def error(self, weight: Tensor, constant: Tensor | None = None) -> float:
+        """Return the mean squared error of a weight, and a constant per output, as a share of the targets' variance."""
+        w = self._grouped(weight)
+        offset = self._means(w) - self.y + (0.0 if constant is None else constant.view_as(self.y))
+        squares = ((w @ self.xx - 2 * self.yx) * w).sum(2) + self.yy + offset.square()
+        return max(0.0, float(squares.sum() / self.yy.sum().clamp_min(1e-30)))
 
     def _grouped(self, weight: Tensor) -> Tensor:
-        return weight.reshape(self.groups, self.outputs, self.columns)
+        return weight.double().reshape(self.yx.shape)
 
-    @property
-    def system(self) -> tuple[Tensor, Tensor]:
-        """A (groups, columns, columns) and C (groups, outputs, columns) of the normal equations w A = C, per row."""
-        a, c = self._xx / self.rows, self._yx / self.rows
-        if self.centred:
-            x, y = self._x / self.rows, self._y / self.rows
-            a, c = a - x.unsqueeze(2) * x.unsqueeze(1), c - y.unsqueeze(2) * x.unsqueeze(1)
-        return a, c
-
-    def best_bias(self, weight: Tensor) -> Tensor:
-        """Return the constant per output, (outputs,), that makes mean output and mean target equal."""
-        means = (self._grouped(weight.double()) @ self._x.unsqueeze(2)).squeeze(2)
-        return ((self._y - means) / self.rows).flatten().to(weight.dtype)
-
-    def error(self, weight: Tensor, bias: Tensor | None) -> float:
-        """Return the mean squared output error as a share of the targets' variance."""
-        w = self._grouped(weight.double())
-        b = torch.zeros_like(self._y) if bias is None else bias.double().view(self.groups, self.outputs)
-        squares = ((w @ self._xx - 2 * self._yx) * w).sum(2) + self._yy
-        squares += self.rows * b.square() + 2 * b * ((w @ self._x.unsqueeze(2)).squeeze(2) - self._y)
-        variance = (self._yy - self._y.square() / self.rows).sum()
-        return max(0.0, float(squares.sum() / variance.clamp_min(1e-30)))
+    def _means(self, grouped: Tensor) -> Tensor:
+        return (grouped @ self.x.unsqueeze(2)).squeeze(2)
 
 
-def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float) -> Tensor | None:
+def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, centred: bool) -> Tensor | None:
     """Return the weight that minimises a layer's error under its mask.
 
     Args:
@@ -89,36 +102,69 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float) -> T
         mask: Which weights may differ from zero, of the weight's shape.
         dense: The dense weight, towards which the ridge pulls.
         ridge: The pull, as a share of the mean squared input; tenfold where rows are fewer than ten times columns.
+        centred: Whether a constant may be added to every output; see :meth:`Moments.best_constant`.
 
     Returns:
         A tensor of the weight's shape, exactly zero outside the mask; None if the system is singular.
     """
-    a, c = moments.system
-    few = 10.0 if moments.rows < 10 * moments.columns else 1.0
+    a, c = moments.system(centred)
+    few = 10.0 if moments.rows < 10 * c.shape[2] else 1.0
     pull = few * ridge * a.diagonal(dim1=1, dim2=2).mean(1)
-    kept = mask.reshape(moments.groups, moments.outputs, moments.columns)
-    towards = dense.double().reshape(kept.shape)
-    start = towards * kept
-    solved = torch.zeros_like(start)
-    for group in range(moments.groups):
-        if not pull[group] > 0:
-            return None
-        one = a[group].clone()
-        one.diagonal().add_(pull[group])
-        right = c[group] + pull[group] * towards[group]
-        counts = kept[group].sum(1)
-        factoring = float((counts.double() ** 3).sum())
-        iterating = 100.0 * counts.numel() * moments.columns**2
-        method = _by_factors if factoring < iterating else _by_conjugate_gradients
-        solved[group] = method(one, right, kept[group], start[group])
+    if not (pull > 0).all():
+        return None
+    kept, towards = mask.reshape(c.shape), dense.double().reshape(c.shape)
+    a, c = with_ridge(a, pull), c + pull.view(-1, 1, 1) * towards
+    factoring = float((kept.sum(2).double() ** 3).sum())
+    iterating = 100.0 * c.numel() * c.shape[2]
+    method = _by_factors if factoring < iterating else _by_conjugate_gradients
+    solved = method(a, c, kept, towards * kept)
     return solved.reshape(mask.shape).to(dense.dtype) if torch.isfinite(solved).all() else None
 
 
-def _by_factors(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
-    """Solve each row on its own columns by Cholesky, rows with about as many columns together."""
-    solved = torch.zeros_like(start)
+def with_ridge(a: Tensor, pull: Tensor) -> Tensor:
+    """Return symmetric matrices (groups, columns, columns) with a number per group added to their diagonals."""
+    a = a.clone()
+    a.diagonal(dim1=1, dim2=2).add_(pull.unsqueeze(1))
+    return a
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Cholesky factors of the systems of several rows, each on its own columns.
+
+    Attributes:
+        rows: Which rows of all groups together, (r,).
+        columns: The columns of each, its own first, (r, width).
+        own: Which of those are its own, (r, width); the others are cut off by ones on the diagonal.
+        lower: The factors, (r, width, width); NaN where a system is not positive definite.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    own: Tensor
+    lower: Tensor
+
+    def solve(self, right: Tensor) -> Tensor:
+        """Return the solutions (r, width) for the right sides of all rows, (..., columns); zero where not their own."""
+        chosen = right.flatten(0, -2)[self.rows].gather(1, self.columns) * self.own
+        return torch.cholesky_solve(chosen.unsqueeze(2), self.lower).squeeze(2) * self.own
+
+    def scatter(self, values: Tensor, target: Tensor) -> None:
+        """Write values (r, width) to where they belong in a tensor of all rows, (..., columns), in place."""
+        flat = target.view(-1, target.shape[-1])
+        flat[self.rows] = flat[self.rows].scatter_(1, self.columns, values)
+
+
+def factorise(a: Tensor, kept: Tensor) -> Iterator[Factors]:
+    """Yield the factors of every row's system, rows with about as many columns together; rows without any are left out.
+
+    Args:
+        a: Symmetric matrices (groups, columns, columns), of which the systems of a group's rows are parts.
+        kept: Which columns each row has, (groups, rows, columns).
+    """
+    outputs, kept = kept.shape[1], kept.flatten(0, 1)
     counts = kept.sum(1)
-    order = counts.argsort()
+    order = counts.argsort(stable=True)
     first = int((counts == 0).sum())
     while first < len(order):
         widest = int(counts[order[first]])
@@ -126,37 +172,42 @@ def _by_factors(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
         rows = block[counts[block] <= math.ceil(1.1 * widest)]
         first += len(rows)
         width = int(counts[rows].max())
-        # The columns of each row, its own first; what is behind them is cut off the system by ones on the diagonal.
         columns = (~kept[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         own = torch.arange(width, device=a.device) < counts[rows].unsqueeze(1)
-        systems = a[columns.unsqueeze(2), columns.unsqueeze(1)]
+        group = torch.div(rows, outputs, rounding_mode="floor").view(-1, 1, 1)
+        systems = a[group, columns.unsqueeze(2), columns.unsqueeze(1)]
         systems *= own.unsqueeze(2) & own.unsqueeze(1)
         systems.diagonal(dim1=1, dim2=2).add_((~own).to(a.dtype))
-        factors, failed = torch.linalg.cholesky_ex(systems)
-        right = c[rows].gather(1, columns) * own
-        values = torch.cholesky_solve(right.unsqueeze(2), factors).squeeze(2) * own
-        values[failed != 0] = torch.nan
-        solved[rows] = solved[rows].scatter_(1, columns, values)
+        lower, failed = torch.linalg.cholesky_ex(systems)
+        lower[failed != 0] = torch.nan
+        yield Factors(rows, columns, own, lower)
+
+
+def _by_factors(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
+    """Solve each row on its own columns by Cholesky."""
+    solved = torch.zeros_like(start)
+    for factors in factorise(a, kept):
+        factors.scatter(factors.solve(c), solved)
     return solved
 
 
 def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
     """Solve all rows at once; each step lowers every row's objective, so the start is never made worse."""
-    scale = a.diagonal().reciprocal()
+    scale = a.diagonal(dim1=1, dim2=2).reciprocal().unsqueeze(1)
     solved = start.clone()
     residual = (c - solved @ a) * kept
-    goal = _TOLERANCE * (c * kept).norm(dim=1)
+    goal = _TOLERANCE * (c * kept).norm(dim=2)
     direction = scaled = residual * scale
-    power = (residual * scaled).sum(1)
+    power = (residual * scaled).sum(2, keepdim=True)
+    tiny = torch.finfo(a.dtype).tiny
     for _ in range(_CONJUGATE_STEPS):
-        if (residual.norm(dim=1) <= goal).all():
+        if (residual.norm(dim=2) <= goal).all():
             break
         image = (direction @ a) * kept
-        step = power / (direction * image).sum(1).clamp_min(torch.finfo(a.dtype).tiny)
-        solved += step.unsqueeze(1) * direction
-        residual -= step.unsqueeze(1) * image
+        step = power / (direction * image).sum(2, keepdim=True).clamp_min(tiny)
+        solved += step * direction
+        residual -= step * image
         scaled = residual * scale
-        before, power = power, (residual * scaled).sum(1)
-        ratio = power / before.clamp_min(torch.finfo(a.dtype).tiny)
-        direction = scaled + ratio.unsqueeze(1) * direction
+        before, power = power, (residual * scaled).sum(2, keepdim=True)
+        direction = scaled + power / before.clamp_min(tiny) * direction
     return solved

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from mmp.config import RecipeConfig
 from mmp.errors import MmpError, nearest
-from mmp.signals import forget_cached
+from mmp.modes import forget_cached
 
 SCHEDULERS = ("cosine", "step", "multistep", "poly", "tanh", "none")
 

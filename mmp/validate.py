@@ -60,6 +60,7 @@ def validate(cfg: DictConfig) -> Any:
             raise MmpError(f"reconstruct.name={config.reconstruct.name}: no such method; {told}")
         _check("reconstruct.ridge", config.reconstruct.ridge, lambda v: v > 0, "positive")
         _check("reconstruct.images", config.reconstruct.images, lambda v: v >= 1, "at least 1")
+        _check("reconstruct.cache_megabytes", config.reconstruct.cache_megabytes, lambda v: v >= 0, "at least 0")
         _check("strategy.position", config.strategy.position, lambda v: 0 <= v <= 1, "a position in [0, 1]")
     if isinstance(config, PlanConfig):
         if config.format not in FORMATS:

@@ -12,13 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from timm.layers import Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
-from torch.nn.functional import pad, unfold
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
+
+from mmp.unfold import columns_of, product_of, why_no_product
 
 
 class _EnoughError(Exception):
@@ -77,12 +75,52 @@ class Walk:
         """Return why a layer cannot be re-solved, None if it can."""
         return self._unlike.get(name)
 
+    def biases(self, name: str) -> list[Tensor | None]:
+        """Return the bias of every module that uses a weight."""
+        return [module.bias if isinstance(module.bias, Tensor) else None for module in self._users[name]]
+
     def inputs(self, name: str) -> Iterator[list[Tensor]]:
-        """Yield what a layer reads from each batch of images, call by call.
+        """Yield what a weight is multiplied by in each batch of images, call by call, (groups, rows, columns) each.
 
         Args:
-            name: Name of its weight, one of ``order``.
+            name: Name of the weight, one of ``order``.
         """
+        return self._record(name, lambda module, arguments, _: columns_of(module, arguments[0]), before=True)
+
+    def products(self, name: str) -> Iterator[list[Tensor]]:
+        """Yield what a weight makes of each batch: outputs less biases, (groups, rows, outputs per group) each.
+
+        Args:
+            name: Name of the weight, one of ``order``.
+        """
+        return self._record(name, lambda module, _, output: product_of(module, output), before=False)
+
+    def visit(self, images: Tensor, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Tensor:
+        """Run the network once, and show every layer that can be re-solved what it reads and puts out.
+
+        Args:
+            images: A batch, (B, C, H, W).
+            see: Called with a weight's name, its module, that module's input and its output, call by call.
+
+        Returns:
+            The network's output.
+        """
+        handles = []
+        for name in self.order:
+            if name in self._unlike:
+                continue
+
+            def hook(module: nn.Module, arguments: Any, output: Tensor, name: str = name) -> None:
+                see(name, module, arguments[0], output)
+
+            handles += [module.register_forward_hook(hook) for module in self._users[name]]
+        try:
+            return self._network(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _record(self, name: str, take: Callable[..., Tensor], before: bool) -> Iterator[list[Tensor]]:
         users = [module for module in self._users[name] if self._calls[module].count]
         wanted = sum(self._calls[module].count for module in users)
         finished = self._finished(min(self._calls[module].first for module in users))
@@ -90,12 +128,13 @@ class Walk:
         for number, images in enumerate(self._images):
             seen: list[Tensor] = []
 
-            def see(_: nn.Module, arguments: tuple[Any, ...], seen: list[Tensor] = seen) -> None:
-                seen.append(arguments[0].detach().clone())
+            def see(module: nn.Module, arguments: Any, output: Any = None, seen: list[Tensor] = seen) -> None:
+                taken = take(module, arguments, output)
+                seen.append(taken.clone() if wanted > 1 else taken)  # what follows may change it in place
                 if len(seen) == wanted:
                     raise _EnoughError
 
-            handles = [module.register_forward_pre_hook(see) for module in users]
+            handles = [m.register_forward_pre_hook(see) if before else m.register_forward_hook(see) for m in users]
             try:
                 with self._remembering(number), suppress(_EnoughError):
                     self._network(images.clone())
@@ -171,7 +210,7 @@ class Walk:
             if module in owned:
                 if isinstance(output, Tensor):
                     outputs[output.data_ptr()] = (output, output._version, module)
-                if owned[module] not in self._unlike and (reason := _unlike(module, arguments, output)):
+                if owned[module] not in self._unlike and (reason := why_no_product(module, arguments, output)):
                     self._unlike[owned[module]] = reason
 
         handles: list[Any] = []
@@ -198,66 +237,3 @@ def _same_channels(read: Tensor, output: Tensor, version: int, owner: nn.Module)
 
 def _cloned(value: Any) -> Any:
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
-
-
-def _unlike(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> str | None:
-    """Return why a module's output is not its weight times its input, None if it is."""
-    if not (_is_linear(module) or isinstance(module, nn.Conv1d | nn.Conv2d)):
-        return f"it is neither a linear nor a convolution of one or two dimensions ({type(module).__name__})"
-    if not arguments or not isinstance(arguments[0], Tensor) or not isinstance(output, Tensor):
-        return f"it does not take and return a tensor ({type(module).__name__})"
-    inputs, found = columns_of(module, arguments[0]), _rows_of(module, output)
-    weight, bias = module.weight, module.bias
-    assert isinstance(weight, Tensor)
-    groups = len(inputs)
-    expected = inputs @ weight.float().reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
-    if isinstance(bias, Tensor):
-        expected = expected + bias.float().view(groups, 1, -1)
-    tolerance = 1e-3 * expected.detach().abs().max().item()
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=tolerance):
-        return f"its output is not its weight times its input ({type(module).__name__})"
-    return None
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return all(hasattr(module, attribute) for attribute in ("in_features", "weight", "bias"))
-
-
-def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return a layer's input as float32 rows that its weight is multiplied by, (groups, rows, columns).
-
-    Args:
-        module: A linear, or a convolution of one or two dimensions.
-        inputs: (..., features), or (B, C, positions...) for a convolution.
-    """
-    inputs = inputs.float()
-    if not isinstance(module, nn.Conv1d | nn.Conv2d):
-        return inputs.reshape(1, -1, inputs.shape[-1])
-    sizes = module.kernel_size, module.stride, module.dilation
-    one = isinstance(module, nn.Conv1d)
-    kernel, stride, dilation = (((1, *size) if one else size) for size in sizes)
-    inputs = _padded(module, inputs)
-    patches = unfold(inputs.unsqueeze(2) if one else inputs, kernel, dilation, 0, stride)
-    return _by_group(patches, module.groups)
-
-
-def _rows_of(module: nn.Module, output: Tensor) -> Tensor:
-    """Return a layer's output as float32 (groups, rows, outputs per group)."""
-    output = output.float()
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
-        return _by_group(output.flatten(2), module.groups)
-    return output.reshape(1, -1, output.shape[-1])
-
-
-def _by_group(values: Tensor, groups: int) -> Tensor:
-    """From (B, groups * width, positions) to (groups, B * positions, width)."""
-    batch, channels, positions = values.shape
-    split = values.view(batch, groups, channels // groups, positions)
-    return split.permute(1, 0, 3, 2).reshape(groups, batch * positions, channels // groups)
-
-
-def _padded(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
-    if isinstance(module, Conv2dSame):
-        return pad_same(inputs, list(module.kernel_size), list(module.stride), list(module.dilation))
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return pad(inputs, module._reversed_padding_repeated_twice, mode=mode)

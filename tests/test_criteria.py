@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from mmp.criteria import CRITERIA, criterion, global_masks, global_sparsities
 from mmp.errors import MmpError
 from mmp.masks import make_masks
-from mmp.signals import STATISTICS, Magnitude, Product, collect, score
+from mmp.signals import Magnitude, Product, score
+from mmp.statistics import STATISTICS, collect
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -18,7 +18,7 @@ from mmp.config import DataConfig, ModelConfig, RecipeConfig, TrainConfig
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.models import build_model, build_skeleton, fill_input, load_weights
-from mmp.signals import collect
+from mmp.statistics import collect
 from mmp.training import Classifier, accuracy
 
 TINY = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4], "stem_width": 4}

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import Masks, make_masks
-from mmp.reconstruct import LayerReport, reconstruct, summary_of
+from mmp.reconstruct import LayerReport, dense_targets, reconstruct, summary_of
 from mmp.signals import Magnitude, score
 from mmp.solve import Moments, _by_conjugate_gradients, _by_factors, solve_rows
-from mmp.walk import Walk, columns_of
+from mmp.unfold import columns_of, product_of
+from mmp.walk import Walk
 
 
 def masks_of(model: nn.Module, sparsity: float) -> Masks:
@@ -63,6 +64,7 @@ def test_columns_times_weight_is_the_layer(kind: str) -> None:
     columns = columns_of(layer, inputs)
     groups = getattr(layer, "groups", 1)
     product = columns @ layer.weight.reshape(groups, -1, columns.shape[2]).transpose(1, 2)  # type: ignore[operator, union-attr]
+    assert torch.allclose(product_of(layer, layer(inputs)), product, atol=1e-5)
     if layer.bias is not None:
         product = product + layer.bias.view(groups, 1, -1)  # type: ignore[union-attr, operator]
     output = layer(inputs)
@@ -84,45 +86,50 @@ def test_rows_are_those_of_least_squares(kind: str, method: str, monkeypatch: py
     monkeypatch.setattr("mmp.solve._by_factors", chosen)
     monkeypatch.setattr("mmp.solve._by_conjugate_gradients", chosen)
     centred = layer.bias is not None
-    moments = Moments(layer, centred)
-    with torch.no_grad():
-        for part, dense_part in zip(inputs.split(2), dense_inputs.split(2), strict=True):
-            moments.add(columns_of(layer, part), columns_of(layer, dense_part), layer)
     weight = layer.weight.detach()  # type: ignore[operator, union-attr]
+    with torch.no_grad():
+        parts = zip(inputs.split(2), dense_inputs.split(2), strict=True)
+        moments = Moments.of((columns_of(layer, part), product_of(layer, layer(dense))) for part, dense in parts)
     mask = torch.rand(weight.shape, generator=generator) > 0.4
-    found = solve_rows(moments, mask, weight, ridge=0.01)
+    found = solve_rows(moments, mask, weight, 0.01, centred)
     assert found is not None
     assert not found[~mask].any()
 
     x, dense_x = columns_of(layer, inputs).double(), columns_of(layer, dense_inputs).double()
-    for group in range(moments.groups):
-        rows = weight.reshape(moments.groups, moments.outputs, -1)[group].double()
-        kept = mask.reshape(moments.groups, moments.outputs, -1)[group]
+    groups, outputs, _ = moments.yx.shape
+    for group in range(groups):
+        rows = weight.reshape(groups, outputs, -1)[group].double()
+        kept = mask.reshape(groups, outputs, -1)[group]
         y = dense_x[group] @ rows.T
         a = x[group]
         if centred:
             a, y = a - a.mean(0), y - y.mean(0)
         few = 10 if len(a) < 10 * a.shape[1] else 1
         pull = (few * 0.01 * a.square().sum() / a.shape[1]).sqrt()  # of the sum, not the mean
-        for row in range(moments.outputs):
+        for row in range(outputs):
             s = kept[row]
             left = torch.cat([a[:, s], pull * torch.eye(int(s.sum()), dtype=torch.float64)])
             right = torch.cat([y[:, row], pull * rows[row, s]])
             expected = torch.linalg.lstsq(left, right.unsqueeze(1)).solution.squeeze(1)
-            got = found.reshape(moments.groups, moments.outputs, -1)[group, row, s].double()
+            got = found.reshape(groups, outputs, -1)[group, row, s].double()
             assert torch.allclose(got, expected, atol=2e-5), (group, row)
 
 
 def test_streamed_moments_are_those_of_float64() -> None:
-    layer = nn.Linear(50, 20)
-    inputs = 3 + torch.randn(5000, 50)
-    streamed = Moments(layer, centred=True)
-    with torch.no_grad():
-        for part in inputs.split(300):
-            streamed.add(part.unsqueeze(0), part.unsqueeze(0), layer)
-    a, _ = streamed.system
-    x = inputs.double() - inputs.double().mean(0)
-    assert torch.allclose(a[0], x.T @ x / len(x), atol=1e-4)
+    weight = torch.randn(20, 50)
+    inputs = 30 + torch.randn(5000, 50)  # means far from zero, where float32 would cancel
+    parts = [part.unsqueeze(0) for part in inputs.split(300)]
+    moments = Moments.of((part, part @ weight.T) for part in parts)
+    x = inputs.double()
+    y = torch.cat([part @ weight.T for part in parts], 1)[0].double()
+    centred, meant = x - x.mean(0), y - y.mean(0)
+    assert torch.allclose(moments.xx[0], centred.T @ centred / 5000, atol=1e-5)
+    assert torch.allclose(moments.yx[0], meant.T @ centred / 5000, atol=1e-4)
+    assert torch.allclose(moments.system(centred=False)[0][0], x.T @ x / 5000, rtol=1e-7)
+    other, constant = weight * 0.9, torch.full((20,), 0.5, dtype=torch.float64)
+    expected = ((x @ other.double().T + constant - y).square().mean(0).sum() / meant.square().mean(0).sum()).item()
+    assert moments.error(other, constant) == pytest.approx(expected, rel=1e-5)
+    assert moments.error(weight) < 1e-6
 
 
 class Shared(nn.Module):
@@ -232,6 +239,32 @@ def test_shared_weights_are_solved_once_for_all_their_uses() -> None:
     assert not model.a.weight[~masks["a.weight"]].any()
 
 
+def test_biases_of_a_shared_weight_keep_their_difference() -> None:
+    torch.manual_seed(1)
+    model = Shared()
+    with torch.no_grad():
+        model.b.bias += 1.0
+    before = (model.b.bias - model.a.bias).detach().clone()
+    reports = {
+        report.name: report for report in reconstruct(model, random_masks(model, 0.4), [torch.randn(64, 4, 6, 6)])
+    }
+    assert reports["a.weight"].after < reports["a.weight"].before  # type: ignore[operator]
+    assert torch.allclose(model.b.bias - model.a.bias, before, atol=1e-6)
+
+
+def test_stored_targets_give_the_same_bits_and_none_are_kept_beyond_the_limit() -> None:
+    for dense in (small(), Shared().eval()):
+        images = IMAGES if isinstance(dense, nn.Sequential) else list(torch.randn(64, 4, 6, 6).split(32))
+        masks = random_masks(dense)
+        targets = dense_targets(dense, masks, images, most=1e9)
+        assert targets
+        first, second = copy.deepcopy(dense), copy.deepcopy(dense)
+        reconstruct(first, masks, images)
+        reconstruct(second, masks, images, targets=targets)
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+        assert dense_targets(dense, masks, images, most=sum(t.nbytes for t in targets.values()) - 1) == {}
+
+
 def test_layers_whose_output_is_no_product_are_left_and_named() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -277,7 +310,7 @@ def test_a_solve_that_would_make_a_layer_worse_is_refused(monkeypatch: pytest.Mo
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     masks = random_masks(model, 0.5)
     expected = [model[i].weight.detach() * masks[f"{i}.weight"] for i in (0, 2)]
-    monkeypatch.setattr("mmp.reconstruct.solve_rows", lambda _m, mask, dense, _r: 100.0 * (dense + 1) * mask)
+    monkeypatch.setattr("mmp.reconstruct.solve_rows", lambda _m, mask, dense, *_: 100.0 * (dense + 1) * mask)
     reports = reconstruct(model, masks, [torch.randn(32, 4)])
     assert {report.status for report in reports} == {"the solve would make its output worse"}
     assert torch.equal(model[0].weight, expected[0])
@@ -327,7 +360,7 @@ def test_a_walk_sees_what_hooks_see_and_computes_little_twice() -> None:
                 model(images.clone())
             handle.remove()
             for expected, (found,) in zip(seen, walk.inputs(name), strict=True):
-                assert torch.equal(found, expected), name
+                assert torch.equal(found, columns_of(owner, expected)), name
         counted = Walk(model, masks, IMAGES)
         model[3].conv1.register_forward_hook(count)
         for name in walk.order:

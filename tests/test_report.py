@@ -71,6 +71,23 @@ def test_the_front_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> 
     assert {run.strategy for run, e in zip(group.runs, group.efficient, strict=True) if e} == {"good on validation"}
 
 
+def test_reconstruction_is_shown_where_a_run_has_it(tmp_path: Path) -> None:
+    layer = {"name": "a.weight", "kept": 7, "before": 0.5, "after": 0.25, "status": "solved", "seconds": 0.1}
+    solved = result("p90", 0.9, 0.9, 0.85, reconstruction={"layers": [layer]})
+    solved["accuracy"]["reconstructed"] = {"validation": 0.8, "test": 0.81}
+    write(tmp_path, result("p30", 0.3, 0.98, 0.97), solved)
+    write_report(tmp_path)
+    assert [row["reconstructed_test"] for row in rows_of(tmp_path)] == ["", "0.81"]
+    (row,) = csv.DictReader((tmp_path / "report" / "reconstruction.csv").open())
+    assert row == {
+        "folder": "run1", "layer": "a.weight", "kept": "7", "before": "0.5", "after": "0.25", "status": "solved",
+        "seconds": "0.1",
+    }  # fmt: skip
+    for name in ("results.md", "index.html"):
+        assert "re-solved %" in (tmp_path / "report" / name).read_text()
+        assert "81.00" in (tmp_path / "report" / name).read_text()
+
+
 def test_csv_holds_every_number_as_it_was_written(tmp_path: Path) -> None:
     write(tmp_path, result("p30", 0.3, 0.98, 0.97), result("p90", 0.9, 0.9, 0.85))
     write_report(tmp_path)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from mmp.errors import MmpError
 from mmp.masks import keep_highest, make_masks
-from mmp.signals import PAPER_SIGNALS, STATISTICS, Gradient, Magnitude, Product, collect, normalise, score
+from mmp.signals import PAPER_SIGNALS, Fisher, Gradient, Magnitude, Product, normalise, score
+from mmp.statistics import STATISTICS, collect
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -250,7 +251,7 @@ def test_empty_calibration_split_is_an_error(row: nn.Linear, kind: str) -> None:
 @pytest.mark.parametrize("kind", STATISTICS)
 def test_weight_outside_the_loss_is_an_error_that_names_it(row: nn.Linear, kind: str) -> None:
     model = nn.ModuleDict({"used": row, "unused": nn.Linear(2, 1)})
-    model.forward = model["used"].forward
+    model.forward = model["used"]
     with pytest.raises(MmpError, match=r"'unused\.weight' has no gradient"):
         collect(model, weights(model), WHOLE, half_square, [kind])
 
@@ -315,3 +316,58 @@ def test_normalise_lifts_tiny_scores() -> None:
     assert 0.5 <= scaled[0] < 1.0
     assert scaled[1] == scaled[0] / 2
     assert scaled[2] == 0.0
+
+
+def test_squared_gradients_are_those_of_single_images(row: nn.Linear) -> None:
+    found = statistic(row, WHOLE, "squared_gradient")
+    inputs, targets = WHOLE[0]
+    single = [statistic(row, [(inputs[i : i + 1], targets[i : i + 1])], "gradient") for i in range(len(inputs))]
+    assert found == pytest.approx([sum(g[k] ** 2 for g in single) / len(single) for k in range(2)])
+    assert found != pytest.approx([g**2 for g in statistic(row, WHOLE, "gradient")])
+
+
+def test_fisher_is_the_squared_weight_times_the_mean_squared_gradient() -> None:
+    weight, squared = torch.tensor([[2.0, -3.0]]), torch.tensor([[0.5, 0.25]])
+    assert Fisher().score(weight, {"squared_gradient": squared}).tolist() == [[2.0, 2.25]]
+
+
+def test_input_covariance_and_output_gradients_by_hand() -> None:
+    layer = nn.Linear(2, 2)
+    x = torch.tensor([[1.0, 2.0], [3.0, 2.0], [2.0, 5.0]])
+    batches = [(x[:2], torch.zeros(2, 2)), (x[2:], torch.zeros(1, 2))]
+    weight = {"weight": layer.weight}
+    found = collect(layer, weight, batches, half_square, ["input_covariance", "squared_output_gradient"])
+    expected = torch.cov(x.double().T, correction=0)
+    torch.testing.assert_close(found["input_covariance"]["weight"][0], expected, rtol=1e-6, atol=1e-6)
+    # half_square averages over both outputs, so an image's gradient is half of its output.
+    gradients = (layer(x) / 2).detach().square().mean(0)
+    torch.testing.assert_close(found["squared_output_gradient"]["weight"], gradients)
+
+
+def test_input_covariance_of_a_convolution_is_that_of_its_patches() -> None:
+    layer = nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2)
+    x = torch.randn(5, 4, 7, 7)
+    found = collect(layer, {"weight": layer.weight}, [(x, x)], half_square, ["input_covariance"])
+    patches = F.unfold(x, 3, padding=1, stride=2).view(5, 2, 18, 16).permute(1, 0, 3, 2).reshape(2, 80, 18).double()
+    for group in range(2):
+        expected = torch.cov(patches[group].T, correction=0)
+        torch.testing.assert_close(found["input_covariance"]["weight"][group], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_first_images_are_seen_by_covariances(row: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, targets = torch.randn(9, 2), torch.randn(9, 1)
+    whole = list(zip(inputs.split(4), targets.split(4), strict=True))
+    monkeypatch.setattr("mmp.statistics.MOST_IMAGES", 6)
+    for kind in ("input_covariance", "squared_output_gradient"):
+        few = collect(row, weights(row), [(inputs[:4], targets[:4]), (inputs[4:6], targets[4:6])], half_square, [kind])
+        assert torch.equal(collect(row, weights(row), whole, half_square, [kind])[kind]["weight"], few[kind]["weight"])
+
+
+def test_a_weight_that_is_no_product_has_independent_inputs_and_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.Flatten(), nn.Linear(3 * 25, 1))
+    x = torch.randn(4, 2, 4, 4)
+    with caplog.at_level("INFO"):
+        found = collect(model, weights(model), [(x, torch.zeros(4, 1))], half_square, STATISTICS)
+    assert torch.equal(found["input_covariance"]["0.weight"][0], torch.eye(12, dtype=torch.float64))
+    assert found["squared_output_gradient"]["0.weight"].tolist() == [1.0, 1.0]
+    assert "0.weight is scored as if its inputs were independent" in caplog.text

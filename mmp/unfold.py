@@ -1,0 +1,94 @@
+"""Linears and convolutions as matrix products: rows of what a layer reads, and of what it puts out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+from torch.nn.functional import pad, unfold
+
+
+def why_no_product(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> str | None:
+    """Return why a module's output is not its weight times its input, None if it is.
+
+    Args:
+        module: The owner of a weight.
+        arguments: What it was called with.
+        output: What it returned.
+    """
+    if not (is_linear(module) or isinstance(module, nn.Conv1d | nn.Conv2d)):
+        return f"it is neither a linear nor a convolution of one or two dimensions ({type(module).__name__})"
+    if not arguments or not isinstance(arguments[0], Tensor) or not isinstance(output, Tensor):
+        return f"it does not take and return a tensor ({type(module).__name__})"
+    inputs, found = columns_of(module, arguments[0]), product_of(module, output)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    groups = len(inputs)
+    expected = inputs @ weight.float().reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+    tolerance = 1e-3 * expected.detach().abs().max().item()
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=tolerance):
+        return f"its output is not its weight times its input ({type(module).__name__})"
+    return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module has what a linear has, whatever its class."""
+    return all(hasattr(module, attribute) for attribute in ("in_features", "weight", "bias"))
+
+
+def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return a layer's input as float32 rows that its weight is multiplied by, (groups, rows, columns).
+
+    Args:
+        module: A linear, or a convolution of one or two dimensions.
+        inputs: (..., features), or (B, C, positions...) for a convolution.
+    """
+    inputs = inputs.float()
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return inputs.reshape(1, -1, inputs.shape[-1])
+    sizes = module.kernel_size, module.stride, module.dilation
+    one = isinstance(module, nn.Conv1d)
+    kernel, stride, dilation = (tuple((1, *size) if one else size) for size in sizes)
+    inputs = _padded(module, inputs)
+    if all(size == 1 for size in kernel):
+        chosen = inputs[..., :: stride[1]] if one else inputs[..., :: stride[0], :: stride[1]]
+        return _by_group(chosen.flatten(2), module.groups)
+    patches = unfold(inputs.unsqueeze(2) if one else inputs, kernel, dilation, 0, stride)
+    return _by_group(patches, module.groups)
+
+
+def product_of(module: nn.Module, output: Tensor) -> Tensor:
+    """Return what a layer's weight made, its output less its bias, as float32 rows (groups, rows, outputs per group).
+
+    Args:
+        module: A linear, or a convolution of one or two dimensions.
+        output: (..., outputs), or (B, outputs, positions...) of a convolution.
+    """
+    rows = rows_of(module, output)
+    bias = module.bias
+    return rows - bias.float().view(len(rows), 1, -1) if isinstance(bias, Tensor) else rows.clone()
+
+
+def rows_of(module: nn.Module, output: Tensor) -> Tensor:
+    """Return a layer's output, or the gradient of it, as float32 rows (groups, rows, outputs per group)."""
+    output = output.float()
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return _by_group(output.flatten(2), module.groups)
+    return output.reshape(1, -1, output.shape[-1])
+
+
+def _by_group(values: Tensor, groups: int) -> Tensor:
+    """From (B, groups * width, positions) to (groups, B * positions, width)."""
+    batch, channels, positions = values.shape
+    split = values.reshape(batch, groups, channels // groups, positions)
+    return split.permute(1, 0, 3, 2).reshape(groups, batch * positions, channels // groups)
+
+
+def _padded(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+    if isinstance(module, Conv2dSame):
+        return pad_same(inputs, list(module.kernel_size), list(module.stride), list(module.dilation))
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return pad(inputs, module._reversed_padding_repeated_twice, mode=mode)

@@ -1,0 +1,92 @@
+"""Optimal Brain Surgeon: against removals tried one by one, and against what reconstruction leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mmp.obs
+from mmp.masks import Masks, make_masks
+from mmp.obs import Obs, ObsFisher, removal_order
+from mmp.solve import with_ridge
+
+
+def inputs_of(columns: int, rows: int = 400) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    mixed = torch.randn(rows, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    return mixed.double()
+
+
+def covariance_of(x: Tensor) -> Tensor:
+    return torch.cov(x.T, correction=0)[None]
+
+
+def cost_of(a: Tensor, dense: Tensor, kept: Tensor) -> float:
+    """What a row's error is when only these columns are kept, the kept ones solved for."""
+    w = torch.zeros_like(dense)
+    if kept.any():
+        w[kept] = torch.linalg.solve(a[kept][:, kept], (a @ dense)[kept])
+    return float((w - dense) @ a @ (w - dense))
+
+
+def test_the_first_to_go_is_what_adds_least_to_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmp.obs, "_KEPT", 0.999)  # one weight a round
+    covariance, weight = covariance_of(inputs_of(6)), torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
+    a = with_ridge(covariance, 0.01 * covariance.diagonal(dim1=1, dim2=2).mean(1))[0]
+    order = removal_order(weight, covariance)
+    assert sorted(order.flatten().tolist()) == pytest.approx([i / 18 for i in range(18)])
+    kept = torch.ones(3, 6, dtype=torch.bool)
+    for _ in range(17):
+        spent = [cost_of(a, weight[row].double(), kept[row]) for row in range(3)]
+        extra = {}
+        for row, column in kept.nonzero().tolist():
+            without = kept[row].clone()
+            without[column] = False
+            extra[row, column] = cost_of(a, weight[row].double(), without) - spent[row]
+        expected = min(extra, key=lambda place: extra[place])
+        assert min(kept.nonzero().tolist(), key=lambda place: float(order[tuple(place)])) == list(expected)
+        kept[expected] = False
+
+
+def test_rows_that_matter_more_are_spared() -> None:
+    weight, covariance = torch.ones(2, 4), torch.eye(4, dtype=torch.float64)[None]
+    statistics = {"input_covariance": covariance, "squared_output_gradient": torch.tensor([9.0, 1.0])}
+    assert ObsFisher().score(weight, statistics)[0].min() > ObsFisher().score(weight, statistics)[1].max()
+    assert Obs().score(weight, statistics)[0].min() < Obs().score(weight, statistics)[1].max()
+
+
+def test_independent_inputs_give_the_order_of_magnitude() -> None:
+    weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(3))
+    order = removal_order(weight, torch.eye(27, dtype=torch.float64)[None])
+    assert torch.equal(order.flatten().argsort(), weight.abs().flatten().argsort())
+
+
+@pytest.mark.parametrize(("widest", "most"), [(2048, 0.8), (18, 1.0)])
+def test_groups_and_blocks_keep_weights_that_serve_better_than_the_largest(
+    widest: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmp.obs, "_WIDEST", widest)
+    layer = nn.Conv2d(8, 12, 3, groups=2)
+    covariance = torch.cat([covariance_of(inputs_of(36)), covariance_of(inputs_of(36) * 2)])
+    order = removal_order(layer.weight, covariance)
+    assert sorted(order.flatten().tolist()) == pytest.approx([i / order.numel() for i in range(order.numel())])
+
+    def error(masks: Masks) -> float:
+        mask = masks["weight"].reshape(2, 6, 36)
+        dense = layer.weight.detach().double().reshape(2, 6, 36)
+        return sum(cost_of(covariance[g], dense[g, row], mask[g, row]) for g in range(2) for row in range(6))
+
+    by_obs = make_masks({"weight": order}, {"weight": 0.6})
+    by_magnitude = make_masks({"weight": layer.weight.detach().abs()}, {"weight": 0.6})
+    assert error(by_obs) < most * error(by_magnitude)
+
+
+def test_dead_inputs_go_first_and_nothing_is_not_finite() -> None:
+    x = inputs_of(6)
+    x[:, 2] = 0
+    weight = torch.full((4, 6), 0.5)
+    order = removal_order(weight, covariance_of(x))
+    assert order.isfinite().all()
+    assert order[:, 2].max() < 4 / 24
+    assert removal_order(weight, torch.zeros(1, 6, 6, dtype=torch.float64)).isfinite().all()
