@@ -166,7 +166,11 @@ class Walk:
         return recall
 
     def _finished(self, here: int) -> list[nn.Module]:
-        """Modules that ran once and were done before a position, and lie in no other such module."""
+        """Modules that ran once and were done before a position, and lie in no other such module.
+
+        Those without parameters (activations, dropout) are computed again; to keep what they put out costs more memory
+        than it saves time.
+        """
         found: list[nn.Module] = []
         inside: set[str] = set()
         for path, module in self._modules.items():
@@ -174,7 +178,8 @@ class Walk:
                 continue
             calls = self._calls[module]
             bare = "forward" not in vars(module)
-            if path and bare and calls.count == 1 and calls.last < here and not calls.changes_inputs:
+            costly = any(True for _ in module.parameters())
+            if path and bare and costly and calls.count == 1 and calls.last < here and not calls.changes_inputs:
                 found.append(module)
                 inside.add(path)
         return found

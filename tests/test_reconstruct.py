@@ -112,7 +112,8 @@ def test_rows_are_those_of_least_squares(kind: str, method: str, monkeypatch: py
             right = torch.cat([y[:, row], pull * rows[row, s]])
             expected = torch.linalg.lstsq(left, right.unsqueeze(1)).solution.squeeze(1)
             got = found.reshape(groups, outputs, -1)[group, row, s].double()
-            assert torch.allclose(got, expected, atol=2e-5), (group, row)
+            tolerance = 2e-5 if method == "factors" else 1e-3  # a residual of 1e-4 of the right side
+            assert torch.allclose(got, expected, atol=tolerance), (group, row)
 
 
 def test_streamed_moments_are_those_of_float64() -> None:
