@@ -36,8 +36,8 @@ from mmp.finetune import finetune_best
 from mmp.identity import identity
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
-from mmp.models import fill_input, require_finite
-from mmp.plan import check_budget_names, choose_sparsities, layer_ranges
+from mmp.models import build_skeleton, fill_input, require_finite
+from mmp.plan import choose_sparsities, layer_ranges, make_plan
 from mmp.reconstruct import reconstruct, summary_of
 from mmp.schedules import Schedule
 from mmp.signals import Scorer
@@ -54,7 +54,7 @@ from mmp.store import (
     versions,
 )
 from mmp.strategies import Strategy
-from mmp.tables import build_rule_table, build_strategy
+from mmp.tables import build_strategy
 from mmp.training import accuracy
 from mmp.validate import validate
 from train import open_run
@@ -94,8 +94,8 @@ class Job:
         signal = instantiate({"_target_": config.signal._target_}, "signal")
         schedule = instantiate(config.schedule, "schedule")
         strategy = build_strategy(config.strategy)
-        build_rule_table(config.ranges)
-        check_budget_names(config)
+        if config.ranges.source == "rules":
+            make_plan(build_skeleton(config.model), config.ranges, [strategy], config.budget)
         for name in config.ranges.criteria:
             criterion(name)
         if config.reconstruct.name != "none" and schedule.last_epoch > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,12 @@ def open_run(cfg: DictConfig, config: TrainConfig, **head: Any) -> RunFolder:
     """Create the folder of the current Hydra job, with its resolved configuration.
 
     Args:
-        cfg: What Hydra composed.
-        config: The same, validated.
+        cfg: What Hydra composed; it names the run.
+        config: The same, validated and complete; it is what ``config.yaml`` holds.
         head: Further entries that open ``result.json``.
     """
     path = Path(HydraConfig.get().runtime.output_dir)
-    write_text(path / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     facts = {
         "run_name": run_name(cfg),
         "identity": digest(identity(cfg)),

@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from mmp.config import PruneConfig, TrainConfig
+from mmp.data import ImageData
 from mmp.errors import MmpError, nearest
 from mmp.loggers import SafeLogger
 from mmp.training import check_recipe
@@ -91,6 +92,24 @@ def check(config: TrainConfig, folder: Path) -> None:
     if isinstance(config, PruneConfig):
         check_recipe(config.finetune)
     build_trainer(config, 1, list(build_callbacks(config, folder).values()), [], folder)
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkpoint: Path | None = None) -> None:
+    """Train on a data set's training split, validated on its own; from a checkpoint if there is one.
+
+    Raises:
+        MmpError: if Lightning refuses the trainer's settings for these data.
+    """
+    try:
+        trainer.fit(
+            module,
+            train_dataloaders=data.train_dataloader(),
+            val_dataloaders=data.val_dataloader(),
+            ckpt_path=checkpoint and str(checkpoint),
+            weights_only=True,
+        )
+    except MisconfigurationException as error:
+        raise MmpError(f"trainer: Lightning refuses to train ({' '.join(str(error).split())})") from error
 
 
 def shows_progress(config: TrainConfig) -> bool:

@@ -13,6 +13,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from mmp.conf import FOLDER
 from mmp.errors import MmpError, nearest
 
 
@@ -56,8 +57,10 @@ def quiet() -> None:
 def explain(error: BaseException) -> str:
     """Return one line that says what is wrong, where, and the way out."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group or 'config'}={choice}: no such choice; {nearest(choice, error.options or ())}"
+        group, _, choice = error.missing_cfg_file.partition("/")
+        found = (path.relative_to(FOLDER / group) for path in (FOLDER / group).rglob("*.yaml"))  # in folders of it, too
+        options = {*(error.options or ()), *(path.with_suffix("").as_posix() for path in found)}
+        return f"{group}={choice}: no such choice; {nearest(choice, options)}"
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         return _explain_key(cause)
@@ -81,5 +84,7 @@ def _explain_key(error: OmegaConfBaseException) -> str:
     parent = error.parent_node
     if isinstance(error, ConfigKeyError | AttributeError) and isinstance(parent, DictConfig):
         last = str(error.key if error.key is not None else key)
+        if not parent:
+            return f"{key or last}: no such key; add it with +{key or last}=..."
         return f"{key or last}: no such key; {nearest(last, [str(k) for k in parent])}"
     return f"{key}: {message}" if key else message

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
 from mmp.errors import MmpError, nearest
@@ -38,10 +39,16 @@ def choose(group: str, name: str) -> DictConfig:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    if GlobalHydra.instance().is_initialized():
-        yield
+    hydra = GlobalHydra.instance()
+    if hydra.is_initialized() and "generic" in hydra.config_loader().get_group_options("ranges"):
+        yield  # one of our commands, perhaps with a search path of the user's
         return
     if not FOLDER.is_dir():
         raise MmpError(f"{FOLDER}: no such folder; install the project from a checkout, with pip install --editable")
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        yield
+    state = Singleton.get_state()  # of an application that is not ours
+    hydra.clear()
+    try:
+        with initialize_config_dir(str(FOLDER), version_base="1.3"):
+            yield
+    finally:
+        Singleton.set_state(state)

@@ -192,8 +192,8 @@ class TrainerConfig:
     accumulate_grad_batches: int = 1
     gradient_clip_val: Optional[float] = None
     deterministic: bool = True
-    limit_train_batches: Optional[float] = None
-    limit_val_batches: Optional[float] = None
+    limit_train_batches: Any = None  # a number of batches, or a fraction in (0, 1) of them
+    limit_val_batches: Any = None
     enable_progress_bar: Optional[bool] = None  # None: where a terminal is attached
     log_every_n_steps: int = 10
 

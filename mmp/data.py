@@ -8,6 +8,7 @@ seed so that results can be compared. A new data set is a reader and a YAML file
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler, Subset, default_collate
 
 from mmp.config import DataConfig
 from mmp.errors import MmpError, nearest
+from mmp.images import FileImages
 from mmp.readers import READERS
 
 SPLITS = ("train", "validation", "calibration", "test")
@@ -44,21 +46,38 @@ def split_indices(
     """
     groups = np.arange(len(labels)) if groups is None else groups
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
-    images, labels = len(labels), labels[first]
+    labels = labels[first]
+    names, counts = np.unique(labels, return_counts=True)
+    needed = len(SPLITS) - official_test
+    if counts.min() < needed:
+        what = "images" if len(first) == len(group_of) else "groups of images"
+        worst = names[counts.argmin()]
+        raise MmpError(f"data={cfg.name}: class {worst} has {counts.min()} {what}, but {needed} splits need one each")
     splits: dict[str, np.ndarray] = {}
     rest = np.arange(len(labels))
-    try:
-        if not official_test:
-            rest, splits["test"] = train_test_split(rest, test_size=cfg.test, random_state=0, stratify=labels)
-        count = len(rest)
-        for name, share in (("validation", cfg.validation), ("calibration", cfg.calibration)):
-            rest, splits[name] = train_test_split(
-                rest, test_size=max(1, round(share * count)), random_state=seed, stratify=labels[rest]
-            )
-    except ValueError as error:
-        raise MmpError(f"data={cfg.name}: {images} images cannot be split as configured ({error})") from error
+    if not official_test:
+        rest, splits["test"] = _divide(rest, labels, cfg, "test", math.ceil(cfg.test * len(rest)), seed=0)
+    count = len(rest)
+    for name in ("validation", "calibration"):
+        rest, splits[name] = _divide(rest, labels, cfg, name, round(getattr(cfg, name) * count), seed)
     splits["train"] = rest
     return {name: np.flatnonzero(np.isin(group_of, chosen)) for name, chosen in splits.items()}
+
+
+def _divide(
+    rest: np.ndarray, labels: np.ndarray, cfg: DataConfig, name: str, size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take a split of a size off the rest, stratified by class."""
+    share, classes = getattr(cfg, name), len(np.unique(labels))
+    if size < classes:
+        raise MmpError(
+            f"data.{name}={share:g} makes {size}, but each of {classes} classes must be in it; set it to at least "
+            f"{math.ceil(1000 * share * classes / max(size, 0.5)) / 1000:g}"
+        )
+    try:
+        return train_test_split(rest, test_size=size, random_state=seed, stratify=labels[rest])
+    except ValueError as error:
+        raise MmpError(f"data={cfg.name}: too few images are left beside data.{name}={share:g} ({error})") from error
 
 
 class EpochShuffle(Sampler[int]):
@@ -117,6 +136,9 @@ class ImageData(pl.LightningDataModule):
         }
         if test is not None:
             self._sets["test"] = test
+        for images, chosen in ((plain, self.indices.get("test", ())), (test, range(len(test or ())))):
+            if isinstance(images, FileImages):
+                images.check(chosen)  # read last, so that a damaged file would be found after hours
 
     @property
     def samples(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from mmp.build import build_trainer
+from mmp.build import build_trainer, fit
 from mmp.config import TrainConfig
 from mmp.data import ImageData
 from mmp.identity import digest, identity
@@ -76,7 +76,7 @@ def _train(
         best = ModelCheckpoint(scratch, filename="best", monitor="val/accuracy", mode="max", save_weights_only=True)
         module = Classifier(model, config.dense, config.data.classes)
         trainer = build_trainer(config, config.dense.epochs, [best, *callbacks], loggers, Path(scratch))
-        trainer.fit(module, train_dataloaders=data.train_dataloader(), val_dataloaders=data.val_dataloader())
+        fit(trainer, module, data)
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     require_finite(model, "training")
     return model.state_dict()

@@ -18,7 +18,7 @@ class MmpError(Exception):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return the end of an error message: the nearest valid choices, and all of them if they are few.
+    """Return the end of an error message: the nearest valid choices, and all of them if they are at most 25.
 
     Args:
         word: What the user wrote.
@@ -33,6 +33,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     few = len(names) <= 25
     close = difflib.get_close_matches(word, names, n=1 if few else 3, cutoff=0.5)
     parts = [f"did you mean {' or '.join(map(repr, close))}?"] if close else []
-    if few or not close:
+    if few:
         parts.append(f"choose from: {', '.join(names)}")
+    elif not close:
+        parts.append(f"none of {len(names)} is close; they begin with {', '.join(names[:3])}")
     return " ".join(parts)

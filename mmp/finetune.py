@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from mmp.build import build_callbacks, build_trainer
+from mmp.build import build_callbacks, build_trainer, fit
 from mmp.config import PruneConfig, RecipeConfig
 from mmp.data import ImageData
 from mmp.dense import device_of
@@ -54,13 +54,7 @@ def finetune(
     module = Classifier(model, recipe, config.data.classes)
     trainer = build_trainer(config, recipe.epochs, [pruning, *configured.values()], loggers, folder)
     last = last_checkpoint(folder / "checkpoints")
-    trainer.fit(
-        module,
-        train_dataloaders=data.train_dataloader(),
-        val_dataloaders=data.val_dataloader(),
-        ckpt_path=last and str(last),
-        weights_only=True,
-    )
+    fit(trainer, module, data, last)
     best = configured.get("best")
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])

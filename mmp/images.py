@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,6 +137,19 @@ class FileImages:
                 return self._transform(image.convert(self._mode)), label
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise MmpError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
+
+    def check(self, indices: Iterable[int]) -> None:
+        """Raise if one of these files has no header of an image; its pixels are not read.
+
+        Raises:
+            MmpError: naming the file.
+        """
+        for index in indices:
+            path, _ = self._samples[index]
+            try:
+                Image.open(path).close()
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise MmpError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the names and sizes of all files."""

@@ -16,17 +16,17 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mmp.cli import command
+from mmp.cli import command, quiet
 from mmp.conf import choices_of, choose
-from mmp.config import BudgetConfig, PlanConfig, PruneConfig, RangesConfig, StrategyConfig, register
+from mmp.config import BudgetConfig, PlanConfig, RangesConfig, StrategyConfig, register
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer, prunable_layers
 from mmp.masks import pruned_count
 from mmp.ranges import Range, constrain, observed_ranges, resolve_groups, rule_ranges
 from mmp.sizes import MEGABYTE, Sizes
-from mmp.strategies import BUDGET_CEILING, Strategy, layer_sparsities, meet_budget, reachable, whole_weights
+from mmp.strategies import BUDGET_CEILING, Strategy, inwards, layer_sparsities, meet_budget, reachable, whole_weights
 from mmp.tables import build_constraints, build_groups, build_rule_table, build_strategy
-from mmp.validate import read_ranges, validate
+from mmp.validate import read_budget, read_ranges, validate
 
 register()
 
@@ -42,6 +42,7 @@ class Plan:
         ranges: Sparsity allowed in each.
         sparsities: Per strategy, the sparsity of each layer.
         sizes: Bytes of its parts.
+        table: What the ranges come from, and the budget if there is one, in words.
         rules: The rule table's ranges, to compare with, where ``ranges`` were observed.
     """
 
@@ -51,6 +52,7 @@ class Plan:
     ranges: Mapping[str, Range]
     sparsities: Mapping[str, Mapping[str, float]]
     sizes: Sizes
+    table: str = ""
     rules: Mapping[str, Range] | None = None
 
     @cached_property
@@ -92,6 +94,7 @@ class Plan:
                     "size": layer.size,
                     "lo": self.ranges[layer.name].lo,
                     "hi": self.ranges[layer.name].hi,
+                    **({} if self.rules is None else {"rule": [self.rules[layer.name].lo, self.rules[layer.name].hi]}),
                 }
                 for layer in self.layers
             ],
@@ -130,9 +133,9 @@ def make_plan(
     """
     if isinstance(ranges, str):
         ranges = read_ranges(choose("ranges", ranges))
-    if not isinstance(budget, BudgetConfig):
-        budget = BudgetConfig(sparsity=budget)
-    chosen = [load_strategy(n) for n in choices_of("strategy")] if strategies is None else strategies
+    budget = read_budget(budget)
+    chosen = [load_strategy(n) for n in choices_of("strategy")] if strategies is None else list(strategies)
+    _check_budget_names(budget, chosen)
     layers = prunable_layers(model)
     sizes = Sizes.of(model, layers)
     allowed = layer_ranges(layers, ranges, observations)
@@ -143,8 +146,16 @@ def make_plan(
         ranges=allowed,
         sparsities={s.name: choose_sparsities(s, layers, allowed, ranges, budget, sizes) for s in chosen},
         sizes=sizes,
+        table=f"ranges {ranges.name}{_budget_text(budget)}",
         rules=layer_ranges(layers, ranges, rules=True) if observations is not None and ranges.rules else None,
     )
+
+
+def _budget_text(budget: BudgetConfig) -> str:
+    parts = [f"{budget.megabytes:g} MB"] if budget.megabytes is not None else []
+    parts += [f"{100 * budget.sparsity:g} %"] if budget.sparsity is not None else []
+    parts += [f"{name} {100 * value:g} %" for name, value in budget.strategies.items()]
+    return f", budget {', '.join(parts)}" if parts else ""
 
 
 def layer_ranges(
@@ -194,23 +205,23 @@ def choose_sparsities(
     Raises:
         MmpError: if the budget is out of reach; the message says what can be reached.
     """
-    groups = resolve_groups(layers, build_groups(ranges))
-    sparsities = layer_sparsities(strategy, layers, allowed, groups)
-    ceiling = min(BUDGET_CEILING, ranges.constraints.ceiling)
-    small = frozenset(layer.name for layer in layers if layer.size < ranges.constraints.small_below)
+    sparsities = layer_sparsities(strategy, layers, allowed, resolve_groups(layers, build_groups(ranges)))
     target = budget.of(strategy.name)
     if target is None and budget.megabytes is not None:
         target = sizes.sparsity_for(budget.megabytes * MEGABYTE)
-        least, most = reachable(layers, sparsities, small, ceiling)
-        if not least <= target <= most:
-            low, high = (sizes.sparse(round(share * sizes.weights)) / MEGABYTE for share in (most, least))
-            raise MmpError(
-                f"budget.megabytes={budget.megabytes:g} is out of reach: strategy {strategy.name} can be shifted to "
-                f"sizes from {low:.3f} to {high:.3f} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
-            )
     if target is None:
         return sparsities
-    return whole_weights(layers, meet_budget(layers, sparsities, target, small, ceiling), small)
+    ceiling = min(BUDGET_CEILING, ranges.constraints.ceiling)
+    small = frozenset(layer.name for layer in layers if layer.size < ranges.constraints.small_below)
+    least, most = reachable(layers, sparsities, small, ceiling)
+    if not least <= target <= most:
+        said, reach = f"budget={target:g}", f"global sparsities from {inwards(least, most)}"
+        if budget.megabytes is not None:
+            low, high = (sizes.sparse(round(share * sizes.weights)) / MEGABYTE for share in (most, least))
+            said = f"budget.megabytes={budget.megabytes:g}"
+            reach = f"sizes from {inwards(low, high, 3)} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
+        raise MmpError(f"{said} is out of reach: strategy {strategy.name} can be shifted to {reach}")
+    return whole_weights(layers, meet_budget(layers, sparsities, target, small, ceiling), small, ceiling)
 
 
 def load_strategy(name: str) -> Strategy:
@@ -218,14 +229,9 @@ def load_strategy(name: str) -> Strategy:
     return build_strategy(OmegaConf.to_object(OmegaConf.merge(StrategyConfig, choose("strategy", name))))  # type: ignore[arg-type]
 
 
-def check_budget_names(config: PruneConfig) -> None:
-    """Raise if a budget is set for a strategy that does not exist.
-
-    Raises:
-        MmpError: with the nearest name.
-    """
-    known = {*choices_of("strategy"), config.strategy.name}
-    for name in config.budget.strategies:
+def _check_budget_names(budget: BudgetConfig, strategies: Iterable[Strategy]) -> None:
+    known = {*choices_of("strategy"), *(strategy.name for strategy in strategies)}
+    for name in budget.strategies:
         if name not in known:
             raise MmpError(f"budget.strategies.{name}: no such strategy; {nearest(name, known)}")
 
@@ -234,7 +240,6 @@ def plan_of(config: PlanConfig) -> Plan:
     """Return the plan of a configuration; for observed ranges, of a dense model that is trained if it must be."""
     from mmp.models import build_skeleton
 
-    check_budget_names(config)
     configured = build_strategy(config.strategy)  # with what the command line says of it
     others = [load_strategy(name) for name in choices_of("strategy") if name != configured.name]
     strategies = [configured, *others]
@@ -260,7 +265,10 @@ def main(cfg: DictConfig) -> None:
     from mmp.plan_views import draw_plan, render
 
     config: PlanConfig = validate(cfg)
+    quiet()
     if any(sign in config.model.name for sign in "*?["):
+        if config.picture:
+            raise MmpError(f"picture={config.picture}: a picture shows one model, but model.name is a pattern")
         from mmp.survey import print_survey
 
         print_survey(config)

@@ -8,15 +8,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mmp.files import write_atomically
 from mmp.markdown import table_of
-from mmp.plan import Plan
 from mmp.sizes import MEGABYTE
+
+if TYPE_CHECKING:
+    from mmp.plan import Plan
 
 _LAYER_HEADINGS = ("layer", "role", "stage", "weights", "range (%)")
 _STRATEGY_HEADINGS = ("strategy", "sparsity (%)", "of all parameters (%)", "parameters left", "MB")
@@ -147,7 +149,10 @@ def _strategy_rows(plan: Plan) -> list[list[str]]:
 
 
 def _title(plan: Plan) -> str:
-    return f"{plan.model}: {plan.parameters:,} parameters, {plan.sizes.weights:,} prunable in {len(plan.layers)} layers"
+    return (
+        f"{plan.model}: {plan.parameters:,} parameters, {plan.sizes.weights:,} prunable in {len(plan.layers)} layers; "
+        f"{plan.table}"
+    )
 
 
 def _note(plan: Plan) -> str:

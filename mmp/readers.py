@@ -204,8 +204,10 @@ def read_gtsrb(cfg: DataConfig) -> Source:
         raise MmpError(f"{folder}: {what}; data.classes={cfg.classes} needs folders {expected[0]} to {expected[-1]}")
     try:
         train, test = (GTSRB(str(root), split=split)._samples for split in ("train", "test"))
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise MmpError(f"{root / 'gtsrb'}: the test images or GT-final_test.csv are missing ({error})") from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise MmpError(
+            f"{root / 'gtsrb'}: the test images or GT-final_test.csv are missing or damaged ({error})"
+        ) from error
     tracks = [f"{Path(path).parent.name}/{Path(path).stem.split('_')[0]}" for path, _ in train]
     grey = cfg.channels == 1
     return Source(

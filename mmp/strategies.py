@@ -135,7 +135,7 @@ def meet_budget(
     if not least - rounding <= target <= most + rounding:
         raise MmpError(
             f"budget={target:g} is out of reach: this model's layers can be shifted to global sparsities from "
-            f"{least:.4f} to {most:.4f}"
+            f"{inwards(least, most)}"
         )
     size = np.array([layer.size for layer in layers], dtype=float)
     start = np.array([sparsities[layer.name] for layer in layers])
@@ -167,8 +167,17 @@ def reachable(
     return global_sparsity(layers, least), global_sparsity(layers, most)
 
 
+def inwards(least: float, most: float, digits: int = 4) -> str:
+    """Return an interval as text, rounded so that both ends as written lie in it."""
+    scale = 10**digits
+    return f"{math.ceil(least * scale) / scale:.{digits}f} to {math.floor(most * scale) / scale:.{digits}f}"
+
+
 def whole_weights(
-    layers: Sequence[Layer], sparsities: Mapping[str, float], fixed: frozenset[str] = frozenset()
+    layers: Sequence[Layer],
+    sparsities: Mapping[str, float],
+    fixed: frozenset[str] = frozenset(),
+    ceiling: float = BUDGET_CEILING,
 ) -> dict[str, float]:
     """Move sparsities by a few weights, so that whole weights add up to the global sparsity.
 
@@ -179,18 +188,19 @@ def whole_weights(
         layers: The model's prunable layers.
         sparsities: Sparsity of every layer.
         fixed: Names of the layers that stay as they are.
+        ceiling: Sparsity that no layer is moved beyond.
 
     Returns:
         Sparsities whose masks prune round(global sparsity * N) weights, where layers have that many to give; layers
-        at 0 or 0.98 stay, too, and none is emptied.
+        at 0 or the ceiling stay, too, and none is emptied.
     """
     exact = {layer.name: layer.size * sparsities[layer.name] for layer in layers}
     counts = {name: math.floor(value) for name, value in exact.items()}
-    inside = [name for name, s in sparsities.items() if name not in fixed and 0.0 < s < BUDGET_CEILING]
+    inside = [name for name, s in sparsities.items() if name not in fixed and 0.0 < s < ceiling]
     lost = round(sum(exact.values())) - sum(counts.values())
     inside.sort(key=lambda name: counts[name] - exact[name])
-    size = {layer.name: layer.size for layer in layers}
-    while lost > 0 and (open_layers := [name for name in inside if counts[name] < size[name] - 1]):
+    most = {layer.name: min(math.floor(ceiling * layer.size), layer.size - 1) for layer in layers}
+    while lost > 0 and (open_layers := [name for name in inside if counts[name] < most[name]]):
         for name in open_layers[:lost]:
             counts[name] += 1
         lost -= len(open_layers[:lost])

@@ -37,9 +37,15 @@ def build_selector(cfg: SelectorConfig) -> Selector:
 
 def build_rule_table(cfg: RangesConfig) -> RuleTable:
     """Return the rule table of a configuration."""
+    rules = []
+    for number, rule in enumerate(cfg.rules, start=1):
+        try:
+            rules.append(Rule(build_selector(rule), Range(*rule.range)))
+        except MmpError as error:
+            raise MmpError(f"ranges={cfg.name}: rule {number}: {error}") from error
     return RuleTable(
         name=cfg.name,
-        rules=tuple(Rule(build_selector(rule), Range(*rule.range)) for rule in cfg.rules),
+        rules=tuple(rules),
         default=None if cfg.default is None else Range(*cfg.default),
         strict=cfg.strict,
     )

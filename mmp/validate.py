@@ -9,11 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from mmp.config import (
     BudgetConfig,
     DataConfig,
+    ModelConfig,
     PlanConfig,
     PruneConfig,
     RangesConfig,
     RecipeConfig,
     SelectorConfig,
+    TrainerConfig,
 )
 from mmp.errors import MmpError, nearest
 
@@ -34,26 +36,17 @@ def validate(cfg: DictConfig) -> Any:
         MmpError: naming the key, the value and what would be right.
     """
     config: Any = OmegaConf.to_object(cfg)
-    trainer = config.trainer
+    for key in ("num_classes", "in_chans"):
+        if getattr(config.model, key) is not None:
+            _check(f"model.{key}", getattr(config.model, key), lambda v: v >= 1, "at least 1")
     if config.data is not None:
         _check_data(config.data)
-        classes, channels = config.model.num_classes, config.model.in_chans
-        if classes is None:
-            config.model.num_classes = config.data.classes
-        elif classes != config.data.classes:
-            raise MmpError(
-                f"model.num_classes={classes}, but data={config.data.name} has {config.data.classes} classes"
-            )
-        if channels != config.data.channels:
-            raise MmpError(
-                f"model.in_chans={channels}, but data={config.data.name} has {config.data.channels} channels"
-            )
-    _check("trainer.devices", trainer.devices, lambda v: v == 1, "1: a run uses one device, a sweep has many runs")
-    _check("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, lambda v: v >= 1, "at least 1")
+        _join(config.model, config.data)
+    _check_trainer(config.trainer)
     _check_recipe("dense", config.dense, least_epochs=1)
     if isinstance(config, PruneConfig):
         _complete_ranges(config.ranges)
-        config.budget = _budget(config.budget)
+        config.budget = read_budget(config.budget)
         _check_recipe("finetune", config.finetune, least_epochs=0)
         if config.reconstruct.name not in RECONSTRUCTIONS:
             told = nearest(config.reconstruct.name, RECONSTRUCTIONS)
@@ -63,11 +56,35 @@ def validate(cfg: DictConfig) -> Any:
         _check("reconstruct.cache_megabytes", config.reconstruct.cache_megabytes, lambda v: v >= 0, "at least 0")
         _check("strategy.position", config.strategy.position, lambda v: 0 <= v <= 1, "a position in [0, 1]")
     if isinstance(config, PlanConfig):
+        if config.picture and not config.picture.endswith(".png"):
+            raise MmpError(f"picture={config.picture}: only .png can be drawn; choose a name that ends so")
         if config.format not in FORMATS:
             raise MmpError(f"format={config.format}: no such format; {nearest(config.format, FORMATS)}")
         if config.ranges.source == "observed" and config.data is None:
             raise MmpError("ranges.source=observed needs a trained model and data; choose data=..., or another table")
     return config
+
+
+def _join(model: ModelConfig, data: DataConfig) -> None:
+    """Give a model without a number of classes that of the data, and raise where the two contradict each other."""
+    if model.num_classes is None:
+        model.num_classes = data.classes
+    elif model.num_classes != data.classes:
+        raise MmpError(f"model.num_classes={model.num_classes}, but data={data.name} has {data.classes} classes")
+    if model.in_chans != data.channels:
+        raise MmpError(f"model.in_chans={model.in_chans}, but data={data.name} has {data.channels} channels")
+
+
+def _check_trainer(trainer: TrainerConfig) -> None:
+    _check("trainer.devices", trainer.devices, lambda v: v == 1, "1: a run uses one device, a sweep has many runs")
+    _check("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, lambda v: v >= 1, "at least 1")
+
+    def limits(value: Any) -> bool:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        return value is None or whole or (isinstance(value, float) and 0 < value <= 1)
+
+    for key in ("limit_train_batches", "limit_val_batches"):
+        _check(f"trainer.{key}", getattr(trainer, key), limits, "a number of batches, or a fraction of them in (0, 1]")
 
 
 def read_ranges(node: DictConfig) -> RangesConfig:
@@ -101,24 +118,27 @@ def _check_data(data: DataConfig) -> None:
         _check("data.crop_pct", data.crop_pct, lambda v: 0 < v <= 1, "a fraction of the image in (0, 1]")
 
 
-def _budget(node: Any) -> BudgetConfig:
+def read_budget(node: Any) -> BudgetConfig:
+    """Return a budget, checked: from nothing, a global sparsity, a mapping of the keys of ``BudgetConfig``, or one."""
     if node is None:
         return BudgetConfig()
-    if isinstance(node, int | float) and not isinstance(node, bool):
+    if _number(node):
         node = {"sparsity": node}
+    if isinstance(node, BudgetConfig):
+        node = vars(node)
     if not isinstance(node, dict):
         raise MmpError(f"budget={node!r}: must be a global sparsity such as 0.9, or budget.megabytes=...")
     for key in node:
         if key not in BudgetConfig.__dataclass_fields__:
             raise MmpError(f"budget.{key}: no such key; {nearest(str(key), BudgetConfig.__dataclass_fields__)}")
     budget = BudgetConfig(**node)
-    if budget.sparsity is not None and budget.megabytes is not None:
+    if budget.megabytes is not None and (budget.sparsity is not None or budget.strategies):
+        others = [f"budget.sparsity={budget.sparsity}"] if budget.sparsity is not None else []
+        others += [f"budget.strategies.{name}={value}" for name, value in budget.strategies.items()]
         raise MmpError(
-            "budget.sparsity and budget.megabytes are both set, but a strategy can meet only one; set one to null"
+            f"budget.megabytes={budget.megabytes} is set beside {', '.join(others)}, but a strategy can meet only one; "
+            "clear the others with budget.sparsity=null '~budget.strategies', or budget.megabytes=null"
         )
-    if budget.strategies and budget.megabytes is not None:
-        named = ", ".join(budget.strategies)
-        raise MmpError(f"budget.megabytes and budget.strategies ({named}) are both set; clear one: ~budget.strategies")
     for key, value in {"": budget.sparsity, **{f".strategies.{n}": v for n, v in budget.strategies.items()}}.items():
         if value is not None:
             _check(f"budget{key}", value, lambda v: _number(v) and 0 <= v < 1, "a global sparsity in [0, 1)")

@@ -76,6 +76,9 @@ def test_training_reports_test_accuracy_and_saves_its_weights(dense: Path) -> No
         (["schedule=one_shot", "schedule.epoch=99"], ["epoch 99", "finetune.epochs"]),
         (["data=fashion_mnist", "data.root=/nowhere/at/all"], ["/nowhere/at/all", "apt-get install"]),
         (["ranges=observed", "ranges.criteria=[mag,snipp]"], ["snipp", "'snip'"]),
+        (["ranges=swin"], ["ranges=swin", "matches no layer", "ranges=generic"]),
+        (["budget=0.99"], ["budget=0.99", "out of reach", "balanced"]),
+        (["+strategy.groups={lat: 1.0}"], ["'lat'", "'late'"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

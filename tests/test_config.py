@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from mmp.cli import explain
 from mmp.config import BudgetConfig, PlanConfig, PruneConfig, TrainConfig, register
-from mmp.errors import MmpError
+from mmp.errors import MmpError, nearest
 from mmp.identity import run_name
 from mmp.validate import validate
 
@@ -159,10 +159,14 @@ def test_a_checkpoint_counts_by_its_contents(tmp_path: Path) -> None:
         ("budget.megabytes=0", "budget.megabytes", "0"),
         ("budget.megabytes=few", "budget.megabytes", "few"),
         ("+budget.strategies.p70=2", "budget.strategies.p70", "2"),
-        ("budget={sparsity: 0.9, megabytes: 5}", "budget.sparsity", "both set"),
+        ("budget={sparsity: 0.9, megabytes: 5}", "budget.sparsity=0.9", "budget.megabytes=5"),
         ("+budget.megabyte=5", "budget.megabyte", "'megabytes'"),
         ("model.num_classes=9", "model.num_classes=9", "10 classes"),
         ("model.in_chans=3", "model.in_chans=3", "1 channels"),
+        ("model.num_classes=-3", "model.num_classes", "-3"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches", "0"),
+        ("trainer.limit_val_batches=1.5", "trainer.limit_val_batches", "1.5"),
+        ("trainer.limit_val_batches=few", "trainer.limit_val_batches", "few"),
         ("data.crop_pct=0", "data.crop_pct", "0"),
         ("strategy.position=1.2", "strategy.position", "1.2"),
         ("ranges.default=[0,1.2]", "ranges.default", "1.2"),
@@ -190,6 +194,8 @@ def test_a_value_out_of_range_is_named_with_its_key(override: str, key: str, val
         ("finetune.epochs=many", ["finetune.epochs", "many"]),
         ("ranges.rules=[{rolle: [conv]}]", ["rolle", "'role'"]),
         ("modle=cnn", ["modle"]),
+        ("experiment=paper/vgg11_cifar", ["experiment=paper/vgg11_cifar", "'paper/vgg11_cifar10'"]),
+        ("budget.strategies.p90=0.9", ["budget.strategies.p90", "+budget.strategies.p90="]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key_and_the_nearest(override: str, told: list[str]) -> None:
@@ -212,3 +218,14 @@ def test_interpolations_reach_the_recipe() -> None:
 
     assert epochs("digits") == 40
     assert epochs("fashion_mnist") == 8
+
+
+def test_a_number_of_batches_stays_a_number_and_a_fraction_a_fraction() -> None:
+    config = validate(composed("trainer.limit_train_batches=1", "trainer.limit_val_batches=1.0"))
+    assert (type(config.trainer.limit_train_batches), config.trainer.limit_train_batches) == (int, 1)
+    assert (type(config.trainer.limit_val_batches), config.trainer.limit_val_batches) == (float, 1.0)
+
+
+def test_many_choices_are_not_all_listed() -> None:
+    told = nearest("xyzzy", (f"name{i}" for i in range(1000)))
+    assert told == "none of 1000 is close; they begin with name0, name1, name10"

@@ -65,7 +65,7 @@ def test_the_test_split_is_the_same_for_every_seed_and_the_others_are_not(digits
 
 
 def test_too_few_images_of_a_class_to_split_is_an_error() -> None:
-    with pytest.raises(MmpError, match="cannot be split"):
+    with pytest.raises(MmpError, match="class 1 has 1 images, but 4 splits"):
         split_indices(np.array([0] * 50 + [1]), config(), 0, official_test=False)
 
 

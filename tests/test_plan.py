@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from hydra import compose, initialize_config_dir
 from torch import nn
 
 import mmp.vgg  # noqa: F401 - registers the paper's VGG-11
 from mmp.conf import choose
 from mmp.config import BudgetConfig
 from mmp.errors import MmpError
-from mmp.plan import Plan, make_plan
+from mmp.plan import Plan, load_strategy, make_plan
 from mmp.plan_views import as_csv, as_markdown, draw_plan
 from mmp.sizes import Sizes
 from mmp.validate import read_ranges
@@ -220,6 +221,46 @@ def test_budgets_out_of_reach_say_what_is_in_reach() -> None:
         make_plan(model, budget=BudgetConfig(megabytes=1000.0))
     least = float(re.search(r"sizes from (\S+) to", str(raised.value)).group(1))  # type: ignore[union-attr]
     assert make_plan(model, budget=BudgetConfig(megabytes=least + 0.001))  # what is said to be in reach is
+
+
+def test_limits_of_a_budget_can_be_asked_for_as_they_are_said() -> None:
+    for table in ("generic", "vgg"):
+        model = paper_model("vgg")
+        with pytest.raises(MmpError, match=r"strategy \w+ can be shifted to global sparsities") as raised:
+            make_plan(model, table, budget=0.99)
+        least, most = re.findall(r"0\.\d{4}", str(raised.value))
+        strategy = load_strategy(re.search(r"strategy (\w+)", str(raised.value)).group(1))  # type: ignore[union-attr]
+        for said in (least, most):
+            assert make_plan(model, table, [strategy], budget=float(said))
+
+
+def test_a_ceiling_holds_to_the_weight_under_a_budget() -> None:
+    ranges = read_ranges(choose("ranges", "generic"))
+    ranges.constraints.ceiling = 0.9
+    plan = make_plan(timm.create_model("levit_128s"), ranges, budget=0.85)
+    for sparsities in plan.sparsities.values():
+        assert max(sparsities.values()) <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        (BudgetConfig(sparsity=0.5, megabytes=1.0), "budget.megabytes=1.0 is set beside budget.sparsity=0.5"),
+        (BudgetConfig(strategies={"p71": 0.5}), "p71"),
+        ("0.5", "budget='0.5'"),
+        (1.5, "budget=1.5"),
+    ],
+)
+def test_budgets_from_python_are_checked_as_those_of_the_command_line(budget: object, told: str) -> None:
+    with pytest.raises(MmpError, match=re.escape(told)):
+        make_plan(Net(), budget=budget)  # type: ignore[arg-type]
+
+
+def test_a_plan_is_made_inside_an_application_of_hydras_that_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("a: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert make_plan(Net()).sparsities
+        assert compose("mine").a == 1
 
 
 # --- sizes ---

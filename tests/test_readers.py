@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_files import write_cifar10, write_cifar_batch, write_gtsrb
 
 from mmp.config import DataConfig
 from mmp.data import ImageData, split_indices
@@ -25,26 +26,6 @@ IMAGES = {"cifar10": 60, "cifar100": 1000}
 def config(reader: str, root: Path, **changes: Any) -> DataConfig:
     classes = {"cifar10": 10, "cifar100": 100, "gtsrb": 43}.get(reader, 2)
     return DataConfig(name=reader, reader=reader, root=str(root), **{**NATIVE, "classes": classes, **changes})
-
-
-def write_cifar_batch(path: Path, count: int, labels: dict[str, int], protocol: int = 2, seed: int = 0) -> np.ndarray:
-    """A batch as the data sets have it: a pickled dict with rows of 3,072 bytes, all red, all green, all blue."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
-    content: dict[str, Any] = {
-        "data": pixels,
-        "batch_label": path.name,
-        "filenames": [f"{i}.png" for i in range(count)],
-    }
-    content |= {key: [i % classes for i in range(count)] for key, classes in labels.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(content, protocol=protocol))
-    return pixels.reshape(-1, 3, 32, 32)
-
-
-def write_cifar10(root: Path, protocol: int = 2) -> dict[str, np.ndarray]:
-    folder = root / "cifar-10-batches-py"
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    return {name: write_cifar_batch(folder / name, 60, {"labels": 10}, protocol, i) for i, name in enumerate(names)}
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -116,24 +97,6 @@ def test_channels_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
 # --- German traffic signs ---
 
 
-def write_gtsrb(root: Path, tracks: int = 4, frames: int = 4) -> None:
-    """The layout of torchvision's archives: PPM files, one folder per class, a table for the test images."""
-    training, test = root / "gtsrb" / "GTSRB" / "Training", root / "gtsrb" / "GTSRB" / "Final_Test" / "Images"
-    test.mkdir(parents=True)
-    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
-    for label in range(43):
-        folder = training / f"{label:05d}"
-        folder.mkdir(parents=True)
-        for track in range(tracks):
-            for frame in range(frames):
-                image = Image.new("RGB", (20, 25), (5 * label, 60 * track, frame))
-                image.save(folder / f"{track:05d}_{frame:05d}.ppm")
-        (folder / f"GT-{label:05d}.csv").write_text(lines[0] + "\n")
-        Image.new("RGB", (30, 18), (5 * label, 0, 0)).save(test / f"{42 - label:05d}.ppm")
-        lines.append(f"{42 - label:05d}.ppm;30;18;1;1;9;9;{label}")
-    (root / "gtsrb" / "GT-final_test.csv").write_text("\n".join(lines) + "\n")
-
-
 def of_gtsrb(root: Path, **changes: Any) -> DataConfig:
     # 43 classes of four tracks each: a quarter is what a stratified split can take.
     return config("gtsrb", root, **{"validation": 0.25, "calibration": 0.25, "crop_mode": "squash", **changes})
@@ -193,6 +156,28 @@ def test_a_corrupt_image_is_named_in_one_sentence(workers: int, tmp_path: Path) 
         list(loader)
     assert str(raised.value).startswith(f"{broken}: not a readable image")
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_no_image_is_named_before_training_where_it_is_read_last(tmp_path: Path) -> None:
+    write_gtsrb(tmp_path, frames=1)
+    broken = tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00005.ppm"
+    broken.write_bytes(b"no image")
+    with pytest.raises(MmpError, match=f"{broken}: not a readable image"):
+        ImageData(of_gtsrb(tmp_path), seed=0)
+
+
+def test_a_damaged_table_of_test_labels_is_named(tmp_path: Path) -> None:
+    write_gtsrb(tmp_path, tracks=1, frames=1)
+    table = tmp_path / "gtsrb" / "GT-final_test.csv"
+    table.write_bytes(table.read_bytes()[:-12])
+    with pytest.raises(MmpError, match=r"GT-final_test\.csv .*damaged"):
+        READERS["gtsrb"](of_gtsrb(tmp_path))
+
+
+def test_a_split_that_is_too_small_says_which_and_how_large(tmp_path: Path) -> None:
+    write_gtsrb(tmp_path, frames=1)
+    with pytest.raises(MmpError, match=r"data\.validation=0\.1 makes 17, but each of 43 classes.* at least 0\.253"):
+        ImageData(of_gtsrb(tmp_path, validation=0.1), seed=0)
 
 
 def test_groups_are_never_split() -> None:
