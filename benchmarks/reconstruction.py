@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,17 @@ def measure(overrides: list[str]) -> None:
     for seed in SEEDS:
         config = configured([*overrides, f"seed={seed}"])
         model, data = config.model.label or config.model.name, config.data.name
-        done = {(r["model"], r["data"], r["seed"], r["budget"], r["strategy"]) for r in read_rows()}
-        if all((model, data, seed, b, s) in done for b in BUDGETS for s in choices_of("strategy")):
+        head = {"model": model, "data": data, "seed": seed}
+        done = {(r["budget"], r["strategy"]) for r in read_rows() if head.items() <= r.items()}
+        if all((budget, strategy) in done for budget in BUDGETS for strategy in choices_of("strategy")):
             continue
-        for row in rows_of(config):
-            if (model, data, seed, row["budget"], row["strategy"]) not in done:
-                with ROWS.open("a") as file:
-                    file.write(json.dumps({"model": model, "data": data, "seed": seed, **row}) + "\n")
+        for row in rows_of(config, done):
+            with ROWS.open("a") as file:
+                file.write(json.dumps({**head, **row}) + "\n")
 
 
-def rows_of(config: PruneConfig) -> Iterable[Row]:
-    """Yield a row per strategy and budget for one dense model; strategies with the same masks share the numbers."""
+def rows_of(config: PruneConfig, done: Container[tuple[float, str]]) -> Iterable[Row]:
+    """Yield a row per missing budget and strategy of a dense model; the same masks are measured once."""
     data, device = ImageData(config.data, config.seed), device_of(config)
     dense, _ = dense_model(config, data)
     layers = prunable_layers(dense)
@@ -103,6 +103,8 @@ def rows_of(config: PruneConfig) -> Iterable[Row]:
     for budget in BUDGETS:
         seen: dict[str, Row] = {}
         for strategy, sparsities in make_plan(dense, config.ranges, strategies, budget).sparsities.items():
+            if (budget, strategy) in done:
+                continue
             masks = make_masks(scores, sparsities)
             key = masks.digest()
             if key not in seen:
