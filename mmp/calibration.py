@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import mmp.solve
+import mmp.statistics
+import mmp.unfold
+import mmp.walk
 from mmp.config import RangesConfig, TrainConfig
 from mmp.criteria import criterion, global_sparsities
 from mmp.data import ImageData
@@ -21,6 +26,8 @@ from mmp.signals import PAPER_SIGNALS, Scorer, normalise, score
 from mmp.sizes import MEGABYTE
 from mmp.statistics import collect
 from mmp.store import cached_tensors
+
+_MOST_SHARED = 10**9  # bytes of covariances that are worth a file
 
 
 @dataclass
@@ -76,13 +83,14 @@ class Calibration:
         One calibration pass serves the three signals of the paper and this one; a sweep shares its file.
         """
         signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
-        definitions = {name: inspect.getsource(type(known)) for name, known in signals.items()}
-        path = self.cache / "scores" / f"{digest([self.key, definitions])[:16]}.safetensors"
+        key = digest([self.key, {name: _source_of(type(known)) for name, known in signals.items()}, _source()])
+        path = self.cache / "scores" / f"{key[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
             parameters = prunable_parameters(self.model, self.layers)
             needs = frozenset[str]().union(*(s.needs for s in signals.values()))
-            statistics = collect(self.model, parameters, self.batches, self.loss, needs)
+            shared = {"input_covariance": self._covariances(parameters)} if "input_covariance" in needs else {}
+            statistics = collect(self.model, parameters, self.batches, self.loss, needs - shared.keys()) | shared
             return {
                 f"{name}/{layer}": value.cpu()
                 for name, s in signals.items()
@@ -92,6 +100,18 @@ class Calibration:
         scores, cached = cached_tensors(path, compute, prefix=f"{signal.name}/")
         return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
 
+    def _covariances(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Return what `collect` does for ``input_covariance``; signals share a file of it unless it would be large."""
+
+        def compute() -> dict[str, Tensor]:
+            return collect(self.model, parameters, self.batches, self.loss, ["input_covariance"])["input_covariance"]
+
+        if sum(8 * p[0].numel() ** 2 for p in parameters.values()) > _MOST_SHARED:
+            return compute()
+        path = self.cache / "covariances" / f"{digest([self.key, _source()])[:16]}.safetensors"
+        covariances, _ = cached_tensors(path, compute)
+        return {name: covariances[name].to(p.device) for name, p in parameters.items()}
+
     def targets(self, images: list[Tensor], megabytes: float) -> dict[str, Tensor]:
         """Return what every layer of the dense model makes of images, for reconstruction; a sweep shares its file.
 
@@ -100,7 +120,7 @@ class Calibration:
             megabytes: If they need more (10^6 bytes), nothing is returned, and reconstruction computes them as it goes.
         """
         names, most = [layer.name for layer in self.layers], megabytes * MEGABYTE
-        path = self.cache / "targets" / f"{digest([self.key, sum(map(len, images)), most])[:16]}.safetensors"
+        path = self.cache / "targets" / f"{digest([self.key, sum(map(len, images)), most, _source()])[:16]}.safetensors"
         return cached_tensors(path, lambda: dense_targets(self.model, names, images, most))[0]
 
     def observe(self, ranges: RangesConfig) -> list[dict[str, float]]:
@@ -126,3 +146,14 @@ class Calibration:
 
         observed, _ = cached_tensors(path, compute)
         return [dict(zip(names, values.tolist(), strict=True)) for values in observed.values()]
+
+
+def _source_of(kind: type) -> str:
+    """Return the code of a class with all of its file around it: when any of it changes, scores are computed anew."""
+    module = inspect.getmodule(kind)
+    return inspect.getsource(kind if module is None else module)
+
+
+def _source() -> str:
+    """Return the code that statistics and targets come from."""
+    return "".join(inspect.getsource(module) for module in (mmp.statistics, mmp.unfold, mmp.walk, mmp.solve))

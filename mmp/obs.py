@@ -75,7 +75,7 @@ def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None 
         order[going] = torch.arange(gone, gone + len(going), device=weight.device).double() / total
         kept.view(-1)[going] = False
         gone += len(going)
-    return order.view(weight.shape).to(weight.dtype)
+    return order.view(weight.shape).float()
 
 
 def _parts(columns: int) -> list[slice]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from mmp.unfold import product_of
 from mmp.walk import Walk
 
 log = logging.getLogger(__name__)
+
+_BATCH = 64  # images
 
 # A solve must not make a layer's error larger than this times what masking alone left.
 _NO_WORSE = 1.0 + 1e-6
@@ -77,7 +80,7 @@ def reconstruct(
     Args:
         model: A trained dense network; it ends pruned and re-solved. Its mode is left as it was.
         masks: Masks by weight name; they stay exactly as they are.
-        batches: Unlabelled images, or (images, anything) pairs, re-iterable; on the model's device.
+        batches: Unlabelled images, or (images, anything) pairs; on the model's device.
         ridge: lambda as a share of the mean squared input of a layer; tenfold where there are fewer rows than ten
             times the columns.
         dense: The network whose outputs are the targets, left as it is; a copy of ``model`` if None.
@@ -87,15 +90,20 @@ def reconstruct(
         A report per layer, in forward order; layers that are never called come last.
 
     Raises:
-        MmpError: if there are no images, or a mask names no weight of the model.
+        MmpError: if there are no images, a mask does not fit the model, or inside ``torch.inference_mode``.
     """
-    images = [batch if isinstance(batch, Tensor) else batch[0] for batch in batches]
+    images = _small([batch if isinstance(batch, Tensor) else batch[0] for batch in batches])
     if not images:
         raise MmpError("reconstruction needs images: the calibration split is empty (raise data.calibration)")
-    parameters = dict(model.named_parameters())
-    for name in masks:
+    if torch.is_inference_mode_enabled():
+        raise MmpError("reconstruction cannot work inside torch.inference_mode(); use torch.no_grad() there")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
         if name not in parameters:
             raise MmpError(f"mask {name!r}: the model has no such weight")
+        if mask.shape != parameters[name].shape:
+            shapes = f"{tuple(mask.shape)}, its weight has {tuple(parameters[name].shape)}"
+            raise MmpError(f"mask {name!r} has shape {shapes}; was it made for another model?")
     dense = copy.deepcopy(model) if dense is None else dense
     placed = {name: mask.to(parameters[name].device) for name, mask in masks.items()}
     with evaluating(model, dense), torch.no_grad():
@@ -119,13 +127,20 @@ def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tens
         Rows (groups, rows, outputs per group) as ``<weight>/<batch>/<call>``; nothing if they need more bytes.
     """
     found: dict[str, Tensor] = {}
+    images = _small(batches)
     with evaluating(dense), torch.no_grad():
-        walk = Walk(dense, names, batches)
-        for number, images in enumerate(batches):
-            found |= {f"{name}/{number}/{call}": rows for (name, call), rows in _products(walk, images).items()}
-            if sum(rows.nbytes for rows in found.values()) * len(batches) / (number + 1) > most:
-                return {}
+        walk = Walk(dense, names, images)
+        one = sum(rows.nbytes for rows in _products(walk, images[0][:1]).values())
+        if one * sum(map(len, images)) > most:
+            return {}
+        for number, batch in enumerate(images):
+            found |= {f"{name}/{number}/{call}": rows for (name, call), rows in _products(walk, batch).items()}
     return found
+
+
+def _small(batches: Iterable[Tensor]) -> list[Tensor]:
+    """Return batches of at most `_BATCH` images: what a layer reads is unfolded a batch at a time."""
+    return [part for batch in batches for part in batch.split(_BATCH)]
 
 
 def _products(walk: Walk, images: Tensor) -> dict[tuple[str, int], Tensor]:
@@ -149,7 +164,7 @@ def _reconstruct(
     targets: Mapping[str, Tensor] | None,
 ) -> list[LayerReport]:
     walk, dense_walk = Walk(model, masks, images), None if targets else Walk(dense, masks, images)
-    dense_weights = dict(dense.named_parameters())
+    dense_weights = dict(dense.named_parameters(remove_duplicate=False))
     reports = []
     for name in (*walk.order, *(name for name in masks if name not in walk.order)):
         start = time.perf_counter()
@@ -169,12 +184,15 @@ def _reconstruct(
 def _stored(targets: Mapping[str, Tensor], name: str, batches: int) -> Iterator[list[Tensor]]:
     for number in range(batches):
         calls = (targets.get(f"{name}/{number}/{call}") for call in itertools.count())
-        yield list(itertools.takewhile(lambda rows: rows is not None, calls))  # type: ignore[arg-type]
+        found = list(itertools.takewhile(lambda rows: rows is not None, calls))
+        if not found:
+            raise MmpError(f"targets hold nothing of {name!r} in batch {number}; were they made for other images?")
+        yield found  # type: ignore[misc]
 
 
 def _reconstruct_layer(
     name: str, walk: Walk, products: Iterator[list[Tensor]], mask: Tensor, dense: Tensor, ridge: float
-) -> tuple[float, float, str]:
+) -> tuple[float | None, float | None, str]:
     """Return the layer's error before and after, and ``solved`` or why it is left as it was."""
     owner, norm, biases = walk.owner(name), walk.norm_behind(name), walk.biases(name)
     weight = owner.weight
@@ -183,6 +201,8 @@ def _reconstruct_layer(
     batches = zip(walk.inputs(name), products, strict=True)
     moments = Moments.of((x, y.to(x.device)) for batch in batches for x, y in zip(*batch, strict=True))
     before = moments.error(weight)
+    if not math.isfinite(before):
+        return None, None, "what it reads or should make is not finite"
     if before < _NOTHING_LOST and mask.all():
         return before, before, "solved"
     solved = solve_rows(moments, mask, dense, ridge, centred)

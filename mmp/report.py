@@ -163,7 +163,8 @@ def write_report(folder: Path, console: Console | None = None) -> Report:
 
 CSV_COLUMNS = (
     "model", "data", "signal", "strategy", *SETTINGS, "seed", "status", "sparsity", "sparsity_all", "validation",
-    "test", "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs", "seconds",
+    "test", "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs", "choice",
+    "seconds",
 )  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def table_of(group: Group) -> tuple[list[str], list[list[str]]]:
         cells += [f"{run.drop:+.2f}", f"{100 * run.pruned_test:.2f}"]
         if "re-solved %" in headings:
             cells.append("" if run.reconstructed_test is None else f"{100 * run.reconstructed_test:.2f}")
-        cells += [str(run.epochs), f"{run.seconds:.1f}"]
+        cells += [f"{run.epochs} {run.choice}".strip(), f"{run.seconds:.1f}"]
         rows.append([*cells, "*" if efficient else "", ", ".join(twins)])
     return headings, rows
 

@@ -46,6 +46,7 @@ class Run:
     validation_samples: int = 0
     test_samples: int = 0
     epochs: int = 0
+    choice: str = ""
     seconds: float = 0.0
     masks_hash: str = ""
     layer_reports: tuple[LayerReport, ...] = ()
@@ -121,6 +122,7 @@ def _read(path: Path, root: Path) -> Run | None:
             validation_samples=samples["validation"],
             test_samples=samples["test"],
             epochs=content["epochs"],
+            choice=content.get("finetune_choice", ""),
             seconds=content["seconds"]["total"],
             masks_hash=content["masks_hash"],
         )

@@ -85,7 +85,7 @@ class Moments:
         w = self._grouped(weight)
         offset = self._means(w) - self.y + (0.0 if constant is None else constant.view_as(self.y))
         squares = ((w @ self.xx - 2 * self.yx) * w).sum(2) + self.yy + offset.square()
-        return max(0.0, float(squares.sum() / self.yy.sum().clamp_min(1e-30)))
+        return float((squares.sum() / self.yy.sum().clamp_min(1e-30)).clamp_min(0.0))  # which keeps what is no number
 
     def _grouped(self, weight: Tensor) -> Tensor:
         return weight.double().reshape(self.yx.shape)
@@ -110,8 +110,9 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
     a, c = moments.system(centred)
     few = 10.0 if moments.rows < 10 * c.shape[2] else 1.0
     pull = few * ridge * a.diagonal(dim1=1, dim2=2).mean(1)
-    if not (pull > 0).all():
+    if not (pull.isfinite().all() and pull.any()):
         return None
+    pull = torch.where(pull > 0, pull, 1.0)  # a group whose inputs never change keeps its dense weights
     kept, towards = mask.reshape(c.shape), dense.double().reshape(c.shape)
     a, c = with_ridge(a, pull), c + pull.view(-1, 1, 1) * towards
     factoring = float((kept.sum(2).double() ** 3).sum())

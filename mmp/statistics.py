@@ -123,11 +123,13 @@ def _squared_gradient(
 
 def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches) -> dict[str, Tensor]:
     images = _first_images(batches)
+    shifts: dict[str, Tensor] = {}  # means of the first batch, so that little cancels
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     rows = Counter[str]()
 
     def see(name: str, module: nn.Module, inputs: Tensor, _: Tensor) -> None:
         x = columns_of(module, inputs)
+        x = x - shifts.setdefault(name, x.mean(1, keepdim=True))
         parts = (x.transpose(1, 2) @ x).double(), x.sum(1).double()
         sums[name] = (sums[name][0].add_(parts[0]), sums[name][1].add_(parts[1])) if name in sums else parts
         rows[name] += x.shape[1]
@@ -144,7 +146,7 @@ def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], 
             log.info("%s is scored as if its inputs were independent: %s", name, reason)
             covariances[name] = torch.eye(parameter[0].numel(), dtype=torch.float64, device=parameter.device)[None]
         else:
-            square, mean = (total / rows[name] for total in sums[name])
+            square, mean = (total.div_(rows[name]) for total in sums.pop(name))
             covariances[name] = square - mean.unsqueeze(2) * mean.unsqueeze(1)
     return covariances
 

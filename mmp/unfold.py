@@ -19,18 +19,25 @@ def why_no_product(module: nn.Module, arguments: tuple[Any, ...], output: Any) -
         arguments: What it was called with.
         output: What it returned.
     """
-    if not (is_linear(module) or isinstance(module, nn.Conv1d | nn.Conv2d)):
-        return f"it is neither a linear nor a convolution of one or two dimensions ({type(module).__name__})"
+    is_conv, kind = isinstance(module, nn.Conv1d | nn.Conv2d), type(module).__name__
+    if not (is_linear(module) or is_conv):
+        return f"it is neither a linear nor a convolution of one or two dimensions ({kind})"
     if not arguments or not isinstance(arguments[0], Tensor) or not isinstance(output, Tensor):
-        return f"it does not take and return a tensor ({type(module).__name__})"
-    inputs, found = columns_of(module, arguments[0]), product_of(module, output)
-    weight = module.weight
+        return f"it does not take and return a tensor ({kind})"
+    weight, columns = module.weight, arguments[0].shape[-1]
     assert isinstance(weight, Tensor)
+    fits = arguments[0].dim() == weight.dim() if is_conv else tuple(weight.shape) == (output.shape[-1], columns)
+    if not fits:
+        return f"its weight does not fit its input: no batch of images, or not (outputs, inputs) ({kind})"
+    inputs, found = columns_of(module, arguments[0]), product_of(module, output)
     groups = len(inputs)
     expected = inputs @ weight.float().reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
-    tolerance = 1e-3 * expected.detach().abs().max().item()
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=tolerance):
-        return f"its output is not its weight times its input ({type(module).__name__})"
+    if not (expected.isfinite().all() and found.isfinite().all()):
+        return f"its output is not finite ({kind})"
+    share = max(1e-3, 8 * torch.finfo(output.dtype).eps)
+    tolerance = share * expected.detach().abs().max().item()
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=share, atol=tolerance):
+        return f"its output is not its weight times its input ({kind})"
     return None
 
 

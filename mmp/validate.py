@@ -44,6 +44,7 @@ def validate(cfg: DictConfig) -> Any:
         _join(config.model, config.data)
     _check_trainer(config.trainer)
     _check_recipe("dense", config.dense, least_epochs=1)
+    _check("dense.gentle", config.dense.gentle, lambda v: v is None, "null; only finetune chooses between rates")
     if isinstance(config, PruneConfig):
         _complete_ranges(config.ranges)
         config.budget = read_budget(config.budget)

@@ -7,14 +7,15 @@ layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mmp.unfold import columns_of, product_of, why_no_product
 
@@ -31,6 +32,11 @@ class _Calls:
     last: int = -1
     count: int = 0
     changes_inputs: bool = False
+
+
+_MOST_KEPT = 4 * 2**30  # bytes of outputs that one walk keeps; what goes beyond is computed again
+_UNCHANGED = 1e-2  # difference of two outputs, as a share of the largest, that is rounding
+_SAMPLE = 2  # images that are enough to see what there is
 
 
 class Walk:
@@ -55,9 +61,10 @@ class Walk:
         parameters = dict(network.named_parameters(remove_duplicate=False))
         self._users = {name: holders[id(parameters[name])] for name in names}
         self._calls: dict[nn.Module, _Calls] = {module: _Calls() for module in self._modules.values()}
-        self._norms: dict[nn.Module, nn.Module] = {}
+        self._norms: dict[nn.Module, _BatchNorm] = {}
         self._unlike: dict[str, str] = {}
         self._kept: dict[nn.Module, dict[int, Any]] = {}
+        self._room = 0
         self._trace()
         used = {name: [self._calls[m].first for m in self._users[name] if self._calls[m].count] for name in self._users}
         self.order = sorted((name for name in used if used[name]), key=lambda name: min(used[name]))
@@ -125,6 +132,7 @@ class Walk:
         wanted = sum(self._calls[module].count for module in users)
         finished = self._finished(min(self._calls[module].first for module in users))
         self._kept = {module: self._kept.get(module, {}) for module in finished}
+        self._room = _MOST_KEPT - sum(_bytes_of(output) for kept in self._kept.values() for output in kept.values())
         for number, images in enumerate(self._images):
             seen: list[Tensor] = []
 
@@ -155,13 +163,16 @@ class Walk:
             for module in self._kept:
                 del module.forward  # the class's own forward is in force again
 
-    @staticmethod
-    def _recall(forward: Callable[..., Any], kept: dict[int, Any], number: int) -> Callable[..., Any]:
+    def _recall(self, forward: Callable[..., Any], kept: dict[int, Any], number: int) -> Callable[..., Any]:
         # Clones, because what follows may change a tensor in place.
         def recall(*arguments: Any, **options: Any) -> Any:
-            if number not in kept:
-                kept[number] = _cloned(forward(*arguments, **options))
-            return _cloned(kept[number])
+            if number in kept:
+                return _cloned(kept[number])
+            output = forward(*arguments, **options)
+            if (needed := _bytes_of(output)) <= self._room:
+                self._room -= needed
+                kept[number] = _cloned(output)
+            return output
 
         return recall
 
@@ -184,7 +195,7 @@ class Walk:
                 inside.add(path)
         return found
 
-    # --- one pass over the first batch, to see what there is ---
+    # --- two passes over a few images, to see what there is ---
 
     def _trace(self) -> None:
         clock = 0
@@ -193,12 +204,12 @@ class Walk:
         versions: dict[nn.Module, list[tuple[Tensor, int]]] = {}
         owned = {user: name for name, users in self._users.items() for user in users}
 
-        def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        def enter(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             nonlocal clock
             calls = self._calls[module]
             calls.first = clock if calls.first < 0 else calls.first
             clock += 1
-            tensors = [a for a in arguments if isinstance(a, Tensor)]
+            tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, Tensor)]
             versions[module] = [(tensor, tensor._version) for tensor in tensors]
             leaf = not any(True for _ in module.children()) and not isinstance(module, nn.Identity)
             for tensor in tensors if leaf or isinstance(module, _BatchNorm) else ():
@@ -220,17 +231,47 @@ class Walk:
 
         handles: list[Any] = []
         for module in self._modules.values():
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
         try:
-            self._network(self._images[0].clone())
+            result = self._network(self._images[0][:_SAMPLE].clone())
         finally:
             for handle in handles:
                 handle.remove()
+        norms: dict[nn.Module, _BatchNorm] = {}
         for address, (_, _, module) in outputs.items():
             behind = readers.get(address, [])
             norm = behind[0] if len(behind) == 1 else None
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None and self._calls[norm].count == 1:
-                self._norms[module] = norm
+                norms[module] = norm
+        if not self._takes_up_constants(norms, result):  # something that is no module reads an output, too
+            norms = {module: norm for module, norm in norms.items() if self._takes_up_constants({module: norm}, result)}
+        self._norms = norms
+
+    def _takes_up_constants(self, norms: Mapping[nn.Module, _BatchNorm], result: Any) -> bool:
+        """Return whether constants added to layers' outputs and to the running means behind them change nothing."""
+        handles, before = (
+            [],
+            {norm: norm.running_mean.clone() for norm in norms.values() if norm.running_mean is not None},
+        )
+        try:
+            for module, norm in norms.items():
+                assert norm.running_mean is not None
+                constant = norm.running_var.sqrt() if norm.running_var is not None else torch.ones_like(before[norm])
+                norm.running_mean.add_(constant)
+                shape = (-1, *[1] * (module.weight.dim() - 2)) if isinstance(module, nn.Conv1d | nn.Conv2d) else (-1,)
+                added = constant.view(shape)
+                handles.append(module.register_forward_hook(lambda _, __, output, added=added: output + added))
+            shifted = self._network(self._images[0][:_SAMPLE].clone())
+        finally:
+            for handle in handles:
+                handle.remove()
+            for norm, mean in before.items():
+                assert norm.running_mean is not None
+                norm.running_mean.copy_(mean)
+        pairs = zip(tree_leaves(result), tree_leaves(shifted), strict=True)
+        tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point()]
+        return all((a - b).abs().max() <= _UNCHANGED * a.abs().max() for a, b in tensors if a.numel())
 
 
 def _same_channels(read: Tensor, output: Tensor, version: int, owner: nn.Module) -> bool:
@@ -242,3 +283,7 @@ def _same_channels(read: Tensor, output: Tensor, version: int, owner: nn.Module)
 
 def _cloned(value: Any) -> Any:
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _bytes_of(value: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, Tensor))

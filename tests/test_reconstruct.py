@@ -299,7 +299,7 @@ def test_dead_inputs_are_a_singular_system_and_no_images_an_error() -> None:
     before = copy.deepcopy(model)
     masks = random_masks(model, 0.5)
     (first, _) = reconstruct(model, masks, [torch.zeros(8, 4)])
-    assert first.status == "the system is singular"
+    assert first.status == "the system is singular"  # all inputs of the only group
     assert torch.equal(model[0].weight, before[0].weight * masks["0.weight"])
     with pytest.raises(MmpError, match=r"needs images.*data\.calibration"):
         reconstruct(model, masks, [])
@@ -316,6 +316,117 @@ def test_a_solve_that_would_make_a_layer_worse_is_refused(monkeypatch: pytest.Mo
     assert {report.status for report in reports} == {"the solve would make its output worse"}
     assert torch.equal(model[0].weight, expected[0])
     assert torch.equal(model[2].weight, expected[1])
+
+
+def test_a_norm_is_not_behind_an_output_that_a_sum_reads_as_well() -> None:
+    class PreAct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+            self.last, self.head = nn.BatchNorm2d(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(self.last(x + self.conv(self.norm(x).relu())).mean((2, 3)))
+
+    model = PreAct().eval()
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        assert Walk(model, random_masks(model), IMAGES).norm_behind("stem.weight") is None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_dead_channels_leave_the_others_of_a_depthwise_layer_solved() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4 * 36, 3))
+    images = torch.randn(64, 4, 8, 8)
+    images[:, 2] = 1.0  # constant
+    masks = random_masks(model, 0.4)
+    expected = (model[0].weight * masks["0.weight"])[2].detach().clone()
+    (first, _) = reconstruct(model, masks, [images])
+    assert first.status == "solved"
+    assert first.after < first.before  # type: ignore[operator]
+    assert torch.allclose(model[0].weight[2], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_in_other_precisions_are_reconstructed(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).to(dtype)
+    reports = reconstruct(model, random_masks(model), [torch.randn(256, 3, 8, 8, dtype=dtype)])
+    assert [report.status for report in reports] == ["solved", "solved"]
+    assert model[0].weight.dtype is dtype
+
+
+def test_layers_that_are_used_in_unusual_ways_are_left_and_named() -> None:
+    class Turned(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 6)
+            self.weight = nn.Parameter(torch.randn(4, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight + self.bias
+
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.conv(image) for image in x])
+
+    for model, images in ((nn.Sequential(Turned()), torch.randn(8, 4)), (Single(), torch.randn(4, 3, 6, 6))):
+        (report,) = reconstruct(model, random_masks(model), [images])
+        assert "does not fit its input" in report.status
+
+
+def test_what_is_not_finite_is_no_perfect_layer() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    images = torch.randn(8, 4)
+    images[5, 1] = torch.nan  # behind the images that the walk looks at first
+    for report in reconstruct(model, random_masks(model), [images]):
+        assert (report.before, report.after) == (None, None)
+        assert "not finite" in report.status
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_masks_of_another_model_are_refused_before_anything_is_changed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    before = copy.deepcopy(model.state_dict())
+    masks = Masks({"0.weight": torch.zeros(4, 4, dtype=torch.bool), "1.weight": torch.zeros(2, 5, dtype=torch.bool)})
+    with pytest.raises(MmpError, match=r"'1\.weight' has shape \(2, 5\), its weight has \(2, 4\)"):
+        reconstruct(model, masks, [torch.randn(8, 4)])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.inference_mode(), pytest.raises(MmpError, match="inference_mode"):
+        reconstruct(model, random_masks(model), [torch.randn(8, 4)])
+
+
+def test_a_failure_in_the_middle_leaves_no_hook_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    calls = iter(range(100))
+
+    def fail(*arguments: Any) -> Any:
+        if next(calls) == 3:
+            raise RuntimeError("stop")
+        return solve_rows(*arguments)
+
+    monkeypatch.setattr("mmp.reconstruct.solve_rows", fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        reconstruct(model.train(), random_masks(model), IMAGES)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in vars(module)
+        assert module.training
+
+
+def test_a_walk_without_room_computes_again_and_sees_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = small(), small()
+    masks = random_masks(first)
+    reconstruct(first, masks, IMAGES)
+    monkeypatch.setattr("mmp.walk._MOST_KEPT", 0)
+    reconstruct(second, masks, IMAGES)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_the_modes_of_the_model_and_the_dense_model_are_left() -> None:

@@ -251,7 +251,7 @@ def test_empty_calibration_split_is_an_error(row: nn.Linear, kind: str) -> None:
 @pytest.mark.parametrize("kind", STATISTICS)
 def test_weight_outside_the_loss_is_an_error_that_names_it(row: nn.Linear, kind: str) -> None:
     model = nn.ModuleDict({"used": row, "unused": nn.Linear(2, 1)})
-    model.forward = model["used"]
+    model.forward = lambda inputs: model["used"](inputs)  # noqa: PLW0108 - a module would become a child
     with pytest.raises(MmpError, match=r"'unused\.weight' has no gradient"):
         collect(model, weights(model), WHOLE, half_square, [kind])
 
