@@ -1,9 +1,12 @@
-"""What reconstruction is worth before any fine-tuning, over sparsities, strategies and seeds.
+"""What reconstruction is worth before any fine-tuning, over sparsities, strategies and seeds; and what it costs.
 
 ``python -m benchmarks.reconstruction measure model=cnn data=digits`` measures the ten strategies, shifted to each of
 `BUDGETS`, for each of `SEEDS`, and appends a line per configuration to ``benchmarks/results/reconstruction.jsonl``;
-what is there already is skipped. ``python -m benchmarks.reconstruction report`` prints the table of all lines as
-Markdown and draws ``docs/images/reconstruction.png``.
+what is there already is skipped. ``seeds=3,4`` and ``budgets=0.9`` add others.
+``python -m benchmarks.reconstruction report`` prints the table of all lines as Markdown and draws
+``docs/images/reconstruction.png``.
+``python -m benchmarks.reconstruction cost swin_tiny_patch4_window7_224 swin 100 64`` re-solves an untrained timm model
+(name, range table, classes, images) under its strategy p70, and prints seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
@@ -27,13 +32,15 @@ from mmp.conf import FOLDER, choices_of
 from mmp.config import PruneConfig, register
 from mmp.data import ImageData
 from mmp.dense import dense_model, device_of
+from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.markdown import table_of
 from mmp.masks import MaskEnforcer, Masks, make_masks
 from mmp.models import fill_input
 from mmp.plan import load_strategy, make_plan
 from mmp.reconstruct import reconstruct, summary_of
-from mmp.signals import Magnitude
+from mmp.signals import Magnitude, score
+from mmp.store import peak_memory, reset_peak_memory
 from mmp.training import accuracy
 from mmp.validate import validate
 
@@ -61,22 +68,33 @@ def configured(overrides: list[str]) -> PruneConfig:
     return config
 
 
-def measure(overrides: list[str]) -> None:
-    """Measure what is missing of one model on one data set."""
+def measure(arguments: list[str]) -> None:
+    """Measure what is missing of one model on one data set.
+
+    Raises:
+        MmpError: on an override that would change results without being part of their lines.
+    """
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    seeds = [int(seed) for seed in given.pop("seeds", ",".join(map(str, SEEDS))).split(",")]
+    budgets = [float(budget) for budget in given.pop("budgets", ",".join(map(str, BUDGETS))).split(",")]
+    for key in given:
+        if key not in ("model", "data") and not key.startswith("paths."):
+            raise MmpError(f"{key}={given[key]}: only model, data, paths.*, seeds and budgets can be chosen here")
+    overrides = [f"{key}={value}" for key, value in given.items()]
     ROWS.parent.mkdir(parents=True, exist_ok=True)
-    for seed in SEEDS:
+    for seed in seeds:
         config = configured([*overrides, f"seed={seed}"])
         model, data = config.model.label or config.model.name, config.data.name
         head = {"model": model, "data": data, "seed": seed}
         done = {(r["budget"], r["strategy"]) for r in read_rows() if head.items() <= r.items()}
-        if all((budget, strategy) in done for budget in BUDGETS for strategy in choices_of("strategy")):
+        if all((budget, strategy) in done for budget in budgets for strategy in choices_of("strategy")):
             continue
-        for row in rows_of(config, done):
+        for row in rows_of(config, budgets, done):
             with ROWS.open("a") as file:
                 file.write(json.dumps({**head, **row}) + "\n")
 
 
-def rows_of(config: PruneConfig, done: Container[tuple[float, str]]) -> Iterable[Row]:
+def rows_of(config: PruneConfig, budgets: Sequence[float], done: Container[tuple[float, str]]) -> Iterable[Row]:
     """Yield a row per missing budget and strategy of a dense model; the same masks are measured once."""
     data, device = ImageData(config.data, config.seed), device_of(config)
     dense, _ = dense_model(config, data)
@@ -100,7 +118,7 @@ def rows_of(config: PruneConfig, done: Container[tuple[float, str]]) -> Iterable
         return {"sparsity": round(masks.sparsity, 5), **found, "seconds": round(seconds, 2), "left": summary["left"]}
 
     dense_test = test({"dense": dense})
-    for budget in BUDGETS:
+    for budget in budgets:
         seen: dict[str, Row] = {}
         for strategy, sparsities in make_plan(dense, config.ranges, strategies, budget).sparsities.items():
             if (budget, strategy) in done:
@@ -110,6 +128,26 @@ def rows_of(config: PruneConfig, done: Container[tuple[float, str]]) -> Iterable
             if key not in seen:
                 seen[key] = measured(masks)
             yield {"budget": budget, "strategy": strategy, **dense_test, **seen[key]}
+
+
+def cost(name: str, table: str, classes: str, images: str) -> None:
+    """Print what one reconstruction costs. The weights are random: what is measured is time and memory."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=int(classes)).eval()
+    layers = prunable_layers(model)
+    scores = score(Magnitude(), prunable_parameters(model, layers), {})
+    masks = make_masks(scores, make_plan(model, table).sparsities["p70"])
+    size = timm.get_pretrained_cfg(name).input_size[-1]
+    batches = torch.randn(int(images), 3, size, size).split(64)
+    reset_peak_memory()
+    start = time.perf_counter()
+    reports = reconstruct(model, masks, batches)
+    seconds, peak = time.perf_counter() - start, peak_memory()["host"] / 2**30
+    summary = summary_of(reports)
+    sys.stdout.write(
+        f"{name}, {images} images, {torch.get_num_threads()} threads: {seconds:.0f} s, peak {peak:.2f} GiB; "
+        f"{summary['solved']} layers solved, {summary['left']} left as masked\n"
+    )
 
 
 def report() -> None:
@@ -175,7 +213,9 @@ def _mean(values: Iterable[float]) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["measure"]:
+    if len(sys.argv) == 6 and sys.argv[1] == "cost":
+        cost(*sys.argv[2:])
+    elif sys.argv[1:2] == ["measure"]:
         measure(sys.argv[2:])
     elif sys.argv[1:] == ["report"]:
         report()
