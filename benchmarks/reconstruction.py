@@ -77,9 +77,9 @@ def measure(arguments: list[str]) -> None:
     given = dict(argument.partition("=")[::2] for argument in arguments)
     seeds = [int(seed) for seed in given.pop("seeds", ",".join(map(str, SEEDS))).split(",")]
     budgets = [float(budget) for budget in given.pop("budgets", ",".join(map(str, BUDGETS))).split(",")]
-    for key in given:
+    for key, value in given.items():
         if key not in ("model", "data") and not key.startswith("paths."):
-            raise MmpError(f"{key}={given[key]}: only model, data, paths.*, seeds and budgets can be chosen here")
+            raise MmpError(f"{key}={value}: only model, data, paths.*, seeds and budgets can be chosen here")
     overrides = [f"{key}={value}" for key, value in given.items()]
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
