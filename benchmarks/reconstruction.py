@@ -27,6 +27,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from benchmarks import RESULTS
+from mmp.build import instantiate
 from mmp.calibration import Calibration
 from mmp.conf import FOLDER, choices_of
 from mmp.config import PruneConfig, register
@@ -78,14 +79,14 @@ def measure(arguments: list[str]) -> None:
     seeds = [int(seed) for seed in given.pop("seeds", ",".join(map(str, SEEDS))).split(",")]
     budgets = [float(budget) for budget in given.pop("budgets", ",".join(map(str, BUDGETS))).split(",")]
     for key, value in given.items():
-        if key not in ("model", "data") and not key.startswith("paths."):
-            raise MmpError(f"{key}={value}: only model, data, paths.*, seeds and budgets can be chosen here")
+        if key not in ("model", "data", "signal") and not key.startswith("paths."):
+            raise MmpError(f"{key}={value}: only model, data, signal, paths.*, seeds and budgets can be chosen here")
     overrides = [f"{key}={value}" for key, value in given.items()]
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         config = configured([*overrides, f"seed={seed}"])
         model, data = config.model.label or config.model.name, config.data.name
-        head = {"model": model, "data": data, "seed": seed}
+        head = {"model": model, "data": data, "signal": config.signal.name, "seed": seed}
         done = {(r["budget"], r["strategy"]) for r in read_rows() if head.items() <= r.items()}
         if all((budget, strategy) in done for budget in budgets for strategy in choices_of("strategy")):
             continue
@@ -100,7 +101,7 @@ def rows_of(config: PruneConfig, budgets: Sequence[float], done: Container[tuple
     dense, _ = dense_model(config, data)
     layers = prunable_layers(dense)
     calibration = Calibration.of(config, dense, layers, data, device)
-    scores, _ = calibration.scores(Magnitude())
+    scores, _ = calibration.scores(instantiate({"_target_": config.signal._target_}, "signal"))
     images = calibration.images(config.reconstruct.images)
     targets = calibration.targets(images, config.reconstruct.cache_megabytes)
     strategies = [load_strategy(name) for name in choices_of("strategy")]
@@ -152,15 +153,22 @@ def cost(name: str, table: str, classes: str, images: str) -> None:
 
 def report() -> None:
     """Print the table of drops in points, mean and standard deviation over seeds, and draw the picture."""
-    groups: dict[tuple[str, str, float], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, float], list[Row]] = defaultdict(list)
     for row in read_rows():
-        groups[row["data"], row["model"], row["budget"]].append(row)
-    headings = ["data", "model", "sparsity (%)", "seeds", "dense (%)"]
+        groups[row["data"], row["model"], row["signal"], row["budget"]].append(row)
+    headings = ["data", "model", "signal", "sparsity (%)", "seeds", "dense (%)"]
     headings += [f"{kind}: {what}" for kind in KINDS for what in ("mean of ten", "best", "worst")] + ["seconds"]
     table = []
-    for (data, model, budget), rows in sorted(groups.items()):
+    for (data, model, signal, budget), rows in sorted(groups.items()):
         seeds = sorted({row["seed"] for row in rows})
-        cells = [data, model, f"{100 * budget:.0f}", str(len(seeds)), f"{100 * _mean(r['dense'] for r in rows):.2f}"]
+        cells = [
+            data,
+            model,
+            signal,
+            f"{100 * budget:.0f}",
+            str(len(seeds)),
+            f"{100 * _mean(r['dense'] for r in rows):.2f}",
+        ]
         for kind in KINDS:
             of_seed = [_mean(drop(r, kind) for r in rows if r["seed"] == seed) for seed in seeds]
             spread = f" ± {statistics.stdev(of_seed):.2f}" if len(seeds) > 1 else ""
@@ -173,7 +181,7 @@ def report() -> None:
             cells += [f"{by_strategy[name]:.2f} ({name})" for name in (ordered[0], ordered[-1])]
         table.append([*cells, f"{statistics.median(r['seconds'] for r in rows):.1f}"])
     sys.stdout.write(table_of(headings, table) + "\n")
-    draw(groups)
+    draw([row for rows in groups.values() for row in rows if row["signal"] == "magnitude"])
 
 
 def drop(row: Row, kind: str) -> float:
@@ -181,16 +189,16 @@ def drop(row: Row, kind: str) -> float:
     return 100 * (row["dense"] - row[kind])
 
 
-def draw(groups: dict[tuple[str, str, float], list[Row]]) -> None:
+def draw(everything: Sequence[Row]) -> None:
     """Draw accuracy before fine-tuning against sparsity: a panel per data set and model, a line per strategy."""
     from matplotlib.figure import Figure
 
-    panels = sorted({key[:2] for key in groups})
+    panels = sorted({(row["data"], row["model"]) for row in everything})
     rows_of_panels = (len(panels) + 1) // 2
     figure = Figure(figsize=(11, 4.2 * rows_of_panels), layout="constrained")
     axes = figure.subplots(rows_of_panels, min(2, len(panels)), squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
-        rows = [row for key, found in groups.items() if key[:2] == panel for row in found]
+        rows = [row for row in everything if (row["data"], row["model"]) == panel]
         for kind, colour in zip(KINDS, ("#D55E00", "#0072B2"), strict=True):
             for strategy in sorted({row["strategy"] for row in rows}):
                 points = defaultdict(list)
