@@ -25,6 +25,7 @@ from mmp.solve import factorise, with_ridge
 _RIDGE = 0.01  # as a share of the mean squared input, as in reconstruction
 _KEPT = 0.7  # share of a layer's weights that is left after a round
 _LAST = 0.02  # of a layer's weights, below which they are no longer scored anew
+_DAMPING = 0.1  # of the mean importance, added to each: a sure class has no gradient, and is needed all the same
 _WIDEST = 2048  # columns of a row that are taken together; beyond, H is cut into blocks
 
 
@@ -62,7 +63,9 @@ def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None 
     """
     groups, columns = covariance.shape[:2]
     dense = weight.detach().float().reshape(groups, -1, columns)
-    rows = torch.ones_like(dense[..., :1]) if importance is None else importance.float().view(groups, -1, 1)
+    rows = torch.ones_like(dense[..., :1])
+    if importance is not None:
+        rows = (importance + _DAMPING * importance.mean()).float().view(groups, -1, 1)
     parts = _parts(columns)
     kept, order = torch.ones_like(dense, dtype=torch.bool), torch.zeros_like(dense, dtype=torch.float64).flatten()
     gone, total = 0, dense.numel()

@@ -56,6 +56,13 @@ def test_rows_that_matter_more_are_spared() -> None:
     assert Obs().score(weight, statistics)[0].min() < Obs().score(weight, statistics)[1].max()
 
 
+def test_a_row_without_gradient_is_not_emptied() -> None:
+    weight, covariance = torch.randn(4, 50), covariance_of(inputs_of(50))
+    statistics = {"input_covariance": covariance, "squared_output_gradient": torch.tensor([1.0, 1.0, 1.0, 0.0])}
+    masks = make_masks({"weight": ObsFisher().score(weight, statistics)}, {"weight": 0.5})
+    assert masks["weight"][3].any()
+
+
 def test_independent_inputs_give_the_order_of_magnitude() -> None:
     weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(3))
     order = removal_order(weight, torch.eye(27, dtype=torch.float64)[None])
