@@ -2,6 +2,7 @@
 
 ``python prune.py signal=product strategy=balanced``
 ``python prune.py -m signal=magnitude,gradient,product 'strategy=glob(*)'``
+``python prune.py criterion=lamp budget=0.9``, and every baseline beside a sweep: ``-m match=results/sweeps/sweep``
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,24 +22,26 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from callbacks.pruning import MaskPruning
 from mmp.build import build_loggers, check, instantiate
 from mmp.calibration import Calibration
 from mmp.cli import command, explain
 from mmp.config import PruneConfig, register
-from mmp.criteria import criterion
+from mmp.criteria import Criterion, criterion
 from mmp.data import ImageData
 from mmp.dense import dense_model, device_of
 from mmp.errors import MmpError
 from mmp.files import save_tensors
 from mmp.finetune import finetune_best
-from mmp.identity import identity
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
+from mmp.identity import NO_CRITERION, identity
+from mmp.layers import Layer, prunable_layers, prunable_parameters
+from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, pruned_count, save_masks
+from mmp.match import matched_weights, with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
-from mmp.plan import choose_sparsities, layer_ranges, make_plan
+from mmp.plan import budget_target, choose_sparsities, layer_ranges, make_plan
+from mmp.ranges import Range
 from mmp.reconstruct import reconstruct, summary_of
 from mmp.schedules import Schedule
 from mmp.signals import Scorer
@@ -70,12 +74,14 @@ class Job:
     Attributes:
         config: The validated configuration.
         signal: How weights are scored.
+        criterion: The baseline that decides the masks instead of signal and strategy, if there is one.
         strategy: Where each layer goes in its range.
         schedule: When masks come.
     """
 
     config: PruneConfig
     signal: Scorer
+    criterion: Criterion | None
     strategy: Strategy
     schedule: Schedule
 
@@ -93,8 +99,8 @@ class Job:
         check(config, folder)
         signal = instantiate({"_target_": config.signal._target_}, "signal")
         schedule = instantiate(config.schedule, "schedule")
-        strategy = build_strategy(config.strategy)
-        if config.ranges.source == "rules":
+        strategy, baseline = build_strategy(config.strategy), build_criterion(config)
+        if config.ranges.source == "rules" and baseline is None:
             make_plan(build_skeleton(config.model), config.ranges, [strategy], config.budget)
         for name in config.ranges.criteria:
             criterion(name)
@@ -108,7 +114,56 @@ class Job:
                 f"schedule reaches its final sparsity in epoch {schedule.last_epoch}, but finetune.epochs="
                 f"{config.finetune.epochs}; raise finetune.epochs or shorten the schedule"
             )
-        return cls(config, signal, strategy, schedule)
+        return cls(config, signal, baseline, strategy, schedule)
+
+    def scores(self, calibration: Calibration) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the score tensor of every layer, and where it came from."""
+        if self.criterion is None:
+            return calibration.scores(self.signal)
+        return calibration.criterion_scores(self.criterion, self.config.ranges.grasp_temperature)
+
+    def allocate(
+        self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], calibration: Calibration, sizes: Sizes
+    ) -> tuple[dict[str, Range], dict[str, float]]:
+        """Return what each layer's sparsity may be, and what it becomes; a baseline knows no ranges.
+
+        Raises:
+            MmpError: if the budget is out of reach, or the sweep to match has no such strategy.
+        """
+        config = self.config
+        target = budget_target(config.budget, self.strategy.name, sizes)
+        if self.criterion is not None and config.match:
+            pruned = weights_to_match(config)
+        elif self.criterion is not None and target is not None:
+            pruned = round(target * sizes.weights)
+        else:
+            observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
+            ranges = layer_ranges(layers, config.ranges, observed)
+            sparsities = choose_sparsities(self.strategy, layers, ranges, config.ranges, config.budget, sizes)
+            if self.criterion is None:
+                return ranges, sparsities
+            pruned = sum(pruned_count(sparsities[layer.name], layer.size) for layer in layers)
+        anything = {layer.name: Range(0.0, 1.0) for layer in layers}
+        return anything, self.criterion.allocate(layers, scores, pruned)
+
+
+def build_criterion(config: PruneConfig) -> Criterion | None:
+    """Return the baseline of a configuration, if it is one.
+
+    Raises:
+        MmpError: if it cannot be built, or the sweep to match does not hold its strategy.
+    """
+    if config.criterion["name"] == NO_CRITERION:
+        return None
+    if config.match:
+        weights_to_match(config)
+    return instantiate({key: value for key, value in config.criterion.items() if key != "name"}, "criterion")
+
+
+def weights_to_match(config: PruneConfig) -> int:
+    """Return how many weights the strategy of the sweep to match prunes."""
+    name = config.model.label or config.model.name
+    return matched_weights(Path(config.match or ""), name, config.data.name, config.strategy.name, config.seed)
 
 
 def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[str, Any]:
@@ -131,7 +186,7 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
     tags = [
         config.model.label or config.model.name,
         config.data.name,
-        config.signal.name,
+        config.signal.name if job.criterion is None else config.criterion["name"],
         config.strategy.name,
     ]
     loggers = build_loggers(config, run.path, run.head["run_name"], tags)
@@ -144,11 +199,10 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         with watch("scores"):
             layers = prunable_layers(dense)
             calibration = Calibration.of(config, dense, layers, data, device_of(config))
-            scores, source = calibration.scores(job.signal)
+            scores, source = job.scores(calibration)
         with watch("ranges"):
-            observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
-            ranges, sizes = layer_ranges(layers, config.ranges, observed), Sizes.of(dense, layers)
-            sparsities = choose_sparsities(job.strategy, layers, ranges, config.ranges, config.budget, sizes)
+            sizes = Sizes.of(dense, layers)
+            ranges, sparsities = job.allocate(layers, scores, calibration, sizes)
         with watch("masks"):
             masks = make_masks(scores, sparsities)
             pruned = copy.deepcopy(dense)
@@ -216,8 +270,10 @@ def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageDat
 
 def head_of(config: PruneConfig) -> dict[str, Any]:
     """Return the names that open ``result.json``."""
+    baseline = config.criterion["name"] != NO_CRITERION
     return {
-        "signal": config.signal.name,
+        "criterion": config.criterion["name"] if baseline else None,
+        "signal": None if baseline else config.signal.name,
         "strategy": config.strategy.name,
         "ranges": config.ranges.name,
         "schedule": str(config.schedule.get("_target_", "")).rpartition(".")[2],
@@ -288,5 +344,11 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
+def run() -> None:
+    """Run the command line; a multirun that matches a sweep gets its axes."""
+    sys.argv[1:] = with_axes(sys.argv[1:])
+    main()
+
+
 if __name__ == "__main__":
-    command(main)
+    command(run)

@@ -16,7 +16,7 @@ import mmp.statistics
 import mmp.unfold
 import mmp.walk
 from mmp.config import RangesConfig, TrainConfig
-from mmp.criteria import criterion, global_sparsities
+from mmp.criteria import Criterion, criterion, global_sparsities
 from mmp.data import ImageData
 from mmp.files import tensors_digest
 from mmp.identity import digest
@@ -98,6 +98,25 @@ class Calibration:
             }
 
         scores, cached = cached_tensors(path, compute, prefix=f"{signal.name}/")
+        return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
+
+    def criterion_scores(self, criterion: Criterion, temperature: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return a criterion's scores as they are, comparable between layers, and where they came from.
+
+        Args:
+            criterion: The criterion.
+            temperature: Of GraSP's outputs (``mmp.statistics.collect``).
+        """
+        settings = {key: value for key, value in vars(criterion).items() if key != "min_density"}
+        key = digest([self.key, criterion.name, settings, temperature, _source_of(type(criterion)), _source()])
+        path = self.cache / "criteria" / f"{key[:16]}.safetensors"
+
+        def compute() -> dict[str, Tensor]:
+            parameters = prunable_parameters(self.model, self.layers)
+            statistics = collect(self.model, parameters, self.batches, self.loss, criterion.needs, temperature)
+            return score(criterion, parameters, statistics)
+
+        scores, cached = cached_tensors(path, compute)
         return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
 
     def _covariances(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from mmp.identity import run_name
+from mmp.identity import NO_CRITERION, run_name
+from mmp.match import sweep_folder
 
 # OmegaConf reads these annotations at run time and knows typing's spelling best.
 # ruff: noqa: UP045
@@ -60,7 +61,7 @@ class DataConfig:
     interpolation: Optional[str] = None
     crop_pct: Optional[float] = None
     crop_mode: Optional[str] = None
-    augment: Optional[dict[str, Any]] = None
+    augment: Any = None  # a dictionary; OmegaConf cannot override an optional one that is null
     validation: float = 0.1
     calibration: float = 0.1
     test: float = 0.2
@@ -224,8 +225,15 @@ class TrainConfig:
 
 @dataclass
 class PruneConfig(TrainConfig):
-    """Everything that ``prune.py`` reads."""
+    """Everything that ``prune.py`` reads.
 
+    With a ``criterion`` a run is a baseline: neither ``signal`` nor the ranges decide its masks, and ``strategy`` says
+    only whose global sparsity it is pruned to, unless there is a budget. ``match`` takes that sparsity from the folder
+    of a sweep.
+    """
+
+    criterion: dict[str, Any] = field(default_factory=lambda: {"name": NO_CRITERION})  # a class and its arguments
+    match: Optional[str] = None
     signal: SignalConfig = field(default_factory=SignalConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     ranges: RangesConfig = field(default_factory=RangesConfig)
@@ -251,3 +259,4 @@ def register() -> None:
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="plan_schema", node=PlanConfig)
     OmegaConf.register_new_resolver("mmp.run_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("mmp.sweep_folder", lambda *, _root_: sweep_folder(_root_), replace=True)

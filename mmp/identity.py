@@ -11,6 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mmp.errors import MmpError
+from mmp.match import matched_weights
+
+NO_CRITERION = "none"
+
 # What does not change a run's numbers, and so is no part of its identity.
 _INCIDENTAL = {"paths", "logger", "sweep", "force", "hydra"}
 _INCIDENTAL_IN = {
@@ -33,7 +38,22 @@ def identity(cfg: Any) -> dict[str, Any]:
     for key in ("checkpoint", "pretrained_file"):  # what a file holds counts, not where it lies
         if (path := kept["model"][key]) and Path(path).is_file():
             kept["model"] = {**kept["model"], key: _file_digest(path, Path(path).stat().st_mtime_ns)}
+    if kept.get("criterion", {}).get("name", NO_CRITERION) != NO_CRITERION:
+        kept.pop("signal")  # the criterion scores; the strategy only says how sparse, unless that is said otherwise
+        kept["match"] = _matched(kept)
     return kept
+
+
+def _matched(settings: dict[str, Any]) -> Any:
+    """Return the number of weights that a matched sweep prescribes: it counts, not where the sweep lies."""
+    folder, model, data = settings["match"], settings["model"], settings["data"]
+    try:
+        name = model["label"] or model["name"]
+        return folder and matched_weights(
+            Path(folder), name, data["name"], settings["strategy"]["name"], settings["seed"]
+        )
+    except MmpError:  # told where the run begins
+        return folder
 
 
 def _plain(node: Any) -> Any:
@@ -55,5 +75,6 @@ def run_name(cfg: Any) -> str:
     """Return the folder name of a run: readable parts, then eight digits of the hash of its settings."""
     parts = [cfg.model.label or cfg.model.name, cfg.data.name]
     if "strategy" in cfg:
-        parts += [cfg.signal.name, cfg.strategy.name]
+        baseline = cfg.criterion.name != NO_CRITERION
+        parts += [cfg.criterion.name if baseline else cfg.signal.name, cfg.strategy.name]
     return "-".join([*parts, f"s{cfg.seed}", digest(identity(cfg))[:8]])

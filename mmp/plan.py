@@ -206,9 +206,7 @@ def choose_sparsities(
         MmpError: if the budget is out of reach; the message says what can be reached.
     """
     sparsities = layer_sparsities(strategy, layers, allowed, resolve_groups(layers, build_groups(ranges)))
-    target = budget.of(strategy.name)
-    if target is None and budget.megabytes is not None:
-        target = sizes.sparsity_for(budget.megabytes * MEGABYTE)
+    target = budget_target(budget, strategy.name, sizes)
     if target is None:
         return sparsities
     ceiling = min(BUDGET_CEILING, ranges.constraints.ceiling)
@@ -222,6 +220,13 @@ def choose_sparsities(
             reach = f"sizes from {inwards(low, high, 3)} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
         raise MmpError(f"{said} is out of reach: strategy {strategy.name} can be shifted to {reach}")
     return whole_weights(layers, meet_budget(layers, sparsities, target, small, ceiling), small, ceiling)
+
+
+def budget_target(budget: BudgetConfig, strategy: str, sizes: Sizes) -> float | None:
+    """Return the global sparsity that a budget asks of a strategy, None without a budget."""
+    if budget.megabytes is not None:
+        return sizes.sparsity_for(budget.megabytes * MEGABYTE)
+    return budget.of(strategy)
 
 
 def load_strategy(name: str) -> Strategy:

@@ -18,13 +18,17 @@ SETTINGS = ("ranges", "schedule", "reconstruct", "finetune", "budget")
 
 @dataclass(frozen=True)
 class Run:
-    """One pruned model as its ``result.json`` tells it. Accuracies and sparsities are fractions, drop is in points."""
+    """One pruned model as its ``result.json`` tells it. Accuracies and sparsities are fractions, drop is in points.
+
+    A baseline has its criterion's name as ``signal``, too, and as ``strategy`` whose sparsity it was pruned to.
+    """
 
     folder: str
     status: str
     reason: str = ""
     model: str = "?"
     data: str = "?"
+    criterion: str = ""
     signal: str = "?"
     strategy: str = "?"
     ranges: str = ""
@@ -98,6 +102,9 @@ def _read(path: Path, root: Path) -> Run | None:
             return None
         known = {key: content[key] for key in _HEAD if key in content}
         known["budget"] = _budget(content)
+        if content.get("criterion"):  # a baseline: its criterion scores, and decides where the weights go
+            at = "baseline" if known["budget"] else f"at {content['strategy']}"
+            known |= {"criterion": content["criterion"], "signal": content["criterion"], "strategy": at}
         if content["status"] != "completed":
             error = content.get("error") or {}
             reason = f"{error['type']}: {error['message']}" if error else "still running, or killed"

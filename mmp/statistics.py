@@ -22,10 +22,18 @@ Batches = Iterable[Sequence[Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 STATISTICS = (
-    "gradient", "absolute_gradient", "squared_gradient", "hessian_gradient", "input_covariance",
-    "squared_output_gradient",
+    "gradient", "absolute_gradient", "squared_batch_gradient", "squared_gradient", "hessian_gradient",
+    "input_covariance", "squared_output_gradient",
 )  # fmt: skip
 MOST_IMAGES = 512  # of the calibration split, for input_covariance and squared_output_gradient; more hardly add to it
+
+
+# Statistics of a batch's gradients that one backward pass gives.
+_FIRST_ORDER: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
+    "gradient": list,
+    "absolute_gradient": lambda gradients: list(torch._foreach_abs(gradients)),
+    "squared_batch_gradient": lambda gradients: list(torch._foreach_mul(gradients, gradients)),
+}
 
 
 def collect(
@@ -50,6 +58,7 @@ def collect(
             ``gradient``: dL/dw, the mean over samples;
             ``absolute_gradient``: |dL_b/dw| of each batch b, averaged over batches weighted by their samples
             (the authors average over batches), so the value does not grow with the number of batches;
+            ``squared_batch_gradient``: the same of (dL_b/dw)^2;
             ``squared_gradient``: the square of each single image's dL/dw, averaged over images;
             ``hessian_gradient``: the Hessian times the gradient, H g (GraSP, arXiv 2002.07376).
             ``input_covariance``: of what the weight is multiplied by, (groups, columns, columns);
@@ -70,7 +79,7 @@ def collect(
         raise MmpError(f"unknown statistics {sorted(unknown)}; known are {', '.join(STATISTICS)}")
     statistics: dict[str, dict[str, Tensor]] = {}
     with _scoring_mode(model, parameters):
-        if wanted & {"gradient", "absolute_gradient"}:
+        if wanted & _FIRST_ORDER.keys():
             statistics |= _first_order(model, parameters, batches, loss, wanted)
         if "squared_gradient" in wanted:
             statistics["squared_gradient"] = _squared_gradient(model, parameters, batches, loss)
@@ -90,16 +99,14 @@ def collect(
 def _first_order(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches, loss: Loss, wanted: set[str]
 ) -> dict[str, dict[str, Tensor]]:
-    kinds = [kind for kind in ("gradient", "absolute_gradient") if kind in wanted]
+    kinds = [kind for kind in _FIRST_ORDER if kind in wanted]
     sums = {kind: [torch.zeros_like(p) for p in parameters.values()] for kind in kinds}
     samples = 0
     for inputs, targets in batches:
         gradients = _gradients(loss(model(inputs), targets), parameters)
         samples += len(inputs)
-        if "gradient" in sums:
-            torch._foreach_add_(sums["gradient"], gradients, alpha=len(inputs))
-        if "absolute_gradient" in sums:
-            torch._foreach_add_(sums["absolute_gradient"], torch._foreach_abs(gradients), alpha=len(inputs))
+        for kind in kinds:
+            torch._foreach_add_(sums[kind], _FIRST_ORDER[kind](gradients), alpha=len(inputs))
     _require(samples)
     for values in sums.values():
         torch._foreach_div_(values, samples)

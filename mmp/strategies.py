@@ -15,6 +15,7 @@ import numpy as np
 
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer
+from mmp.masks import sparsity_of
 from mmp.ranges import Range
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,5 @@ def whole_weights(
     result = dict(sparsities)
     for layer in layers:
         if layer.name in inside:
-            share = counts[layer.name] / layer.size
-            whole = math.floor(share * layer.size) == counts[layer.name]
-            result[layer.name] = share if whole else math.nextafter(share, 1.0)
+            result[layer.name] = sparsity_of(counts[layer.name], layer.size)
     return result

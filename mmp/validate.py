@@ -18,6 +18,7 @@ from mmp.config import (
     TrainerConfig,
 )
 from mmp.errors import MmpError, nearest
+from mmp.identity import NO_CRITERION
 
 RECONSTRUCTIONS = ("none", "least_squares")
 FORMATS = ("table", "json", "md", "csv")
@@ -55,6 +56,7 @@ def validate(cfg: DictConfig) -> Any:
         _check("reconstruct.ridge", config.reconstruct.ridge, lambda v: v > 0, "positive")
         _check("reconstruct.images", config.reconstruct.images, lambda v: v >= 1, "at least 1")
         _check("reconstruct.cache_megabytes", config.reconstruct.cache_megabytes, lambda v: v >= 0, "at least 0")
+        _check_criterion(config)
         _check("strategy.position", config.strategy.position, lambda v: 0 <= v <= 1, "a position in [0, 1]")
     if isinstance(config, PlanConfig):
         if config.picture and not config.picture.endswith(".png"):
@@ -64,6 +66,21 @@ def validate(cfg: DictConfig) -> Any:
         if config.ranges.source == "observed" and config.data is None:
             raise MmpError("ranges.source=observed needs a trained model and data; choose data=..., or another table")
     return config
+
+
+def _check_criterion(config: PruneConfig) -> None:
+    name, target = config.criterion.get("name"), config.criterion.get("_target_")
+    if not name or (name != NO_CRITERION and not target):
+        raise MmpError(f"criterion={config.criterion}: must have a name and, unless that is none, a _target_ class")
+    if config.match and name == NO_CRITERION:
+        raise MmpError(
+            f"match={config.match} is for baselines, but criterion=none; choose a criterion, or all of them with "
+            f"python prune.py -m match={config.match}"
+        )
+    if config.match and (config.budget.sparsity is not None or config.budget.megabytes is not None):
+        raise MmpError(f"match={config.match} and budget both say how sparse a baseline becomes; set one of them")
+    if isinstance(config, PlanConfig) and name != NO_CRITERION:
+        raise MmpError(f"criterion={name}: a plan shows ranges and strategies; a baseline's sparsities need its scores")
 
 
 def _join(model: ModelConfig, data: DataConfig) -> None:
@@ -109,6 +126,8 @@ def _check_data(data: DataConfig) -> None:
         if getattr(data, key) is not None:
             _check(f"data.{key}", getattr(data, key), lambda v: v >= 1, "at least 1")
     _check("data.workers", data.workers, lambda v: v >= 0, "at least 0")
+    expected = "null, or arguments of timm's create_transform, such as {hflip: 0.5}"
+    _check("data.augment", data.augment, lambda v: v is None or isinstance(v, dict), expected)
     for key in ("mean", "std"):
         expected = f"one number per channel ({data.channels})"
         if getattr(data, key) is not None:

@@ -1,0 +1,100 @@
+"""Baselines beside a sweep: its axes, and the number of weights that each of its strategies prunes.
+
+``python prune.py -m match=results/sweeps/demo`` runs every criterion at the sparsities of that sweep's strategies, for
+its models, data sets and seeds; results go into the sweep's folder, so that one report shows both. Reads result files
+alone and imports no torch, since it runs before a configuration is composed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmp.errors import MmpError
+
+_KEY = "match="
+_OURS = ("signal", "criterion", "match", "sweep", "force", "hydra", "paths", "logger")  # axes that are not taken over
+
+
+def sweep_folder(cfg: Any) -> str:
+    """Return the folder that a multirun fills: that of the sweep to match, if there is one."""
+    return cfg.match if cfg.get("match") else f"{cfg.paths.results}/sweeps/{cfg.sweep}"
+
+
+def strategy_runs(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the ``result.json`` of every completed run of a strategy below a folder.
+
+    Raises:
+        MmpError: if there is none.
+    """
+    found = False
+    for path in sorted(folder.rglob("result.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(result, dict) and result.get("status") == "completed" and result.get("signal"):
+            found = True
+            yield result
+    if not found:
+        raise MmpError(f"match={folder}: holds no completed run of a strategy; give the folder of a finished sweep")
+
+
+def matched_weights(folder: Path, model: str, data: str, strategy: str, seed: int) -> int:
+    """Return how many weights a sweep's strategy prunes.
+
+    Args:
+        folder: The sweep's folder.
+        model: Label of the model.
+        data: Name of the data set.
+        strategy: Name of the strategy.
+        seed: Seed of the run; observed ranges depend on it.
+
+    Raises:
+        MmpError: if the sweep has no such run, or several that differ; the message says what it has.
+    """
+    wanted = {"model": model, "data": data, "strategy": strategy, "seed": seed}
+    counts, others = set(), set()
+    for result in strategy_runs(folder):
+        others.add(" ".join(f"{key}={result[key]}" for key in wanted))
+        if all(result[key] == value for key, value in wanted.items()):
+            counts.add(sum(layer["pruned"] for layer in result["layers"]))
+    said = f"match={folder}: " + " ".join(f"{key}={value}" for key, value in wanted.items())
+    if not counts:
+        raise MmpError(f"{said} has no completed run there; there are: {'; '.join(sorted(others)[:20])}")
+    if len(counts) > 1:
+        raise MmpError(f"{said} was pruned to {len(counts)} different sparsities there; set budget=... instead")
+    return counts.pop()
+
+
+def with_axes(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the axes of the sweep to match filled in, where it is a multirun that names one.
+
+    Every override that the sweep's runs were made by becomes an axis, unless the command line sets it; the criterion
+    runs over all of ``conf/criterion`` and the signal, which baselines do not use, over none.
+
+    Args:
+        arguments: The command line, without the program's name.
+    """
+    folder = next((a.removeprefix(_KEY) for a in arguments if a.startswith(_KEY)), "")
+    if not folder or not {"-m", "--multirun"}.intersection(arguments):
+        return list(arguments)
+    given = {key_of(argument) for argument in arguments}
+    axes: dict[str, set[str]] = {}
+    for result in strategy_runs(Path(folder)):
+        for override in result.get("overrides", ()):
+            key = key_of(override)
+            if key.split(".")[0].split("/")[0] not in _OURS and key not in given:
+                axes.setdefault(override.partition("=")[0], set()).add(override.partition("=")[2])
+        if "strategy" not in given:
+            axes.setdefault("strategy", set()).add(result["strategy"])
+    added = [f"{key}={','.join(sorted(values))}" for key, values in axes.items()]
+    added += ["criterion=glob(*,exclude=none)"] if "criterion" not in given else []
+    return [*arguments, *added, "signal=magnitude"]
+
+
+def key_of(argument: str) -> str:
+    """Return the key of an override, without Hydra's signs for adding and removing."""
+    return argument.partition("=")[0].lstrip("+~")
