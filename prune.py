@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
 from mmp.build import build_loggers, check, instantiate
 from mmp.calibration import Calibration
@@ -146,6 +148,14 @@ class Job:
         anything = {layer.name: Range(0.0, 1.0) for layer in layers}
         return anything, self.criterion.allocate(layers, scores, pruned)
 
+    def masking(
+        self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], sparsities: Mapping[str, float]
+    ) -> list[pl.Callback]:
+        """Return the callbacks that bring the masks and, where the recipe says so, average the weights under them."""
+        decay = self.config.finetune.averaging
+        averaging = [AverageAtTarget(decay)] if decay else []
+        return [MaskPruning(layers, scores, sparsities, self.schedule), *averaging]
+
 
 def build_criterion(config: PruneConfig) -> Criterion | None:
     """Return the baseline of a configuration, if it is one.
@@ -217,9 +227,9 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
                 reports = reconstruct(masked, masks, images, config.reconstruct.ridge, dense, targets)
                 reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
         with watch("finetune"):
-            pruning = partial(MaskPruning, layers, scores, sparsities, job.schedule)
+            masking = partial(job.masking, layers, scores, sparsities)
             start = dense if job.schedule.last_epoch > 0 else masked
-            finetuned, training = finetune_best(config, start, masked, pruning, data, loggers, run.path)
+            finetuned, training = finetune_best(config, dense, start, masked, masking, data, loggers, run.path)
         models["finetuned"] = finetuned
         save_model(finetuned, masks, run.path)
         with watch("evaluate"):

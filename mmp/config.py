@@ -74,7 +74,11 @@ class DataConfig:
 
 @dataclass
 class RecipeConfig:
-    """How to train: optimizer and schedule by timm's names. A short training shortens its warm-up, too."""
+    """How to train: optimizer and schedule by timm's names. A short training shortens its warm-up, too.
+
+    The rate changes once an epoch, or with ``by_step`` at every step, which a training of few epochs needs.
+    ``layer_decay`` multiplies it once more for every layer that is farther from the output.
+    """
 
     name: str = MISSING
     epochs: int = MISSING
@@ -82,10 +86,31 @@ class RecipeConfig:
     learning_rate: float = MISSING
     weight_decay: float = 0.0
     scheduler: str = "cosine"
-    warmup_epochs: int = 0
+    by_step: bool = False
+    layer_decay: Optional[float] = None
+    warmup_epochs: float = 0.0
     min_learning_rate: float = 0.0
     label_smoothing: float = 0.0
-    gentle: Optional[float] = None  # if set: none, this share of the rate, or all of it, chosen on validation
+
+
+@dataclass
+class FinetuneConfig(RecipeConfig):
+    """How to train what is left after pruning.
+
+    Attributes:
+        gentle: If set, none, this share of the rate, or all of it, is chosen on validation.
+        distillation: Share of the loss that is the divergence from the dense model's logits.
+        temperature: Divides the logits of both for it.
+        averaging: Decay of a moving average of the weights, which then is the model; 0 is none.
+        reestimate_norms: Whether batch norms take their means and variances anew from the calibration images, at the
+            end.
+    """
+
+    gentle: Optional[float] = None
+    distillation: float = 0.0
+    temperature: float = 2.0
+    averaging: float = 0.0
+    reestimate_norms: bool = False
 
 
 @dataclass
@@ -239,7 +264,7 @@ class PruneConfig(TrainConfig):
     ranges: RangesConfig = field(default_factory=RangesConfig)
     schedule: dict[str, Any] = field(default_factory=dict)
     reconstruct: ReconstructConfig = field(default_factory=ReconstructConfig)
-    finetune: RecipeConfig = field(default_factory=RecipeConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     budget: Any = None  # a number or the keys of BudgetConfig; validate makes it one
 
 

@@ -16,9 +16,10 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from mmp.build import build_callbacks, build_trainer, fit
-from mmp.config import PruneConfig, RecipeConfig
+from mmp.config import FinetuneConfig, PruneConfig
 from mmp.data import ImageData
 from mmp.dense import device_of
 from mmp.training import Classifier, accuracy
@@ -28,9 +29,10 @@ log = logging.getLogger(__name__)
 
 def finetune(
     config: PruneConfig,
-    recipe: RecipeConfig,
+    recipe: FinetuneConfig,
     model: nn.Module,
-    pruning: pl.Callback,
+    teacher: nn.Module,
+    masking: Sequence[pl.Callback],
     data: ImageData,
     loggers: Sequence[Logger],
     folder: Path,
@@ -41,7 +43,8 @@ def finetune(
         config: Trainer and callbacks.
         recipe: How to train.
         model: The model to begin with, changed in place.
-        pruning: The masking callback.
+        teacher: The dense model, which a recipe with distillation follows.
+        masking: The callbacks that bring the masks, and average under them.
         data: Train and validation splits.
         loggers: Where epochs are logged.
         folder: Where checkpoints go; the last one there is resumed from if a run of the same settings was interrupted.
@@ -51,21 +54,24 @@ def finetune(
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
     configured = build_callbacks(config, folder)
-    module = Classifier(model, recipe, config.data.classes)
-    trainer = build_trainer(config, recipe.epochs, [pruning, *configured.values()], loggers, folder)
+    module = Classifier(model, recipe, config.data.classes, teacher)
+    trainer = build_trainer(config, recipe.epochs, [*masking, *configured.values()], loggers, folder)
     last = last_checkpoint(folder / "checkpoints")
     fit(trainer, module, data, last)
     best = configured.get("best")
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    if recipe.reestimate_norms:
+        update_bn((images for images, _ in data.calibration_dataloader()), model, device_of(config))
     return trainer.current_epoch
 
 
 def finetune_best(
     config: PruneConfig,
+    dense: nn.Module,
     start: nn.Module,
     masked: nn.Module,
-    pruning: Callable[[], pl.Callback],
+    masking: Callable[[], Sequence[pl.Callback]],
     data: ImageData,
     loggers: Sequence[Logger],
     folder: Path,
@@ -74,9 +80,10 @@ def finetune_best(
 
     Args:
         config: Recipe, trainer and callbacks.
+        dense: The dense model.
         start: The model that a training begins with, left as it is.
         masked: The model under its final masks that no training leaves; a copy of it is returned then.
-        pruning: Makes the masking callback.
+        masking: Makes the callbacks that bring the masks.
         data: Train and validation splits.
         loggers: Where the epochs of the full recipe are logged.
         folder: The run's folder.
@@ -89,7 +96,7 @@ def finetune_best(
         return copy.deepcopy(masked), {"epochs": 0}
     if recipe.gentle is None:
         model = copy.deepcopy(start)
-        return model, {"epochs": finetune(config, recipe, model, pruning(), data, loggers, folder)}
+        return model, {"epochs": finetune(config, recipe, model, dense, masking(), data, loggers, folder)}
     rates = {"gentle": recipe.gentle, "full": 1.0}
     models, epochs_of = {"none": copy.deepcopy(masked)}, {"none": 0}
     for name, share in rates.items():
@@ -97,7 +104,7 @@ def finetune_best(
         lower = replace(recipe, learning_rate=share * recipe.learning_rate)
         heard = loggers if name == "full" else []
         below = folder / "checkpoints" / name
-        epochs_of[name] = finetune(config, lower, models[name], pruning(), data, heard, below)
+        epochs_of[name] = finetune(config, lower, models[name], dense, masking(), data, heard, below)
     validation, _ = accuracy(models, data.val_dataloader(), config.data.classes, device_of(config))
     chosen = max(models, key=lambda name: validation[name])  # the first of equals: the least training
     log.info("fine-tuning %s is best on validation: %s", chosen, validation)

@@ -163,8 +163,8 @@ def write_report(folder: Path, console: Console | None = None) -> Report:
 
 CSV_COLUMNS = (
     "model", "data", "criterion", "signal", "strategy", *SETTINGS, "seed", "status", "sparsity", "sparsity_all",
-    "validation", "test", "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs", "choice",
-    "seconds",
+    "validation", "test", "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs",
+    "choice", "seconds",
 )  # fmt: skip
 
 

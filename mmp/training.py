@@ -10,10 +10,11 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from mmp.config import RecipeConfig
+from mmp.config import FinetuneConfig, RecipeConfig
 from mmp.errors import MmpError, nearest
 from mmp.modes import forget_cached
 
@@ -32,6 +33,18 @@ def check_recipe(recipe: RecipeConfig) -> None:
         raise MmpError(f"scheduler={recipe.scheduler}: {nearest(recipe.scheduler, SCHEDULERS)}")
 
 
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(teacher || student) of softened outputs, averaged over images (Hinton et al. 2015, 1503.02531).
+
+    Args:
+        logits: Of the network that is trained, (B, classes).
+        teacher: Of the network that it is to follow, (B, classes).
+        temperature: T, which divides both.
+    """
+    student, target = (F.log_softmax(values / temperature, dim=1) for values in (logits, teacher))
+    return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
+
+
 class Classifier(pl.LightningModule):
     """Trains an image classifier by a recipe.
 
@@ -39,16 +52,19 @@ class Classifier(pl.LightningModule):
         model: A network from (B, C, H, W) images to (B, classes) logits.
         recipe: Optimizer, schedule and loss.
         classes: Number of classes.
+        teacher: The dense network, for a recipe with distillation; left as it is.
 
     Raises:
         MmpError: on an optimizer or scheduler that timm does not know; and, while training, on a loss that is
             not finite.
     """
 
-    def __init__(self, model: nn.Module, recipe: RecipeConfig, classes: int) -> None:
+    def __init__(self, model: nn.Module, recipe: RecipeConfig, classes: int, teacher: nn.Module | None = None) -> None:
         super().__init__()
         check_recipe(recipe)
         self.model, self.recipe = model, recipe
+        distils = isinstance(recipe, FinetuneConfig) and recipe.distillation > 0
+        self._teacher = [teacher.eval()] if teacher is not None and distils else []  # in a list: no part of the module
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -61,7 +77,14 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Sequence[Tensor], _index: int) -> Tensor:
         """Return the loss of one batch."""
         images, targets = batch
-        loss = self.loss(self(images), targets)
+        logits = self(images)
+        loss = self.loss(logits, targets)
+        for teacher in self._teacher:
+            assert isinstance(self.recipe, FinetuneConfig)
+            with torch.no_grad():
+                followed = teacher.to(images.device)(images)
+            share = self.recipe.distillation
+            loss = (1 - share) * loss + share * distillation_loss(logits, followed, self.recipe.temperature)
         self.train_loss.update(loss.detach(), weight=len(images))
         return loss
 
@@ -100,25 +123,37 @@ class Classifier(pl.LightningModule):
         """Create timm's optimizer and schedule; no weight decay on biases and norms."""
         recipe = self.recipe
         optimizer = create_optimizer_v2(
-            self.model, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self.model,
+            opt=recipe.optimizer,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
         )
-        warmup = min(recipe.warmup_epochs, recipe.epochs - 1)
-        if recipe.scheduler == "none" and not warmup:
+        # A training of one epoch warms up for less than one, where the rate can change within it.
+        warmup = min(recipe.warmup_epochs, recipe.epochs / 2 if recipe.by_step else int(recipe.epochs - 1))
+        if recipe.scheduler == "none" and not warmup and recipe.layer_decay is None:
             return optimizer
+        steps = int(self.trainer.estimated_stepping_batches) // recipe.epochs
         scheduler, _ = create_scheduler_v2(
             optimizer,
-            sched=recipe.scheduler,
-            num_epochs=recipe.epochs - warmup,  # the warm-up comes before them
-            warmup_epochs=warmup,
+            sched="constant" if recipe.scheduler == "none" else recipe.scheduler,  # applies layer_decay
+            num_epochs=recipe.epochs - warmup,  # type: ignore[arg-type]  # the warm-up comes before them
+            warmup_epochs=warmup,  # type: ignore[arg-type]
             warmup_lr=recipe.learning_rate / 100,
             min_lr=recipe.min_learning_rate,
             warmup_prefix=True,
+            step_on_epochs=not recipe.by_step,
+            updates_per_epoch=steps,
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        interval = "step" if recipe.by_step else "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:  # noqa: ARG002
-        """Set the rate of the next epoch; timm's schedules are functions of the epoch."""
-        scheduler.step(epoch=self.current_epoch + 1)
+        """Set the rate of the next epoch, or step; timm's schedules are functions of it."""
+        if self.recipe.by_step:
+            scheduler.step_update(num_updates=self.global_step)
+        else:
+            scheduler.step(epoch=self.current_epoch + 1)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmp.config import (
     BudgetConfig,
     DataConfig,
+    FinetuneConfig,
     ModelConfig,
     PlanConfig,
     PruneConfig,
@@ -45,11 +46,11 @@ def validate(cfg: DictConfig) -> Any:
         _join(config.model, config.data)
     _check_trainer(config.trainer)
     _check_recipe("dense", config.dense, least_epochs=1)
-    _check("dense.gentle", config.dense.gentle, lambda v: v is None, "null; only finetune chooses between rates")
     if isinstance(config, PruneConfig):
         _complete_ranges(config.ranges)
         config.budget = read_budget(config.budget)
         _check_recipe("finetune", config.finetune, least_epochs=0)
+        _check_finetune(config.finetune)
         if config.reconstruct.name not in RECONSTRUCTIONS:
             told = nearest(config.reconstruct.name, RECONSTRUCTIONS)
             raise MmpError(f"reconstruct.name={config.reconstruct.name}: no such method; {told}")
@@ -188,10 +189,17 @@ def _check_recipe(key: str, recipe: RecipeConfig, least_epochs: int) -> None:
     _check(f"{key}.learning_rate", recipe.learning_rate, lambda v: v > 0, "positive")
     _check(f"{key}.weight_decay", recipe.weight_decay, lambda v: v >= 0, "at least 0")
     _check(f"{key}.warmup_epochs", recipe.warmup_epochs, lambda v: v >= 0, "at least 0")
-    if recipe.gentle is not None:
-        _check(f"{key}.gentle", recipe.gentle, lambda v: 0 < v < 1, "a share of the learning rate in (0, 1)")
-        _check(f"{key}.epochs", recipe.epochs, lambda v: v >= 1, "at least 1, for gentle to mean anything")
+    _check(f"{key}.layer_decay", recipe.layer_decay, lambda v: v is None or 0 < v <= 1, "null, or a factor in (0, 1]")
     _check(f"{key}.label_smoothing", recipe.label_smoothing, lambda v: 0 <= v < 1, "in [0, 1)")
+
+
+def _check_finetune(recipe: FinetuneConfig) -> None:
+    if recipe.gentle is not None:
+        _check("finetune.gentle", recipe.gentle, lambda v: 0 < v < 1, "a share of the learning rate in (0, 1)")
+        _check("finetune.epochs", recipe.epochs, lambda v: v >= 1, "at least 1, for gentle to mean anything")
+    _check("finetune.distillation", recipe.distillation, lambda v: 0 <= v <= 1, "a share of the loss in [0, 1]")
+    _check("finetune.temperature", recipe.temperature, lambda v: v > 0, "positive")
+    _check("finetune.averaging", recipe.averaging, lambda v: 0 <= v < 1, "a decay in [0, 1), 0 for none")
 
 
 def _check_ranges(ranges: RangesConfig) -> None:

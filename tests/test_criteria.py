@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmp.criteria import CRITERIA, criterion, global_masks, global_sparsities
+from mmp.criteria import (
+    CRITERIA,
+    BlockFisher,
+    Criterion,
+    Mag,
+    QuantizedTaylor,
+    criterion,
+    global_masks,
+    global_sparsities,
+)
 from mmp.errors import MmpError
+from mmp.layers import Layer, prunable_layers
 from mmp.masks import make_masks
 from mmp.signals import Magnitude, Product, score
 from mmp.statistics import STATISTICS, collect
@@ -23,7 +33,7 @@ def all_scores(conv_net: nn.Module, image_batches: Batches) -> dict[str, dict[st
     """Scores of the small network by every criterion, and by the two signals that come close to one."""
     parameters = {name: p for name, p in conv_net.named_parameters() if p.dim() > 1}
     statistics = collect(conv_net, parameters, image_batches, F.cross_entropy, STATISTICS)
-    scorers = (*CRITERIA.values(), Magnitude(), Product())
+    scorers = (*(kind() for kind in CRITERIA.values()), Magnitude(), Product())
     return {scorer.name: score(scorer, parameters, statistics) for scorer in scorers}
 
 
@@ -41,10 +51,47 @@ def test_scores_by_hand() -> None:
         (torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0]])),
     ]
     statistics = collect(model, parameters, batches, lambda o, y: (o - y).square().mean() / 2, STATISTICS)
-    found = {c.name: score(c, parameters, statistics)["weight"][0].tolist() for c in CRITERIA.values()}
-    assert found["mag"] == [2.0, 1.0]
+    found = {name: score(kind(), parameters, statistics)["weight"][0].tolist() for name, kind in CRITERIA.items()}
+    assert found["mag"] == found["uniform"] == found["erk"] == [2.0, 1.0]
     assert found["snip"] == pytest.approx([2.0, 1 / 3])  # product has (2, 1): its batches do not cancel
     assert found["grasp"] == pytest.approx([10 / 9, -1 / 9])
+    # Gradients of the two batches, of 2 samples and 1: (1, -1) and (1, 1). Squares do not cancel: E[g_b^2] = (1, 1).
+    assert found["taylor"] == pytest.approx([4.0, 1.0])
+    # Gradients of the three images: (2, 0), (0, -2), (1, 1). Their squares have the means (5/3, 5/3).
+    assert found["fisher"] == pytest.approx([4 * 5 / 3, 5 / 3])
+    assert found["block_fisher"] == pytest.approx([2.5 * 5 / 3] * 2)
+    # 1 / (1 + 4) for the smaller, 4 / 4 for the larger.
+    assert found["lamp"] == pytest.approx([1.0, 0.2])
+    assert found["random"] != sorted(found["mag"])
+    assert all(0 <= value < 1 for value in found["random"])
+
+
+def test_lamp_is_each_square_over_those_that_are_not_smaller() -> None:
+    found = criterion("lamp").score(torch.tensor([[1.0, -3.0], [2.0, 0.0]]), {})
+    assert found.flatten().tolist() == pytest.approx([1 / 14, 1.0, 4 / 13, 0.0])
+    assert criterion("lamp").score(torch.zeros(3), {}).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_blocks_go_whole_and_those_at_the_edge_are_smaller() -> None:
+    squared = torch.arange(15.0).view(5, 3, 1, 1)
+    found = BlockFisher(size=2).score(torch.ones(5, 3, 1, 1), {"squared_gradient": squared}).view(5, 3)
+    assert found[:2, :2].unique().tolist() == [2.0]  # 0, 1, 3, 4
+    assert found[:2, 2].unique().tolist() == [3.5]  # 2, 5
+    assert found[4].tolist() == [12.5, 12.5, 14.0]
+
+
+def test_weights_that_round_to_zero_go_first_however_steep_the_loss() -> None:
+    weight = torch.tensor([[1.0, 0.1, 0.2], [0.01, 0.001, 0.01]])  # steps of 1/3 and 0.01/3 with three bits
+    gradient = torch.tensor([[-1.0, 9.0, 2.0], [1.0, 9.0, 3.0]])
+    found = QuantizedTaylor(bits=3).score(weight, {"gradient": gradient})
+    assert found.flatten().tolist() == pytest.approx([1.0, 0.0, 2 / 3, 0.01, 0.0, 0.03])
+
+
+def test_random_scores_depend_on_the_weights_alone() -> None:
+    first, second = torch.randn(4, 4), torch.randn(4, 4)
+    scores = [criterion("random").score(weight, {}) for weight in (first, first.clone(), second)]
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
 
 
 def test_scores_use_the_statistic_that_they_name() -> None:
@@ -55,9 +102,16 @@ def test_scores_use_the_statistic_that_they_name() -> None:
     assert criterion("grasp").score(weight, hessian_gradient).tolist() == [-1.0, -1.0, 6.0]
 
 
-def test_criteria_rank_differently(all_scores: dict[str, dict[str, Tensor]]) -> None:
-    masks = {name: global_masks(all_scores[name], 0.5) for name in CRITERIA}
-    assert list(masks) == ["mag", "snip", "grasp"]
+def test_criteria_prune_exactly_as_many_and_each_others(
+    conv_net: nn.Module, all_scores: dict[str, dict[str, Tensor]]
+) -> None:
+    layers = prunable_layers(conv_net)
+    half = sum(layer.size for layer in layers) // 2
+    masks = {}
+    for name, kind in CRITERIA.items():
+        sparsities = kind().allocate(layers, all_scores[name], half)
+        masks[name] = make_masks(all_scores[name], sparsities)
+        assert sum(masks[name].pruned.values()) == half, name
     for one, other in combinations(masks.values(), 2):
         assert one.digest() != other.digest()
 
@@ -65,8 +119,9 @@ def test_criteria_rank_differently(all_scores: dict[str, dict[str, Tensor]]) -> 
 def test_snip_is_neither_magnitude_nor_product(all_scores: dict[str, dict[str, Tensor]]) -> None:
     half = dict.fromkeys(all_scores["snip"], 0.5)
     layerwise = {name: make_masks(scores, half).digest() for name, scores in all_scores.items()}
-    assert layerwise["mag"] == layerwise["magnitude"]
-    assert len(set(layerwise.values())) == len(layerwise) - 1
+    by_size = {"mag", "uniform", "erk", "lamp", "magnitude"}  # one order within a layer
+    assert len({layerwise[name] for name in by_size}) == 1
+    assert len(set(layerwise.values())) == len(layerwise) - len(by_size) + 1
 
 
 def test_unknown_criterion_names_the_nearest() -> None:
@@ -79,14 +134,14 @@ def test_unknown_criterion_names_the_nearest() -> None:
 
 def test_lowest_scores_of_all_layers_go() -> None:
     scores = {"a": torch.tensor([[0.1, 5.0], [0.4, 6.0]]), "b": torch.tensor([0.2, 0.3, -1.0, 7.0])}
-    masks = global_masks(scores, 0.5)
+    masks = global_masks(scores, 4)
     assert masks["a"].tolist() == [[False, True], [True, True]]
     assert masks["b"].tolist() == [False, False, False, True]
     assert global_sparsities(scores, 0.5) == {"a": 0.25, "b": 0.75}
 
 
 def test_equal_scores_go_by_the_order_of_the_layers() -> None:
-    masks = global_masks({"b": torch.ones(2), "a": torch.ones(3)}, 0.6)
+    masks = global_masks({"b": torch.ones(2), "a": torch.ones(3)}, 3)
     assert list(masks) == ["b", "a"]
     assert masks["b"].tolist() == [False, False]
     assert masks["a"].tolist() == [False, True, True]
@@ -98,8 +153,8 @@ def test_equal_scores_go_by_the_order_of_the_layers() -> None:
 )
 def test_exactly_the_floor_goes_and_nothing_kept_is_lower(layers: list[list[int]], sixty_fourths: int) -> None:
     scores = {str(i): torch.tensor(values).float() for i, values in enumerate(layers)}
-    masks = global_masks(scores, sixty_fourths / 64)
     total = sum(map(len, layers))
+    masks = global_masks(scores, sixty_fourths * total // 64)
     assert sum(masks.pruned.values()) == sixty_fourths * total // 64
     flat = [(value, bool(kept)) for name in scores for value, kept in zip(scores[name], masks[name], strict=True)]
     gone = [value for value, kept in flat if not kept]
@@ -109,4 +164,58 @@ def test_exactly_the_floor_goes_and_nothing_kept_is_lower(layers: list[list[int]
 
 def test_target_outside_the_unit_interval_is_refused() -> None:
     with pytest.raises(MmpError, match=r"sparsity 1\.5 is outside"):
-        global_masks({"a": torch.ones(2)}, 1.5)
+        global_sparsities({"a": torch.ones(2)}, 1.5)
+
+
+# --- allocations ---
+
+
+def layer(name: str, *shape: int) -> Layer:
+    return Layer(name, name, "conv", None, 0.5, shape)
+
+
+def allocated(kind: Criterion, layers: list[Layer], pruned: int) -> dict[str, int]:
+    """Return how many weights each layer loses, which must add up."""
+    scores = {one.name: torch.rand(one.shape) for one in layers}
+    masks = make_masks(scores, kind.allocate(layers, scores, pruned))
+    assert sum(masks.pruned.values()) == pruned
+    return masks.pruned
+
+
+def test_uniform_takes_the_same_share_of_every_layer() -> None:
+    layers = [layer("a", 10, 10), layer("b", 20, 5, 3, 3), layer("c", 7, 3)]
+    assert allocated(criterion("uniform"), layers, 511) == {"a": 50, "b": 450, "c": 11}  # half of each, and the odd one
+
+
+def test_erk_densities_by_hand() -> None:
+    # Sums of dimensions: 4 + 4 = 8, 16 + 16 + 3 + 3 = 38. Kept weights in that ratio: 46 kept are 8 and 38.
+    layers = [layer("a", 4, 4), layer("b", 16, 16, 3, 3)]
+    assert allocated(criterion("erk"), layers, 16 + 2304 - 46) == {"a": 8, "b": 2304 - 38}
+    # With 76 kept the first layer has 8 / 46 of them: 13.2; with 230 it would need 40, so it stays dense at 16.
+    assert allocated(criterion("erk"), layers, 16 + 2304 - 230) == {"a": 0, "b": 2304 - 214}
+    assert allocated(criterion("erk"), layers, 0) == {"a": 0, "b": 0}
+
+
+def test_a_minimum_density_keeps_the_highest_of_every_layer() -> None:
+    scores = {"low": torch.tensor([1.0, 3.0, 2.0, 0.5]), "high": torch.arange(10.0, 18.0)}
+    assert global_masks(scores, 4).pruned == {"low": 4, "high": 0}
+    masks = global_masks(scores, 4, min_density=0.25)
+    assert masks["low"].tolist() == [False, True, False, False]
+    assert masks.pruned == {"low": 3, "high": 1}
+    with pytest.raises(MmpError, match=r"min_density=0\.25 leaves 9 of 12 weights to prune, but the budget takes 10"):
+        global_masks(scores, 10, min_density=0.25)
+
+
+@pytest.mark.parametrize("name", ["uniform", "erk"])
+def test_a_minimum_density_means_nothing_to_those_that_divide_it_themselves(name: str) -> None:
+    with pytest.raises(MmpError, match=f"criterion={name} sets each layer's sparsity itself"):
+        CRITERIA[name](min_density=0.1).allocate([layer("a", 2, 2)], {"a": torch.rand(2, 2)}, 2)
+
+
+def test_values_out_of_range_are_refused() -> None:
+    with pytest.raises(MmpError, match=r"criterion\.min_density=1\.0"):
+        Mag(min_density=1.0)
+    with pytest.raises(MmpError, match=r"criterion\.bits=1"):
+        QuantizedTaylor(bits=1)
+    with pytest.raises(MmpError, match=r"criterion\.size=0"):
+        BlockFisher(size=0)
