@@ -20,6 +20,7 @@ from typing import Any
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -33,7 +34,7 @@ from mmp.cli import command, explain
 from mmp.config import PruneConfig, register
 from mmp.criteria import Criterion, criterion
 from mmp.data import ImageData
-from mmp.dense import dense_model, device_of
+from mmp.dense import accuracy_file, dense_model, device_of
 from mmp.errors import MmpError
 from mmp.files import save_tensors
 from mmp.finetune import finetune_best
@@ -53,6 +54,7 @@ from mmp.store import (
     WEIGHTS,
     RunFolder,
     Stopwatch,
+    cached_tensors,
     describe,
     peak_memory,
     reset_peak_memory,
@@ -267,14 +269,31 @@ def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
 
 
 def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageData) -> dict[str, Any]:
-    """Measure models on validation and, once everything is chosen, on test data: one pass over each."""
-    device, classes = device_of(config), config.data.classes
-    validation, _ = accuracy(models, data.val_dataloader(), classes, device)
-    test, samples = accuracy(models, data.test_dataloader(), classes, device)
+    """Measure models on validation and, once everything is chosen, on test data: one pass over each.
+
+    What the dense model reaches is the same for all jobs of a sweep, so the first one leaves it in the cache.
+    """
+    found: dict[str, dict[str, float]] = {}
+
+    def read(chosen: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        device, classes = device_of(config), config.data.classes
+        validation, _ = accuracy(chosen, data.val_dataloader(), classes, device)
+        test, samples = accuracy(chosen, data.test_dataloader(), classes, device)
+        return {name: {"validation": validation[name], "test": test[name], "samples": samples} for name in chosen}
+
+    def read_all() -> dict[str, Tensor]:
+        found.update(read(models))
+        return {key: torch.tensor(value, dtype=torch.float64) for key, value in found["dense"].items()}
+
+    cached, _ = cached_tensors(accuracy_file(config, models["dense"], data), read_all)
+    if not found:
+        others = {name: model for name, model in models.items() if name != "dense"}
+        found = {"dense": {key: float(value) for key, value in cached.items()}, **read(others)}
+    samples = {name: int(values.pop("samples")) for name, values in found.items()}
     return {
-        "accuracy": {name: {"validation": validation[name], "test": test[name]} for name in models},
-        "drop": 100 * (test["dense"] - test["finetuned"]),
-        "samples": {**data.samples, "test": samples},
+        "accuracy": found,
+        "drop": 100 * (found["dense"]["test"] - found["finetuned"]["test"]),
+        "samples": {**data.samples, "test": samples["finetuned"]},
     }
 
 

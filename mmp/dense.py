@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmp.build import build_trainer, fit
 from mmp.config import TrainConfig
 from mmp.data import ImageData
+from mmp.files import tensors_digest
 from mmp.identity import digest, identity
 from mmp.models import build_model, load_weights, require_finite
 from mmp.store import cached_tensors
@@ -63,6 +64,14 @@ def dense_model(
     model.load_state_dict(weights)
     log.info("dense model %s: %s", "read from the cache" if cached else "trained", path)
     return model, cached
+
+
+def accuracy_file(config: TrainConfig, model: nn.Module, data: ImageData) -> Path:
+    """Return where the cache keeps what a dense model reaches; the name hashes everything that decides it."""
+    settings = identity(config)
+    decisive = [tensors_digest(model.state_dict()), settings["model"], settings["data"], config.seed, data.fingerprint]
+    name = config.model.label or config.model.name
+    return Path(config.paths.cache) / "accuracy" / f"{name}-{digest(decisive)[:16]}.safetensors"
 
 
 def _train(

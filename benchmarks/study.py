@@ -1,0 +1,189 @@
+"""The study: what the method is worth against every baseline, at equal sparsity and equal fine-tuning.
+
+``python -m benchmarks.study measure`` trains the dense models that are missing and measures every run of `parts` that
+is missing, for each model and seed; ``models=cnn seeds=0,1 parts=baselines`` does a part of it, so that several can run
+at once. A line per run is appended to ``benchmarks/results/study.jsonl``.
+``python -m benchmarks.study report`` prints the tables of docs/study.md from those lines and draws its pictures.
+
+Every run goes the way of ``prune.py``: one dense model, one calibration split, one recipe, test data read at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from benchmarks import RESULTS
+from mmp.conf import FOLDER, choices_of
+from mmp.config import PruneConfig, register
+from mmp.data import ImageData
+from mmp.dense import dense_model
+from mmp.errors import MmpError
+from mmp.files import save_tensors
+from mmp.models import fill_input
+from mmp.store import RunFolder, Stopwatch
+from mmp.validate import validate
+from prune import Job, prune
+
+ROWS = RESULTS / "study.jsonl"
+SEEDS = (0, 1, 2)
+
+# How the dense models come about: crops and flips, which 16 epochs of these small models need to reach a good accuracy.
+DENSE = (
+    "data=fashion_mnist", "dense.epochs=16",
+    "data.augment={hflip: 0.5, scale: [0.8, 1.0], ratio: [0.9, 1.1], color_jitter: 0.0}",
+)  # fmt: skip
+# What all runs share. A fine-tuning is a quarter of an epoch, 105 steps, so that one core manages hundreds of runs. The
+# rule for layers under 10,000 weights is off: most layers of these models are smaller, and no baseline knows it.
+RUN = (
+    "data=fashion_mnist", "trainer.limit_train_batches=105", "finetune=paper", "finetune.epochs=1",
+    "ranges.constraints.small_below=0", "trainer.enable_progress_bar=false", "logger=none",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of the study: its settings, and the sparsity at which the pruners of the paper lose points on it."""
+
+    settings: tuple[str, ...]
+    sparsity: float
+
+
+SUBJECTS = {
+    "cnn": Subject(("model=cnn",), 0.90),
+    "levit": Subject(("model=levit", "data.image_size=32"), 0.85),
+}
+
+Row = dict[str, Any]
+
+
+def strategies() -> list[str]:
+    """Return the strategies of the paper but p50, whose masks are those of balanced."""
+    return [name for name in choices_of("strategy") if name != "p50"]
+
+
+def criteria() -> list[str]:
+    """Return all criteria."""
+    return [name for name in choices_of("criterion") if name != "none"]
+
+
+SOLVED = "reconstruct=least_squares"
+# What each part of the strong recipe changes of it; `strong` is all that the recipe has on.
+SWITCHES = {
+    "paper": ("finetune=paper",),
+    "strong": ("finetune=strong",),
+    "no distillation": ("finetune=strong", "finetune.distillation=0"),
+    "no averaging": ("finetune=strong", "finetune.averaging=0"),
+    "no warm-up": ("finetune=strong", "finetune.warmup_epochs=0"),
+    "with layer decay": ("finetune=strong", "finetune.layer_decay=0.9"),
+    "with norms estimated anew": ("finetune=strong", "finetune.reestimate_norms=true"),
+    "paper with distillation": ("finetune=paper", "+finetune.distillation=0.5"),
+    "paper with averaging": ("finetune=paper", "+finetune.averaging=0.99"),
+    "paper with warm-up and cosine": (
+        "finetune=paper",
+        "finetune.scheduler=cosine",
+        "finetune.by_step=true",
+        "finetune.warmup_epochs=0.25",
+    ),
+    "paper at the strong rate": ("finetune=paper", "finetune.learning_rate=1e-3"),
+    "no training": ("finetune=none",),
+}
+
+
+def parts() -> dict[str, list[tuple[str, ...]]]:
+    """Return the runs of each part of the study, as settings; in the order of what answers most."""
+    every = strategies()
+    return {
+        "baselines": [(f"criterion={name}",) for name in criteria()],
+        "magnitude": [("signal=magnitude", f"strategy={name}") for name in every],
+        "obs_fisher, re-solved": [("signal=obs_fisher", f"strategy={name}", SOLVED) for name in every],
+        "baselines, re-solved": [(f"criterion={name}", SOLVED) for name in ("mag", "lamp", "fisher", "erk")],
+        "unpruned": [("criterion=mag", "budget=0")],
+        "recipes": [("criterion=mag", *changed) for changed in SWITCHES.values()],
+        "product": [("signal=product", f"strategy={name}") for name in every],
+        "gradient": [("signal=gradient", f"strategy={name}") for name in every],
+        "magnitude, re-solved": [("signal=magnitude", f"strategy={name}", SOLVED) for name in every],
+        "observed": [("signal=magnitude", f"strategy={name}", "ranges.source=observed") for name in every],
+    }
+
+
+def read_rows() -> list[Row]:
+    """Return the lines that have been measured."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
+
+
+def configured(settings: Iterable[str]) -> PruneConfig:
+    """Return the configuration that a command line with these settings makes."""
+    register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        config: PruneConfig = validate(compose("prune", list(settings)))
+    fill_input(config)
+    return config
+
+
+def measure(arguments: list[str]) -> None:
+    """Measure what is missing.
+
+    Raises:
+        MmpError: on an argument that is none of models, seeds, parts and paths.cache.
+    """
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    models = given.pop("models", ",".join(SUBJECTS)).split(",")
+    seeds = [int(seed) for seed in given.pop("seeds", ",".join(map(str, SEEDS))).split(",")]
+    chosen = given.pop("parts", "").split("+") if "parts" in given else list(parts())
+    cache = given.pop("paths.cache", "results/cache")
+    if given or set(models) - SUBJECTS.keys() or set(chosen) - parts().keys():
+        raise MmpError(f"{arguments}: choose models={','.join(SUBJECTS)} seeds=0,1,2 parts={'+'.join(parts())}")
+    ROWS.parent.mkdir(parents=True, exist_ok=True)
+    for part in chosen:
+        for seed in seeds:
+            for model in models:
+                for row in rows_of(model, seed, part, cache):
+                    with ROWS.open("a") as file:
+                        file.write(json.dumps({"model": model, "seed": seed, "part": part, **row}) + "\n")
+
+
+def rows_of(model: str, seed: int, part: str, cache: str) -> Iterator[Row]:
+    """Yield a line per missing run of a part."""
+    done = {row["run"] for row in read_rows() if row["model"] == model and row["seed"] == seed and row["part"] == part}
+    missing = [run for run in parts()[part] if " ".join(run) not in done]
+    if not missing:
+        return
+    subject = SUBJECTS[model]
+    common = (*subject.settings, f"seed={seed}", f"paths.cache={cache}")
+    checkpoint = Path(cache) / "study" / f"{model}-{seed}.safetensors"
+    if not checkpoint.is_file():
+        dense = configured([*DENSE, *common])
+        trained, _ = dense_model(dense, ImageData(dense.data, seed))
+        save_tensors(checkpoint, trained.state_dict())
+    fixed = (*RUN, *common, f"model.checkpoint={checkpoint}", f"budget={subject.sparsity}")
+    data = ImageData(configured(fixed).data, seed)
+    for run in missing:
+        with tempfile.TemporaryDirectory() as scratch:
+            config, watch = configured([*fixed, *run]), Stopwatch()
+            folder = RunFolder(Path(scratch), {"run_name": "study"})
+            result = prune(Job.of(config, folder.path), data, folder, watch)
+        yield {
+            "run": " ".join(run),
+            "sparsity": result["sparsity"],
+            "accuracy": result["accuracy"],
+            "masks": result["masks_hash"][:16],
+            "epochs": result["epochs"],
+            "seconds": {name: round(value, 2) for name, value in result["seconds"].items()},
+        }
+
+
+if __name__ == "__main__":
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    if sys.argv[1:2] == ["measure"]:
+        measure(sys.argv[2:])
+    else:
+        sys.exit(__doc__)
