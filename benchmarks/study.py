@@ -36,11 +36,6 @@ from prune import Job, prune
 ROWS = RESULTS / "study.jsonl"
 SEEDS = (0, 1, 2)
 
-# How the dense models come about: crops and flips, which 16 epochs of these small models need to reach a good accuracy.
-DENSE = (
-    "data=fashion_mnist", "dense.epochs=16",
-    "data.augment={hflip: 0.5, scale: [0.8, 1.0], ratio: [0.9, 1.1], color_jitter: 0.0}",
-)  # fmt: skip
 # What all runs share. A fine-tuning is a quarter of an epoch, 105 steps, so that one core manages hundreds of runs. The
 # rule for layers under 10,000 weights is off: most layers of these models are smaller, and no baseline knows it.
 RUN = (
@@ -51,15 +46,17 @@ RUN = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A model of the study: its settings, and the sparsity at which the pruners of the paper lose points on it."""
+    """A model of the study: its settings, how it is trained, and the sparsity to which it is pruned."""
 
     settings: tuple[str, ...]
+    dense: tuple[str, ...]
     sparsity: float
 
 
+CROPS_AND_FLIPS = "{hflip: 0.5, scale: [0.8, 1.0], ratio: [0.9, 1.1], color_jitter: 0.0}"
 SUBJECTS = {
-    "cnn": Subject(("model=cnn",), 0.90),
-    "levit": Subject(("model=levit", "data.image_size=32"), 0.85),
+    "cnn": Subject(("model=cnn",), ("dense.epochs=16", f"data.augment={CROPS_AND_FLIPS}"), 0.90),
+    "levit": Subject(("model=levit", "data.image_size=32"), ("dense.epochs=10",), 0.85),
 }
 
 Row = dict[str, Any]
@@ -161,7 +158,7 @@ def rows_of(model: str, seed: int, part: str, cache: str) -> Iterator[Row]:
     common = (*subject.settings, f"seed={seed}", f"paths.cache={cache}")
     checkpoint = Path(cache) / "study" / f"{model}-{seed}.safetensors"
     if not checkpoint.is_file():
-        dense = configured([*DENSE, *common])
+        dense = configured(["data=fashion_mnist", *subject.dense, *common])
         trained, _ = dense_model(dense, ImageData(dense.data, seed))
         save_tensors(checkpoint, trained.state_dict())
     fixed = (*RUN, *common, f"model.checkpoint={checkpoint}", f"budget={subject.sparsity}")

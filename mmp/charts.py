@@ -125,7 +125,7 @@ def draw_page(report: Report) -> str:
 
     Everything that comes from files is escaped.
     """
-    from mmp.report import facts_of, seeds_of, table_of
+    from mmp.report import facts_of, seeds_of, table_of, verdicts_of
 
     body = [f"<h1>Sweep {html.escape(report.folder.name)}</h1>", f"<p>{html.escape(report.counts)}.</p>"]
     if report.groups:
@@ -133,7 +133,9 @@ def draw_page(report: Report) -> str:
     for group in report.groups:
         body.append(f"<h2>{html.escape(group.title)}</h2>")
         body.append("<ul>" + "".join(f"<li>{html.escape(fact)}</li>" for fact in facts_of(group)) + "</ul>")
-        body += [_table(headings, rows) for headings, rows in (table_of(group), seeds_of(group)) if rows]
+        body += [
+            _table(headings, rows) for headings, rows in (table_of(group), seeds_of(group), verdicts_of(group)) if rows
+        ]
     for title, runs in (("Failed", report.failed), ("Unfinished", report.unfinished)):
         if runs:
             items = "".join(f"<li><b>{html.escape(r.folder)}</b>: {html.escape(r.reason)}</li>" for r in runs)

@@ -28,6 +28,7 @@ from mmp.files import write_text
 from mmp.markdown import escaped
 from mmp.reconstruct import LayerReport
 from mmp.results import REPORT, SETTINGS, Run, load_runs
+from mmp.verdict import verdicts
 
 
 @dataclass
@@ -236,6 +237,20 @@ def seeds_of(group: Group) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
+def verdicts_of(group: Group) -> tuple[list[str], list[list[str]]]:
+    """Return the table of the best strategy against the best baseline at each sparsity; no rows without baselines."""
+    headings = ["sparsity %", "protocol", "best strategy", "drop", "best baseline", "drop ", "better by", "±", "seeds"]
+    rows = []
+    for verdict in verdicts(group.runs):
+        low, high = (f"{100 * value:.1f}" for value in verdict.sparsities)
+        cells = [low if low == high else f"{low} to {high}", " ".join(filter(None, verdict.protocol))]
+        for runs in (verdict.strategy, verdict.baseline):
+            cells += [runs[0].configuration, f"{statistics.fmean(run.drop for run in runs):+.2f}"]
+        cells += [f"{verdict.better:+.2f}", f"{verdict.noise:.2f}", str(len(verdict.strategy)), verdict.words]
+        rows.append(cells)
+    return [*headings, "verdict"], rows
+
+
 def facts_of(group: Group) -> list[str]:
     """Return what must be read with a group's table: the dense model, the noise, how the front was chosen."""
     run = group.runs[0]
@@ -259,7 +274,7 @@ def as_markdown(report: Report) -> str:
     lines = [f"# Sweep {escaped(report.folder.name)}", "", f"{report.counts}.", ""]
     for group in report.groups:
         lines += [f"## {escaped(group.title)}", "", *(f"- {escaped(fact)}" for fact in facts_of(group)), ""]
-        for headings, rows in (table_of(group), seeds_of(group)):
+        for headings, rows in (table_of(group), seeds_of(group), verdicts_of(group)):
             if rows:
                 lines += [markdown.table_of(headings, [[*map(escaped, row)] for row in rows]), ""]
     for title, runs in (("Failed", report.failed), ("Unfinished", report.unfinished)):
@@ -271,11 +286,12 @@ def as_markdown(report: Report) -> str:
 def show(report: Report, console: Console) -> None:
     """Print the report's tables, without the columns that a terminal has no room for."""
     for group in report.groups:
-        for title, (headings, rows) in ((group.title, table_of(group)), (f"{group.title}, seeds", seeds_of(group))):
+        tables = {"": table_of(group), ", seeds": seeds_of(group), ", strategies against baselines": verdicts_of(group)}
+        for title, (headings, rows) in tables.items():
             if not rows:
                 continue
             table = Table(
-                title=f"{escape(title)} (in percent; drop in points)",
+                title=f"{escape(group.title + title)} (in percent; drop in points)",
                 title_justify="left",
                 box=None,
                 padding=(0, 1),
@@ -301,7 +317,9 @@ def show(report: Report, console: Console) -> None:
 
 
 _NOT_IN_TERMINAL = {"of all %", "epochs", "s", "same masks as"}
-_WORDS = {"signal", "strategy", *SETTINGS, "configuration", "front"}
+_WORDS = {
+    "signal", "strategy", *SETTINGS, "configuration", "front", "protocol", "best strategy", "best baseline", "verdict"
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,117 @@
+"""Verdicts: at each sparsity, the best strategy against the best baseline, and whether they differ by more than noise.
+
+Both are chosen on validation accuracy and compared on test accuracy, paired by seed: the same dense model, splits and
+order of data. Runs are compared only with runs of the same schedule, reconstruction and fine-tuning.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t
+
+from mmp.results import Run
+
+BAND = 0.01  # sparsities that differ by no more are compared
+_PROTOCOL = ("schedule", "reconstruct", "finetune")
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison. Sparsities are fractions; drops, ``better`` and ``noise`` are in points of test accuracy.
+
+    Attributes:
+        sparsities: Least and greatest sparsity that was compared.
+        protocol: Schedule, reconstruction and fine-tuning of both.
+        strategy: The best strategy's runs, one per seed.
+        baseline: The best baseline's, for the same seeds.
+        better: By how much less the strategy loses, mean over seeds.
+        noise: Half the 95 % confidence interval of ``better``: Student's t over paired seeds; with one seed, what the
+            number of test images allows for two independent models.
+    """
+
+    sparsities: tuple[float, float]
+    protocol: tuple[str, ...]
+    strategy: tuple[Run, ...]
+    baseline: tuple[Run, ...]
+    better: float
+    noise: float
+
+    @property
+    def words(self) -> str:
+        """Who wins, if the difference is more than noise."""
+        if abs(self.better) <= self.noise:
+            return "within the noise"
+        return "strategy wins" if self.better > 0 else "baseline wins"
+
+
+def verdicts(runs: Sequence[Run]) -> list[Verdict]:
+    """Return the verdicts of one model on one data set, by rising sparsity; none without baselines.
+
+    Args:
+        runs: Its completed runs.
+    """
+    by_protocol: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        by_protocol[tuple(getattr(run, key) for key in _PROTOCOL)].append(run)
+    found = []
+    for protocol, members in by_protocol.items():
+        for band in bands(members):
+            strategies, baselines = ([r for r in band if bool(r.criterion) is kind] for kind in (False, True))
+            found += _compare(protocol, strategies, baselines)
+    return sorted(found, key=lambda verdict: (verdict.sparsities, verdict.protocol))
+
+
+def bands(runs: Iterable[Run]) -> list[list[Run]]:
+    """Divide runs into groups of sparsities that lie no more than `BAND` apart."""
+    found: list[list[Run]] = []
+    for run in sorted(runs, key=lambda run: run.sparsity):
+        if not found or run.sparsity - found[-1][0].sparsity > BAND + 1e-9:
+            found.append([])
+        found[-1].append(run)
+    return found
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of paired differences and half its 95 % confidence interval, by Student's t; needs two."""
+    n = len(differences)
+    half = t.ppf((1 + _CONFIDENCE) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    return statistics.fmean(differences), float(half)
+
+
+def _compare(protocol: tuple[str, ...], strategies: Sequence[Run], baselines: Sequence[Run]) -> list[Verdict]:
+    strategy = _best(strategies, {run.seed for run in baselines})
+    baseline = _best(baselines, set(strategy))
+    pairs = [(strategy[seed], baseline[seed]) for seed in sorted(strategy.keys() & baseline.keys())]
+    if not pairs:
+        return []
+    differences = [theirs.drop - ours.drop for ours, theirs in pairs]
+    better, noise = paired(differences) if len(pairs) > 1 else (differences[0], _binomial(pairs[0]))
+    sparsities = [run.sparsity for pair in pairs for run in pair]
+    ours, theirs = zip(*pairs, strict=True)
+    return [Verdict((min(sparsities), max(sparsities)), protocol, ours, theirs, better, noise)]
+
+
+def _best(runs: Sequence[Run], seeds: set[int]) -> dict[int, Run]:
+    """Return the runs, by seed, of the configuration that is best on validation, among those with most of the seeds."""
+    by_configuration: dict[tuple[str, ...], dict[int, Run]] = defaultdict(dict)
+    for run in runs:
+        by_configuration[run.configuration, run.ranges, run.budget][run.seed] = run
+
+    if not by_configuration:
+        return {}
+
+    def worth(of_seed: dict[int, Run]) -> tuple[int, float]:
+        shared = [run.validation for seed, run in of_seed.items() if seed in seeds]
+        return len(shared), statistics.fmean(shared) if shared else 0.0
+
+    return max(by_configuration.values(), key=worth)
+
+
+def _binomial(pair: tuple[Run, Run]) -> float:
+    return 196 * math.sqrt(sum(run.test * (1 - run.test) / max(run.test_samples, 1) for run in pair))

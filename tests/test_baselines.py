@@ -1,0 +1,122 @@
+"""Baselines as a user runs them: through the path of a strategy, at its sparsity, and beside it in one report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from mmp.config import register
+from mmp.errors import MmpError
+from mmp.identity import run_name
+from mmp.match import matched_weights, with_axes
+from mmp.validate import validate
+from tests.test_sweep import QUICK, command
+
+
+def written(folder: Path, name: str, **content: object) -> None:
+    base = {
+        "status": "completed", "model": "cnn", "data": "digits", "signal": "magnitude", "strategy": "p50", "seed": 0,
+        "criterion": None, "layers": [{"pruned": 7}, {"pruned": 5}], "overrides": [],
+    }  # fmt: skip
+    (folder / name).mkdir(parents=True)
+    (folder / name / "result.json").write_text(json.dumps({**base, **content}))
+
+
+def test_the_weights_of_the_very_strategy_are_matched(tmp_path: Path) -> None:
+    written(tmp_path, "a")
+    written(tmp_path, "b", strategy="p90", layers=[{"pruned": 90}])
+    written(tmp_path, "c", seed=1, layers=[{"pruned": 13}])
+    written(tmp_path, "d", signal=None, criterion="mag", layers=[{"pruned": 1}])
+    written(tmp_path, "e", status="failed")
+    assert matched_weights(tmp_path, "cnn", "digits", "p50", 0) == 12
+    assert matched_weights(tmp_path, "cnn", "digits", "p50", 1) == 13
+    assert matched_weights(tmp_path, "cnn", "digits", "p90", 0) == 90
+    with pytest.raises(MmpError, match=r"strategy=p70 seed=0 has no completed run there; there are: model=cnn .*p50"):
+        matched_weights(tmp_path, "cnn", "digits", "p70", 0)
+    written(tmp_path, "f", layers=[{"pruned": 3}])
+    with pytest.raises(MmpError, match=r"was pruned to 2 different sparsities there; set budget="):
+        matched_weights(tmp_path, "cnn", "digits", "p50", 0)
+    with pytest.raises(MmpError, match="holds no completed run of a strategy"):
+        matched_weights(tmp_path / "d", "cnn", "digits", "p50", 0)
+
+
+def test_a_multirun_takes_over_the_axes_of_the_sweep_it_matches(tmp_path: Path) -> None:
+    for i, (model, strategy) in enumerate([("cnn", "p50"), ("vit", "p50"), ("vit", "p90")]):
+        overrides = [f"model={model}", f"strategy={strategy}", "signal=product", "seed=2", "hydra.job.num=3"]
+        written(tmp_path, str(i), model=model, strategy=strategy, overrides=overrides)
+    line = ["-m", f"match={tmp_path}"]
+    added = ["model=cnn,vit", "strategy=p50,p90", "seed=2", "criterion=glob(*,exclude=none)", "signal=magnitude"]
+    assert with_axes(line) == [*line, *added]
+    chosen = [*line, "criterion=mag", "model=vit"]
+    assert with_axes(chosen) == [*chosen, "strategy=p50,p90", "seed=2", "signal=magnitude"]
+    assert with_axes(line[1:]) == line[1:]
+    assert with_axes(["-m", "seed=1"]) == ["-m", "seed=1"]
+
+
+def composed(conf: Path, *overrides: str):
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return compose("prune", list(overrides))
+
+
+def test_a_baseline_is_named_by_its_criterion_and_no_signal_changes_it(conf: Path) -> None:
+    names = [run_name(composed(conf, "criterion=lamp", f"signal={s}")) for s in ("magnitude", "product")]
+    assert names[0] == names[1]
+    assert names[0].startswith("cnn-digits-lamp-balanced-s0-")
+    assert run_name(composed(conf, "criterion=lamp", "budget=0.9")) != names[0]
+    assert run_name(composed(conf, "criterion=lamp", "criterion.min_density=0.1")) != names[0]
+
+
+def test_a_matched_sweep_counts_by_its_sparsity_not_by_its_place(conf: Path, tmp_path: Path) -> None:
+    names = {}
+    for place, pruned in (("a", 7), ("b", 7), ("c", 8)):
+        written(tmp_path / place, "run", layers=[{"pruned": pruned}])
+        names[place] = run_name(composed(conf, "criterion=mag", "strategy=p50", f"match={tmp_path / place}"))
+    assert names["a"] == names["b"] != names["c"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["match=somewhere"], r"match=somewhere is for baselines, but criterion=none"),
+        (["match=somewhere", "criterion=mag", "budget=0.5"], r"match=somewhere and budget both say"),
+        (["criterion.name=mine"], r"must have a name and, unless that is none, a _target_"),
+    ],
+)
+def test_contradictions_are_told(conf: Path, overrides: list[str], told: str) -> None:
+    with pytest.raises(MmpError, match=told):
+        validate(composed(conf, *overrides))
+
+
+@pytest.mark.slow
+def test_every_baseline_runs_at_the_sparsities_of_a_sweep_and_is_reported_beside_it(tmp_path: Path) -> None:
+    quick = [f"paths.results={tmp_path}", *QUICK]
+    command("prune.py", "-m", "strategy=conservative,aggressive", *quick)
+    sweep = tmp_path / "sweeps" / "sweep"
+    done = command("prune.py", "-m", f"match={sweep}", *quick)
+    results = [json.loads(path.read_text()) for path in sweep.glob("*/result.json")]
+    pruned = {name: set() for name in ("conservative", "aggressive")}
+    for result in results:
+        assert result["status"] == "completed"
+        pruned[result["strategy"]].add(sum(layer["pruned"] for layer in result["layers"]))
+    assert len(results) == 2 + 2 * 11
+    assert all(len(counts) == 1 for counts in pruned.values())
+    assert len({result["masks_hash"] for result in results}) == len(results)
+    assert {result["criterion"] for result in results if result["signal"] is None} >= {"mag", "lamp", "erk", "grasp"}
+    assert "strategies against baselines" in done.stdout
+    report = (sweep / "report" / "results.md").read_text()
+    assert "best baseline" in report
+    assert "lamp | at aggressive" in report
+
+
+@pytest.mark.slow
+def test_a_budget_out_of_a_strategys_reach_is_none_for_a_criterion(tmp_path: Path) -> None:
+    quick = ["criterion=uniform", "budget=0.97", "finetune=none", "dense.epochs=1", f"paths.results={tmp_path}"]
+    command("prune.py", *quick)
+    (path,) = tmp_path.glob("runs/*/result.json")
+    result = json.loads(path.read_text())
+    assert sum(layer["pruned"] for layer in result["layers"]) == round(0.97 * result["prunable"])
+    assert {round(layer["sparsity"], 2) for layer in result["layers"]} == {0.97}
