@@ -24,6 +24,8 @@ class AverageAtTarget(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         def move(average: Tensor, current: Tensor, count: Tensor) -> Tensor:
+            if not average.is_floating_point():
+                return current  # indices and counts
             n = int(count)
             return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
 
