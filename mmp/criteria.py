@@ -18,9 +18,9 @@ from torch import Tensor
 
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer
-from mmp.masks import Masks, keep_highest, pruned_count, sparsity_of
+from mmp.masks import Masks, keep_highest, pruned_count
 from mmp.signals import Fisher, Magnitude
-from mmp.strategies import whole_weights
+from mmp.strategies import sparsity_of, whole_weights
 
 
 @dataclass(frozen=True)

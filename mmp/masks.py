@@ -120,12 +120,6 @@ def pruned_count(sparsity: float, total: int) -> int:
     return math.floor(sparsity * total)
 
 
-def sparsity_of(pruned: int, total: int) -> float:
-    """Return the least sparsity by which :func:`pruned_count` prunes so many of a layer's weights."""
-    share = pruned / total
-    return share if math.floor(share * total) == pruned else math.nextafter(share, 1.0)
-
-
 def make_masks(scores: Mapping[str, Tensor], sparsities: Mapping[str, float]) -> Masks:
     """Return masks that prune floor(sparsity * n) lowest-scored weights in each layer.
 

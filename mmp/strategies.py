@@ -15,7 +15,6 @@ import numpy as np
 
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer
-from mmp.masks import sparsity_of
 from mmp.ranges import Range
 
 log = logging.getLogger(__name__)
@@ -172,6 +171,12 @@ def inwards(least: float, most: float, digits: int = 4) -> str:
     """Return an interval as text, rounded so that both ends as written lie in it."""
     scale = 10**digits
     return f"{math.ceil(least * scale) / scale:.{digits}f} to {math.floor(most * scale) / scale:.{digits}f}"
+
+
+def sparsity_of(pruned: int, total: int) -> float:
+    """Return the least sparsity by which a mask takes floor(sparsity * n) = so many of a layer's weights."""
+    share = pruned / total
+    return share if math.floor(share * total) == pruned else math.nextafter(share, 1.0)
 
 
 def whole_weights(

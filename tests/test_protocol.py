@@ -1,0 +1,60 @@
+"""The protocol: the test data of a run are read exactly once, after everything is chosen and saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from mmp.config import register
+from mmp.data import ImageData
+from mmp.models import fill_input
+from mmp.store import WEIGHTS, RunFolder, Stopwatch
+from mmp.validate import validate
+from prune import Job, prune
+
+
+class Recorded:
+    """A data set that writes down which images were read, and whether the model was on disk by then."""
+
+    def __init__(self, images: Any, weights: Path) -> None:
+        self.images, self.weights = images, weights
+        self.read: list[int] = []
+        self.early = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        self.read += indices
+        self.early |= not self.weights.is_file()
+        return self.images.__getitems__(indices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("strategy=p70", "ranges=observed", "reconstruct=least_squares", "finetune=auto"),
+        ("criterion=lamp", "budget=0.8", "finetune=strong"),
+    ],
+    ids=["everything that chooses", "a baseline"],
+)
+def test_test_images_are_read_exactly_once_after_everything_is_chosen(
+    conf: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    register()
+    shrunk = ("dense.epochs=1", "finetune.epochs=1", f"paths.results={tmp_path}", "logger=none")
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = validate(compose("prune", [*overrides, *shrunk]))
+    fill_input(config)
+    for attempt in ("first", "from the cache"):
+        run = RunFolder(tmp_path / attempt, {"run_name": "protocol"})
+        data = ImageData(config.data, config.seed)
+        recorded = data._sets["test"] = Recorded(data._sets["test"], run.path / WEIGHTS)
+        result = prune(Job.of(config, run.path), data, run, Stopwatch())
+        assert sorted(recorded.read) == list(range(360)), attempt
+        assert not recorded.early, attempt
+        assert result["samples"]["test"] == 360

@@ -1,0 +1,175 @@
+"""Parts of a fine-tuning recipe, one at a time: what each does to loss, rates, weights and norms."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from callbacks.averaging import AverageAtTarget
+from callbacks.pruning import MaskPruning
+from callbacks.selection import CheckpointAtTarget
+from mmp.config import FinetuneConfig
+from mmp.layers import prunable_layers
+from mmp.schedules import OneShot, Schedule, Stepwise
+from mmp.training import Classifier, distillation_loss
+
+EPOCHS, STEPS = 4, 5
+
+
+def loader() -> DataLoader:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(8 * STEPS, 2, 8, 8, generator=generator)
+    return DataLoader(TensorDataset(images, torch.randint(3, (len(images),), generator=generator)), batch_size=8)
+
+
+def recipe(**changes: object) -> FinetuneConfig:
+    return FinetuneConfig(name="test", epochs=EPOCHS, learning_rate=0.1, **{"optimizer": "sgd", **changes})
+
+
+class Rates(pl.Callback):
+    """Records the learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fit(module: Classifier, *callbacks: pl.Callback, folder: Path | None = None) -> pl.Trainer:
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", callbacks=list(callbacks), logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder,
+        enable_checkpointing=any(isinstance(c, CheckpointAtTarget) for c in callbacks),
+    )  # fmt: skip
+    trainer.fit(module, loader(), loader())
+    return trainer
+
+
+# --- distillation ---
+
+
+def test_distillation_loss_by_hand() -> None:
+    logits, teacher = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0], [0.0, 0.0]])
+    p = torch.tensor([1.0, torch.e]) / (1 + torch.e)  # teacher, softened by 2
+    q = p.flip(0)
+    expected = 4 * (p * (p / q).log()).sum() / 2  # the second image agrees
+    assert distillation_loss(logits, teacher, 2.0) == pytest.approx(expected.item())
+    assert distillation_loss(teacher, teacher, 3.0) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_share_of_the_loss_follows_the_teacher_which_is_no_part_of_the_module(conv_net: nn.Module) -> None:
+    teacher = copy.deepcopy(conv_net)
+    with torch.no_grad():
+        next(teacher.parameters()).mul_(3)
+    before = copy.deepcopy(teacher.state_dict())
+    batch = next(iter(loader()))
+    losses = {}
+    for share in (0.0, 0.25, 1.0):
+        module = Classifier(conv_net.eval(), recipe(distillation=share), 3, teacher)
+        losses[share] = module.training_step(batch, 0).item()
+    assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
+    logits, followed = conv_net(batch[0]), teacher.eval()(batch[0])
+    assert losses[1.0] == pytest.approx(distillation_loss(logits, followed, 2.0).item())
+    assert len(list(module.parameters())) == len(list(conv_net.parameters()))
+    fit(module)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+# --- rates ---
+
+
+def test_a_rate_by_step_warms_up_and_falls_to_nothing_within_the_epochs(conv_net: nn.Module) -> None:
+    rates = Rates()
+    fit(Classifier(conv_net, recipe(by_step=True, warmup_epochs=1), 3), rates)
+    assert len(rates.seen) == EPOCHS * STEPS
+    assert rates.seen[0] == pytest.approx(0.001)
+    assert rates.seen[: STEPS + 1] == sorted(rates.seen[: STEPS + 1])
+    assert max(rates.seen) == rates.seen[STEPS] == pytest.approx(0.1)
+    assert rates.seen[STEPS:] == sorted(rates.seen[STEPS:], reverse=True)
+    assert rates.seen[-1] < 0.002
+
+
+def test_a_rate_by_epoch_is_the_same_within_one(conv_net: nn.Module) -> None:
+    rates = Rates()
+    fit(Classifier(conv_net, recipe(), 3), rates)
+    assert [len(set(rates.seen[i * STEPS : (i + 1) * STEPS])) for i in range(EPOCHS)] == [1] * EPOCHS
+    assert len(set(rates.seen)) == EPOCHS
+
+
+@pytest.mark.parametrize("scheduler", ["none", "cosine"])
+def test_layers_far_from_the_output_learn_more_slowly(conv_net: nn.Module, scheduler: str) -> None:
+    conv_net.pretrained_cfg = {"classifier": "8"}  # what timm finds the order of layers by
+    trainer = fit(Classifier(conv_net, recipe(layer_decay=0.5, scheduler=scheduler), 3))
+    scale = {id(p): group["lr_scale"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    rates = {id(p): group["lr"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    first, last = conv_net[0].weight, conv_net[-1].weight
+    assert scale[id(first)] < scale[id(last)]
+    if scheduler == "none":
+        assert rates[id(first)] == pytest.approx(0.1 * scale[id(first)])
+
+
+# --- averaging ---
+
+
+class Watch(pl.Callback):
+    """Records the weights after every step and at every validation."""
+
+    def __init__(self) -> None:
+        self.trained: list[Tensor] = []
+        self.validated: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        self.trained.append(pl_module.model[4].weight.detach().clone())
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        if _[1] == 0:
+            self.validated.append(pl_module.model[4].weight.detach().clone())
+
+
+@pytest.fixture(params=[OneShot(0), Stepwise([0, 2], [0.5, 1.0])], ids=["at once", "gradually"])
+def averaged(
+    request: pytest.FixtureRequest, conv_net: nn.Module, tmp_path: Path
+) -> tuple[Schedule, Classifier, Watch, Tensor, Path]:
+    layers = prunable_layers(conv_net)
+    parameters = dict(conv_net.named_parameters())
+    scores = {layer.name: parameters[layer.name].detach().abs().clone() for layer in layers}
+    pruning = MaskPruning(layers, scores, dict.fromkeys(scores, 0.6), request.param)
+    module, watch = Classifier(conv_net, recipe(), 3), Watch()
+    best = CheckpointAtTarget(tmp_path, filename="best", monitor="val/loss", mode="min", save_top_k=1)
+    fit(module, pruning, AverageAtTarget(0.9), watch, best, folder=tmp_path)
+    kept = scores["4.weight"].flatten().sort().values[int(0.6 * scores["4.weight"].numel())]
+    return request.param, module, watch, scores["4.weight"] >= kept, Path(best.best_model_path)
+
+
+def test_the_average_is_zero_wherever_a_weight_is_pruned(averaged) -> None:
+    _, module, watch, mask, best = averaged
+    for weight in (
+        module.model[4].weight,
+        watch.validated[-1],
+        torch.load(best, weights_only=True)["state_dict"]["model.4.weight"],
+    ):
+        assert torch.equal(weight != 0, mask)
+
+
+def test_the_model_is_the_moving_average_since_the_final_masks(averaged) -> None:
+    schedule, module, watch, _, _ = averaged
+    begin = STEPS * schedule.last_epoch
+    average = watch.trained[begin]
+    for n, weight in enumerate(watch.trained[begin + 1 :], start=1):
+        average = average.lerp(weight, 1 - min(0.9, (1 + n) / (10 + n)))
+    assert torch.allclose(module.model[4].weight, average, atol=1e-6)
+    assert torch.equal(watch.validated[-1], module.model[4].weight)
+    assert not torch.equal(watch.trained[-1], module.model[4].weight)
+
+
+def test_validation_before_the_final_masks_sees_the_weights_as_they_are(averaged) -> None:
+    schedule, _, watch, _, _ = averaged
+    for epoch in range(schedule.last_epoch):
+        assert torch.equal(watch.validated[epoch], watch.trained[(epoch + 1) * STEPS - 1])
