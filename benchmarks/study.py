@@ -22,6 +22,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from benchmarks import RESULTS
+from benchmarks.study_report import SOLVED, write_report
 from mmp.conf import FOLDER, choices_of
 from mmp.config import PruneConfig, register
 from mmp.data import ImageData
@@ -71,7 +72,6 @@ def criteria() -> list[str]:
     return [name for name in choices_of("criterion") if name != "none"]
 
 
-SOLVED = "reconstruct=least_squares"
 # The recipes that are compared on the same masks, all of 75 steps: the paper's, the strong one, and the strong one with
 # one part taken away or put in.
 RECIPES = {
@@ -178,5 +178,7 @@ if __name__ == "__main__":
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if sys.argv[1:2] == ["measure"]:
         measure(sys.argv[2:])
+    elif sys.argv[1:] == ["report"]:
+        write_report(read_rows(), RECIPES)
     else:
         sys.exit(__doc__)

@@ -1,0 +1,218 @@
+"""The study's lines as the tables and the picture of docs/study.md: ``python -m benchmarks.study report``.
+
+Wherever one of several configurations is chosen, each seed chooses its own on validation accuracy; test accuracy is
+compared. Drops are points of test accuracy against the dense model of the same seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmp.markdown import table_of
+from mmp.verdict import paired
+
+PICTURE = Path("docs/images/study.png")
+PAPERS = ("mag", "snip", "grasp")  # the criteria that the paper compares with
+SOLVED = "reconstruct=least_squares"
+
+Row = dict[str, Any]
+BySeed = dict[int, Row]
+
+
+def write_report(rows: Sequence[Row], recipes: Mapping[str, Sequence[str]]) -> None:
+    """Print the tables as Markdown and draw the picture.
+
+    Args:
+        rows: What has been measured.
+        recipes: Settings of each recipe that is compared.
+    """
+    models = sorted({row["model"] for row in rows}, reverse=True)
+    configurations = {model: by_configuration([r for r in rows if r["model"] == model]) for model in models}
+    out = sys.stdout.write
+    out("## Dense models\n\n" + dense_table(configurations) + "\n\n")
+    for model, found in configurations.items():
+        out(f"## {model}: every configuration\n\n{every_table(found)}\n\n")
+    out("## Claims\n\n" + claims_table(configurations) + "\n\n")
+    out("## Signals\n\n" + signals_table(configurations) + "\n\n")
+    out("## Recipes\n\n" + recipes_table(configurations, recipes) + "\n")
+    draw(configurations)
+
+
+def by_configuration(rows: Iterable[Row]) -> dict[tuple[str, str], BySeed]:
+    """Return a model's rows by part and settings, then by seed."""
+    found: dict[tuple[str, str], BySeed] = defaultdict(dict)
+    for row in rows:
+        found[row["part"], row["run"]][row["seed"]] = row
+    return dict(found)
+
+
+def drop(row: Row, stage: str = "finetuned") -> float:
+    """Return the points of test accuracy below the dense model."""
+    return 100 * (row["accuracy"]["dense"]["test"] - row["accuracy"][stage]["test"])
+
+
+def validation(row: Row) -> float:
+    """Return the accuracy that choices are made by."""
+    return row["accuracy"]["finetuned"]["validation"]
+
+
+def name_of(run: str) -> str:
+    """Return a configuration's settings as people read them."""
+    words = [part.partition("=")[2] for part in run.split() if part != SOLVED]
+    return "/".join(words) + (", re-solved" if SOLVED in run else "")
+
+
+def chosen(found: Mapping[tuple[str, str], BySeed], belongs: Callable[[str, str], bool]) -> BySeed:
+    """Return each seed's best configuration on validation, among those that belong."""
+    best: BySeed = {}
+    for (part, run), by_seed in found.items():
+        for seed, row in by_seed.items() if belongs(part, run) else ():
+            if seed not in best or validation(row) > validation(best[seed]):
+                best[seed] = row
+    return best
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation as text."""
+    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def dense_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> str:
+    """Return what the dense models reach, and what fine-tuning does to them unpruned."""
+    lines = []
+    for model, found in configurations.items():
+        rows = {seed: row for by_seed in found.values() for seed, row in by_seed.items()}
+        dense = [100 * row["accuracy"]["dense"]["test"] for row in rows.values()]
+        unpruned = [drop(row) for (part, _), by_seed in found.items() if part == "unpruned" for row in by_seed.values()]
+        sparsity = max(row["sparsity"] for row in rows.values())
+        cells = [model, str(len(dense)), spread(dense), spread(unpruned) if unpruned else "", f"{100 * sparsity:.0f}"]
+        lines.append(cells)
+    return table_of(["model", "seeds", "dense (%)", "drop if fine-tuned unpruned", "pruned to (%)"], lines)
+
+
+def every_table(found: Mapping[tuple[str, str], BySeed]) -> str:
+    """Return every configuration of one model but the recipes, by rising drop."""
+    lines = []
+    for (part, run), by_seed in found.items():
+        if part in ("recipes", "unpruned"):
+            continue
+        drops = [drop(row) for row in by_seed.values()]
+        before = "reconstructed" if SOLVED in run else "pruned"
+        masked = [drop(row, before) for row in by_seed.values()]
+        kind = "baseline" if "criterion=" in run else "strategy"
+        shown = name_of(run).replace("/observed", ", observed ranges")
+        lines.append((statistics.fmean(drops), [kind, shown, str(len(drops)), spread(masked), spread(drops)]))
+    headings = ["kind", "configuration", "seeds", "drop before training", "drop"]
+    return table_of(headings, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
+
+
+def claims_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> str:
+    """Return who beats whom: means of paired differences with their intervals, and ratios of mean drops."""
+
+    def criterion(names: Iterable[str] | None, solved: bool) -> Callable[[str, str], bool]:
+        wanted = None if names is None else {f"criterion={name}" for name in names}
+
+        def belongs(part: str, run: str) -> bool:
+            known = part.startswith("baselines") and (SOLVED in run) is solved
+            return known and (wanted is None or run.split(maxsplit=1)[0] in wanted)
+
+        return belongs
+
+    def parts(*names: str) -> Callable[[str, str], bool]:
+        return lambda part, _: part in names
+
+    paper = ("magnitude", "product", "gradient")
+    solved = ("magnitude, re-solved", "obs_fisher, re-solved")
+    comparisons = {
+        "(a) the ten x three signals : MAG, SNIP, GraSP": (parts(*paper), criterion(PAPERS, False)),
+        "the ten x three signals : every baseline": (parts(*paper), criterion(None, False)),
+        "(c) rules : observed ranges (magnitude)": (parts("magnitude"), parts("observed")),
+        "ours, re-solved : every baseline as published": (parts(*solved), criterion(None, False)),
+        "ours, re-solved : baselines, re-solved": (parts(*solved), criterion(None, True)),
+    }
+    lines = []
+    for model, found in configurations.items():
+        for title, (one, other) in comparisons.items():
+            ours, theirs = chosen(found, one), chosen(found, other)
+            seeds = sorted(ours.keys() & theirs.keys())
+            if not seeds:
+                continue
+            pairs = [(drop(ours[seed]), drop(theirs[seed])) for seed in seeds]
+            mine, yours = (statistics.fmean(values) for values in zip(*pairs, strict=True))
+            better, noise = paired([b - a for a, b in pairs]) if len(pairs) > 1 else (yours - mine, float("nan"))
+            picked = ", ".join(dict.fromkeys(name_of(ours[seed]["run"]) for seed in seeds))
+            against = ", ".join(dict.fromkeys(name_of(theirs[seed]["run"]) for seed in seeds))
+            ratio = f"{mine / yours:.2f}" if yours > 0 else ""
+            cells = [model, title, picked, against, f"{mine:.2f}", f"{yours:.2f}", ratio]
+            lines.append([*cells, f"{better:+.2f} ± {noise:.2f}", str(len(pairs))])
+    headings = ["model", "comparison", "chosen", "against", "drop", "its drop", "ratio", "better by (95 %)", "seeds"]
+    return table_of(headings, lines)
+
+
+def signals_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> str:
+    """Return each signal's drop: mean over strategies, and of each seed's choice on validation."""
+    lines = []
+    for model, found in configurations.items():
+        for signal in ("magnitude", "product", "gradient"):
+            of_seed = defaultdict(list)
+            for (part, _), by_seed in found.items():
+                for seed, row in by_seed.items() if part == signal else ():
+                    of_seed[seed].append(drop(row))
+            if of_seed:
+                best = chosen(found, lambda part, _, signal=signal: part == signal)  # type: ignore[misc]
+                means = [statistics.fmean(drops) for drops in of_seed.values()]
+                lines.append([model, signal, spread(means), spread([drop(r) for r in best.values()]), str(len(means))])
+    return table_of(["model", "signal", "mean of strategies", "chosen on validation", "seeds"], lines)
+
+
+def recipes_table(
+    configurations: Mapping[str, Mapping[tuple[str, str], BySeed]], recipes: Mapping[str, Sequence[str]]
+) -> str:
+    """Return what each recipe makes of the same masks, and what share of the paper recipe's drop that is."""
+    lines = []
+    for model, found in configurations.items():
+        drops = {
+            name: [
+                drop(row)
+                for _, row in sorted(found.get(("recipes", " ".join(("criterion=mag", *settings))), {}).items())
+            ]
+            for name, settings in recipes.items()
+        }
+        for name, values in drops.items():
+            if values and drops["paper"]:
+                share = statistics.fmean(values) / statistics.fmean(drops["paper"])
+                lines.append([model, name, spread(values), f"{share:.2f}", str(len(values))])
+    return table_of(["model", "recipe", "drop", "of the paper's", "seeds"], lines)
+
+
+def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None:
+    """Draw every configuration's drop: a panel per model, a line per kind, a dot per configuration and seed."""
+    from matplotlib.figure import Figure
+
+    kinds = {
+        "baselines": "#7F7F7F", "baselines, re-solved": "#000000", "gradient": "#D55E00", "product": "#009E73",
+        "magnitude": "#0072B2", "observed": "#56B4E9", "magnitude, re-solved": "#E69F00",
+        "obs_fisher, re-solved": "#CC79A7",
+    }  # fmt: skip
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(configurations), squeeze=False)[0]
+    for axis, (model, found) in zip(axes, configurations.items(), strict=True):
+        for height, (part, colour) in enumerate(kinds.items()):
+            configured = [by_seed for (of, _), by_seed in found.items() if of == part]
+            values = [drop(row) for by_seed in configured for row in by_seed.values()]
+            axis.scatter(values, [height] * len(values), s=14, color=colour, alpha=0.45, linewidths=0)
+            best = chosen(found, lambda of, _, part=part: of == part)  # type: ignore[misc]
+            if best:
+                mean = statistics.fmean(drop(row) for row in best.values())
+                axis.scatter([mean], [height], s=70, color=colour, marker="|", linewidths=2.5)
+        axis.set_yticks(range(len(kinds)), list(kinds))
+        axis.set_xscale("symlog", linthresh=2)
+        axis.set(title=model, xlabel="drop in test accuracy (points); | is each seed's choice on validation, mean")
+        axis.grid(alpha=0.25, axis="x")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=110)
