@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from torch import Tensor, nn
 
 from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
+from mmp.allocation import STRATEGY, Allocator
 from mmp.build import build_loggers, check, instantiate
 from mmp.calibration import Calibration
 from mmp.cli import command, explain
 from mmp.config import PruneConfig, register
-from mmp.criteria import Criterion, criterion
+from mmp.criteria import criterion
 from mmp.data import ImageData
 from mmp.dense import accuracy_file, dense_model, device_of
 from mmp.errors import MmpError
@@ -40,12 +41,11 @@ from mmp.files import save_tensors
 from mmp.finetune import finetune_best
 from mmp.identity import NO_CRITERION, identity
 from mmp.layers import Layer, prunable_layers, prunable_parameters
-from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, pruned_count, save_masks
-from mmp.match import matched_weights, with_axes
+from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
+from mmp.match import with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
-from mmp.plan import budget_target, choose_sparsities, layer_ranges, make_plan
-from mmp.ranges import Range
-from mmp.reconstruct import reconstruct, summary_of
+from mmp.plan import make_plan
+from mmp.reconstruct import LayerReport, reconstruct, summary_of
 from mmp.schedules import Schedule
 from mmp.signals import Scorer
 from mmp.sizes import Sizes
@@ -61,7 +61,6 @@ from mmp.store import (
     summarise,
     versions,
 )
-from mmp.strategies import Strategy
 from mmp.tables import build_strategy
 from mmp.training import accuracy
 from mmp.validate import validate
@@ -77,16 +76,14 @@ class Job:
 
     Attributes:
         config: The validated configuration.
-        signal: How weights are scored.
-        criterion: The baseline that decides the masks instead of signal and strategy, if there is one.
-        strategy: Where each layer goes in its range.
+        signal: How weights are scored, unless the run is a baseline.
+        allocator: What decides each layer's sparsity.
         schedule: When masks come.
     """
 
     config: PruneConfig
     signal: Scorer
-    criterion: Criterion | None
-    strategy: Strategy
+    allocator: Allocator
     schedule: Schedule
 
     @classmethod
@@ -103,8 +100,9 @@ class Job:
         check(config, folder)
         signal = instantiate({"_target_": config.signal._target_}, "signal")
         schedule = instantiate(config.schedule, "schedule")
-        strategy, baseline = build_strategy(config.strategy), build_criterion(config)
-        if config.ranges.source == "rules" and baseline is None:
+        strategy = build_strategy(config.strategy)
+        allocator = Allocator.of(config, strategy)
+        if config.ranges.source == "rules" and not allocator.by_criterion and config.allocation.name == STRATEGY:
             make_plan(build_skeleton(config.model), config.ranges, [strategy], config.budget)
         for name in config.ranges.criteria:
             criterion(name)
@@ -118,37 +116,13 @@ class Job:
                 f"schedule reaches its final sparsity in epoch {schedule.last_epoch}, but finetune.epochs="
                 f"{config.finetune.epochs}; raise finetune.epochs or shorten the schedule"
             )
-        return cls(config, signal, baseline, strategy, schedule)
+        return cls(config, signal, allocator, schedule)
 
     def scores(self, calibration: Calibration) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the score tensor of every layer, and where it came from."""
-        if self.criterion is None:
+        if self.allocator.baseline is None:
             return calibration.scores(self.signal)
-        return calibration.criterion_scores(self.criterion, self.config.ranges.grasp_temperature)
-
-    def allocate(
-        self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], calibration: Calibration, sizes: Sizes
-    ) -> tuple[dict[str, Range], dict[str, float]]:
-        """Return what each layer's sparsity may be, and what it becomes; a baseline knows no ranges.
-
-        Raises:
-            MmpError: if the budget is out of reach, or the sweep to match has no such strategy.
-        """
-        config = self.config
-        target = budget_target(config.budget, self.strategy.name, sizes)
-        if self.criterion is not None and config.match:
-            pruned = weights_to_match(config)
-        elif self.criterion is not None and target is not None:
-            pruned = round(target * sizes.weights)
-        else:
-            observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
-            ranges = layer_ranges(layers, config.ranges, observed)
-            sparsities = choose_sparsities(self.strategy, layers, ranges, config.ranges, config.budget, sizes)
-            if self.criterion is None:
-                return ranges, sparsities
-            pruned = sum(pruned_count(sparsities[layer.name], layer.size) for layer in layers)
-        anything = {layer.name: Range(0.0, 1.0) for layer in layers}
-        return anything, self.criterion.allocate(layers, scores, pruned)
+        return calibration.criterion_scores(self.allocator.baseline, self.config.ranges.grasp_temperature)
 
     def masking(
         self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], sparsities: Mapping[str, float]
@@ -157,25 +131,6 @@ class Job:
         decay = self.config.finetune.averaging
         averaging = [AverageAtTarget(decay)] if decay else []
         return [MaskPruning(layers, scores, sparsities, self.schedule), *averaging]
-
-
-def build_criterion(config: PruneConfig) -> Criterion | None:
-    """Return the baseline of a configuration, if it is one.
-
-    Raises:
-        MmpError: if it cannot be built, or the sweep to match does not hold its strategy.
-    """
-    if config.criterion["name"] == NO_CRITERION:
-        return None
-    if config.match:
-        weights_to_match(config)
-    return instantiate({key: value for key, value in config.criterion.items() if key != "name"}, "criterion")
-
-
-def weights_to_match(config: PruneConfig) -> int:
-    """Return how many weights the strategy of the sweep to match prunes."""
-    name = config.model.label or config.model.name
-    return matched_weights(Path(config.match or ""), name, config.data.name, config.strategy.name, config.seed)
 
 
 def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[str, Any]:
@@ -195,11 +150,12 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
     """
     config = job.config
     reset_peak_memory()
+    head = head_of(config)
     tags = [
         config.model.label or config.model.name,
         config.data.name,
-        config.signal.name if job.criterion is None else config.criterion["name"],
-        config.strategy.name,
+        head["signal"] or head["criterion"],
+        head["strategy"],
     ]
     loggers = build_loggers(config, run.path, run.head["run_name"], tags)
     exit_code = 1
@@ -214,7 +170,15 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             scores, source = job.scores(calibration)
         with watch("ranges"):
             sizes = Sizes.of(dense, layers)
-            ranges, sparsities = job.allocate(layers, scores, calibration, sizes)
+            solver = Solver(config, dense, calibration)
+
+            def reach(sparsities: Mapping[str, float]) -> float:
+                return validated(solver.solve(make_masks(scores, sparsities))[0], config, data)
+
+            allocation = job.allocator.allocate(
+                calibration, scores, sizes, reach, lambda: validated(dense, config, data)
+            )
+            ranges, sparsities = allocation.ranges, allocation.sparsities
         with watch("masks"):
             masks = make_masks(scores, sparsities)
             pruned = copy.deepcopy(dense)
@@ -223,10 +187,8 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         masked, reconstruction = pruned, None
         with watch("reconstruct"):
             if config.reconstruct.name != "none":
-                images = calibration.images(config.reconstruct.images)
-                targets = calibration.targets(images, config.reconstruct.cache_megabytes)
-                models["reconstructed"] = masked = copy.deepcopy(dense)
-                reports = reconstruct(masked, masks, images, config.reconstruct.ridge, dense, targets)
+                masked, reports = solver.solve(masks)
+                models["reconstructed"] = masked
                 reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
         with watch("finetune"):
             masking = partial(job.masking, layers, scores, sparsities)
@@ -241,6 +203,7 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             **measured,
             **training,
             "reconstruction": reconstruction,
+            "search": allocation.search,
             "dense_cached": dense_cached,
             "scores": source,
             "seconds": watch.summary(),
@@ -257,6 +220,29 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             logger.finish(exit_code)
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return result
+
+
+class Solver:
+    """Re-solves what masks leave of a dense model; the images and what its layers make of them are read once."""
+
+    def __init__(self, config: PruneConfig, dense: nn.Module, calibration: Calibration) -> None:
+        self._config, self._dense, self._calibration = config.reconstruct, dense, calibration
+
+    @cached_property
+    def _data(self) -> tuple[list[Tensor], dict[str, Tensor]]:
+        images = self._calibration.images(self._config.images)
+        return images, self._calibration.targets(images, self._config.cache_megabytes)
+
+    def solve(self, masks: Masks) -> tuple[nn.Module, list[LayerReport]]:
+        """Return a pruned and re-solved copy, and a report per layer."""
+        images, targets = self._data
+        model = copy.deepcopy(self._dense)
+        return model, reconstruct(model, masks, images, self._config.ridge, self._dense, targets)
+
+
+def validated(model: nn.Module, config: PruneConfig, data: ImageData) -> float:
+    """Return a model's validation accuracy."""
+    return accuracy({"": model}, data.val_dataloader(), config.data.classes, device_of(config))[0][""]
 
 
 def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
@@ -299,11 +285,12 @@ def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageDat
 
 def head_of(config: PruneConfig) -> dict[str, Any]:
     """Return the names that open ``result.json``."""
-    baseline = config.criterion["name"] != NO_CRITERION
+    baseline, allocation = config.criterion["name"] != NO_CRITERION, config.allocation.name
     return {
         "criterion": config.criterion["name"] if baseline else None,
         "signal": None if baseline else config.signal.name,
-        "strategy": config.strategy.name,
+        "allocation": allocation,
+        "strategy": config.strategy.name if allocation == STRATEGY else allocation,
         "ranges": config.ranges.name,
         "schedule": str(config.schedule.get("_target_", "")).rpartition(".")[2],
         "reconstruct": config.reconstruct.name,

@@ -195,6 +195,21 @@ class BudgetConfig:
 
 
 @dataclass
+class AllocationConfig:
+    """What decides each layer's sparsity: ``strategy``, ``searched``, or the name of a criterion.
+
+    Attributes:
+        name: Which of them.
+        trials: Of a search.
+        tolerance: Points of validation accuracy that a search without a budget may lose.
+    """
+
+    name: str = "strategy"
+    trials: int = 32
+    tolerance: float = 1.0
+
+
+@dataclass
 class ReconstructConfig:
     """Whether and how kept weights are re-solved after masking (``mmp.reconstruct``).
 
@@ -262,6 +277,7 @@ class PruneConfig(TrainConfig):
     signal: SignalConfig = field(default_factory=SignalConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     ranges: RangesConfig = field(default_factory=RangesConfig)
+    allocation: AllocationConfig = field(default_factory=AllocationConfig)
     schedule: dict[str, Any] = field(default_factory=dict)
     reconstruct: ReconstructConfig = field(default_factory=ReconstructConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)

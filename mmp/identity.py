@@ -41,6 +41,8 @@ def identity(cfg: Any) -> dict[str, Any]:
     if kept.get("criterion", {}).get("name", NO_CRITERION) != NO_CRITERION:
         kept.pop("signal")  # the criterion scores; the strategy only says how sparse, unless that is said otherwise
         kept["match"] = _matched(kept)
+    if kept.get("allocation", {}).get("name") == "searched":
+        kept.pop("strategy")  # the search takes its place
     return kept
 
 
@@ -76,5 +78,6 @@ def run_name(cfg: Any) -> str:
     parts = [cfg.model.label or cfg.model.name, cfg.data.name]
     if "strategy" in cfg:
         baseline = cfg.criterion.name != NO_CRITERION
-        parts += [cfg.criterion.name if baseline else cfg.signal.name, cfg.strategy.name]
+        decides = cfg.strategy.name if cfg.allocation.name == "strategy" else cfg.allocation.name
+        parts += [cfg.criterion.name if baseline else cfg.signal.name, decides]
     return "-".join([*parts, f"s{cfg.seed}", digest(identity(cfg))[:8]])

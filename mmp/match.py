@@ -15,7 +15,8 @@ from typing import Any
 from mmp.errors import MmpError
 
 _KEY = "match="
-_OURS = ("signal", "criterion", "match", "sweep", "force", "hydra", "paths", "logger")  # axes that are not taken over
+# Axes that are not taken over.
+_OURS = ("signal", "criterion", "allocation", "match", "sweep", "force", "hydra", "paths", "logger")
 
 
 def sweep_folder(cfg: Any) -> str:
@@ -24,7 +25,7 @@ def sweep_folder(cfg: Any) -> str:
 
 
 def strategy_runs(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the ``result.json`` of every completed run of a strategy below a folder.
+    """Yield the ``result.json`` of every completed run of a strategy below a folder; not those that were searched.
 
     Raises:
         MmpError: if there is none.
@@ -35,7 +36,9 @@ def strategy_runs(folder: Path) -> Iterator[dict[str, Any]]:
             result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(result, dict) and result.get("status") == "completed" and result.get("signal"):
+        if not isinstance(result, dict) or result.get("status") != "completed":
+            continue
+        if result.get("signal") and result.get("allocation", "strategy") == "strategy":
             found = True
             yield result
     if not found:

@@ -207,8 +207,34 @@ def choose_sparsities(
     """
     sparsities = layer_sparsities(strategy, layers, allowed, resolve_groups(layers, build_groups(ranges)))
     target = budget_target(budget, strategy.name, sizes)
+    return to_budget(f"strategy {strategy.name}", sparsities, target, layers, ranges, budget, sizes)
+
+
+def to_budget(
+    name: str,
+    sparsities: Mapping[str, float],
+    target: float | None,
+    layers: Sequence[Layer],
+    ranges: RangesConfig,
+    budget: BudgetConfig,
+    sizes: Sizes,
+) -> dict[str, float]:
+    """Return sparsities shifted to a global sparsity, to the weight; as they are if there is none to meet.
+
+    Args:
+        name: What they come from, for the message.
+        sparsities: The sparsity of every layer.
+        target: The global sparsity.
+        layers: The model's prunable layers.
+        ranges: The table, for what counts as a small layer, which no budget moves.
+        budget: What asks for the target, for the message.
+        sizes: Bytes of the model's parts.
+
+    Raises:
+        MmpError: if the target is out of reach; the message says what can be reached.
+    """
     if target is None:
-        return sparsities
+        return dict(sparsities)
     ceiling = min(BUDGET_CEILING, ranges.constraints.ceiling)
     small = frozenset(layer.name for layer in layers if layer.size < ranges.constraints.small_below)
     least, most = reachable(layers, sparsities, small, ceiling)
@@ -218,7 +244,7 @@ def choose_sparsities(
             low, high = (sizes.sparse(round(share * sizes.weights)) / MEGABYTE for share in (most, least))
             said = f"budget.megabytes={budget.megabytes:g}"
             reach = f"sizes from {inwards(low, high, 3)} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
-        raise MmpError(f"{said} is out of reach: strategy {strategy.name} can be shifted to {reach}")
+        raise MmpError(f"{said} is out of reach: {name} can be shifted to {reach}")
     return whole_weights(layers, meet_budget(layers, sparsities, target, small, ceiling), small, ceiling)
 
 

@@ -58,6 +58,8 @@ def validate(cfg: DictConfig) -> Any:
         _check("reconstruct.images", config.reconstruct.images, lambda v: v >= 1, "at least 1")
         _check("reconstruct.cache_megabytes", config.reconstruct.cache_megabytes, lambda v: v >= 0, "at least 0")
         _check_criterion(config)
+        _check("allocation.trials", config.allocation.trials, lambda v: v >= 1, "at least 1")
+        _check("allocation.tolerance", config.allocation.tolerance, lambda v: v >= 0, "at least 0 points")
         _check("strategy.position", config.strategy.position, lambda v: 0 <= v <= 1, "a position in [0, 1]")
     if isinstance(config, PlanConfig):
         if config.picture and not config.picture.endswith(".png"):

@@ -31,6 +31,7 @@ def test_the_weights_of_the_very_strategy_are_matched(tmp_path: Path) -> None:
     written(tmp_path, "c", seed=1, layers=[{"pruned": 13}])
     written(tmp_path, "d", signal=None, criterion="mag", layers=[{"pruned": 1}])
     written(tmp_path, "e", status="failed")
+    written(tmp_path, "g", allocation="searched", layers=[{"pruned": 2}])
     assert matched_weights(tmp_path, "cnn", "digits", "p50", 0) == 12
     assert matched_weights(tmp_path, "cnn", "digits", "p50", 1) == 13
     assert matched_weights(tmp_path, "cnn", "digits", "p90", 0) == 90

@@ -17,7 +17,7 @@ from mmp.identity import run_name
 from mmp.validate import validate
 
 CONF = Path(__file__).parents[1] / "conf"
-OF_PRUNE = {"criterion", "signal", "strategy", "ranges", "schedule", "reconstruct", "finetune"}
+OF_PRUNE = {"criterion", "signal", "strategy", "allocation", "ranges", "schedule", "reconstruct", "finetune"}
 STRATEGIES = {
     "conservative", "aggressive", "balanced", "p30", "p50", "p70", "p90", "proportional", "classifier_heavy",
     "feature_heavy",
