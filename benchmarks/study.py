@@ -1,8 +1,8 @@
 """The study: what the method is worth against every baseline, at equal sparsity and equal fine-tuning.
 
 ``python -m benchmarks.study measure`` trains the dense models that are missing and measures every run of `parts` that
-is missing, for each model and seed, and appends a line per run to ``benchmarks/results/study.jsonl``. With
-``models=levit seeds=0,1 parts=baselines+recipes`` it measures only those, so that several can run at once.
+is missing, for each model, sparsity and seed, and appends a line per run to ``benchmarks/results/study.jsonl``. With
+``subjects=levit-85 seeds=0,1 parts=baselines+recipes`` it measures only those, so that several can run at once.
 ``python -m benchmarks.study report`` prints the tables of docs/study.md from those lines and draws its picture.
 
 Every run goes the way of ``prune.py``: one dense model, one calibration split, one recipe, test data read at the end.
@@ -45,19 +45,38 @@ RUN = (
 )  # fmt: skip
 
 
+# What answers the claims, for the sparsities that are not measured in full.
+CLAIMS = ("baselines", "magnitude", "obs_fisher, re-solved", "baselines, re-solved", "allocations, re-solved")
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A model of the study: its settings, how it is trained, and the sparsity to which it is pruned."""
+    """A model at a sparsity.
 
+    Attributes:
+        model: Names its dense models.
+        settings: Of the model and its images.
+        sparsity: To which all are pruned.
+        table: The paper's table for its architecture, to compare with the generic one.
+        parts: What of the study is measured; all, if empty.
+    """
+
+    model: str
     settings: tuple[str, ...]
-    dense: tuple[str, ...]
     sparsity: float
+    table: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
 
+_RESNET = ("resnet8", ("model=resnet8",))
+_LEVIT = ("levit", ("model=levit", "data.image_size=32"))
 SUBJECTS = {
-    "resnet8": Subject(("model=resnet8",), ("dense.epochs=10",), 0.90),
-    "levit": Subject(("model=levit", "data.image_size=32"), ("dense.epochs=10",), 0.85),
+    "resnet8-90": Subject(*_RESNET, 0.90, ("ranges=resnet", "ranges.strict=false")),  # it has two of the four stages
+    "levit-85": Subject(*_LEVIT, 0.85, ("ranges=levit",)),
+    "levit-92": Subject(*_LEVIT, 0.92, parts=CLAIMS),
+    "resnet8-95": Subject(*_RESNET, 0.95, parts=CLAIMS),
 }
+DENSE = ("dense.epochs=10",)
 
 Row = dict[str, Any]
 
@@ -91,21 +110,49 @@ RECIPES = {
 }  # fmt: skip
 
 
-def parts() -> dict[str, list[tuple[str, ...]]]:
+# What is changed about the ranges, for three of the strategies.
+ABLATIONS = {
+    "layers under 10,000 weights kept": ("ranges.constraints.small_below=10000",),
+    "no ceiling of 98 %": ("ranges.constraints.ceiling=1.0",),
+    "classifier spared": ("ranges.rules.12.range=[0.0,0.0]",),
+    "classifier pruned hard": ("ranges.rules.12.range=[0.9,0.95]",),
+    "all layers from 0 to 95 %": tuple(f"ranges.rules.{i}.range=[0.0,0.95]" for i in range(13)),
+}
+ABLATED = ("balanced", "p90", "proportional")
+
+
+def ablations(subject: Subject) -> dict[str, tuple[str, ...]]:
+    """Return what is changed about the ranges, by name."""
+    return ABLATIONS | ({"the paper's table": subject.table} if subject.table else {})
+
+
+def parts(subject: Subject) -> dict[str, list[tuple[str, ...]]]:
     """Return the runs of each part of the study, as settings; in the order of what answers most."""
     every = strategies()
-    return {
+    obs_fisher = ("signal=obs_fisher", SOLVED)
+    found = {
         "baselines": [(f"criterion={name}",) for name in criteria()],
         "magnitude": [("signal=magnitude", f"strategy={name}") for name in every],
         "obs_fisher, re-solved": [("signal=obs_fisher", f"strategy={name}", SOLVED) for name in every],
         "baselines, re-solved": [(f"criterion={name}", SOLVED) for name in ("mag", "lamp", "fisher", "erk")],
+        "allocations, re-solved": [
+            ("allocation=searched", *obs_fisher),
+            ("allocation=lamp", *obs_fisher),
+            ("allocation.name=fisher", *obs_fisher),
+        ],
         "unpruned": [("criterion=mag", "budget=0")],
         "recipes": [("criterion=mag", *changed) for changed in RECIPES.values()],
         "product": [("signal=product", f"strategy={name}") for name in every],
         "gradient": [("signal=gradient", f"strategy={name}") for name in every],
         "magnitude, re-solved": [("signal=magnitude", f"strategy={name}", SOLVED) for name in every],
         "observed": [("signal=magnitude", f"strategy={name}", "ranges.source=observed") for name in every],
+        "ablations": [
+            ("signal=magnitude", f"strategy={name}", *changed)
+            for changed in ablations(subject).values()
+            for name in ABLATED
+        ],
     }
+    return {part: runs for part, runs in found.items() if part in (subject.parts or found)}
 
 
 def read_rows() -> list[Row]:
@@ -126,35 +173,36 @@ def measure(arguments: list[str]) -> None:
     """Measure what is missing.
 
     Raises:
-        MmpError: on an argument that is none of models, seeds, parts and paths.cache.
+        MmpError: on an argument that is none of subjects, seeds, parts and paths.cache.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    models = given.pop("models", ",".join(SUBJECTS)).split(",")
+    subjects = given.pop("subjects", ",".join(SUBJECTS)).split(",")
     seeds = [int(seed) for seed in given.pop("seeds", ",".join(map(str, SEEDS))).split(",")]
-    chosen = given.pop("parts", "").split("+") if "parts" in given else list(parts())
+    every = list(parts(Subject("", (), 0)))
+    chosen = given.pop("parts", "+".join(every)).split("+")
     cache = given.pop("paths.cache", "results/cache")
-    if given or set(models) - SUBJECTS.keys() or set(chosen) - parts().keys():
-        raise MmpError(f"{arguments}: choose models={','.join(SUBJECTS)} seeds=0,1,2 parts={'+'.join(parts())}")
+    if given or set(subjects) - SUBJECTS.keys() or set(chosen) - set(every):
+        raise MmpError(f"{arguments}: choose subjects={','.join(SUBJECTS)} seeds=0,1,2 parts={'+'.join(every)}")
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     for part in chosen:
         for seed in seeds:
-            for model in models:
-                for row in rows_of(model, seed, part, cache):
+            for name in subjects:
+                for row in rows_of(name, seed, part, cache):
                     with ROWS.open("a") as file:
-                        file.write(json.dumps({"model": model, "seed": seed, "part": part, **row}) + "\n")
+                        file.write(json.dumps({"subject": name, "seed": seed, "part": part, **row}) + "\n")
 
 
-def rows_of(model: str, seed: int, part: str, cache: str) -> Iterator[Row]:
+def rows_of(name: str, seed: int, part: str, cache: str) -> Iterator[Row]:
     """Yield a line per missing run of a part."""
-    done = {row["run"] for row in read_rows() if row["model"] == model and row["seed"] == seed and row["part"] == part}
-    missing = [run for run in parts()[part] if " ".join(run) not in done]
+    subject = SUBJECTS[name]
+    done = {row["run"] for row in read_rows() if (row["subject"], row["seed"], row["part"]) == (name, seed, part)}
+    missing = [run for run in parts(subject).get(part, []) if " ".join(run) not in done]
     if not missing:
         return
-    subject = SUBJECTS[model]
     common = (*subject.settings, f"seed={seed}", f"paths.cache={cache}")
-    checkpoint = Path(cache) / "study" / f"{model}-{seed}.safetensors"
+    checkpoint = Path(cache) / "study" / f"{subject.model}-{seed}.safetensors"
     if not checkpoint.is_file():
-        dense = configured(["data=fashion_mnist", *subject.dense, *common])
+        dense = configured(["data=fashion_mnist", *DENSE, *common])
         trained, _ = dense_model(dense, ImageData(dense.data, seed))
         save_tensors(checkpoint, trained.state_dict())
     fixed = (*RUN, *common, f"model.checkpoint={checkpoint}", f"budget={subject.sparsity}")
@@ -170,7 +218,7 @@ def rows_of(model: str, seed: int, part: str, cache: str) -> Iterator[Row]:
             "accuracy": result["accuracy"],
             "masks": result["masks_hash"][:16],
             "epochs": result["epochs"],
-            "seconds": {name: round(value, 2) for name, value in result["seconds"].items()},
+            "seconds": {phase: round(value, 2) for phase, value in result["seconds"].items()},
         }
 
 
@@ -179,6 +227,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         measure(sys.argv[2:])
     elif sys.argv[1:] == ["report"]:
-        write_report(read_rows(), RECIPES)
+        write_report(read_rows(), RECIPES, {name: ablations(subject) for name, subject in SUBJECTS.items()})
     else:
         sys.exit(__doc__)

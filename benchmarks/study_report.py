@@ -24,22 +24,26 @@ Row = dict[str, Any]
 BySeed = dict[int, Row]
 
 
-def write_report(rows: Sequence[Row], recipes: Mapping[str, Sequence[str]]) -> None:
+def write_report(
+    rows: Sequence[Row], recipes: Mapping[str, Sequence[str]], ablations: Mapping[str, Mapping[str, Sequence[str]]]
+) -> None:
     """Print the tables as Markdown and draw the picture.
 
     Args:
         rows: What has been measured.
         recipes: Settings of each recipe that is compared.
+        ablations: By subject, what is changed about the ranges.
     """
-    models = sorted({row["model"] for row in rows}, reverse=True)
-    configurations = {model: by_configuration([r for r in rows if r["model"] == model]) for model in models}
+    present = [name for name in ablations if any(row["subject"] == name for row in rows)]
+    configurations = {name: by_configuration([r for r in rows if r["subject"] == name]) for name in present}
     out = sys.stdout.write
     out("## Dense models\n\n" + dense_table(configurations) + "\n\n")
-    for model, found in configurations.items():
-        out(f"## {model}: every configuration\n\n{every_table(found)}\n\n")
     out("## Claims\n\n" + claims_table(configurations) + "\n\n")
     out("## Signals\n\n" + signals_table(configurations) + "\n\n")
-    out("## Recipes\n\n" + recipes_table(configurations, recipes) + "\n")
+    out("## Recipes\n\n" + recipes_table(configurations, recipes) + "\n\n")
+    out("## Ablations\n\n" + ablations_table(configurations, ablations) + "\n\n")
+    for name, found in configurations.items():
+        out(f"## {name}: every configuration\n\n{every_table(found)}\n\n")
     draw(configurations)
 
 
@@ -82,6 +86,12 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
+def difference(values: Sequence[float]) -> str:
+    """Return the mean of paired differences with half of its 95 % interval, if there is more than one."""
+    better, noise = paired(values) if len(values) > 1 else (values[0], float("nan"))
+    return f"{better:+.2f} ± {noise:.2f}"
+
+
 def dense_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> str:
     """Return what the dense models reach, and what fine-tuning does to them unpruned."""
     lines = []
@@ -99,7 +109,7 @@ def every_table(found: Mapping[tuple[str, str], BySeed]) -> str:
     """Return every configuration of one model but the recipes, by rising drop."""
     lines = []
     for (part, run), by_seed in found.items():
-        if part in ("recipes", "unpruned"):
+        if part in ("recipes", "unpruned", "ablations"):
             continue
         drops = [drop(row) for row in by_seed.values()]
         before = "reconstructed" if SOLVED in run else "pruned"
@@ -127,7 +137,7 @@ def claims_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]])
         return lambda part, _: part in names
 
     paper = ("magnitude", "product", "gradient")
-    solved = ("magnitude, re-solved", "obs_fisher, re-solved")
+    solved = ("magnitude, re-solved", "obs_fisher, re-solved", "allocations, re-solved")
     comparisons = {
         "(a) the ten x three signals : MAG, SNIP, GraSP": (parts(*paper), criterion(PAPERS, False)),
         "the ten x three signals : every baseline": (parts(*paper), criterion(None, False)),
@@ -144,12 +154,11 @@ def claims_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]])
                 continue
             pairs = [(drop(ours[seed]), drop(theirs[seed])) for seed in seeds]
             mine, yours = (statistics.fmean(values) for values in zip(*pairs, strict=True))
-            better, noise = paired([b - a for a, b in pairs]) if len(pairs) > 1 else (yours - mine, float("nan"))
             picked = ", ".join(dict.fromkeys(name_of(ours[seed]["run"]) for seed in seeds))
             against = ", ".join(dict.fromkeys(name_of(theirs[seed]["run"]) for seed in seeds))
             ratio = f"{mine / yours:.2f}" if yours > 0 else ""
             cells = [model, title, picked, against, f"{mine:.2f}", f"{yours:.2f}", ratio]
-            lines.append([*cells, f"{better:+.2f} ± {noise:.2f}", str(len(pairs))])
+            lines.append([*cells, difference([b - a for a, b in pairs]), str(len(pairs))])
     headings = ["model", "comparison", "chosen", "against", "drop", "its drop", "ratio", "better by (95 %)", "seeds"]
     return table_of(headings, lines)
 
@@ -190,6 +199,31 @@ def recipes_table(
     return table_of(["model", "recipe", "drop", "of the paper's", "seeds"], lines)
 
 
+def ablations_table(
+    configurations: Mapping[str, Mapping[tuple[str, str], BySeed]],
+    ablations: Mapping[str, Mapping[str, Sequence[str]]],
+) -> str:
+    """Return what each change of the ranges does to the same strategies: means, and paired differences."""
+    lines = []
+    for name, found in configurations.items():
+        for change, settings in ablations[name].items():
+            before, after = defaultdict(list), defaultdict(list)
+            for (part, run), by_seed in found.items():
+                if part != "ablations" or run.split()[2:] != list(settings):
+                    continue
+                unchanged = found.get(("magnitude", " ".join(run.split()[:2])), {})
+                for seed in by_seed.keys() & unchanged.keys():
+                    before[seed].append(drop(unchanged[seed]))
+                    after[seed].append(drop(by_seed[seed]))
+            if not after:
+                continue
+            was, becomes = ([statistics.fmean(drops) for drops in side.values()] for side in (before, after))
+            cells = [name, change, spread(was), spread(becomes)]
+            differences = [b - a for a, b in zip(becomes, was, strict=True)]
+            lines.append([*cells, difference(differences), str(len(differences))])
+    return table_of(["model", "change", "drop before", "drop after", "better by (95 %)", "seeds"], lines)
+
+
 def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None:
     """Draw every configuration's drop: a panel per model, a line per kind, a dot per configuration and seed."""
     from matplotlib.figure import Figure
@@ -197,12 +231,17 @@ def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None
     kinds = {
         "baselines": "#7F7F7F", "baselines, re-solved": "#000000", "gradient": "#D55E00", "product": "#009E73",
         "magnitude": "#0072B2", "observed": "#56B4E9", "magnitude, re-solved": "#E69F00",
-        "obs_fisher, re-solved": "#CC79A7",
+        "obs_fisher, re-solved": "#CC79A7", "allocations, re-solved": "#8C564B",
     }  # fmt: skip
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(configurations), squeeze=False)[0]
-    for axis, (model, found) in zip(axes, configurations.items(), strict=True):
-        for height, (part, colour) in enumerate(kinds.items()):
+    tall = (len(configurations) + 1) // 2
+    figure = Figure(figsize=(11, 3.6 * tall), layout="constrained")
+    axes = figure.subplots(tall, min(2, len(configurations)), squeeze=False).flatten()
+    for axis in axes[len(configurations) :]:
+        axis.remove()
+    for axis, (model, found) in zip(axes, configurations.items(), strict=False):
+        measured = {part for part, _ in found}
+        shown = {part: colour for part, colour in kinds.items() if part in measured}
+        for height, (part, colour) in enumerate(shown.items()):
             configured = [by_seed for (of, _), by_seed in found.items() if of == part]
             values = [drop(row) for by_seed in configured for row in by_seed.values()]
             axis.scatter(values, [height] * len(values), s=14, color=colour, alpha=0.45, linewidths=0)
@@ -210,7 +249,7 @@ def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None
             if best:
                 mean = statistics.fmean(drop(row) for row in best.values())
                 axis.scatter([mean], [height], s=70, color=colour, marker="|", linewidths=2.5)
-        axis.set_yticks(range(len(kinds)), list(kinds))
+        axis.set_yticks(range(len(shown)), list(shown))
         axis.set_xscale("symlog", linthresh=2)
         axis.set(title=model, xlabel="drop in test accuracy (points); | is each seed's choice on validation, mean")
         axis.grid(alpha=0.25, axis="x")
