@@ -96,8 +96,10 @@ def criteria() -> list[str]:
 RECIPES = {
     "no training": ("finetune=none", "finetune.epochs=0"),
     "paper": ("finetune=paper",),
-    "paper, at the strong rate": ("finetune=paper", "finetune.learning_rate=1e-3"),
+    "paper, at 1e-3": ("finetune=paper", "finetune.learning_rate=1e-3"),
+    "paper, at the strong rate": ("finetune=paper", "finetune.learning_rate=2e-3"),
     "strong": ("finetune=strong",),
+    "strong, at 4e-3": ("finetune=strong", "finetune.learning_rate=4e-3"),
     "strong, no distillation": ("finetune=strong", "finetune.distillation=0"),
     "strong, no averaging": ("finetune=strong", "finetune.averaging=0"),
     "strong, no warm-up": ("finetune=strong", "finetune.warmup_epochs=0"),
