@@ -27,6 +27,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from benchmarks import RESULTS
+from benchmarks.study import DENSE, SUBJECTS
 from mmp.build import instantiate
 from mmp.calibration import Calibration
 from mmp.conf import FOLDER, choices_of
@@ -50,6 +51,7 @@ PICTURE = Path("docs/images/reconstruction.png")
 BUDGETS = (0.5, 0.8, 0.89, 0.91, 0.95, 0.97)
 SEEDS = (0, 1, 2)
 KINDS = ("masked", "reconstructed")
+STUDIED = {subject.model: (*subject.settings, *DENSE) for subject in SUBJECTS.values()}  # the dense models of the study
 
 Row = dict[str, Any]
 
@@ -81,7 +83,7 @@ def measure(arguments: list[str]) -> None:
     for key, value in given.items():
         if key not in ("model", "data", "signal") and not key.startswith("paths."):
             raise MmpError(f"{key}={value}: only model, data, signal, paths.*, seeds and budgets can be chosen here")
-    overrides = [f"{key}={value}" for key, value in given.items()]
+    overrides = [*STUDIED.get(given.get("model", ""), ()), *(f"{key}={value}" for key, value in given.items())]
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         config = configured([*overrides, f"seed={seed}"])
