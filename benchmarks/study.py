@@ -68,13 +68,13 @@ class Subject:
     parts: tuple[str, ...] = ()
 
 
-_RESNET = ("resnet8", ("model=resnet8",))
+_CNN = ("cnn", ("model=cnn",))
 _LEVIT = ("levit", ("model=levit", "data.image_size=32"))
 SUBJECTS = {
-    "resnet8-90": Subject(*_RESNET, 0.90, ("ranges=resnet", "ranges.strict=false")),  # it has two of the four stages
+    "cnn-90": Subject(*_CNN, 0.90, ("ranges=resnet", "ranges.strict=false")),  # it has two of the four stages
     "levit-85": Subject(*_LEVIT, 0.85, ("ranges=levit",)),
     "levit-92": Subject(*_LEVIT, 0.92, parts=CLAIMS),
-    "resnet8-95": Subject(*_RESNET, 0.95, parts=CLAIMS),
+    "cnn-95": Subject(*_CNN, 0.95, parts=CLAIMS),
 }
 DENSE = ("dense.epochs=10",)
 
