@@ -1,0 +1,96 @@
+"""The study's report, from lines made by hand: who chose what by which data, and what follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import study
+from benchmarks.study_report import ablations_table, by_configuration, chosen, claims_table, every_table, recipes_table
+from mmp.errors import MmpError
+
+
+def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:
+    finetuned = {"validation": validation, "test": test}
+    accuracy = {
+        "dense": {"test": dense},
+        "pruned": {"test": 0.1},
+        "reconstructed": {"test": 0.8},
+        "finetuned": finetuned,
+    }
+    return {"subject": "levit-85", "part": part, "run": run, "seed": seed, "sparsity": 0.85, "accuracy": accuracy}
+
+
+LINES = [
+    # Seed 0 prefers p50 on validation although p90 is better on test; seed 1 prefers p90.
+    line("magnitude", "signal=magnitude strategy=p50", 0, 0.88, 0.87),
+    line("magnitude", "signal=magnitude strategy=p90", 0, 0.87, 0.89),
+    line("magnitude", "signal=magnitude strategy=p50", 1, 0.86, 0.88),
+    line("magnitude", "signal=magnitude strategy=p90", 1, 0.87, 0.86),
+    line("baselines", "criterion=snip", 0, 0.85, 0.84),
+    line("baselines", "criterion=snip", 1, 0.85, 0.84),
+    line("baselines", "criterion=lamp", 0, 0.89, 0.885),
+    line("baselines", "criterion=lamp", 1, 0.84, 0.80),
+    line("recipes", "criterion=mag finetune=paper", 0, 0.8, 0.82),
+    line("recipes", "criterion=mag finetune=strong", 0, 0.8, 0.88),
+    line("ablations", "signal=magnitude strategy=p50 ranges.constraints.ceiling=1.0", 0, 0.8, 0.88),
+    line("ablations", "signal=magnitude strategy=p50 ranges.constraints.ceiling=1.0", 1, 0.8, 0.87),
+]
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
+
+
+def test_each_seed_chooses_on_validation() -> None:
+    found = by_configuration(LINES)
+    best = chosen(found, lambda part, _: part == "magnitude")
+    assert {seed: row["run"][-3:] for seed, row in best.items()} == {0: "p50", 1: "p90"}
+
+
+def test_claims_compare_test_drops_of_what_validation_chose() -> None:
+    rows = {row[1]: row for row in cells(claims_table({"levit-85": by_configuration(LINES)}))}
+    _, _, ours, theirs, mine, yours, ratio, better, seeds = rows["(a) the ten x three signals : MAG, SNIP, GraSP"]
+    assert (ours, theirs) == ("magnitude/p50, magnitude/p90", "snip")
+    # Drops 3 and 4 against 6 and 6: differences 3 and 2, whose 95 % interval is 12.706 * 0.7071 / sqrt(2) wide.
+    assert (mine, yours, ratio, better, seeds) == ("3.50", "6.00", "0.58", "+2.50 ± 6.35", "2")
+    every = rows["the ten x three signals : every baseline"]
+    assert every[3] == "lamp, snip"  # seed 1's LAMP is worse on validation
+    assert every[5] == "3.75"
+
+
+def test_recipes_and_ablations_are_told_against_what_they_change() -> None:
+    found = {"levit-85": by_configuration(LINES)}
+    recipes = {"paper": ("finetune=paper",), "strong": ("finetune=strong",)}
+    assert cells(recipes_table(found, recipes)) == [
+        ["levit-85", "paper", "8.00", "1.00", "1"],
+        ["levit-85", "strong", "2.00", "0.25", "1"],
+    ]
+    (row,) = cells(ablations_table(found, {"levit-85": {"no ceiling": ("ranges.constraints.ceiling=1.0",)}}))
+    assert row == ["levit-85", "no ceiling", "2.50 ± 0.71", "2.50 ± 0.71", "+0.00 ± 12.71", "2"]
+
+
+def test_every_configuration_is_shown_by_rising_drop_but_recipes_and_ablations() -> None:
+    shown = [row[1] for row in cells(every_table(by_configuration(LINES)))]
+    assert shown == ["magnitude/p50", "magnitude/p90", "lamp", "snip"]
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "ROWS", tmp_path / "study.jsonl")
+    runs = study.parts(study.SUBJECTS["levit-92"])["baselines"]
+    rows = [line("baselines", " ".join(run), 0, 0.8, 0.8) | {"subject": "levit-92"} for run in runs]
+    study.ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    study.measure(["subjects=levit-92", "seeds=0", "parts=baselines", f"paths.cache={tmp_path}"])
+    assert len(study.read_rows()) == len(rows)
+    with pytest.raises(MmpError, match="choose subjects=cnn-90"):
+        study.measure(["subjects=resnet"])
+
+
+@pytest.mark.parametrize("name", study.SUBJECTS)
+def test_a_run_of_every_part_is_a_valid_configuration(name: str) -> None:
+    subject = study.SUBJECTS[name]
+    for runs in study.parts(subject).values():
+        config = study.configured([*study.RUN, *subject.settings, f"budget={subject.sparsity}", *runs[-1]])
+        assert config.budget.of(config.strategy.name) is not None
