@@ -13,7 +13,6 @@ from mmp.errors import MmpError
 
 
 def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:
-    finetuned = {"validation": validation, "test": test}
     accuracy = {"dense": {"test": 0.9}, "pruned": {"test": 0.1}, "reconstructed": {"test": 0.8}}
     accuracy["finetuned"] = {"validation": validation, "test": test}
     return {"subject": "levit-85", "part": part, "run": run, "seed": seed, "sparsity": 0.85, "accuracy": accuracy}
