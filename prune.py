@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
-from mmp.allocation import STRATEGY, Allocator
+from mmp.allocation import Allocator
 from mmp.build import build_loggers, check, instantiate
 from mmp.calibration import Calibration
 from mmp.cli import command, explain
@@ -39,12 +39,11 @@ from mmp.dense import accuracy_file, dense_model, device_of
 from mmp.errors import MmpError
 from mmp.files import save_tensors
 from mmp.finetune import finetune_best
-from mmp.identity import NO_CRITERION, identity
+from mmp.identity import NO_CRITERION, SEARCHED, configuration_of, identity, label, protocol_of
 from mmp.layers import Layer, prunable_layers, prunable_parameters
 from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
 from mmp.match import with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
-from mmp.plan import make_plan
 from mmp.reconstruct import LayerReport, reconstruct, summary_of
 from mmp.schedules import Schedule
 from mmp.signals import Scorer
@@ -102,8 +101,7 @@ class Job:
         schedule = instantiate(config.schedule, "schedule")
         strategy = build_strategy(config.strategy)
         allocator = Allocator.of(config, strategy)
-        if config.ranges.source == "rules" and not allocator.by_criterion and config.allocation.name == STRATEGY:
-            make_plan(build_skeleton(config.model), config.ranges, [strategy], config.budget)
+        allocator.check(build_skeleton(config.model))
         for name in config.ranges.criteria:
             criterion(name)
         if config.reconstruct.name != "none" and schedule.last_epoch > 0:
@@ -285,18 +283,21 @@ def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageDat
 
 def head_of(config: PruneConfig) -> dict[str, Any]:
     """Return the names that open ``result.json``."""
-    baseline, allocation = config.criterion["name"] != NO_CRITERION, config.allocation.name
+    baseline, settings = config.criterion["name"] != NO_CRITERION, identity(config)
+    asked = SEARCHED if config.allocation.name == SEARCHED else config.strategy.name
     return {
         "criterion": config.criterion["name"] if baseline else None,
         "signal": None if baseline else config.signal.name,
-        "allocation": allocation,
-        "strategy": config.strategy.name if allocation == STRATEGY else allocation,
+        "allocation": config.allocation.name,
+        "strategy": label(config),
         "ranges": config.ranges.name,
         "schedule": str(config.schedule.get("_target_", "")).rpartition(".")[2],
         "reconstruct": config.reconstruct.name,
         "finetune": config.finetune.name,
-        "budget": config.budget.of(config.strategy.name),
+        "budget": None if config.match else config.budget.of(asked),
         "budget_megabytes": config.budget.megabytes,
+        "protocol": protocol_of(settings),
+        "configuration": configuration_of(settings),
     }
 
 

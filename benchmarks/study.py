@@ -15,7 +15,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mmp.data import ImageData
 from mmp.dense import dense_model
 from mmp.errors import MmpError
 from mmp.files import save_tensors
+from mmp.identity import digest, identity
 from mmp.models import fill_input
 from mmp.store import RunFolder, Stopwatch
 from mmp.validate import validate
@@ -82,7 +83,7 @@ Row = dict[str, Any]
 
 
 def strategies() -> list[str]:
-    """Return the strategies of the paper but p50, whose masks are those of balanced."""
+    """Return the strategies of the paper but p50, whose masks, and so whose numbers, are those of balanced."""
     return [name for name in choices_of("strategy") if name != "p50"]
 
 
@@ -91,13 +92,18 @@ def criteria() -> list[str]:
     return [name for name in choices_of("criterion") if name != "none"]
 
 
-# The recipes that are compared on the same masks, all of 75 steps: the paper's, the strong one, and the strong one with
-# one part taken away or put in.
+# The recipes that are compared on the same masks, all of 75 steps: the paper's, alone and with one part of the strong
+# one; the strong one, with one part taken away or put in.
 RECIPES = {
     "no training": ("finetune=none", "finetune.epochs=0"),
     "paper": ("finetune=paper",),
     "paper, at 1e-3": ("finetune=paper", "finetune.learning_rate=1e-3"),
     "paper, at the strong rate": ("finetune=paper", "finetune.learning_rate=2e-3"),
+    "paper + distillation": ("finetune=paper", "finetune.distillation=0.5"),
+    "paper + averaging": ("finetune=paper", "finetune.averaging=0.99"),
+    "paper + warm-up and cosine": (
+        "finetune=paper", "finetune.scheduler=cosine", "finetune.by_step=true", "finetune.warmup_epochs=0.25",
+    ),
     "strong": ("finetune=strong",),
     "strong, at 4e-3": ("finetune=strong", "finetune.learning_rate=4e-3"),
     "strong, no distillation": ("finetune=strong", "finetune.distillation=0"),
@@ -115,7 +121,6 @@ RECIPES = {
 # What is changed about the ranges, for three of the strategies.
 ABLATIONS = {
     "layers under 10,000 weights kept": ("ranges.constraints.small_below=10000",),
-    "no ceiling of 98 %": ("ranges.constraints.ceiling=1.0",),
     "classifier spared": ("ranges.rules.12.range=[0.0,0.0]",),
     "classifier pruned hard": ("ranges.rules.12.range=[0.9,0.95]",),
     "all layers from 0 to 95 %": tuple(f"ranges.rules.{i}.range=[0.0,0.95]" for i in range(13)),
@@ -134,9 +139,11 @@ def parts(subject: Subject) -> dict[str, list[tuple[str, ...]]]:
     obs_fisher = ("signal=obs_fisher", SOLVED)
     found = {
         "baselines": [(f"criterion={name}",) for name in criteria()],
-        "magnitude": [("signal=magnitude", f"strategy={name}") for name in every],
+        "magnitude": [("signal=magnitude", f"strategy={name}") for name in choices_of("strategy")],
         "obs_fisher, re-solved": [("signal=obs_fisher", f"strategy={name}", SOLVED) for name in every],
-        "baselines, re-solved": [(f"criterion={name}", SOLVED) for name in ("mag", "lamp", "fisher", "erk")],
+        "baselines, re-solved": [
+            (f"criterion={name}", SOLVED) for name in ("mag", "lamp", "fisher", "erk", "snip", "taylor")
+        ],
         "allocations, re-solved": [
             ("allocation=searched", *obs_fisher),
             ("allocation=lamp", *obs_fisher),
@@ -147,6 +154,10 @@ def parts(subject: Subject) -> dict[str, list[tuple[str, ...]]]:
         "product": [("signal=product", f"strategy={name}") for name in every],
         "gradient": [("signal=gradient", f"strategy={name}") for name in every],
         "magnitude, re-solved": [("signal=magnitude", f"strategy={name}", SOLVED) for name in every],
+        "strong": [
+            *((f"criterion={name}", "finetune=strong") for name in ("mag", "lamp", "fisher", "erk", "snip", "taylor")),
+            *(("signal=magnitude", f"strategy={name}", "finetune=strong") for name in every),
+        ],
         "observed": [("signal=magnitude", f"strategy={name}", "ranges.source=observed") for name in every],
         "ablations": [
             ("signal=magnitude", f"strategy={name}", *changed)
@@ -191,30 +202,38 @@ def measure(arguments: list[str]) -> None:
             for name in subjects:
                 for row in rows_of(name, seed, part, cache):
                     with ROWS.open("a") as file:
-                        file.write(json.dumps({"subject": name, "seed": seed, "part": part, **row}) + "\n")
+                        file.write(json.dumps(row) + "\n")
 
 
 def rows_of(name: str, seed: int, part: str, cache: str) -> Iterator[Row]:
-    """Yield a line per missing run of a part."""
+    """Yield a line per missing run of a part; a line counts while what its run shares with all others is unchanged."""
     subject = SUBJECTS[name]
-    done = {row["run"] for row in read_rows() if (row["subject"], row["seed"], row["part"]) == (name, seed, part)}
-    missing = [run for run in parts(subject).get(part, []) if " ".join(run) not in done]
-    if not missing:
+    runs = parts(subject).get(part, [])
+    if not runs:
         return
     common = (*subject.settings, f"seed={seed}", f"paths.cache={cache}")
-    checkpoint = Path(cache) / "study" / f"{subject.model}-{seed}.safetensors"
+    dense = configured(["data=fashion_mnist", *DENSE, *common])
+    key = digest([asdict(dense.model), asdict(dense.data), asdict(dense.dense), asdict(dense.trainer), seed])[:8]
+    shared = configured([*RUN, *common, f"budget={subject.sparsity}"])
+    protocol = digest([key, identity(shared)])[:8]
+    known = {"subject": name, "seed": seed, "part": part, "protocol": protocol}
+    done = {row["run"] for row in read_rows() if known.items() <= row.items()}
+    missing = [run for run in runs if " ".join(run) not in done]
+    if not missing:
+        return
+    checkpoint = Path(cache) / "study" / f"{subject.model}-{seed}-{key}.safetensors"
+    data = ImageData(dense.data, seed)
     if not checkpoint.is_file():
-        dense = configured(["data=fashion_mnist", *DENSE, *common])
-        trained, _ = dense_model(dense, ImageData(dense.data, seed))
+        trained, _ = dense_model(dense, data)
         save_tensors(checkpoint, trained.state_dict())
-    fixed = (*RUN, *common, f"model.checkpoint={checkpoint}", f"budget={subject.sparsity}")
-    data = ImageData(configured(fixed).data, seed)
+    fixed = (*RUN, *common, f"budget={subject.sparsity}", f"model.checkpoint={checkpoint}")
     for run in missing:
         with tempfile.TemporaryDirectory() as scratch:
             config, watch = configured([*fixed, *run]), Stopwatch()
             folder = RunFolder(Path(scratch), {"run_name": "study"})
             result = prune(Job.of(config, folder.path), data, folder, watch)
         yield {
+            **known,
             "run": " ".join(run),
             "sparsity": result["sparsity"],
             "accuracy": result["accuracy"],

@@ -185,18 +185,19 @@ def recipes_table(
     """Return what each recipe makes of the same masks, and what share of the paper recipe's drop that is."""
     lines = []
     for model, found in configurations.items():
-        drops = {
-            name: [
-                drop(row)
-                for _, row in sorted(found.get(("recipes", " ".join(("criterion=mag", *settings))), {}).items())
-            ]
+        of_recipe = {
+            name: found.get(("recipes", " ".join(("criterion=mag", *settings))), {})
             for name, settings in recipes.items()
         }
-        for name, values in drops.items():
-            if values and drops["paper"]:
-                share = statistics.fmean(values) / statistics.fmean(drops["paper"])
-                lines.append([model, name, spread(values), f"{share:.2f}", str(len(values))])
-    return table_of(["model", "recipe", "drop", "of the paper's", "seeds"], lines)
+        for name, by_seed in of_recipe.items():
+            seeds = sorted(by_seed.keys() & of_recipe["paper"].keys())
+            if not seeds:
+                continue
+            mine, papers = ([drop(rows[seed]) for seed in seeds] for rows in (by_seed, of_recipe["paper"]))
+            share = statistics.fmean(mine) / statistics.fmean(papers)
+            better = difference([b - a for a, b in zip(mine, papers, strict=True)])
+            lines.append([model, name, spread(mine), f"{share:.2f}", better, str(len(seeds))])
+    return table_of(["model", "recipe", "drop", "of the paper's", "better by (95 %)", "seeds"], lines)
 
 
 def ablations_table(

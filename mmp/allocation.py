@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import mmp.reconstruct
+import mmp.search
 from mmp.build import instantiate
-from mmp.calibration import Calibration
-from mmp.config import PruneConfig
+from mmp.calibration import Calibration, source_code
+from mmp.config import BudgetConfig, PruneConfig
 from mmp.criteria import CRITERIA, Criterion, criterion
 from mmp.errors import MmpError, nearest
-from mmp.identity import NO_CRITERION, digest, identity
+from mmp.identity import NO_CRITERION, SEARCHED, STRATEGY, digest, identity
+from mmp.layers import prunable_layers
 from mmp.masks import pruned_count
 from mmp.match import matched_weights
-from mmp.plan import budget_target, choose_sparsities, layer_ranges, to_budget
+from mmp.plan import budget_target, choose_sparsities, layer_ranges, make_plan, to_budget
 from mmp.ranges import Range
 from mmp.search import Trial, best_of, search, search_groups
-from mmp.sizes import Sizes
+from mmp.sizes import MEGABYTE, Sizes
 from mmp.store import cached_tensors
-from mmp.strategies import Strategy, global_sparsity
+from mmp.strategies import Strategy, global_sparsity, inwards
 
-STRATEGY, SEARCHED = "strategy", "searched"
+log = logging.getLogger(__name__)
+
 ANYTHING = Range(0.0, 1.0)  # what a layer may become where a criterion decides
 
 
@@ -65,8 +71,7 @@ class Allocator:
         """Build what a configuration names.
 
         Raises:
-            MmpError: if there is no such criterion or allocation, the two contradict each other, or the sweep to match
-                does not hold the strategy.
+            MmpError: if there is no such criterion or allocation, or the two contradict each other.
         """
         name = config.allocation.name
         baseline = None
@@ -84,21 +89,47 @@ class Allocator:
                 "allocation=searched tells models apart by what they reach re-solved and untrained; set "
                 "reconstruct=least_squares"
             )
-        found = cls(config, strategy, baseline, criterion(name) if name in CRITERIA else None)
-        if config.match:
-            found.weights_to_match()
-        return found
+        return cls(config, strategy, baseline, criterion(name) if name in CRITERIA else None)
 
-    @property
-    def by_criterion(self) -> bool:
-        """Whether a criterion decides, so that neither ranges nor budgets of strategies bind."""
-        return self.baseline is not None or self.ranking is not None
+    def check(self, model: nn.Module) -> None:
+        """Raise before anything is trained if ranges, budget or the sweep to match cannot be had for a model.
 
-    def weights_to_match(self) -> int:
-        """Return how many weights the strategy of the sweep to match prunes."""
+        Args:
+            model: The network; its weights may be on the ``meta`` device.
+
+        Raises:
+            MmpError: as `allocate` would.
+        """
         config = self.config
-        name = config.model.label or config.model.name
-        return matched_weights(Path(config.match or ""), name, config.data.name, self.strategy.name, config.seed)
+        pruned = self._pruned(Sizes.of(model, prunable_layers(model)))
+        if pruned is None and config.ranges.source == "rules":
+            budget = BudgetConfig() if config.allocation.name == SEARCHED else config.budget
+            make_plan(model, config.ranges, [self.strategy], budget)
+
+    def _pruned(self, sizes: Sizes) -> int | None:
+        """Return how many weights a criterion is told to prune; None where ranges and a strategy say that.
+
+        Raises:
+            MmpError: if the sweep to match does not hold the strategy, or a budget in megabytes is out of reach.
+        """
+        config = self.config
+        if self.baseline is None and self.ranking is None:
+            return None
+        if config.match:
+            name = config.model.label or config.model.name
+            named = (name, config.data.name, config.ranges.name, self.strategy.name)
+            return matched_weights(Path(config.match), *named, config.seed)
+        target = budget_target(config.budget, self.strategy.name, sizes)
+        if target is None:
+            return None
+        pruned = round(target * sizes.weights)
+        if not 0 <= pruned <= sizes.weights:
+            low, high = (sizes.sparse(count) / MEGABYTE for count in (sizes.weights, 0))
+            raise MmpError(
+                f"budget.megabytes={config.budget.megabytes:g} is out of reach: a criterion can prune to sizes from "
+                f"{inwards(low, high, 3)} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
+            )
+        return pruned
 
     def allocate(
         self,
@@ -121,10 +152,8 @@ class Allocator:
             MmpError: if the budget is out of reach.
         """
         config, layers = self.config, calibration.layers
-        decides = self.baseline or self.ranking
-        target = budget_target(config.budget, self.strategy.name, sizes)
-        if decides and (config.match or target is not None):
-            pruned = self.weights_to_match() if config.match else round((target or 0.0) * sizes.weights)
+        decides, pruned = self.baseline or self.ranking, self._pruned(sizes)
+        if decides and pruned is not None:
             return self._ranked(decides, calibration, scores, pruned)
         observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
         ranges = layer_ranges(layers, config.ranges, observed)
@@ -169,6 +198,13 @@ class Allocator:
             trials = search([*groups], evaluate, config.allocation.trials, config.seed, sparsity_varies=target is None)
             least = dense() - config.allocation.tolerance / 100 if target is None else None
             best = best_of(trials, least)
+            if least is not None and best.accuracy < least:
+                log.warning(
+                    "allocation=searched: no trial is within allocation.tolerance=%g points of the dense model; the "
+                    "most accurate, %.2f points below it, is taken (raise allocation.trials, or lower the ranges)",
+                    config.allocation.tolerance,
+                    100 * (dense() - best.accuracy),
+                )
             numbers = {"accuracy": best.accuracy, "sparsity": best.sparsity, "trials": float(len(trials))}
             numbers |= {f"position/{name}": value for name, value in best.positions.items()}
             return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
@@ -177,7 +213,8 @@ class Allocator:
         decisive = [
             settings[key] for key in ("allocation", "signal", "ranges", "budget", "reconstruct", "data", "seed")
         ]
-        key = digest([calibration.key, decisive])
+        code = [inspect.getsource(module) for module in (mmp.search, mmp.reconstruct)]
+        key = digest([calibration.key, decisive, source_code(), code])
         found, cached = cached_tensors(Path(config.paths.cache) / "search" / f"{key[:16]}.safetensors", compute)
         positions = {name: float(found[f"position/{name}"]) for name in groups}
         best = Trial(positions, float(found["accuracy"]), float(found["sparsity"]))

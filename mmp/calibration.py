@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import mmp.signals
 import mmp.solve
 import mmp.statistics
 import mmp.unfold
 import mmp.walk
 from mmp.config import RangesConfig, TrainConfig
-from mmp.criteria import Criterion, criterion, global_sparsities
+from mmp.criteria import Criterion, criterion
 from mmp.data import ImageData
 from mmp.files import tensors_digest
 from mmp.identity import digest
 from mmp.layers import Layer, prunable_parameters
+from mmp.masks import pruned_count
 from mmp.reconstruct import dense_targets
 from mmp.signals import PAPER_SIGNALS, Scorer, normalise, score
 from mmp.sizes import MEGABYTE
@@ -83,7 +85,7 @@ class Calibration:
         One calibration pass serves the three signals of the paper and this one; a sweep shares its file.
         """
         signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
-        key = digest([self.key, {name: _source_of(type(known)) for name, known in signals.items()}, _source()])
+        key = digest([self.key, {name: _source_of(type(known)) for name, known in signals.items()}, source_code()])
         path = self.cache / "scores" / f"{key[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
@@ -108,7 +110,7 @@ class Calibration:
             temperature: Of GraSP's outputs (``mmp.statistics.collect``).
         """
         settings = {key: value for key, value in vars(criterion).items() if key != "min_density"}
-        key = digest([self.key, criterion.name, settings, temperature, _source_of(type(criterion)), _source()])
+        key = digest([self.key, criterion.name, settings, temperature, _source_of(type(criterion)), source_code()])
         path = self.cache / "criteria" / f"{key[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
@@ -127,7 +129,7 @@ class Calibration:
 
         if sum(8 * p[0].numel() ** 2 for p in parameters.values()) > _MOST_SHARED:
             return compute()
-        path = self.cache / "covariances" / f"{digest([self.key, _source()])[:16]}.safetensors"
+        path = self.cache / "covariances" / f"{digest([self.key, source_code()])[:16]}.safetensors"
         covariances, _ = cached_tensors(path, compute)
         return {name: covariances[name].to(p.device) for name, p in parameters.items()}
 
@@ -139,14 +141,17 @@ class Calibration:
             megabytes: If they need more (10^6 bytes), nothing is returned, and reconstruction computes them as it goes.
         """
         names, most = [layer.name for layer in self.layers], megabytes * MEGABYTE
-        path = self.cache / "targets" / f"{digest([self.key, sum(map(len, images)), most, _source()])[:16]}.safetensors"
+        key = digest([self.key, sum(map(len, images)), most, source_code()])
+        path = self.cache / "targets" / f"{key[:16]}.safetensors"
         return cached_tensors(path, lambda: dense_targets(self.model, names, images, most))[0]
 
     def observe(self, ranges: RangesConfig) -> list[dict[str, float]]:
         """Return every layer's sparsity under each criterion at each global target (METHOD, phase 1)."""
         criteria, targets, temperature = ranges.criteria, ranges.targets, ranges.grasp_temperature
         names = [layer.name for layer in self.layers]
-        path = self.cache / "observed" / f"{digest([self.key, criteria, targets, temperature])[:16]}.safetensors"
+        total = sum(layer.size for layer in self.layers)
+        decisive = [self.key, criteria, targets, temperature, _source_of(Criterion), source_code()]
+        path = self.cache / "observed" / f"{digest(decisive)[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
             scorers = [criterion(name) for name in criteria]
@@ -157,7 +162,7 @@ class Calibration:
             for scorer in scorers:
                 scores = score(scorer, parameters, statistics)
                 for target in targets:
-                    by_layer = global_sparsities(scores, target)
+                    by_layer = scorer.allocate(self.layers, scores, pruned_count(target, total))
                     observed[f"{scorer.name}@{target}"] = torch.tensor(
                         [by_layer[n] for n in names], dtype=torch.float64
                     )
@@ -173,6 +178,7 @@ def _source_of(kind: type) -> str:
     return inspect.getsource(kind if module is None else module)
 
 
-def _source() -> str:
-    """Return the code that statistics and targets come from."""
-    return "".join(inspect.getsource(module) for module in (mmp.statistics, mmp.unfold, mmp.walk, mmp.solve))
+def source_code() -> str:
+    """Return the code that statistics, the scores made from them, and targets come from."""
+    modules = (mmp.statistics, mmp.signals, mmp.unfold, mmp.walk, mmp.solve)
+    return "".join(inspect.getsource(module) for module in modules)

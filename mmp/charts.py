@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the paper's signals always look the same.
 _COLOURS = {"magnitude": "#0072B2", "gradient": "#D55E00", "product": "#009E73"}
-_OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+_OTHERS = (
+    "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F", "#6A3D9A", "#B15928", "#F0E442", "#1B4F72", "#B2DF8A",
+    "#FB9A99", "#000000",
+)  # fmt: skip
 _PANELS = (
     ("validation", "validation accuracy: where the choice is made"),
     ("test", "test accuracy: what the choice is worth"),

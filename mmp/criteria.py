@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer
@@ -69,7 +70,19 @@ class Mag(Criterion):
 
 
 @dataclass(frozen=True)
-class Uniform(Mag):
+class _Divided(Mag):
+    """Magnitude within each layer, where the criterion itself says how sparse each layer becomes."""
+
+    def __post_init__(self) -> None:
+        if self.min_density:
+            raise MmpError(
+                f"criterion={self.name} sets each layer's sparsity itself, so criterion.min_density="
+                f"{self.min_density} means nothing to it; leave it at 0"
+            )
+
+
+@dataclass(frozen=True)
+class Uniform(_Divided):
     """Magnitude within each layer, all layers equally sparse (Zhu and Gupta 2017, arXiv 1710.01878)."""
 
     name: ClassVar[str] = "uniform"
@@ -77,11 +90,11 @@ class Uniform(Mag):
     def allocate(self, layers: Sequence[Layer], scores: Mapping[str, Tensor], pruned: int) -> dict[str, float]:
         """Return the same sparsity for every layer, up to one weight."""
         same = pruned / sum(layer.size for layer in layers)
-        return _whole(self, layers, {layer.name: same for layer in layers})
+        return whole_weights(layers, {layer.name: same for layer in layers}, ceiling=1.0)
 
 
 @dataclass(frozen=True)
-class Erk(Mag):
+class Erk(_Divided):
     """Magnitude within each layer, densities by Erdos-Renyi-Kernel (Evci et al. 2020, RigL, arXiv 1911.11134).
 
     The density of a layer is proportional to the sum of its weight's dimensions over their product, so that large
@@ -103,16 +116,8 @@ class Erk(Mag):
             if not full:
                 break
             dense |= full
-        return _whole(self, layers, {n: 0.0 if n in dense else 1.0 - scale * value for n, value in raw.items()})
-
-
-def _whole(criterion: Criterion, layers: Sequence[Layer], sparsities: Mapping[str, float]) -> dict[str, float]:
-    if criterion.min_density:
-        raise MmpError(
-            f"criterion={criterion.name} sets each layer's sparsity itself, so criterion.min_density="
-            f"{criterion.min_density} means nothing to it; leave it at 0"
-        )
-    return whole_weights(layers, sparsities, ceiling=1.0)
+        sparsities = {n: 0.0 if n in dense else 1.0 - scale * value for n, value in raw.items()}
+        return whole_weights(layers, sparsities, ceiling=1.0)
 
 
 @dataclass(frozen=True)
@@ -232,11 +237,9 @@ class BlockFisher(GlobalFisher):
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return for every weight the mean Fisher score of its block."""
         scores = super().score(weight, statistics).flatten(1)
-        rows, columns = (torch.arange(n, device=weight.device) // self.size for n in scores.shape)
-        block = rows[:, None] * (int(columns[-1]) + 1) + columns
-        count = torch.bincount(block.flatten())
-        mean = torch.bincount(block.flatten(), weights=scores.flatten().double()) / count
-        return mean[block].view(weight.shape)
+        means = F.avg_pool2d(scores.double()[None], self.size, ceil_mode=True, count_include_pad=False)[0]
+        spread = means.repeat_interleave(self.size, 0).repeat_interleave(self.size, 1)
+        return spread[: scores.shape[0], : scores.shape[1]].reshape(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -314,10 +317,3 @@ def global_masks(scores: Mapping[str, Tensor], pruned: int, min_density: float =
         mask[part] = kept
         masks[name] = mask.view(scores[name].shape)
     return Masks(masks)
-
-
-def global_sparsities(scores: Mapping[str, Tensor], target: float) -> dict[str, float]:
-    """Return the sparsity that each layer gets when a criterion prunes ``target`` of all weights."""
-    total = sum(value.numel() for value in scores.values())
-    masks = global_masks(scores, pruned_count(target, total))
-    return {name: pruned / masks[name].numel() for name, pruned in masks.pruned.items()}

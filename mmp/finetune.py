@@ -62,8 +62,13 @@ def finetune(
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     if recipe.reestimate_norms:
-        update_bn((images for images, _ in data.calibration_dataloader()), model, device_of(config))
+        reestimate_norms(model, data, device_of(config))
     return trainer.current_epoch
+
+
+def reestimate_norms(model: nn.Module, data: ImageData, device: torch.device) -> None:
+    """Take means and variances of all batch norms anew, from the calibration images."""
+    update_bn((images.to(device) for images, _ in data.calibration_dataloader()), model.to(device))
 
 
 def finetune_best(
@@ -93,7 +98,10 @@ def finetune_best(
     """
     recipe = config.finetune
     if not recipe.epochs:
-        return copy.deepcopy(masked), {"epochs": 0}
+        model = copy.deepcopy(masked)
+        if recipe.reestimate_norms:
+            reestimate_norms(model, data, device_of(config))
+        return model, {"epochs": 0}
     if recipe.gentle is None:
         model = copy.deepcopy(start)
         return model, {"epochs": finetune(config, recipe, model, dense, masking(), data, loggers, folder)}

@@ -15,6 +15,7 @@ from mmp.errors import MmpError
 from mmp.match import matched_weights
 
 NO_CRITERION = "none"
+STRATEGY, SEARCHED = "strategy", "searched"  # of allocation; anything else is the name of a criterion
 
 # What does not change a run's numbers, and so is no part of its identity.
 _INCIDENTAL = {"paths", "logger", "sweep", "force", "hydra"}
@@ -38,12 +39,62 @@ def identity(cfg: Any) -> dict[str, Any]:
     for key in ("checkpoint", "pretrained_file"):  # what a file holds counts, not where it lies
         if (path := kept["model"][key]) and Path(path).is_file():
             kept["model"] = {**kept["model"], key: _file_digest(path, Path(path).stat().st_mtime_ns)}
-    if kept.get("criterion", {}).get("name", NO_CRITERION) != NO_CRITERION:
-        kept.pop("signal")  # the criterion scores; the strategy only says how sparse, unless that is said otherwise
+    if "strategy" not in kept:
+        return kept
+    baseline = kept["criterion"]["name"] != NO_CRITERION
+    if baseline:
+        kept.pop("signal")  # the criterion scores
         kept["match"] = _matched(kept)
-    if kept.get("allocation", {}).get("name") == "searched":
+        if kept["match"]:
+            kept.pop("budget")
+    ranked = baseline or kept["allocation"]["name"] not in (STRATEGY, SEARCHED)
+    if ranked and common_budget(kept.get("budget")):
+        kept["ranges"] = {"grasp_temperature": kept["ranges"]["grasp_temperature"]}
+        kept.pop("strategy")
+    if kept["allocation"]["name"] == SEARCHED:
         kept.pop("strategy")  # the search takes its place
     return kept
+
+
+def common_budget(budget: Any) -> bool:
+    """Return whether a budget, in any of its forms, is the same for all strategies."""
+    if budget is None or isinstance(budget, int | float | str):
+        return budget is not None
+    asks = budget.get if hasattr(budget, "get") else lambda key: getattr(budget, key)
+    return not asks("strategies") and (asks("sparsity") is not None or asks("megabytes") is not None)
+
+
+def label(cfg: Any) -> str:
+    """Return what decides each layer's sparsity, as names and reports show it: ``p70``, ``searched``, ``lamp at p70``.
+
+    Args:
+        cfg: A configuration of ``prune.py``, validated or not.
+    """
+    name = cfg.allocation.name
+    if name == STRATEGY:
+        return str(cfg.strategy.name)
+    return name if name == SEARCHED or common_budget(cfg.budget) else f"{name} at {cfg.strategy.name}"
+
+
+def protocol_of(settings: dict[str, Any]) -> str:
+    """Return a hash of how a run was trained and re-solved: only runs that have it in common are compared.
+
+    Args:
+        settings: What `identity` returned.
+    """
+    keys = ("dense", "schedule", "reconstruct", "finetune", "trainer", "callbacks", "data")
+    return digest({key: settings[key] for key in keys})[:16]
+
+
+def configuration_of(settings: dict[str, Any]) -> str:
+    """Return a hash of all settings but the seed and what depends on it: runs that share it are repetitions.
+
+    Args:
+        settings: What `identity` returned.
+    """
+    model = {key: value for key, value in settings["model"].items() if key != "checkpoint"}
+    kept = {key: value for key, value in settings.items() if key not in ("seed", "match")}
+    return digest({**kept, "model": model})[:16]
 
 
 def _matched(settings: dict[str, Any]) -> Any:
@@ -52,7 +103,7 @@ def _matched(settings: dict[str, Any]) -> Any:
     try:
         name = model["label"] or model["name"]
         return folder and matched_weights(
-            Path(folder), name, data["name"], settings["strategy"]["name"], settings["seed"]
+            Path(folder), name, data["name"], settings["ranges"]["name"], settings["strategy"]["name"], settings["seed"]
         )
     except MmpError:  # told where the run begins
         return folder
@@ -78,6 +129,6 @@ def run_name(cfg: Any) -> str:
     parts = [cfg.model.label or cfg.model.name, cfg.data.name]
     if "strategy" in cfg:
         baseline = cfg.criterion.name != NO_CRITERION
-        decides = cfg.strategy.name if cfg.allocation.name == "strategy" else cfg.allocation.name
-        parts += [cfg.criterion.name if baseline else cfg.signal.name, decides]
+        parts += [cfg.criterion.name] if baseline else [cfg.signal.name]
+        parts += [] if baseline and common_budget(cfg.budget) else [label(cfg).replace(" ", "-")]
     return "-".join([*parts, f"s{cfg.seed}", digest(identity(cfg))[:8]])

@@ -16,7 +16,7 @@ from mmp.errors import MmpError
 
 _KEY = "match="
 # Axes that are not taken over.
-_OURS = ("signal", "criterion", "allocation", "match", "sweep", "force", "hydra", "paths", "logger")
+_OURS = ("signal", "criterion", "allocation", "budget", "match", "sweep", "force", "hydra", "paths", "logger")
 
 
 def sweep_folder(cfg: Any) -> str:
@@ -45,20 +45,21 @@ def strategy_runs(folder: Path) -> Iterator[dict[str, Any]]:
         raise MmpError(f"match={folder}: holds no completed run of a strategy; give the folder of a finished sweep")
 
 
-def matched_weights(folder: Path, model: str, data: str, strategy: str, seed: int) -> int:
+def matched_weights(folder: Path, model: str, data: str, ranges: str, strategy: str, seed: int) -> int:
     """Return how many weights a sweep's strategy prunes.
 
     Args:
         folder: The sweep's folder.
         model: Label of the model.
         data: Name of the data set.
+        ranges: Name of the range table.
         strategy: Name of the strategy.
         seed: Seed of the run; observed ranges depend on it.
 
     Raises:
         MmpError: if the sweep has no such run, or several that differ; the message says what it has.
     """
-    wanted = {"model": model, "data": data, "strategy": strategy, "seed": seed}
+    wanted = {"model": model, "data": data, "ranges": ranges, "strategy": strategy, "seed": seed}
     counts, others = set(), set()
     for result in strategy_runs(folder):
         others.add(" ".join(f"{key}={result[key]}" for key in wanted))
@@ -68,7 +69,10 @@ def matched_weights(folder: Path, model: str, data: str, strategy: str, seed: in
     if not counts:
         raise MmpError(f"{said} has no completed run there; there are: {'; '.join(sorted(others)[:20])}")
     if len(counts) > 1:
-        raise MmpError(f"{said} was pruned to {len(counts)} different sparsities there; set budget=... instead")
+        raise MmpError(
+            f"{said} was pruned to {len(counts)} different sparsities there; run baselines at those budgets instead: "
+            "python prune.py -m 'criterion=glob(*,exclude=none)' budget=..."
+        )
     return counts.pop()
 
 
@@ -80,8 +84,14 @@ def with_axes(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: The command line, without the program's name.
+
+    Raises:
+        MmpError: if it sets a budget, too.
     """
     folder = next((a.removeprefix(_KEY) for a in arguments if a.startswith(_KEY)), "")
+    budget = next((a for a in arguments if key_of(a).split(".")[0] == "budget"), "")
+    if folder and budget:
+        raise MmpError(f"match={folder} and {budget} both say how sparse a baseline becomes; leave one of them out")
     if not folder or not {"-m", "--multirun"}.intersection(arguments):
         return list(arguments)
     given = {key_of(argument) for argument in arguments}

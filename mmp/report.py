@@ -57,8 +57,7 @@ class Group:
         for run in self.runs:
             by_masks[run.masks_hash, run.seed].append(run)
         self.twins = [
-            sorted({other.strategy for other in by_masks[run.masks_hash, run.seed]} - {run.strategy})
-            for run in self.runs
+            sorted({_twin(other) for other in by_masks[run.masks_hash, run.seed]} - {_twin(run)}) for run in self.runs
         ]
 
     @property
@@ -98,6 +97,10 @@ class Report:
         """How many runs ended how."""
         done = sum(len(group.runs) for group in self.groups)
         return f"{done} completed, {len(self.failed)} failed, {len(self.unfinished)} unfinished"
+
+
+def _twin(run: Run) -> str:
+    return run.configuration if run.criterion else run.strategy
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -221,7 +224,7 @@ def seeds_of(group: Group) -> tuple[list[str], list[list[str]]]:
     """Return the table of mean and standard deviation over seeds; no rows if there is only one seed."""
     by_configuration = defaultdict(list)
     for run in group.runs:
-        by_configuration[run.configuration, *(getattr(run, what) for what in SETTINGS)].append(run)
+        by_configuration[run.configuration, *(getattr(run, what) for what in SETTINGS), run.settings].append(run)
     shown = [what for what in SETTINGS if group.varies(what)]
     headings = ["configuration", *shown, "seeds", "sparsity %", "test %", "drop", "sd of drop"]
     if not group.varies("seed"):

@@ -21,6 +21,7 @@ class Run:
     """One pruned model as its ``result.json`` tells it. Accuracies and sparsities are fractions, drop is in points.
 
     A baseline has its criterion's name as ``signal``, too, and as ``strategy`` whose sparsity it was pruned to.
+    ``protocol`` and ``settings`` are hashes: of how a run was trained, and of everything but its seed.
     """
 
     folder: str
@@ -36,6 +37,8 @@ class Run:
     reconstruct: str = ""
     finetune: str = ""
     budget: str = ""
+    protocol: str = ""
+    settings: str = ""
     seed: int = 0
     parameters: int = 0
     sparsity: float = 0.0
@@ -102,6 +105,7 @@ def _read(path: Path, root: Path) -> Run | None:
             return None
         known = {key: content[key] for key in _HEAD if key in content}
         known["budget"] = _budget(content)
+        known |= {"protocol": content.get("protocol", ""), "settings": content.get("configuration", "")}
         if content.get("criterion"):  # a baseline: its criterion scores, and decides where the weights go
             at = "baseline" if known["budget"] else f"at {content['strategy']}"
             known |= {"criterion": content["criterion"], "signal": content["criterion"], "strategy": at}

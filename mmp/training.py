@@ -52,7 +52,7 @@ class Classifier(pl.LightningModule):
         model: A network from (B, C, H, W) images to (B, classes) logits.
         recipe: Optimizer, schedule and loss.
         classes: Number of classes.
-        teacher: The dense network, for a recipe with distillation; left as it is.
+        teacher: The dense network, for a recipe with distillation; put in eval mode and moved to the images' device.
 
     Raises:
         MmpError: on an optimizer or scheduler that timm does not know; and, while training, on a loss that is

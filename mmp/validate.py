@@ -19,7 +19,7 @@ from mmp.config import (
     TrainerConfig,
 )
 from mmp.errors import MmpError, nearest
-from mmp.identity import NO_CRITERION
+from mmp.identity import NO_CRITERION, STRATEGY
 
 RECONSTRUCTIONS = ("none", "least_squares")
 FORMATS = ("table", "json", "md", "csv")
@@ -51,6 +51,12 @@ def validate(cfg: DictConfig) -> Any:
         config.budget = read_budget(config.budget)
         _check_recipe("finetune", config.finetune, least_epochs=0)
         _check_finetune(config.finetune)
+        weights_only = [name for name, c in config.callbacks.items() if c and c.get("save_weights_only")]
+        if config.finetune.averaging and weights_only:
+            raise MmpError(
+                f"callbacks.{weights_only[0]}.save_weights_only=true keeps the weights that are trained, not their "
+                f"average (finetune.averaging={config.finetune.averaging}); set one of the two to false or 0"
+            )
         if config.reconstruct.name not in RECONSTRUCTIONS:
             told = nearest(config.reconstruct.name, RECONSTRUCTIONS)
             raise MmpError(f"reconstruct.name={config.reconstruct.name}: no such method; {told}")
@@ -80,10 +86,13 @@ def _check_criterion(config: PruneConfig) -> None:
             f"match={config.match} is for baselines, but criterion=none; choose a criterion, or all of them with "
             f"python prune.py -m match={config.match}"
         )
-    if config.match and (config.budget.sparsity is not None or config.budget.megabytes is not None):
-        raise MmpError(f"match={config.match} and budget both say how sparse a baseline becomes; set one of them")
-    if isinstance(config, PlanConfig) and name != NO_CRITERION:
-        raise MmpError(f"criterion={name}: a plan shows ranges and strategies; a baseline's sparsities need its scores")
+    if config.match:
+        config.budget = BudgetConfig()  # an experiment may set one for its strategies; their sparsities count
+    if isinstance(config, PlanConfig):
+        if name != NO_CRITERION:
+            raise MmpError(f"criterion={name}: a plan shows ranges and strategies; a baseline needs its scores")
+        if config.allocation.name != STRATEGY:
+            raise MmpError(f"allocation={config.allocation.name}: a plan shows what strategies do; leave it out")
 
 
 def _join(model: ModelConfig, data: DataConfig) -> None:
@@ -191,6 +200,9 @@ def _check_recipe(key: str, recipe: RecipeConfig, least_epochs: int) -> None:
     _check(f"{key}.learning_rate", recipe.learning_rate, lambda v: v > 0, "positive")
     _check(f"{key}.weight_decay", recipe.weight_decay, lambda v: v >= 0, "at least 0")
     _check(f"{key}.warmup_epochs", recipe.warmup_epochs, lambda v: v >= 0, "at least 0")
+    if not recipe.by_step:
+        said = f"whole, or {key}.by_step=true, so that rates change within an epoch"
+        _check(f"{key}.warmup_epochs", recipe.warmup_epochs, lambda v: v == int(v), said)
     _check(f"{key}.layer_decay", recipe.layer_decay, lambda v: v is None or 0 < v <= 1, "null, or a factor in (0, 1]")
     _check(f"{key}.label_smoothing", recipe.label_smoothing, lambda v: 0 <= v < 1, "in [0, 1)")
 

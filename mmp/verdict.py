@@ -58,12 +58,12 @@ def verdicts(runs: Sequence[Run]) -> list[Verdict]:
     """
     by_protocol: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        by_protocol[tuple(getattr(run, key) for key in _PROTOCOL)].append(run)
+        by_protocol[*(getattr(run, key) for key in _PROTOCOL), run.protocol].append(run)
     found = []
-    for protocol, members in by_protocol.items():
+    for (*protocol, _), members in by_protocol.items():
         for band in bands(members):
             strategies, baselines = ([r for r in band if bool(r.criterion) is kind] for kind in (False, True))
-            found += _compare(protocol, strategies, baselines)
+            found += _compare(tuple(protocol), strategies, baselines)
     return sorted(found, key=lambda verdict: (verdict.sparsities, verdict.protocol))
 
 
@@ -101,7 +101,7 @@ def _best(runs: Sequence[Run], seeds: set[int]) -> dict[int, Run]:
     """Return the runs, by seed, of the configuration that is best on validation, among those with most of the seeds."""
     by_configuration: dict[tuple[str, ...], dict[int, Run]] = defaultdict(dict)
     for run in runs:
-        by_configuration[run.configuration, run.ranges, run.budget][run.seed] = run
+        by_configuration[run.configuration, run.ranges, run.budget, run.settings][run.seed] = run
 
     if not by_configuration:
         return {}

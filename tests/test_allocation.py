@@ -10,11 +10,14 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from mmp.allocation import Allocator
-from mmp.config import register
+from mmp.calibration import Calibration
+from mmp.config import RangesConfig, register
 from mmp.errors import MmpError
 from mmp.identity import run_name
+from mmp.layers import prunable_layers
 from mmp.search import Trial, best_of, search, search_groups
 from mmp.tables import build_strategy
 from mmp.validate import validate
@@ -104,6 +107,19 @@ def test_a_searched_run_is_the_same_whatever_the_strategy(conf: Path) -> None:
     assert names[0].startswith("cnn-digits-magnitude-searched-s0-")
     ranked = [run_name(configured(conf, "allocation=lamp", f"strategy={name}")) for name in ("p30", "p70")]
     assert ranked[0] != ranked[1]  # without a budget, the strategy says how sparse
+    assert ranked[0].startswith("cnn-digits-magnitude-lamp-at-p30-s0-")
+    budgeted = [run_name(configured(conf, "allocation=lamp", "budget=0.9", f"strategy={s}")) for s in ("p30", "p70")]
+    assert budgeted[0] == budgeted[1]
+
+
+def test_observed_ranges_ask_each_criterion_how_it_divides(
+    conv_net: nn.Module, image_batches: list[tuple[Tensor, Tensor]], tmp_path: Path
+) -> None:
+    layers = prunable_layers(conv_net)
+    calibration = Calibration(conv_net, layers, image_batches, nn.CrossEntropyLoss(), tmp_path, "key")
+    uniform, mag = calibration.observe(RangesConfig(name="observed", criteria=["uniform", "mag"], targets=[0.5]))
+    assert all(abs(sparsity - 0.5) < 1 / layer.size for layer, sparsity in zip(layers, uniform.values(), strict=True))
+    assert uniform != mag
 
 
 QUICK = ("dense.epochs=2", "finetune=none", "reconstruct=least_squares", "reconstruct.images=128")
@@ -115,7 +131,7 @@ def result_of(tmp_path: Path) -> tuple[Path, dict]:
 
 
 @pytest.mark.slow
-def test_a_searched_run_meets_its_budget_inside_the_ranges_and_says_what_it_found(tmp_path: Path) -> None:
+def test_a_searched_run_meets_its_budget_and_says_what_it_found(tmp_path: Path) -> None:
     options = ("allocation=searched", "allocation.trials=5", "model=vit", "budget=0.6", *QUICK)
     command("prune.py", *options, f"paths.results={tmp_path}")
     folder, result = result_of(tmp_path)

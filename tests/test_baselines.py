@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from mmp.allocation import Allocator
 from mmp.config import register
 from mmp.errors import MmpError
 from mmp.identity import run_name
 from mmp.match import matched_weights, with_axes
+from mmp.models import build_skeleton
+from mmp.tables import build_strategy
 from mmp.validate import validate
 from tests.test_sweep import QUICK, command
 
@@ -19,6 +22,7 @@ from tests.test_sweep import QUICK, command
 def written(folder: Path, name: str, **content: object) -> None:
     base = {
         "status": "completed", "model": "cnn", "data": "digits", "signal": "magnitude", "strategy": "p50", "seed": 0,
+        "ranges": "generic",
         "criterion": None, "layers": [{"pruned": 7}, {"pruned": 5}], "overrides": [],
     }  # fmt: skip
     (folder / name).mkdir(parents=True)
@@ -32,21 +36,24 @@ def test_the_weights_of_the_very_strategy_are_matched(tmp_path: Path) -> None:
     written(tmp_path, "d", signal=None, criterion="mag", layers=[{"pruned": 1}])
     written(tmp_path, "e", status="failed")
     written(tmp_path, "g", allocation="searched", layers=[{"pruned": 2}])
-    assert matched_weights(tmp_path, "cnn", "digits", "p50", 0) == 12
-    assert matched_weights(tmp_path, "cnn", "digits", "p50", 1) == 13
-    assert matched_weights(tmp_path, "cnn", "digits", "p90", 0) == 90
-    with pytest.raises(MmpError, match=r"strategy=p70 seed=0 has no completed run there; there are: model=cnn .*p50"):
-        matched_weights(tmp_path, "cnn", "digits", "p70", 0)
+    written(tmp_path, "h", ranges="mine", layers=[{"pruned": 4}])
+    assert matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 0) == 12
+    assert matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 1) == 13
+    assert matched_weights(tmp_path, "cnn", "digits", "generic", "p90", 0) == 90
+    with pytest.raises(
+        MmpError, match=r"ranges=generic strategy=p70 seed=0 has no completed run there; there are: model=cnn .*p50"
+    ):
+        matched_weights(tmp_path, "cnn", "digits", "generic", "p70", 0)
     written(tmp_path, "f", layers=[{"pruned": 3}])
-    with pytest.raises(MmpError, match=r"was pruned to 2 different sparsities there; set budget="):
-        matched_weights(tmp_path, "cnn", "digits", "p50", 0)
+    with pytest.raises(MmpError, match=r"was pruned to 2 different sparsities there; run baselines at those budgets"):
+        matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 0)
     with pytest.raises(MmpError, match="holds no completed run of a strategy"):
-        matched_weights(tmp_path / "d", "cnn", "digits", "p50", 0)
+        matched_weights(tmp_path / "d", "cnn", "digits", "generic", "p50", 0)
 
 
 def test_a_multirun_takes_over_the_axes_of_the_sweep_it_matches(tmp_path: Path) -> None:
     for i, (model, strategy) in enumerate([("cnn", "p50"), ("vit", "p50"), ("vit", "p90")]):
-        overrides = [f"model={model}", f"strategy={strategy}", "signal=product", "seed=2", "hydra.job.num=3"]
+        overrides = [f"model={model}", f"strategy={strategy}", "signal=product", "seed=2", "budget=0.9"]
         written(tmp_path, str(i), model=model, strategy=strategy, overrides=overrides)
     line = ["-m", f"match={tmp_path}"]
     added = ["model=cnn,vit", "strategy=p50,p90", "seed=2", "criterion=glob(*,exclude=none)", "signal=magnitude"]
@@ -55,6 +62,8 @@ def test_a_multirun_takes_over_the_axes_of_the_sweep_it_matches(tmp_path: Path) 
     assert with_axes(chosen) == [*chosen, "strategy=p50,p90", "seed=2", "signal=magnitude"]
     assert with_axes(line[1:]) == line[1:]
     assert with_axes(["-m", "seed=1"]) == ["-m", "seed=1"]
+    with pytest.raises(MmpError, match=r"budget=0.5 both say how sparse"):
+        with_axes(["criterion=mag", "budget=0.5", f"match={tmp_path}"])
 
 
 def composed(conf: Path, *overrides: str):
@@ -67,7 +76,9 @@ def test_a_baseline_is_named_by_its_criterion_and_no_signal_changes_it(conf: Pat
     names = [run_name(composed(conf, "criterion=lamp", f"signal={s}")) for s in ("magnitude", "product")]
     assert names[0] == names[1]
     assert names[0].startswith("cnn-digits-lamp-balanced-s0-")
-    assert run_name(composed(conf, "criterion=lamp", "budget=0.9")) != names[0]
+    at = [run_name(composed(conf, "criterion=lamp", "budget=0.9", f"strategy={name}")) for name in ("p30", "p90")]
+    assert at[0] == at[1]  # the budget says how sparse, whatever the strategy
+    assert at[0].startswith("cnn-digits-lamp-s0-")
     assert run_name(composed(conf, "criterion=lamp", "criterion.min_density=0.1")) != names[0]
 
 
@@ -77,13 +88,33 @@ def test_a_matched_sweep_counts_by_its_sparsity_not_by_its_place(conf: Path, tmp
         written(tmp_path / place, "run", layers=[{"pruned": pruned}])
         names[place] = run_name(composed(conf, "criterion=mag", "strategy=p50", f"match={tmp_path / place}"))
     assert names["a"] == names["b"] != names["c"]
+    # An experiment may set budgets for its strategies: the sparsities of the sweep count.
+    budgeted = composed(conf, "criterion=mag", "strategy=p50", "budget=0.5", f"match={tmp_path / 'a'}")
+    assert run_name(budgeted).rpartition("-")[2] == names["a"].rpartition("-")[2]
+    assert validate(budgeted).budget.sparsity is None
+
+
+@pytest.mark.parametrize("megabytes", [1000, 0.001])
+@pytest.mark.parametrize("who", ["criterion=mag", "criterion=erk", "allocation=lamp"])
+def test_sizes_out_of_reach_are_told_before_training(conf: Path, who: str, megabytes: float) -> None:
+    config = validate(composed(conf, who, f"budget.megabytes={megabytes}"))
+    allocator = Allocator.of(config, build_strategy(config.strategy))
+    told = rf"budget.megabytes={megabytes} is out of reach: .* sizes from 0\.\d+ to 2\.\d+ MB"
+    with pytest.raises(MmpError, match=told):
+        allocator.check(build_skeleton(config.model))
+
+
+def test_a_table_of_another_architecture_is_told_before_training(conf: Path) -> None:
+    config = validate(composed(conf, "criterion=mag", "ranges=vgg"))
+    allocator = Allocator.of(config, build_strategy(config.strategy))
+    with pytest.raises(MmpError, match="vgg"):
+        allocator.check(build_skeleton(config.model))
 
 
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
         (["match=somewhere"], r"match=somewhere is for baselines, but criterion=none"),
-        (["match=somewhere", "criterion=mag", "budget=0.5"], r"match=somewhere and budget both say"),
         (["criterion.name=mine"], r"must have a name and, unless that is none, a _target_"),
     ],
 )

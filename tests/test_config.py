@@ -154,6 +154,8 @@ def test_a_checkpoint_counts_by_its_contents(tmp_path: Path) -> None:
         ("finetune.learning_rate=0", "finetune.learning_rate", "0"),
         ("finetune.weight_decay=-1", "finetune.weight_decay", "-1"),
         ("finetune.label_smoothing=1", "finetune.label_smoothing", "1"),
+        ("finetune.warmup_epochs=0.5", "finetune.warmup_epochs", "finetune.by_step=true"),
+        ("dense.warmup_epochs=0.5", "dense.warmup_epochs", "0.5"),
         ("budget=1.2", "budget", "1.2"),
         ("budget=much", "budget", "much"),
         ("budget.megabytes=0", "budget.megabytes", "0"),

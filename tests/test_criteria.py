@@ -17,7 +17,6 @@ from mmp.criteria import (
     QuantizedTaylor,
     criterion,
     global_masks,
-    global_sparsities,
 )
 from mmp.errors import MmpError
 from mmp.layers import Layer, prunable_layers
@@ -62,7 +61,7 @@ def test_scores_by_hand() -> None:
     assert found["block_fisher"] == pytest.approx([2.5 * 5 / 3] * 2)
     # 1 / (1 + 4) for the smaller, 4 / 4 for the larger.
     assert found["lamp"] == pytest.approx([1.0, 0.2])
-    assert found["random"] != sorted(found["mag"])
+    assert len(set(found["random"])) == 2
     assert all(0 <= value < 1 for value in found["random"])
 
 
@@ -137,7 +136,6 @@ def test_lowest_scores_of_all_layers_go() -> None:
     masks = global_masks(scores, 4)
     assert masks["a"].tolist() == [[False, True], [True, True]]
     assert masks["b"].tolist() == [False, False, False, True]
-    assert global_sparsities(scores, 0.5) == {"a": 0.25, "b": 0.75}
 
 
 def test_equal_scores_go_by_the_order_of_the_layers() -> None:
@@ -160,11 +158,6 @@ def test_exactly_the_floor_goes_and_nothing_kept_is_lower(layers: list[list[int]
     gone = [value for value, kept in flat if not kept]
     kept = [value for value, kept in flat if kept]
     assert not gone or not kept or max(gone) <= min(kept)
-
-
-def test_target_outside_the_unit_interval_is_refused() -> None:
-    with pytest.raises(MmpError, match=r"sparsity 1\.5 is outside"):
-        global_sparsities({"a": torch.ones(2)}, 1.5)
 
 
 # --- allocations ---
@@ -209,7 +202,7 @@ def test_a_minimum_density_keeps_the_highest_of_every_layer() -> None:
 @pytest.mark.parametrize("name", ["uniform", "erk"])
 def test_a_minimum_density_means_nothing_to_those_that_divide_it_themselves(name: str) -> None:
     with pytest.raises(MmpError, match=f"criterion={name} sets each layer's sparsity itself"):
-        CRITERIA[name](min_density=0.1).allocate([layer("a", 2, 2)], {"a": torch.rand(2, 2)}, 2)
+        CRITERIA[name](min_density=0.1)
 
 
 def test_values_out_of_range_are_refused() -> None:

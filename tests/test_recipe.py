@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
 from callbacks.selection import CheckpointAtTarget
-from mmp.config import FinetuneConfig
+from mmp.config import FinetuneConfig, register
+from mmp.data import ImageData
+from mmp.finetune import finetune_best
 from mmp.layers import prunable_layers
+from mmp.models import build_model, fill_input
 from mmp.schedules import OneShot, Schedule, Stepwise
 from mmp.training import Classifier, distillation_loss
+from mmp.validate import validate
 
 EPOCHS, STEPS = 4, 5
 
@@ -50,6 +55,34 @@ def fit(module: Classifier, *callbacks: pl.Callback, folder: Path | None = None)
     )  # fmt: skip
     trainer.fit(module, loader(), loader())
     return trainer
+
+
+# --- norms ---
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_norms_are_estimated_anew_from_the_calibration_images(
+    conf: Path, tmp_path: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    overrides = [
+        f"finetune.epochs={epochs}",
+        "trainer.limit_train_batches=2",
+        "logger=none",
+        f"paths.results={tmp_path}",
+    ]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = validate(compose("prune", [*overrides, "finetune.reestimate_norms=true"]))
+    fill_input(config)
+    monkeypatch.setattr("mmp.finetune.fit", lambda *_: None)  # what happens at the end is what counts
+    data, model = ImageData(config.data, 0), build_model(config.model).eval()
+    tuned, _ = finetune_best(config, model, model, model, list, data, [], tmp_path)
+    (images,) = [torch.cat([x for x, _ in data.calibration_dataloader()])]
+    made = tuned.conv1(images)
+    batches = [len(x) for x, _ in data.calibration_dataloader()]
+    expected = torch.stack([part.mean((0, 2, 3)) for part in made.split(batches)]).mean(0)
+    assert torch.allclose(tuned.bn1.running_mean, expected, atol=1e-5)
+    assert not torch.allclose(tuned.bn1.running_mean, model.bn1.running_mean)
 
 
 # --- distillation ---

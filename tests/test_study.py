@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from benchmarks import study
 from benchmarks.study_report import ablations_table, by_configuration, chosen, claims_table, every_table, recipes_table
+from mmp.config import TrainConfig
+from mmp.data import ImageData
 from mmp.errors import MmpError
+from mmp.models import build_model
+from prune import Job
 
 
 def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:
@@ -60,8 +64,8 @@ def test_recipes_and_ablations_are_told_against_what_they_change() -> None:
     found = {"levit-85": by_configuration(LINES)}
     recipes = {"paper": ("finetune=paper",), "strong": ("finetune=strong",)}
     assert cells(recipes_table(found, recipes)) == [
-        ["levit-85", "paper", "8.00", "1.00", "1"],
-        ["levit-85", "strong", "2.00", "0.25", "1"],
+        ["levit-85", "paper", "8.00", "1.00", "+0.00 ± nan", "1"],
+        ["levit-85", "strong", "2.00", "0.25", "+6.00 ± nan", "1"],
     ]
     (row,) = cells(ablations_table(found, {"levit-85": {"no ceiling": ("ranges.constraints.ceiling=1.0",)}}))
     assert row == ["levit-85", "no ceiling", "2.50 ± 0.71", "2.50 ± 0.71", "+0.00 ± 12.71", "2"]
@@ -73,12 +77,29 @@ def test_every_configuration_is_shown_by_rising_drop_but_recipes_and_ablations()
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prune(job: Job, *_: object) -> dict:
+        measured.append(job.config.criterion["name"])
+        accuracy = {"dense": {}, "finetuned": {}}
+        return {"sparsity": 0.0, "accuracy": accuracy, "masks_hash": "0" * 64, "epochs": 1, "seconds": {}}
+
+    def dense_model(config: TrainConfig, _: ImageData) -> tuple[nn.Module, bool]:
+        trained.append(config.dense.epochs)
+        return build_model(config.model), False
+
+    measured, trained = [], []
     monkeypatch.setattr(study, "ROWS", tmp_path / "study.jsonl")
-    runs = study.parts(study.SUBJECTS["levit-92"])["baselines"]
-    rows = [line("baselines", " ".join(run), 0, 0.8, 0.8) | {"subject": "levit-92"} for run in runs]
-    study.ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    study.measure(["subjects=levit-92", "seeds=0", "parts=baselines", f"paths.cache={tmp_path}"])
-    assert len(study.read_rows()) == len(rows)
+    monkeypatch.setattr(study, "prune", prune)
+    monkeypatch.setattr(study, "dense_model", dense_model)
+    arguments = ["subjects=levit-92", "seeds=0", "parts=baselines", f"paths.cache={tmp_path}"]
+    monkeypatch.setattr(study, "criteria", lambda: ["mag", "lamp"])
+    study.measure(arguments)
+    monkeypatch.setattr(study, "criteria", lambda: ["mag", "lamp", "erk"])
+    study.measure(arguments)
+    assert (measured, trained) == (["mag", "lamp", "erk"], [10])
+    monkeypatch.setattr(study, "RUN", (*study.RUN, "finetune.learning_rate=1e-5"))
+    study.measure(arguments)  # other settings: the old lines do not count
+    assert (measured[3:], trained) == (["mag", "lamp", "erk"], [10])
+    assert len(study.read_rows()) == 6
     with pytest.raises(MmpError, match="choose subjects=cnn-90"):
         study.measure(["subjects=resnet"])
 

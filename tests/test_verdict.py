@@ -53,6 +53,16 @@ def test_paired_interval_is_students() -> None:
     assert half == pytest.approx(3.1824 * statistics.stdev(values) / 2, rel=1e-4)
 
 
+def test_settings_that_no_name_tells_are_kept_apart() -> None:
+    runs = [
+        run("p50", 0.9, 0.9, 0.9, protocol="a"), run("!mag", 0.9, 0.8, 0.80, protocol="a", settings="x"),
+        run("!mag", 0.9, 0.7, 0.95, protocol="a", settings="y"), run("!lamp", 0.9, 0.99, 0.99, protocol="b"),
+    ]  # fmt: skip
+    for order in (runs, runs[::-1]):
+        (verdict,) = verdicts(order)
+        assert verdict.better == pytest.approx(10.0)  # against the better on validation, whatever was read last
+
+
 def test_configurations_with_fewer_seeds_do_not_win() -> None:
     runs = [run("lucky", 0.9, 0.99, 0.99, seed=0)]
     for seed in (0, 1):
