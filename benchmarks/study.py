@@ -147,7 +147,7 @@ def parts(subject: Subject) -> dict[str, list[tuple[str, ...]]]:
         "allocations, re-solved": [
             ("allocation=searched", *obs_fisher),
             ("allocation=lamp", *obs_fisher),
-            ("allocation.name=fisher", *obs_fisher),
+            ("allocation=fisher", *obs_fisher),
         ],
         "unpruned": [("criterion=mag", "budget=0")],
         "recipes": [("criterion=mag", *changed) for changed in RECIPES.values()],
