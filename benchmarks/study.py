@@ -3,7 +3,7 @@
 ``python -m benchmarks.study measure`` trains the dense models that are missing and measures every run of `parts` that
 is missing, for each model, sparsity and seed, and appends a line per run to ``benchmarks/results/study.jsonl``. With
 ``subjects=levit-85 seeds=0,1 parts=baselines+recipes`` it measures only those, so that several can run at once.
-``python -m benchmarks.study report`` prints the tables of docs/study.md from those lines and draws its picture.
+``python -m benchmarks.study report`` writes the tables of docs/study.md from those lines and draws its picture.
 
 Every run goes the way of ``prune.py``: one dense model, one calibration split, one recipe, test data read at the end.
 """

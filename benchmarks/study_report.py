@@ -1,22 +1,24 @@
 """The study's lines as the tables and the picture of docs/study.md: ``python -m benchmarks.study report``.
 
-Wherever one of several configurations is chosen, each seed chooses its own on validation accuracy; test accuracy is
-compared. Drops are points of test accuracy against the dense model of the same seed.
+Wherever one of several configurations is chosen, it is the best on validation accuracy, mean over seeds, as in the
+verdicts of a sweep's report; test accuracy is compared. Drops are points of test accuracy against the dense model of
+the same seed.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmp.errors import MmpError
+from mmp.files import write_text
 from mmp.markdown import table_of
 from mmp.verdict import paired
 
-PICTURE = Path("docs/images/study.png")
+PAGE, PICTURE = Path("docs/study.md"), Path("docs/images/study.png")
 PAPERS = ("mag", "snip", "grasp")  # the criteria that the paper compares with
 SOLVED = "reconstruct=least_squares"
 
@@ -27,7 +29,7 @@ BySeed = dict[int, Row]
 def write_report(
     rows: Sequence[Row], recipes: Mapping[str, Sequence[str]], ablations: Mapping[str, Mapping[str, Sequence[str]]]
 ) -> None:
-    """Print the tables as Markdown and draw the picture.
+    """Write the tables into docs/study.md, where it has places for them, and draw its picture.
 
     Args:
         rows: What has been measured.
@@ -36,15 +38,32 @@ def write_report(
     """
     present = [name for name in ablations if any(row["subject"] == name for row in rows)]
     configurations = {name: by_configuration([r for r in rows if r["subject"] == name]) for name in present}
-    out = sys.stdout.write
-    out("## Dense models\n\n" + dense_table(configurations) + "\n\n")
-    out("## Claims\n\n" + claims_table(configurations) + "\n\n")
-    out("## Signals\n\n" + signals_table(configurations) + "\n\n")
-    out("## Recipes\n\n" + recipes_table(configurations, recipes) + "\n\n")
-    out("## Ablations\n\n" + ablations_table(configurations, ablations) + "\n\n")
-    for name, found in configurations.items():
-        out(f"## {name}: every configuration\n\n{every_table(found)}\n\n")
+    tables = {
+        "dense models": dense_table(configurations),
+        "claims": claims_table(configurations),
+        "signals": signals_table(configurations),
+        "recipes": recipes_table(configurations, recipes),
+        "ablations": ablations_table(configurations, ablations),
+        **{f"every configuration of {name}": every_table(found) for name, found in configurations.items()},
+    }
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = fill(text, name, table)
+    write_text(PAGE, text)
     draw(configurations)
+
+
+def fill(page: str, name: str, table: str) -> str:
+    """Return a page with the table of a name in the place that is marked for it.
+
+    Raises:
+        MmpError: if no place is marked.
+    """
+    begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+    before, found, after = page.partition(begin)
+    if not found or end not in after:
+        raise MmpError(f"{PAGE}: has no place for {name!r}; add the lines {begin.strip()} and {end.strip()}")
+    return before + begin + table + after[after.index(end) :]
 
 
 def by_configuration(rows: Iterable[Row]) -> dict[tuple[str, str], BySeed]:
@@ -72,13 +91,14 @@ def name_of(run: str) -> str:
 
 
 def chosen(found: Mapping[tuple[str, str], BySeed], belongs: Callable[[str, str], bool]) -> BySeed:
-    """Return each seed's best configuration on validation, among those that belong."""
-    best: BySeed = {}
-    for (part, run), by_seed in found.items():
-        for seed, row in by_seed.items() if belongs(part, run) else ():
-            if seed not in best or validation(row) > validation(best[seed]):
-                best[seed] = row
-    return best
+    """Return the configuration that is best on validation, mean over seeds, among those that belong; by seed.
+
+    Those with fewer seeds than others are left out.
+    """
+    members = [by_seed for (part, run), by_seed in found.items() if belongs(part, run)]
+    most = max(map(len, members), default=0)
+    full = [by_seed for by_seed in members if len(by_seed) == most]
+    return max(full, key=lambda by_seed: statistics.fmean(map(validation, by_seed.values())), default={})
 
 
 def spread(values: Sequence[float]) -> str:
@@ -154,8 +174,7 @@ def claims_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]])
                 continue
             pairs = [(drop(ours[seed]), drop(theirs[seed])) for seed in seeds]
             mine, yours = (statistics.fmean(values) for values in zip(*pairs, strict=True))
-            picked = ", ".join(dict.fromkeys(name_of(ours[seed]["run"]) for seed in seeds))
-            against = ", ".join(dict.fromkeys(name_of(theirs[seed]["run"]) for seed in seeds))
+            picked, against = (name_of(side[seeds[0]]["run"]) for side in (ours, theirs))
             ratio = f"{mine / yours:.2f}" if yours > 0 else ""
             cells = [model, title, picked, against, f"{mine:.2f}", f"{yours:.2f}", ratio]
             lines.append([*cells, difference([b - a for a, b in pairs]), str(len(pairs))])
@@ -164,7 +183,7 @@ def claims_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]])
 
 
 def signals_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> str:
-    """Return each signal's drop: mean over strategies, and of each seed's choice on validation."""
+    """Return each signal's drop: mean over strategies, and of the choice on validation."""
     lines = []
     for model, found in configurations.items():
         for signal in ("magnitude", "product", "gradient"):
@@ -252,7 +271,7 @@ def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None
                 axis.scatter([mean], [height], s=70, color=colour, marker="|", linewidths=2.5)
         axis.set_yticks(range(len(shown)), list(shown))
         axis.set_xscale("symlog", linthresh=2)
-        axis.set(title=model, xlabel="drop in test accuracy (points); | is each seed's choice on validation, mean")
+        axis.set(title=model, xlabel="drop in test accuracy (points); | marks the choice on validation")
         axis.grid(alpha=0.25, axis="x")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=110)

@@ -8,7 +8,15 @@ import pytest
 from torch import nn
 
 from benchmarks import study
-from benchmarks.study_report import ablations_table, by_configuration, chosen, claims_table, every_table, recipes_table
+from benchmarks.study_report import (
+    ablations_table,
+    by_configuration,
+    chosen,
+    claims_table,
+    every_table,
+    fill,
+    recipes_table,
+)  # fmt: skip
 from mmp.config import TrainConfig
 from mmp.data import ImageData
 from mmp.errors import MmpError
@@ -23,15 +31,16 @@ def line(part: str, run: str, seed: int, validation: float, test: float) -> dict
 
 
 LINES = [
-    # Seed 0 prefers p50 on validation although p90 is better on test; seed 1 prefers p90.
+    # p50 is better on validation, mean over seeds, and p90 on test.
     line("magnitude", "signal=magnitude strategy=p50", 0, 0.88, 0.87),
     line("magnitude", "signal=magnitude strategy=p90", 0, 0.87, 0.89),
-    line("magnitude", "signal=magnitude strategy=p50", 1, 0.86, 0.88),
-    line("magnitude", "signal=magnitude strategy=p90", 1, 0.87, 0.86),
+    line("magnitude", "signal=magnitude strategy=p50", 1, 0.87, 0.86),
+    line("magnitude", "signal=magnitude strategy=p90", 1, 0.86, 0.88),
+    line("magnitude", "signal=magnitude strategy=p70", 1, 0.99, 0.99),  # one seed is too few
     line("baselines", "criterion=snip", 0, 0.85, 0.84),
     line("baselines", "criterion=snip", 1, 0.85, 0.84),
     line("baselines", "criterion=lamp", 0, 0.89, 0.885),
-    line("baselines", "criterion=lamp", 1, 0.84, 0.80),
+    line("baselines", "criterion=lamp", 1, 0.86, 0.80),
     line("recipes", "criterion=mag finetune=paper", 0, 0.8, 0.82),
     line("recipes", "criterion=mag finetune=strong", 0, 0.8, 0.88),
     line("ablations", "signal=magnitude strategy=p50 ranges.constraints.ceiling=1.0", 0, 0.8, 0.88),
@@ -43,21 +52,19 @@ def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
 
 
-def test_each_seed_chooses_on_validation() -> None:
-    found = by_configuration(LINES)
-    best = chosen(found, lambda part, _: part == "magnitude")
-    assert {seed: row["run"][-3:] for seed, row in best.items()} == {0: "p50", 1: "p90"}
+def test_validation_chooses() -> None:
+    best = chosen(by_configuration(LINES), lambda part, _: part == "magnitude")
+    assert {seed: row["run"][-3:] for seed, row in best.items()} == {0: "p50", 1: "p50"}
 
 
 def test_claims_compare_test_drops_of_what_validation_chose() -> None:
     rows = {row[1]: row for row in cells(claims_table({"levit-85": by_configuration(LINES)}))}
     _, _, ours, theirs, mine, yours, ratio, better, seeds = rows["(a) the ten x three signals : MAG, SNIP, GraSP"]
-    assert (ours, theirs) == ("magnitude/p50, magnitude/p90", "snip")
+    assert (ours, theirs) == ("magnitude/p50", "snip")
     # Drops 3 and 4 against 6 and 6: differences 3 and 2, whose 95 % interval is 12.706 * 0.7071 / sqrt(2) wide.
     assert (mine, yours, ratio, better, seeds) == ("3.50", "6.00", "0.58", "+2.50 ± 6.35", "2")
     every = rows["the ten x three signals : every baseline"]
-    assert every[3] == "lamp, snip"  # seed 1's LAMP is worse on validation
-    assert every[5] == "3.75"
+    assert (every[3], every[5]) == ("lamp", "5.75")  # not SNIP, although it loses less where nobody may look
 
 
 def test_recipes_and_ablations_are_told_against_what_they_change() -> None:
@@ -68,12 +75,21 @@ def test_recipes_and_ablations_are_told_against_what_they_change() -> None:
         ["levit-85", "strong", "2.00", "0.25", "+6.00 ± nan", "1"],
     ]
     (row,) = cells(ablations_table(found, {"levit-85": {"no ceiling": ("ranges.constraints.ceiling=1.0",)}}))
-    assert row == ["levit-85", "no ceiling", "2.50 ± 0.71", "2.50 ± 0.71", "+0.00 ± 12.71", "2"]
+    assert row == ["levit-85", "no ceiling", "3.50 ± 0.71", "2.50 ± 0.71", "+1.00 ± 0.00", "2"]
 
 
 def test_every_configuration_is_shown_by_rising_drop_but_recipes_and_ablations() -> None:
     shown = [row[1] for row in cells(every_table(by_configuration(LINES)))]
-    assert shown == ["magnitude/p50", "magnitude/p90", "lamp", "snip"]
+    assert shown == ["magnitude/p70", "magnitude/p90", "magnitude/p50", "lamp", "snip"]
+
+
+def test_tables_go_where_the_page_has_a_place_for_them() -> None:
+    page = "one\n<!-- claims -->\nold\nlines\n<!-- end -->\ntwo\n<!-- signals -->\n\n<!-- end -->\n"
+    page = fill(page, "claims", "| new |")
+    assert page == "one\n<!-- claims -->\n| new |\n<!-- end -->\ntwo\n<!-- signals -->\n\n<!-- end -->\n"
+    assert fill(page, "claims", "| new |") == page
+    with pytest.raises(MmpError, match="no place for 'recipes'"):
+        fill(page, "recipes", "")
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
