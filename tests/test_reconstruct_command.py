@@ -33,7 +33,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     return {f"{result['reconstruct']}/{result['finetune']}": result for result in found}
 
 
-SPARSE = ["strategy=aggressive", "budget=0.93"]
+SPARSE = ["strategy=proportional", "budget=0.97", "ranges.constraints.small_below=0"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_accuracy_before_fine_tuning_rises(sweep: Path) -> None:
     assert test["pruned"] < 0.6
     assert test["reconstructed"] > test["dense"] - 0.06
     assert test["finetuned"] == test["reconstructed"]
-    assert result["sparsity"] == pytest.approx(0.93, abs=1e-5)
+    assert result["sparsity"] == pytest.approx(0.97, abs=1e-5)
 
 
 def test_masks_hold_and_every_layer_is_reported(sweep: Path) -> None:
