@@ -11,6 +11,7 @@ from torch import Tensor
 
 _CONJUGATE_STEPS = 200
 _TOLERANCE = 1e-4
+_LEAST_SPREAD = 0.01
 _BLOCK = 2**24  # numbers in one batch of systems: 128 MiB
 
 
@@ -101,7 +102,10 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
         moments: The layer's moments.
         mask: Which weights may differ from zero, of the weight's shape.
         dense: The dense weight, towards which the ridge pulls.
-        ridge: The pull, as a share of the mean squared input; tenfold where rows are fewer than ten times columns.
+        ridge: The pull, as a share of the inputs' mean variance (mean square, if not centred); tenfold where rows are
+            fewer than ten times columns. Inputs that hardly change, as behind layers that are all but empty, count as
+            if a hundredth of their mean square were variance: without that, enormous weights would make outputs of
+            rounding errors, exact until the next step of a training.
         centred: Whether a constant may be added to every output; see :meth:`Moments.best_constant`.
 
     Returns:
@@ -109,7 +113,8 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
     """
     a, c = moments.system(centred)
     few = 10.0 if moments.rows < 10 * c.shape[2] else 1.0
-    pull = few * ridge * a.diagonal(dim1=1, dim2=2).mean(1)
+    squares = (moments.xx.diagonal(dim1=1, dim2=2) + moments.x.square()).mean(1)
+    pull = few * ridge * torch.maximum(a.diagonal(dim1=1, dim2=2).mean(1), _LEAST_SPREAD * squares)
     if not (pull.isfinite().all() and pull.any()):
         return None
     pull = torch.where(pull > 0, pull, 1.0)  # a group whose inputs never change keeps its dense weights

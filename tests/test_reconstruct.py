@@ -116,6 +116,17 @@ def test_rows_are_those_of_least_squares(kind: str, method: str, monkeypatch: py
             assert torch.allclose(got, expected, atol=tolerance), (group, row)
 
 
+@pytest.mark.parametrize("tiny", [1e-3, 1e-6])
+def test_inputs_that_hardly_change_make_no_enormous_weights(tiny: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 2.0 + tiny * torch.randn(1, 500, 4, generator=generator, dtype=torch.float64)
+    y = torch.randn(1, 500, 3, generator=generator, dtype=torch.float64) + (x - 2.0) @ torch.ones(4, 3).double() / tiny
+    dense = torch.randn(3, 4, generator=generator)
+    found = solve_rows(Moments.of([(x, y)]), torch.ones(3, 4, dtype=torch.bool), dense, 0.01, centred=True)
+    assert found is not None
+    assert float((found - dense).abs().max()) < 20  # the least squares' own weights are 1 / tiny
+
+
 def test_streamed_moments_are_those_of_float64() -> None:
     weight = torch.randn(20, 50)
     inputs = 30 + torch.randn(5000, 50)  # means far from zero, where float32 would cancel
