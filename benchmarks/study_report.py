@@ -161,6 +161,11 @@ def claims_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]])
     comparisons = {
         "(a) the ten x three signals : MAG, SNIP, GraSP": (parts(*paper), criterion(PAPERS, False)),
         "the ten x three signals : every baseline": (parts(*paper), criterion(None, False)),
+        "the ten (magnitude) : baselines, both with strong": (
+            lambda part, run: part == "strong" and "signal=" in run,
+            lambda part, run: part == "strong" and "criterion=" in run,
+        ),
+        "(b) magnitude : product": (parts("magnitude"), parts("product")),
         "(c) rules : observed ranges (magnitude)": (parts("magnitude"), parts("observed")),
         "ours, re-solved : every baseline as published": (parts(*solved), criterion(None, False)),
         "ours, re-solved : baselines, re-solved": (parts(*solved), criterion(None, True)),
@@ -253,25 +258,27 @@ def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None
         "magnitude": "#0072B2", "observed": "#56B4E9", "magnitude, re-solved": "#E69F00",
         "obs_fisher, re-solved": "#CC79A7", "allocations, re-solved": "#8C564B",
     }  # fmt: skip
-    tall = (len(configurations) + 1) // 2
-    figure = Figure(figsize=(11, 3.6 * tall), layout="constrained")
-    axes = figure.subplots(tall, min(2, len(configurations)), squeeze=False).flatten()
-    for axis in axes[len(configurations) :]:
-        axis.remove()
-    for axis, (model, found) in zip(axes, configurations.items(), strict=False):
-        measured = {part for part, _ in found}
-        shown = {part: colour for part, colour in kinds.items() if part in measured}
+    measured = {part for found in configurations.values() for part, _ in found}
+    shown = {kind: colour for kind, colour in kinds.items() if kind in measured}
+    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(configurations), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, (name, found) in zip(axes, configurations.items(), strict=True):
         for height, (part, colour) in enumerate(shown.items()):
-            configured = [by_seed for (of, _), by_seed in found.items() if of == part]
-            values = [drop(row) for by_seed in configured for row in by_seed.values()]
+            values = [drop(row) for (of, _), by_seed in found.items() if of == part for row in by_seed.values()]
             axis.scatter(values, [height] * len(values), s=14, color=colour, alpha=0.45, linewidths=0)
             best = chosen(found, lambda of, _, part=part: of == part)  # type: ignore[misc]
             if best:
                 mean = statistics.fmean(drop(row) for row in best.values())
-                axis.scatter([mean], [height], s=70, color=colour, marker="|", linewidths=2.5)
-        axis.set_yticks(range(len(shown)), list(shown))
-        axis.set_xscale("symlog", linthresh=2)
-        axis.set(title=model, xlabel="drop in test accuracy (points); | marks the choice on validation")
+                axis.scatter([mean], [height], s=90, color="black", marker="|", linewidths=2)
+        axis.set_title(name)
         axis.grid(alpha=0.25, axis="x")
+    ticks = (0, 1, 2, 5, 10, 20, 50)
+    axes[0].set_xscale("symlog", linthresh=2, linscale=0.7)
+    axes[0].set_xlim(-0.5, 90)
+    axes[0].set_xticks(ticks, list(map(str, ticks)))
+    axes[0].set_yticks(range(len(shown)), list(shown))
+    figure.supxlabel(
+        "drop in test accuracy (points), a dot per configuration and seed; | marks the mean of what validation chose"
+    )
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
