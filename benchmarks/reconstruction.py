@@ -81,9 +81,17 @@ def measure(arguments: list[str]) -> None:
     seeds = [int(seed) for seed in given.pop("seeds", ",".join(map(str, SEEDS))).split(",")]
     budgets = [float(budget) for budget in given.pop("budgets", ",".join(map(str, BUDGETS))).split(",")]
     for key, value in given.items():
-        if key not in ("model", "data", "signal") and not key.startswith("paths."):
-            raise MmpError(f"{key}={value}: only model, data, signal, paths.*, seeds and budgets can be chosen here")
-    overrides = [*STUDIED.get(given.get("model", ""), ()), *(f"{key}={value}" for key, value in given.items())]
+        renamed = key.startswith("model.") and "model.label" in given
+        if key not in ("model", "data", "signal") and not key.startswith("paths.") and not renamed:
+            raise MmpError(
+                f"{key}={value}: only model, data, signal, paths.*, seeds and budgets can be chosen here, and model.* "
+                "with a model.label of its own"
+            )
+    studied = STUDIED.get(given.get("model.label", given.get("model", "")), ())
+    overrides = [
+        *(studied if given.get("data") == "fashion_mnist" else ()),
+        *(f"{key}={value}" for key, value in given.items()),
+    ]
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         config = configured([*overrides, f"seed={seed}"])
