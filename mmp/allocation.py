@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from mmp.masks import pruned_count
 from mmp.match import matched_weights
 from mmp.plan import budget_target, choose_sparsities, layer_ranges, make_plan, to_budget
 from mmp.ranges import Range
-from mmp.search import Trial, best_of, search, search_groups
+from mmp.search import best_of, search, search_groups
 from mmp.sizes import MEGABYTE, Sizes
 from mmp.store import cached_tensors
 from mmp.strategies import Strategy, global_sparsity, inwards
@@ -198,14 +199,8 @@ class Allocator:
             trials = search([*groups], evaluate, config.allocation.trials, config.seed, sparsity_varies=target is None)
             least = dense() - config.allocation.tolerance / 100 if target is None else None
             best = best_of(trials, least)
-            if least is not None and best.accuracy < least:
-                log.warning(
-                    "allocation=searched: no trial is within allocation.tolerance=%g points of the dense model; the "
-                    "most accurate, %.2f points below it, is taken (raise allocation.trials, or lower the ranges)",
-                    config.allocation.tolerance,
-                    100 * (dense() - best.accuracy),
-                )
             numbers = {"accuracy": best.accuracy, "sparsity": best.sparsity, "trials": float(len(trials))}
+            numbers |= {"short": max(0.0, (least or 0.0) - best.accuracy)}
             numbers |= {f"position/{name}": value for name, value in best.positions.items()}
             return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
@@ -213,10 +208,17 @@ class Allocator:
         decisive = [
             settings[key] for key in ("allocation", "signal", "ranges", "budget", "reconstruct", "data", "seed")
         ]
-        code = [inspect.getsource(module) for module in (mmp.search, mmp.reconstruct)]
+        code = [inspect.getsource(module) for module in (mmp.search, mmp.reconstruct, sys.modules[__name__])]
         key = digest([calibration.key, decisive, source_code(), code])
         found, cached = cached_tensors(Path(config.paths.cache) / "search" / f"{key[:16]}.safetensors", compute)
+        if found["short"] > 0:
+            log.warning(
+                "allocation=searched: no trial is within allocation.tolerance=%g points of the dense model; the most "
+                "accurate, %.2f points short of that, is taken (raise allocation.trials, or lower the ranges)",
+                config.allocation.tolerance,
+                100 * float(found["short"]),
+            )
         positions = {name: float(found[f"position/{name}"]) for name in groups}
-        best = Trial(positions, float(found["accuracy"]), float(found["sparsity"]))
-        told = {"trials": int(found["trials"]), "cached": cached, "validation": best.accuracy, "positions": positions}
+        reached = float(found["accuracy"])
+        told = {"trials": int(found["trials"]), "cached": cached, "validation": reached, "positions": positions}
         return Allocation(ranges, sparsities_at(positions), told)
