@@ -11,7 +11,6 @@ import copy
 import logging
 import shutil
 import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -31,7 +30,8 @@ from callbacks.pruning import MaskPruning
 from mmp.allocation import Allocator
 from mmp.build import build_loggers, check, instantiate
 from mmp.calibration import Calibration
-from mmp.cli import command, explain
+from mmp.checkpoints import open_checkpoints
+from mmp.cli import command
 from mmp.config import PruneConfig, register
 from mmp.criteria import criterion
 from mmp.data import ImageData
@@ -63,7 +63,7 @@ from mmp.store import (
 from mmp.tables import build_strategy
 from mmp.training import accuracy
 from mmp.validate import validate
-from train import open_run
+from train import attempt, introduce
 
 log = logging.getLogger(__name__)
 register()
@@ -193,6 +193,7 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             start = dense if job.schedule.last_epoch > 0 else masked
             finetuned, training = finetune_best(config, dense, start, masked, masking, data, loggers, run.path)
         models["finetuned"] = finetuned
+        run.discard()
         save_model(finetuned, masks, run.path)
         with watch("evaluate"):
             measured = measure(models, config, data)
@@ -207,9 +208,8 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             "seconds": watch.summary(),
             "peak_memory_bytes": peak_memory(),
             "versions": versions(),
-            "error": None,
         }
-        run.write("completed", **result)
+        run.complete([MASKS, WEIGHTS], **result)
         for logger in loggers:
             logger.log_summary(summarise(result))
         exit_code = 0
@@ -315,27 +315,24 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
         Its status; a plain value that any launcher can send home.
     """
     watch = Stopwatch()
-    run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    try:
+    with attempt() as run:
         config = validate(cfg)
+        refuse_ranks_in_sweep(config)
         fill_input(config)
-        run = open_run(cfg, config, **head_of(config))
+        introduce(run, cfg, config, **head_of(config))
         job = Job.of(config, run.path)
         with watch("data"):
             data = ImageData(config.data, config.seed)
         run.head["data_fingerprint"] = data.fingerprint
         if not config.force and run.completed():
-            run.clear_error()
+            run.say("skipped")
             log.info("%s: already completed, skipped (force=true runs it again)", run.head["run_name"])
-            return {"status": "completed", "run": run.head["run_name"]}
-        if config.force or not run.resumable():
+            return {"status": "skipped", "run": run.head["run_name"]}
+        if config.force:
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        open_checkpoints(run.path / "checkpoints", run.origin)
         keep_metrics(run.path / "csv")
-        run.write("running", error=None)
         result = prune(job, data, run, watch)
-    except BaseException as error:
-        run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
-        raise
     final, dense = result["accuracy"]["finetuned"]["test"], result["accuracy"]["dense"]["test"]
     log.info(
         "%s: sparsity %.1f %%, test accuracy %.2f %% (dense %.2f %%, drop %.2f points), %.1f s",
@@ -349,6 +346,20 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     return {"status": "completed", "run": run.head["run_name"]}
 
 
+def refuse_ranks_in_sweep(config: PruneConfig) -> None:
+    """Raise if a job of a multirun asks for several devices: workers would start processes on the same ones.
+
+    Raises:
+        MmpError: with the ways to do it.
+    """
+    if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.devices > 1:
+        raise MmpError(
+            f"trainer.devices={config.trainer.devices} in a multirun: give every job one device (leave trainer.devices "
+            "out) and run as many jobs at once as there are devices (hydra/launcher=joblib, or submitit_slurm with "
+            "hydra.launcher.gpus_per_node=1); or run single configurations on several devices, without -m"
+        )
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="prune")
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Run one job. In a multirun a failed job leaves its status and lets the others go on."""
@@ -356,7 +367,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         return run_job(cfg)
     try:
         return run_job(cfg)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log.exception("this run failed; the sweep goes on")
         return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 

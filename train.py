@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mmp.build import build_callbacks, build_loggers, check
-from mmp.cli import command, quiet
+from mmp.cli import command, explain, quiet
 from mmp.config import TrainConfig, register
 from mmp.data import ImageData
 from mmp.dense import dense_model, device_of
+from mmp.errors import MmpError
 from mmp.files import save_tensors, write_text
 from mmp.identity import digest, identity, run_name
 from mmp.models import fill_input
+from mmp.slurm import requeued_in_time
 from mmp.store import CONFIG, WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.training import accuracy
 from mmp.validate import validate
@@ -62,7 +67,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
             "seconds": watch.summary(),
             "versions": versions(),
         }
-        run.write("completed", **result)
+        run.complete([WEIGHTS], **result)
         for logger in loggers:
             logger.log_summary({"accuracy": test["dense"], "val_accuracy": validation["dense"]})
         exit_code = 0
@@ -74,33 +79,48 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     return result
 
 
-def open_run(cfg: DictConfig, config: TrainConfig, **head: Any) -> RunFolder:
-    """Create the folder of the current Hydra job, with its resolved configuration.
+@contextmanager
+def attempt() -> Iterator[RunFolder]:
+    """Have the folder of the current Hydra job for oneself, and leave in it how the attempt ended."""
+    run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    try:
+        with run.lock(), requeued_in_time():
+            yield run
+    except BaseException as error:
+        run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
+        raise
+
+
+def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any) -> None:
+    """Write a run's resolved configuration, and what opens its ``result.json`` and ``status.json``.
 
     Args:
+        run: The run.
         cfg: What Hydra composed; it names the run.
         config: The same, validated and complete; it is what ``config.yaml`` holds.
-        head: Further entries that open ``result.json``.
+        head: Further entries that open its files.
     """
-    path = Path(HydraConfig.get().runtime.output_dir)
-    write_text(path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-    facts = {
+    write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    run.head |= {
         "run_name": run_name(cfg),
         "identity": digest(identity(cfg)),
         "model": config.model.label or config.model.name,
         "data": config.data.name,
         "seed": config.seed,
         "overrides": OmegaConf.to_container(HydraConfig.get().overrides.task),
+        **head,
     }
-    return RunFolder(path, {**facts, **head})
+    run.say("running")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Train one dense model."""
-    config = validate(cfg)
-    fill_input(config)
-    train(config, open_run(cfg, config))
+    with attempt() as run:
+        config = validate(cfg)
+        fill_input(config)
+        introduce(run, cfg, config)
+        train(config, run)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,18 +24,17 @@ class AverageAtTarget(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def move(average: Tensor, current: Tensor, count: Tensor) -> Tensor:
-            if not average.is_floating_point():
-                return current  # indices and counts
-            n = int(count)
-            return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
-
-        super().__init__(avg_fn=move)
+        super().__init__(avg_fn=partial(_move, decay))
         self._at_target = False
 
     @property
     def _begun(self) -> bool:
         return self._average_model is not None and int(self._average_model.n_averaged) > 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for masks that a run brought along which goes on in the middle of an epoch."""
+        super().on_train_start(trainer, pl_module)
+        self._at_target = at_target(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look whether this epoch's masks are the final ones; the masking callback comes first in the list."""
@@ -63,6 +63,16 @@ class AverageAtTarget(WeightAveraging):
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the average as the model."""
+        """Leave everything to `on_fit_end`."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the average as the model; of a resumed training that had nothing left to do, too."""
         if self._begun:
             super().on_train_end(trainer, pl_module)
+
+
+def _move(decay: float, average: Tensor, current: Tensor, count: Tensor) -> Tensor:
+    if not average.is_floating_point():
+        return current  # indices and counts
+    n = int(count)
+    return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))

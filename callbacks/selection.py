@@ -6,13 +6,11 @@ validation accuracy alone, such a model would win, and training would stop as so
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 
 from callbacks.pruning import MaskPruning
+from mmp.checkpoints import BestCheckpoint
 
 
 def at_target(trainer: pl.Trainer) -> bool:
@@ -35,23 +33,8 @@ class _OnlyAtTarget(pl.Callback):
             super().on_train_epoch_end(trainer, pl_module)
 
 
-class CheckpointAtTarget(_OnlyAtTarget, ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which saves nothing before the final masks are in force.
-
-    A run that is resumed in a folder that was moved finds its best model there; Lightning would keep the old path
-    and forget the best score.
-    """
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint, with its files in this folder."""
-
-        def here(path: str) -> str:
-            return str(Path(self.dirpath or "") / Path(path).name) if path else path
-
-        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        moved = {key: here(state_dict[key]) for key in paths if key in state_dict}
-        kept = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
-        super().load_state_dict({**state_dict, **moved, "best_k_models": kept, "dirpath": self.dirpath})
+class CheckpointAtTarget(_OnlyAtTarget, BestCheckpoint):
+    """A ModelCheckpoint that saves nothing before the final masks are in force."""
 
 
 class EarlyStoppingAtTarget(_OnlyAtTarget, EarlyStopping):

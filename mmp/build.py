@@ -13,12 +13,15 @@ import hydra.utils
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from mmp.checkpoints import AtomicCheckpoints, loader_state
 from mmp.config import PruneConfig, TrainConfig
 from mmp.data import ImageData
 from mmp.errors import MmpError, nearest
 from mmp.loggers import SafeLogger
+from mmp.slurm import SaveInTime, job_id
 from mmp.training import check_recipe
 
 
@@ -100,10 +103,13 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
     Raises:
         MmpError: if Lightning refuses the trainer's settings for these data.
     """
+    batches = data.train_dataloader(trainer.world_size)
+    if checkpoint:  # Lightning does so too late, where the learning rate depends on the number of batches
+        batches.load_state_dict(loader_state(checkpoint))
     try:
         trainer.fit(
             module,
-            train_dataloaders=data.train_dataloader(),
+            train_dataloaders=batches,
             val_dataloaders=data.val_dataloader(),
             ckpt_path=checkpoint and str(checkpoint),
             weights_only=True,
@@ -125,14 +131,22 @@ def build_trainer(
     loggers: Sequence[Logger],
     folder: Path,
 ) -> pl.Trainer:
-    """Return a Lightning trainer that keeps everything below ``folder``."""
+    """Return a Lightning trainer that keeps everything below ``folder``.
+
+    Several devices train in processes of their own, which end with the training: this one has the models, the masks
+    and the results, and measures on one device. Every rank validates on all images, so all of them see one number.
+    """
     options = {name: value for name, value in vars(config.trainer).items() if value is not None}
     options["enable_progress_bar"] = shows_progress(config)
+    in_time = [SaveInTime(folder)] if job_id() and config.trainer.devices == 1 else []
     try:
         return pl.Trainer(
             **options,
+            strategy="auto" if config.trainer.devices == 1 else "ddp_spawn",
+            use_distributed_sampler=False,
+            plugins=[AtomicCheckpoints(), LightningEnvironment()],
             max_epochs=epochs,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *in_time],
             logger=list(loggers),
             default_root_dir=str(folder),
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),

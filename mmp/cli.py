@@ -50,6 +50,7 @@ def quiet() -> None:
         ".*does not have many workers",
         ".*exists and is not empty",
         "The number of training batches",
+        "The `srun` command is available",
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from sklearn.model_selection import train_test_split
-from torch.utils.data import DataLoader, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader
 
 from mmp.config import DataConfig
 from mmp.errors import MmpError, nearest
 from mmp.images import FileImages
+from mmp.loading import EpochLoader, EpochShuffle, Split, collate
 from mmp.readers import READERS
 
 SPLITS = ("train", "validation", "calibration", "test")
@@ -80,29 +80,6 @@ def _divide(
         raise MmpError(f"data={cfg.name}: too few images are left beside data.{name}={share:g} ({error})") from error
 
 
-class EpochShuffle(Sampler[int]):
-    """A permutation that depends on the seed and the epoch alone, so a resumed run sees what it would have seen.
-
-    Args:
-        length: Number of samples.
-        seed: Seed of the run.
-    """
-
-    def __init__(self, length: int, seed: int) -> None:
-        self._length, self._seed, self._epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this at the start of each."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        return iter(torch.randperm(self._length, generator=generator).tolist())
-
-
 class ImageData(pl.LightningDataModule):
     """A data set in its four splits.
 
@@ -131,9 +108,9 @@ class ImageData(pl.LightningDataModule):
             (plain.fingerprint() + (test.fingerprint() if test is not None else "")).encode()
         ).hexdigest()
         self._sets: dict[str, Any] = {
-            name: Subset(train if name == "train" else plain, indices.tolist())  # type: ignore[arg-type]
-            for name, indices in self.indices.items()
+            name: Split(plain, indices.tolist()) for name, indices in self.indices.items() if name != "train"
         }
+        self._sets["train"] = Split(train, self.indices["train"].tolist(), seed if cfg.augment else None)
         if test is not None:
             self._sets["test"] = test
         for images, chosen in ((plain, self.indices.get("test", ())), (test, range(len(test or ())))):
@@ -145,10 +122,14 @@ class ImageData(pl.LightningDataModule):
         """Number of images in each split."""
         return {name: len(self._sets[name]) for name in SPLITS}
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled training batches; the last incomplete one is dropped if it is not the only one."""
-        sampler = EpochShuffle(self.samples["train"], self.seed)
-        return self._loader("train", sampler=sampler, drop_last=len(sampler) > self.cfg.batch_size)
+    def train_dataloader(self, ranks: int = 1) -> EpochLoader:
+        """Return shuffled training batches; the last incomplete one is dropped if it is not the only one.
+
+        Args:
+            ranks: Number of processes that train together, each on batches of its own.
+        """
+        order = EpochShuffle(self.samples["train"], self.seed, ranks)
+        return EpochLoader(self._sets["train"], self.cfg.batch_size, order, **self._workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return validation batches, in order."""
@@ -162,19 +143,13 @@ class ImageData(pl.LightningDataModule):
         """Return test batches, in order."""
         return self._loader("test")
 
-    def _loader(self, split: str, batch_size: int | None = None, **options: Any) -> DataLoader[Any]:
-        size = self.cfg.batch_size if split == "train" else batch_size or self.cfg.eval_batch_size
-        return DataLoader(
-            self._sets[split],
-            batch_size=size,
-            num_workers=self.cfg.workers,
-            persistent_workers=self.cfg.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_collate,
-            **options,
-        )
+    @property
+    def _workers(self) -> dict[str, Any]:
+        workers = self.cfg.workers
+        return {
+            "num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()
+        }  # fmt: skip
 
-
-def _collate(batch: Any) -> Any:
-    # TensorImages hands over whole batches already, the other kinds a list of samples.
-    return default_collate(batch) if isinstance(batch, list) else batch
+    def _loader(self, split: str, batch_size: int | None = None) -> DataLoader[Any]:
+        size = batch_size or self.cfg.eval_batch_size
+        return DataLoader(self._sets[split], size, collate_fn=collate, **self._workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from mmp.build import build_trainer, fit
+from mmp.checkpoints import LAST, BestCheckpoint, last_checkpoint
 from mmp.config import TrainConfig
 from mmp.data import ImageData
 from mmp.files import tensors_digest
@@ -60,7 +61,10 @@ def dense_model(
     decisive = [settings[key] for key in ("model", "data", "dense", "trainer", "seed")]
     key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
     path = Path(config.paths.cache) / "dense" / f"{config.model.label or config.model.name}-{key}.safetensors"
-    weights, cached = cached_tensors(path, lambda: _train(model, config, data, callbacks, loggers))
+    # Named by all that decides it, and only entered under the cache's lock: whatever is in it is of this training.
+    unfinished = path.with_suffix(".training")
+    weights, cached = cached_tensors(path, lambda: _train(model, config, data, callbacks, loggers, unfinished))
+    shutil.rmtree(unfinished, ignore_errors=True)
     model.load_state_dict(weights)
     log.info("dense model %s: %s", "read from the cache" if cached else "trained", path)
     return model, cached
@@ -80,12 +84,16 @@ def _train(
     data: ImageData,
     callbacks: Sequence[pl.Callback],
     loggers: Sequence[Logger],
+    folder: Path,
 ) -> Mapping[str, Tensor]:
-    with tempfile.TemporaryDirectory() as scratch:
-        best = ModelCheckpoint(scratch, filename="best", monitor="val/accuracy", mode="max", save_weights_only=True)
-        module = Classifier(model, config.dense, config.data.classes)
-        trainer = build_trainer(config, config.dense.epochs, [best, *callbacks], loggers, Path(scratch))
-        fit(trainer, module, data)
-        module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    """Train, going on where an interrupted process has left its checkpoints in a folder."""
+    best = BestCheckpoint(
+        folder, "best", "val/accuracy", mode="max", save_weights_only=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, Path(LAST).stem, enable_version_counter=False)
+    module = Classifier(model, config.dense, config.data.classes, seed=config.seed)
+    trainer = build_trainer(config, config.dense.epochs, [best, last, *callbacks], loggers, folder)
+    fit(trainer, module, data, last_checkpoint(folder))
+    module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     require_finite(model, "training")
     return model.state_dict()

@@ -1,25 +1,69 @@
-"""Files that are never half-written and never trusted blindly: JSON and safetensors."""
+"""Files that are never half-written, never trusted blindly, and never made twice at once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmp.errors import MmpError
 
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock for a ``with`` block: one process at a time, on whatever hosts share the file system.
+
+    The system keeps the lock, not the file: when its holder dies, however it dies, the next one gets it.
+
+    Args:
+        path: The lock file, which stays.
+        what: What is locked, for the line that is logged when somebody else holds it.
+
+    Raises:
+        OSError: if the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, poll_interval=0.2)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that is at %s", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether some process holds a lock; one that cannot be looked at counts as held."""
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: readers see all of it or nothing.
+
+    The contents are on the disk before the new name is, so that a power cut leaves the old file or the new one.
 
     Raises:
         MmpError: if the folder cannot be written; the message names it.
@@ -32,12 +76,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         try:
             write(temporary)
             temporary.chmod(0o644)
+            _flush(temporary)
             temporary.replace(path)
+            _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MmpError(f"cannot write {path}: {reason}") from error
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep what was written to a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

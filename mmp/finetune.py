@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import pickle
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from mmp.build import build_callbacks, build_trainer, fit
+from mmp.checkpoints import last_checkpoint
 from mmp.config import FinetuneConfig, PruneConfig
 from mmp.data import ImageData
 from mmp.dense import device_of
@@ -54,16 +53,16 @@ def finetune(
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
     configured = build_callbacks(config, folder)
-    module = Classifier(model, recipe, config.data.classes, teacher)
-    trainer = build_trainer(config, recipe.epochs, [*masking, *configured.values()], loggers, folder)
-    last = last_checkpoint(folder / "checkpoints")
-    fit(trainer, module, data, last)
+    module = Classifier(model, recipe, config.data.classes, teacher, config.seed)
+    checkpoints = folder / "checkpoints"
+    trainer = build_trainer(config, recipe.epochs, [*masking, *configured.values()], loggers, checkpoints)
+    fit(trainer, module, data, last_checkpoint(checkpoints))
     best = configured.get("best")
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     if recipe.reestimate_norms:
         reestimate_norms(model, data, device_of(config))
-    return trainer.current_epoch
+    return int(trainer.callback_metrics.get("epochs", trainer.current_epoch))
 
 
 def reestimate_norms(model: nn.Module, data: ImageData, device: torch.device) -> None:
@@ -117,17 +116,3 @@ def finetune_best(
     chosen = max(models, key=lambda name: validation[name])  # the first of equals: the least training
     log.info("fine-tuning %s is best on validation: %s", chosen, validation)
     return models[chosen], {"epochs": epochs_of[chosen], "finetune_choice": chosen, "finetune_validation": validation}
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return what an interrupted run is resumed from, if there is such a file and it can be read."""
-    path = folder / "last.ckpt"
-    if not path.is_file():
-        return None
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        log.warning("%s is damaged (%s); fine-tuning starts anew", path, str(error).partition("\n")[0])
-        shutil.rmtree(folder)
-        return None
-    return path

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from mmp.config import DataConfig
 from mmp.errors import MmpError
+from mmp.files import locked
 from mmp.images import FileImages, Images, Samples, Source, in_memory, transform_of
 
 
@@ -266,7 +266,7 @@ def _download(dataset: Callable[..., Any], cfg: DataConfig, **part: Any) -> None
     """Download a data set once, whatever number of jobs start at the same time."""
     root = Path(cfg.root or "data")
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".download.lock"):
+    with locked(root / ".download.lock", f"the download of {cfg.name}"):
         try:
             dataset(str(root), download=True, **part)
         except (OSError, RuntimeError) as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmp.errors import MmpError
 from mmp.reconstruct import LayerReport
+from mmp.store import RESULT, STATUS, RunFolder
 
 REPORT = "report"  # the folder, in a sweep's, that reports go to
 _HEAD = ("model", "data", "signal", "strategy", "ranges", "schedule", "reconstruct", "finetune", "seed")
@@ -72,23 +73,36 @@ def load_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise MmpError(f"{folder}: no such folder; give the folder of a sweep, such as results/sweeps/demo")
-    paths = [
-        path
-        for path in sorted(folder.rglob("result.json"))
+    places = {
+        path.parent
+        for name in (RESULT, STATUS)
+        for path in folder.rglob(name)
         if not any(part.startswith(".") or part == REPORT for part in path.relative_to(folder).parts[:-1])
-    ]
-    if not paths:
+    }
+    if not places:
         raise MmpError(f"{folder}: holds no result.json; has any job of this sweep begun?")
     runs = []
-    for path in paths:
-        result, error = _read(path, folder), path.with_name("error.json")
-        if (
-            error.is_file() and result is not None
-        ):  # why the last attempt failed; only a completed result counts beside it
-            runs += [result] if result.status == "completed" else []
-            result = _read(error, folder)
-        runs += [result] if result is not None else []
+    for place in sorted(places):
+        result = _read(place / RESULT, folder) if (place / RESULT).is_file() else None
+        attempt = _read(place / STATUS, folder) if (place / STATUS).is_file() else None
+        # How the last attempt ended is news only where it left no result; a result of an earlier one counts beside it.
+        ended = attempt is None or attempt.status in ("completed", "skipped")
+        if ended and attempt is not None and not (place / RESULT).is_file():
+            attempt, ended = replace(attempt, status="failed", reason=f"{RESULT} is gone; run it again"), False
+        runs += [run for run in (result, None if ended else attempt) if run is not None]
     return runs
+
+
+def _reason(content: dict[str, Any], folder: Path) -> str:
+    """Return why a run has no result: what an attempt raised, or where it is, if its process is still alive."""
+    if error := content.get("error"):
+        return f"{error['type']}: {error['message']}"
+    process = content.get("process") or {}
+    where = f"process {process.get('pid')} on {process.get('host')}"
+    where += f", Slurm job {process['slurm']}" if process.get("slurm") else ""
+    if RunFolder(folder).alive():
+        return f"running ({where})"
+    return f"interrupted ({where} is gone); the same command goes on with it"
 
 
 def _budget(content: dict[str, Any]) -> str:
@@ -109,10 +123,8 @@ def _read(path: Path, root: Path) -> Run | None:
         if content.get("criterion"):  # a baseline: its criterion scores, and decides where the weights go
             at = "baseline" if known["budget"] else f"at {content['strategy']}"
             known |= {"criterion": content["criterion"], "signal": content["criterion"], "strategy": at}
-        if content["status"] != "completed":
-            error = content.get("error") or {}
-            reason = f"{error['type']}: {error['message']}" if error else "still running, or killed"
-            return Run(name, content["status"], reason, **known)
+        if path.name == STATUS or content["status"] != "completed":
+            return Run(name, content["status"], _reason(content, path.parent), **known)
         accuracy, samples = content["accuracy"], content["samples"]
         resolved = (content.get("reconstruction") or {}).get("layers", ())
         return Run(

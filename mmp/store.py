@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import re
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
-from mmp.files import load_tensors, save_tensors, write_json
+from mmp.files import is_locked, load_tensors, locked, save_tensors, write_json
 from mmp.layers import Layer
 from mmp.masks import Masks
 from mmp.ranges import Range
 from mmp.sizes import Sizes
+from mmp.slurm import job_id
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-RESULT, ERROR, MASKS, WEIGHTS = "result.json", "error.json", "masks.safetensors", "model.safetensors"
-CONFIG = "config.yaml"
+RESULT, STATUS, MASKS, WEIGHTS = "result.json", "status.json", "masks.safetensors", "model.safetensors"
+CONFIG, LOCK = "config.yaml", ".lock"
 
 
 def cached_tensors(
@@ -47,13 +50,12 @@ def cached_tensors(
     Returns:
         The tensors, and whether they came from the cache. A damaged file is thrown away and made again.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        lock.acquire()
-    except OSError as error:
-        raise MmpError(f"cannot write the cache {path.parent}: {error}; set paths.cache to another folder") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(Path(f"{path}.lock"), str(path)))
+        except OSError as error:
+            told = f"cannot write the cache {path.parent}: {error}; set paths.cache to another folder"
+            raise MmpError(told) from error
         if path.is_file():
             try:
                 return _with_prefix(load_tensors(path), prefix), True
@@ -63,8 +65,6 @@ def cached_tensors(
         tensors = {name: value.detach().cpu() for name, value in compute().items()}
         save_tensors(path, tensors)
         return _with_prefix(tensors, prefix), False
-    finally:
-        lock.release()
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -177,11 +177,13 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run: ``result.json`` once it is completed, and ``status.json`` of the last attempt.
+
+    An attempt that fails or dies takes no result away.
 
     Attributes:
         path: The folder.
-        head: What is known of the run before it starts; it opens every ``result.json``.
+        head: What is known of the run before it starts; it opens both files.
     """
 
     path: Path
@@ -190,51 +192,85 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """What ``result.json`` holds, or None if there is none that can be read."""
-        try:
-            content = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
+        return _read_json(self.path / RESULT)
+
+    @property
+    def status(self) -> dict[str, Any] | None:
+        """What ``status.json`` holds, or None if there is none that can be read."""
+        return _read_json(self.path / STATUS)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Have the folder for oneself in a ``with`` block: two processes that are told to do the same run take turns.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        return locked(self.path / LOCK, str(self.path))
+
+    def alive(self) -> bool:
+        """Return whether a process is at this run."""
+        return is_locked(self.path / LOCK)
 
     def completed(self) -> bool:
         """Return whether this very run is there, completed and whole."""
-        whole = all((self.path / name).is_file() for name in (MASKS, WEIGHTS))
-        return whole and (self.result or {}).get("status") == "completed" and self._same_run()
-
-    def resumable(self) -> bool:
-        """Return whether a run of the same settings on the same data was here and did not complete."""
-        return (self.result or {}).get("status") != "completed" and self._same_run()
-
-    def _same_run(self) -> bool:
         result = self.result or {}
-        return all(result.get(key) == self.head.get(key) for key in ("identity", "data_fingerprint"))
+        whole = result.get("files") and all(_size(self.path / name) == size for name, size in result["files"].items())
+        return bool(whole) and all(result.get(key) == self.head.get(key) for key in self.origin)
 
-    def write(self, status: str, **content: Any) -> None:
-        """Write ``result.json`` atomically."""
-        write_json(self.path / RESULT, {"schema_version": SCHEMA_VERSION, "status": status, **self.head, **content})
-        self.clear_error()
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The settings and the data that a run comes from, as hashes."""
+        return {key: self.head.get(key) for key in ("identity", "data_fingerprint")}
 
-    def clear_error(self) -> None:
-        """Forget why an earlier attempt failed."""
-        (self.path / ERROR).unlink(missing_ok=True)
+    def say(self, status: str, error: Mapping[str, str] | None = None) -> None:
+        """Write ``status.json`` atomically: what this attempt is at, and in which process.
+
+        Args:
+            status: ``running``, ``completed``, ``failed`` or ``skipped``.
+            error: Type, message and detail of a failure.
+        """
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "slurm": job_id()}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"schema_version": SCHEMA_VERSION, "status": status, **self.head, "error": error}
+        write_json(self.path / STATUS, {**content, "process": process, "time": now})
+
+    def discard(self) -> None:
+        """Forget an earlier result, whose files are about to be replaced."""
+        (self.path / RESULT).unlink(missing_ok=True)
+
+    def complete(self, files: Sequence[str], **content: Any) -> None:
+        """Write ``result.json`` atomically; from now on the run is completed.
+
+        Args:
+            files: Names of what belongs to the result; their sizes are kept, to know later whether they are whole.
+            content: What it holds besides the head.
+        """
+        sizes = {name: _size(self.path / name) for name in files}
+        head = {"schema_version": SCHEMA_VERSION, "status": "completed", **self.head}
+        write_json(self.path / RESULT, {**head, **content, "files": sizes})
+        self.say("completed")
 
     def fail(self, error: BaseException, detail: str) -> None:
-        """Record why an attempt failed: in ``result.json``, or in ``error.json`` if that must stay as it is.
-
-        A completed result stays, and so does that of an interrupted run, from which it is resumed, until an attempt
-        has read its data and so knows that it is the same run.
+        """Record why an attempt failed.
 
         Args:
             error: What was raised.
             detail: One line for the user, or a traceback.
         """
-        told = {"type": type(error).__name__, "message": str(error), "detail": detail}
-        before, began = self.result or {}, "data_fingerprint" in self.head
-        stays = before.get("status") == "completed" or (not began and "data_fingerprint" in before)
         try:
-            if stays:
-                write_json(self.path / ERROR, {"schema_version": SCHEMA_VERSION, "status": "failed", "error": told})
-            else:
-                self.write("failed", error=told)
-        except OSError as lost:
+            self.say("failed", {"type": type(error).__name__, "message": str(error), "detail": detail})
+        except (MmpError, OSError) as lost:
             log.error("%s: the reason of the failure could not be written (%s)", self.path, lost)  # noqa: TRY400
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _size(path: Path) -> int | None:
+    """Return the bytes of a file, None if there is none."""
+    return path.stat().st_size if path.is_file() else None

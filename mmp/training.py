@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from mmp.config import FinetuneConfig, RecipeConfig
 from mmp.errors import MmpError, nearest
+from mmp.loading import mixed
 from mmp.modes import forget_cached
 
 SCHEDULERS = ("cosine", "step", "multistep", "poly", "tanh", "none")
@@ -53,16 +54,19 @@ class Classifier(pl.LightningModule):
         recipe: Optimizer, schedule and loss.
         classes: Number of classes.
         teacher: The dense network, for a recipe with distillation; put in eval mode and moved to the images' device.
+        seed: What a model draws, for dropout for instance, is a function of this, the epoch and the batch.
 
     Raises:
         MmpError: on an optimizer or scheduler that timm does not know; and, while training, on a loss that is
             not finite.
     """
 
-    def __init__(self, model: nn.Module, recipe: RecipeConfig, classes: int, teacher: nn.Module | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: RecipeConfig, classes: int, teacher: nn.Module | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         check_recipe(recipe)
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self._seed = model, recipe, seed
         distils = isinstance(recipe, FinetuneConfig) and recipe.distillation > 0
         self._teacher = [teacher.eval()] if teacher is not None and distils else []  # in a list: no part of the module
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
@@ -73,6 +77,10 @@ class Classifier(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, classes) of images (B, C, H, W)."""
         return self.model(images)
+
+    def on_train_batch_start(self, _batch: Sequence[Tensor], index: int) -> None:
+        """Draw for this batch what an uninterrupted training draws for it."""
+        torch.manual_seed(mixed(self._seed, self.current_epoch, index, self.global_rank))
 
     def training_step(self, batch: Sequence[Tensor], _index: int) -> Tensor:
         """Return the loss of one batch."""
@@ -98,6 +106,7 @@ class Classifier(pl.LightningModule):
                 f"(now {self.recipe.learning_rate:g}) or set trainer.gradient_clip_val"
             )
         self.log("train/loss", loss)
+        self.log("epochs", float(self.current_epoch + 1), logger=False)  # of several devices, only metrics come home
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_validation_epoch_start(self) -> None:

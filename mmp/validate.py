@@ -106,7 +106,7 @@ def _join(model: ModelConfig, data: DataConfig) -> None:
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    _check("trainer.devices", trainer.devices, lambda v: v == 1, "1: a run uses one device, a sweep has many runs")
+    _check("trainer.devices", trainer.devices, lambda v: v >= 1, "at least 1")
     _check("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, lambda v: v >= 1, "at least 1")
 
     def limits(value: Any) -> bool:

@@ -134,7 +134,7 @@ def test_bad_checkpoints_are_refused_and_leave_nothing_half_written(dense: Path,
         line = told(done)
         assert str(checkpoint) in line
         assert reason in line
-        assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+        assert json.loads((folder / "status.json").read_text())["status"] == "failed"
         assert not list(folder.glob("*.safetensors"))
     assert not (tmp_path / "executed").exists()
 
@@ -151,7 +151,7 @@ def test_a_loss_that_becomes_nan_is_told_and_can_be_traced(dense: Path, tmp_path
     ]
     line = told(run("prune.py", *arguments))
     assert "lower the learning rate" in line
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "status.json").read_text())
     assert result["status"] == "failed"
     assert "learning rate" in result["error"]["message"]
     assert not (tmp_path / "model.safetensors").exists()
@@ -185,7 +185,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_skipped(dense: Path, t
     arguments = [*shared, f"hydra.run.dir={tmp_path}/killed", f"--config-path={ROOT / 'conf'}"]
     killed = run(str(tmp_path / "killed.py"), *arguments, PYTHONPATH=str(ROOT))
     assert killed.returncode == 9, killed.stderr
-    assert json.loads((tmp_path / "killed" / "result.json").read_text())["status"] == "running"
+    assert json.loads((tmp_path / "killed" / "status.json").read_text())["status"] == "running"
     assert (tmp_path / "killed" / "checkpoints" / "last.ckpt").is_file()
 
     resumed = run("prune.py", *shared, f"hydra.run.dir={tmp_path}/killed")
@@ -239,12 +239,12 @@ def test_a_completed_result_survives_a_later_mistake(dense: Path, tmp_path: Path
     done = run("prune.py", *shared, "strategy=p50", "data.workers=-1")
     assert done.returncode == 1
     assert path.read_bytes() == before
-    assert "data.workers=-1" in json.loads(path.with_name("error.json").read_text())["error"]["message"]
+    assert "data.workers=-1" in json.loads(path.with_name("status.json").read_text())["error"]["message"]
     done = run("prune.py", *shared, "strategy=p50")
     assert done.returncode == 0, done.stderr
     assert "already completed" in done.stdout
     assert path.read_bytes() == before
-    assert not path.with_name("error.json").exists()
+    assert json.loads(path.with_name("status.json").read_text())["status"] == "skipped"
 
 
 def test_data_that_changed_are_noticed_and_a_damaged_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
@@ -273,8 +273,10 @@ def test_data_that_changed_are_noticed_and_a_damaged_checkpoint_is_no_obstacle(t
     assert second["samples"]["test"] == 20
 
     # As if this very run had been killed and its checkpoint cut off.
-    result.write_text(json.dumps({**second, "status": "running"}))
+    result.unlink()
     (tmp_path / "run" / "checkpoints").mkdir()
+    owner = {key: second[key] for key in ("identity", "data_fingerprint")}
+    (tmp_path / "run" / "checkpoints" / "owner.json").write_text(json.dumps(owner))
     (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"PK half a checkpoint")
     done = run("prune.py", *arguments)
     assert done.returncode == 0, done.stderr

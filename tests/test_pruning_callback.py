@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks.pruning import MaskPruning
 from callbacks.selection import CheckpointAtTarget, EarlyStoppingAtTarget
 from mmp.config import RecipeConfig
-from mmp.data import EpochShuffle
+from mmp.loading import EpochLoader, EpochShuffle, Split
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import check_zeros, make_masks
@@ -98,7 +98,7 @@ def fit(
 ) -> pl.Trainer:
     settings = {"optimizer": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1, "scheduler": "cosine"}
     module = Classifier(model, RecipeConfig(name="test", epochs=epochs, **{**settings, **(recipe or {})}), 10)
-    train = DataLoader(data, batch_size=64, sampler=EpochShuffle(len(data), seed=0))
+    train = EpochLoader(Split(data, range(len(data))), 64, EpochShuffle(len(data), seed=0))
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=callbacks,

@@ -48,7 +48,8 @@ def write(folder: Path, *contents: dict[str, Any]) -> Path:
     for i, content in enumerate(contents):
         run = folder / f"run{i}"
         run.mkdir(parents=True)
-        (run / "result.json").write_text(json.dumps(content))
+        name = "result.json" if content["status"] == "completed" else "status.json"
+        (run / name).write_text(json.dumps(content))
     return folder
 
 
@@ -161,7 +162,7 @@ def test_a_failed_attempt_is_listed_beside_the_result_that_stays(tmp_path: Path)
     write(tmp_path, result("p30", 0.3, 0.9, 0.9))
     folder = next(tmp_path.glob("*/result.json")).parent
     error = {"type": "MmpError", "message": "data.workers=-1 is out of range"}
-    (folder / "error.json").write_text(json.dumps({"status": "failed", "error": error}))
+    (folder / "status.json").write_text(json.dumps({"status": "failed", "error": error}))
     report = write_report(tmp_path)
     assert report.counts == "1 completed, 1 failed, 0 unfinished"
     assert "data.workers=-1" in report.failed[0].reason

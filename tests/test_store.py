@@ -1,46 +1,74 @@
-"""The folder of a run: what an attempt that fails leaves, and what it must not take away."""
+"""The folder of a run: what an attempt leaves, and what it must not take away."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from mmp.store import ERROR, RESULT, RunFolder
+from mmp.store import MASKS, RESULT, STATUS, RunFolder
 
 HEAD = {"identity": "a", "data_fingerprint": "b"}
 
 
-@pytest.mark.parametrize("status", ["running", "failed", "completed"])
-def test_an_attempt_that_never_read_its_data_takes_nothing_away(status: str, tmp_path: Path) -> None:
-    RunFolder(tmp_path, HEAD).write(status)
-    before = (tmp_path / RESULT).read_bytes()
-    for head in ({}, {"identity": "a"}):
-        RunFolder(tmp_path, head).fail(ValueError("no such key"), "no such key")
+def completed(folder: Path) -> RunFolder:
+    run = RunFolder(folder, dict(HEAD))
+    (folder / MASKS).write_bytes(b"masks")
+    run.say("running")
+    run.complete([MASKS], sparsity=0.5)
+    return run
+
+
+def test_a_completed_run_says_so_and_keeps_its_numbers(tmp_path: Path) -> None:
+    run = completed(tmp_path)
+    assert run.completed()
+    assert run.result is not None
+    assert run.status is not None
+    assert (run.result["status"], run.result["sparsity"]) == ("completed", 0.5)
+    assert (run.status["status"], run.status["error"]) == ("completed", None)
+
+
+def test_a_later_attempt_takes_no_result_away(tmp_path: Path) -> None:
+    before = (completed(tmp_path).path / RESULT).read_bytes()
+    for head in ({}, {"identity": "a"}, HEAD):
+        RunFolder(tmp_path, dict(head)).fail(ValueError("no such key"), "no such key")
         assert (tmp_path / RESULT).read_bytes() == before
-        assert "no such key" in (tmp_path / ERROR).read_text()
-    assert RunFolder(tmp_path, HEAD).resumable() == (status != "completed")
-
-
-def test_a_failed_attempt_of_the_same_run_says_so_in_the_result(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, HEAD)
-    run.write("running")
-    run.fail(ValueError("diverged"), "diverged")
-    assert run.result is not None
-    assert (run.result["status"], run.result["error"]["message"]) == ("failed", "diverged")
-    assert run.resumable()
-
-
-def test_a_first_attempt_that_fails_at_once_has_a_result(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.fail(ValueError("no such key"), "no such key")
-    assert run.result is not None
-    assert run.result["status"] == "failed"
-    run.write("running")
-    assert not (tmp_path / ERROR).exists()
+        told = json.loads((tmp_path / STATUS).read_text())
+        assert (told["status"], told["error"]["message"]) == ("failed", "no such key")
+    assert RunFolder(tmp_path, dict(HEAD)).completed()
 
 
 def test_other_data_or_settings_are_another_run(tmp_path: Path) -> None:
-    RunFolder(tmp_path, HEAD).write("running")
-    assert not RunFolder(tmp_path, {**HEAD, "data_fingerprint": "c"}).resumable()
-    assert not RunFolder(tmp_path, {**HEAD, "identity": "c"}).resumable()
+    completed(tmp_path)
+    assert not RunFolder(tmp_path, {**HEAD, "data_fingerprint": "c"}).completed()
+    assert not RunFolder(tmp_path, {**HEAD, "identity": "c"}).completed()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_result_whose_files_are_not_whole_is_none(tmp_path: Path, damage: str) -> None:
+    run = completed(tmp_path)
+    if damage == "cut":
+        (tmp_path / MASKS).write_bytes(b"mas")
+    else:
+        (tmp_path / MASKS).unlink()
+    assert not run.completed()
+
+
+def test_a_status_tells_the_process_and_whether_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    run = RunFolder(tmp_path, dict(HEAD))
+    assert not run.alive()
+    with run.lock():
+        run.say("running")
+        assert run.alive()
+    assert not run.alive()
+    assert run.status is not None
+    assert run.status["process"]["slurm"] == "12_3"
+
+
+def test_a_disk_that_is_full_hides_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    RunFolder(tmp_path / "file" / "run").fail(ValueError("diverged"), "diverged")
+    assert "the reason of the failure could not be written" in caplog.text

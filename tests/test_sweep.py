@@ -153,7 +153,7 @@ def test_a_failed_job_is_told_and_stops_no_other(tmp_path: Path, sweep: Path) ->
         check=False,
     )
     assert done.returncode == 1
-    found = [(path.parent, json.loads(path.read_text())) for path in tmp_path.glob("sweeps/sweep/*/result.json")]
+    found = [(path.parent, json.loads(path.read_text())) for path in tmp_path.glob("sweeps/sweep/*/status.json")]
     assert sorted(result["status"] for _, result in found) == ["completed", "completed", "failed", "failed"]
     for folder, result in found:
         if result["status"] == "failed":

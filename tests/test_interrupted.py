@@ -1,0 +1,165 @@
+"""Trainings that stop anywhere and go on: bit for bit what an uninterrupted one ends with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+
+from callbacks.averaging import AverageAtTarget
+from callbacks.pruning import MaskPruning
+from mmp import slurm
+from mmp.build import build_callbacks, build_trainer, fit
+from mmp.checkpoints import LAST, last_checkpoint, open_checkpoints
+from mmp.config import PruneConfig, register
+from mmp.data import ImageData
+from mmp.layers import prunable_layers, prunable_parameters
+from mmp.loading import EpochLoader, EpochShuffle, Split
+from mmp.models import fill_input
+from mmp.schedules import OneShot
+from mmp.training import Classifier
+from mmp.validate import validate
+
+
+class StoppedError(Exception):
+    """Stands for the end of the process."""
+
+
+class SignalAt(pl.Callback):
+    """Sends the time limit's signal while a batch is under way."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.fixture
+def config(conf: Path, tmp_path: Path) -> PruneConfig:
+    register()
+    overrides = ["data.batch_size=240", "finetune.epochs=3", "logger=none", f"paths.results={tmp_path}", "data.workers=0"]
+    overrides += ["+data.augment={hflip: 0.5, scale: [0.7, 1.0]}", "data.image_size=12", "callbacks.early_stopping=null"]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config: PruneConfig = validate(compose("prune", overrides))
+    fill_input(config)
+    return config
+
+
+def train(config: PruneConfig, data: ImageData, folder: Path, *extra: pl.Callback) -> dict[str, Tensor]:
+    """Train a network with dropout from where a folder stands, its average under masks; return the weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(400, 10))
+    layers = prunable_layers(model)
+    scores = {name: p.detach().abs() for name, p in prunable_parameters(model, layers).items()}
+    masking = MaskPruning(layers, scores, dict.fromkeys(scores, 0.5), OneShot())
+    callbacks = [masking, AverageAtTarget(0.9), *build_callbacks(config, folder).values(), *extra]
+    module = Classifier(model, config.finetune, 10, seed=config.seed)
+    trainer = build_trainer(config, config.finetune.epochs, callbacks, [], folder / "checkpoints")
+    fit(trainer, module, data, last_checkpoint(folder / "checkpoints"))
+    assert trainer.current_epoch == config.finetune.epochs
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def leave() -> None:
+    raise StoppedError
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("steps", [(1,), (4,), (2, 3, 7, 9, 11)], ids=str)
+def test_a_training_stopped_within_an_epoch_ends_with_the_same_bits(
+    config: PruneConfig, steps: tuple[int, ...], workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageData(config.data, config.seed)
+    assert len(data.train_dataloader()) == 4  # so steps 4 and 8 begin an epoch
+    whole = train(config, data, tmp_path / "whole")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "requeue", leave)
+    config.data.workers = workers
+    for step in steps:
+        with pytest.raises(StoppedError):
+            train(config, data, tmp_path / "stopped", SignalAt(step))
+        assert (tmp_path / "stopped" / "checkpoints" / LAST).is_file()
+    resumed = train(config, data, tmp_path / "stopped")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_last_batch_of_an_epoch_is_followed_by_its_validation_and_checkpoint_first(
+    config: PruneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageData(config.data, config.seed)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "requeue", leave)
+    with pytest.raises(StoppedError):
+        train(config, data, tmp_path, SignalAt(3))
+    checkpoint = torch.load(tmp_path / "checkpoints" / LAST, weights_only=True)
+    assert (checkpoint["global_step"], checkpoint["epoch"]) == (4, 0)
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_a_loader_goes_on_where_its_state_says(config: PruneConfig) -> None:
+    images = Split(torch.arange(10), range(10))
+
+    def batches(loader: EpochLoader) -> list[list[int]]:
+        return [batch.tolist() for batch in loader]
+
+    def loader() -> EpochLoader:
+        return EpochLoader(images, 3, EpochShuffle(10, seed=1))
+
+    whole, stopped, resumed = loader(), loader(), loader()
+    expected = batches(whole)
+    running = iter(stopped)
+    assert [next(running).tolist(), next(running).tolist()] == expected[:2]
+    resumed.load_state_dict(stopped.state_dict())
+    assert batches(resumed) == expected[2:]
+    assert batches(resumed) == expected  # only once
+    next(running)
+    resumed.load_state_dict(stopped.state_dict())  # the epoch is over
+    whole.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    assert batches(resumed) == batches(whole)
+
+
+def test_ranks_share_an_epoch_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(list(EpochShuffle(10, seed=0, ranks=3)))
+    assert [len(share) for share in shares] == [3, 3, 3]
+    assert len({image for share in shares for image in share}) == 9
+
+
+def test_what_is_random_in_an_image_depends_on_seed_epoch_and_image_alone() -> None:
+    class Noisy:
+        def __getitem__(self, index: int) -> float:
+            return index + float(torch.rand(()))
+
+    def draws(seed: int, *indices: int) -> list[float]:
+        return Split(Noisy(), range(4), seed).__getitems__(list(indices))
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert draws(0, 1, 2) == draws(0, 2, 1)[::-1]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len({value % 1 for seed in range(2) for value in draws(seed, 1, 2, 5)}) == 6
+
+
+def test_checkpoints_of_another_training_are_thrown_away(tmp_path: Path) -> None:
+    open_checkpoints(tmp_path / "c", {"identity": "a"})
+    (tmp_path / "c" / LAST).write_bytes(b"x")
+    open_checkpoints(tmp_path / "c", {"identity": "a"})
+    assert (tmp_path / "c" / LAST).is_file()
+    open_checkpoints(tmp_path / "c", {"identity": "b"})
+    assert not (tmp_path / "c" / LAST).exists()
+    (tmp_path / "c" / "owner.json").write_text('{"ident')
+    (tmp_path / "c" / LAST).write_bytes(b"x")
+    open_checkpoints(tmp_path / "c", {"identity": "b"})
+    assert not (tmp_path / "c" / LAST).exists()
