@@ -32,10 +32,12 @@ from mmp.build import build_loggers, check, instantiate
 from mmp.calibration import Calibration
 from mmp.checkpoints import open_checkpoints
 from mmp.cli import command
+from mmp.conf import FOLDER
 from mmp.config import PruneConfig, register
 from mmp.criteria import criterion
 from mmp.data import ImageData
 from mmp.dense import accuracy_file, dense_model, device_of
+from mmp.devices import lease_gpu
 from mmp.errors import MmpError
 from mmp.files import save_tensors
 from mmp.finetune import finetune_best
@@ -360,12 +362,13 @@ def refuse_ranks_in_sweep(config: PruneConfig) -> None:
         )
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="prune")
+@hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="prune")
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Run one job. In a multirun a failed job leaves its status and lets the others go on."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return run_job(cfg)
     try:
+        lease_gpu()
         return run_job(cfg)
     except (Exception, SystemExit) as error:
         log.exception("this run failed; the sweep goes on")
@@ -379,4 +382,6 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    command(run)
+    import prune as by_name  # what worker processes of a launcher import, too
+
+    command(by_name.run)

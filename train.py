@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmp.build import build_callbacks, build_loggers, check
 from mmp.cli import command, explain, quiet
+from mmp.conf import FOLDER
 from mmp.config import TrainConfig, register
 from mmp.data import ImageData
 from mmp.dense import dense_model, device_of
@@ -113,7 +114,7 @@ def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any)
     run.say("running")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="train")
 def main(cfg: DictConfig) -> None:
     """Train one dense model."""
     with attempt() as run:
@@ -124,4 +125,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    import train as by_name  # what worker processes of a launcher import, too
+
+    command(by_name.main)

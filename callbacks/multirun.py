@@ -10,6 +10,11 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from mmp.config import register
+
+# A worker process of any launcher reads this module before it composes its job's configuration, and prune.py after.
+register()
+
 
 class SweepReport(Callback):
     """Writes the report of a sweep when its last job has ended.

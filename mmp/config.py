@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import MISSING, OmegaConf
 
 from mmp.identity import NO_CRITERION, run_name
@@ -296,6 +297,9 @@ class PlanConfig(PruneConfig):
 def register() -> None:
     """Make the schema and our resolvers known to Hydra; called when an entry point is imported."""
     store = ConfigStore.instance()
+    Plugins.instance()  # launchers bring configurations of their own; conf/hydra/launcher has better ones
+    for name in ("joblib.yaml", "submitit_slurm.yaml"):
+        store.repo["hydra"]["launcher"].pop(name, None)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="plan_schema", node=PlanConfig)

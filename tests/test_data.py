@@ -13,9 +13,9 @@ from PIL import Image
 
 from mmp.config import DataConfig
 from mmp.data import SPLITS, ImageData, split_indices
-from mmp.loading import EpochLoader, EpochShuffle, Split
 from mmp.errors import MmpError
 from mmp.images import TensorImages
+from mmp.loading import EpochShuffle
 from mmp.readers import FASHION_MNIST_FOLDERS, read_idx
 
 

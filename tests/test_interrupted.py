@@ -46,8 +46,18 @@ class SignalAt(pl.Callback):
 @pytest.fixture
 def config(conf: Path, tmp_path: Path) -> PruneConfig:
     register()
-    overrides = ["data.batch_size=240", "finetune.epochs=3", "logger=none", f"paths.results={tmp_path}", "data.workers=0"]
-    overrides += ["+data.augment={hflip: 0.5, scale: [0.7, 1.0]}", "data.image_size=12", "callbacks.early_stopping=null"]
+    overrides = [
+        "data.batch_size=240",
+        "finetune.epochs=3",
+        "logger=none",
+        f"paths.results={tmp_path}",
+        "data.workers=0",
+    ]
+    overrides += [
+        "+data.augment={hflip: 0.5, scale: [0.7, 1.0]}",
+        "data.image_size=12",
+        "callbacks.early_stopping=null",
+    ]
     with initialize_config_dir(str(conf), version_base="1.3"):
         config: PruneConfig = validate(compose("prune", overrides))
     fill_input(config)

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks.pruning import MaskPruning
 from callbacks.selection import CheckpointAtTarget, EarlyStoppingAtTarget
 from mmp.config import RecipeConfig
-from mmp.loading import EpochLoader, EpochShuffle, Split
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
+from mmp.loading import EpochLoader, EpochShuffle, Split
 from mmp.masks import check_zeros, make_masks
 from mmp.schedules import Cubic, OneShot, Stepwise
 from mmp.training import Classifier

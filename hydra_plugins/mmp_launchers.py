@@ -1,0 +1,157 @@
+"""Launchers that lose no job: joblib's and submitit's, told what to do when a process dies.
+
+Hydra loads launchers from packages called ``hydra_plugins`` only; this module is all that ours has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+
+from mmp.errors import MmpError
+
+log = logging.getLogger(__name__)
+
+Overrides = Sequence[Sequence[str]]
+
+
+class Workers(JoblibLauncher):
+    """Jobs in worker processes on one machine.
+
+    When a worker is killed, joblib gives up on all jobs. Here the ones that were under way are run again one by one, so
+    that the one which kills its process is told from those beside it; then the others go on.
+
+    Args:
+        n_jobs: Number of workers; by default one per GPU slot, or per core where there is no GPU. Cores are divided
+            among workers, unless ``OMP_NUM_THREADS`` says how many threads each has.
+        jobs_per_device: Workers that share a GPU.
+        joblib: Further arguments of ``joblib.Parallel``.
+    """
+
+    def __init__(self, n_jobs: int | None = None, jobs_per_device: int = 1, **joblib: Any) -> None:
+        super().__init__(**joblib)
+        self._workers, self._per_device = n_jobs, jobs_per_device
+
+    def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run jobs until each has come to an end."""
+        import joblib
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        from mmp.devices import SLOTS, visible_gpus
+        from mmp.sweep import Sweep
+
+        slots = [gpu for gpu in visible_gpus() for _ in range(self._per_device)]
+        if slots:
+            os.environ[SLOTS] = ",".join(slots)
+        self.joblib["n_jobs"] = self._workers or len(slots) or joblib.cpu_count()
+        sweep = Sweep(self.hydra_context, self.config, job_overrides)
+        waiting = list(range(len(sweep.jobs)))
+
+        def attempt(jobs: list[int]) -> bool:
+            try:
+                super(Workers, self).launch([sweep.jobs[index] for index in jobs], initial_job_idx + jobs[0])
+            except TerminatedWorkerError:
+                return False
+            return True
+
+        while waiting and not attempt(waiting):
+            waiting = [index for index in waiting if not sweep.ended(index)]
+            interrupted = [index for index in waiting if sweep.begun(index)]
+            if not interrupted:
+                raise MmpError(
+                    "a worker process was killed before any job began; out of memory? "
+                    "Try fewer workers, with hydra.launcher.n_jobs=1"
+                )
+            log.error("a worker process was killed; what was under way runs again, one job at a time")
+            for index in interrupted:
+                if not attempt([index]):
+                    sweep.lose(index, "its process was killed, twice, the second time alone; out of memory?")
+            waiting = [index for index in waiting if index not in interrupted]
+        return [sweep.returned(index) for index in range(len(sweep.jobs))]
+
+
+class Slurm(SlurmLauncher):
+    """Jobs as one Slurm array. What is completed already is not submitted; every job that dies is told, and only it."""
+
+    def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit what is missing and wait until each job has come to an end."""
+        from mmp.sweep import Sweep
+
+        assert self.hydra_context is not None
+        sweep = Sweep(self.hydra_context, self.config, job_overrides)
+        missing = []
+        for index, folder in enumerate(sweep.folders):
+            if sweep.completed(index):
+                log.info("%s: already completed, skipped (force=true runs it again)", folder.name)
+            else:
+                missing.append(index)
+        if missing:
+            jobs = self._submit([sweep.jobs[index] for index in missing], initial_job_idx)
+            self._wait(sweep, dict(zip(missing, jobs, strict=True)))
+        return [sweep.returned(index) for index in range(len(sweep.jobs))]
+
+    def _submit(self, job_overrides: Overrides, first: int) -> list[Any]:
+        import submitit
+
+        shared = set(BaseQueueConf.__dataclass_fields__)
+        params = dict(self.params)
+        executor = submitit.AutoExecutor(
+            params.pop("submitit_folder"), cluster="slurm", slurm_max_num_timeout=params.pop("max_num_timeout")
+        )
+        executor.update_parameters(**{key if key in shared else f"slurm_{key}": v for key, v in params.items()})
+        count, state = len(job_overrides), Singleton.get_state()
+        numbers = range(first, first + count)
+        jobs = executor.map_array(
+            self, job_overrides, ["hydra.sweep.dir"] * count, numbers, [f"job_{i}" for i in numbers], [state] * count
+        )
+        array = jobs[0].job_id.partition("_")[0]
+        log.info("submitted %d jobs as %s; `scancel %s` ends them, Ctrl-C here does not", count, array, array)
+        return jobs
+
+    def _wait(self, sweep: Any, jobs: dict[int, Any]) -> None:
+        accounting = _accounting()
+        if not accounting:
+            log.warning(
+                "`sacct` gives no answer: this cluster keeps no accounts, from which jobs that died are known; "
+                "`squeue` is asked instead, which takes a job that left the queue without a result for dead"
+            )
+        waiting, gone = dict(jobs), set[int]()
+        while waiting:
+            active = set() if accounting else _active()
+            for index, job in list(waiting.items()):
+                # A job that has just ended may be missing from the queue before its result is seen.
+                left = not accounting and job.job_id not in active
+                if job.paths.result_pickle.exists() or (accounting and job.done()) or (left and index in gone):
+                    del waiting[index]
+                    sweep.lose(index, f"Slurm job {job.job_id} ended without a result; its log is {job.paths.stderr}")
+                    log.info("%d of %d jobs have ended", len(jobs) - len(waiting), len(jobs))
+                elif left:
+                    gone.add(index)
+            time.sleep(1 if waiting else 0)
+
+
+def _accounting() -> bool:
+    """Return whether Slurm keeps accounts."""
+    command = ["sacct", "--noheader", "--parsable2", "--format=JobID", "--starttime=now-1minute"]
+    return shutil.which("sacct") is not None and _ask(command) is not None
+
+
+def _active() -> set[str]:
+    """Return the jobs that wait or run, as submitit names them."""
+    return set((_ask(["squeue", "--noheader", "--array", "--format=%i"]) or "").split())
+
+
+def _ask(command: list[str]) -> str | None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return done.stdout if done.returncode == 0 else None
