@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -120,38 +119,46 @@ class Slurm(SlurmLauncher):
         return jobs
 
     def _wait(self, sweep: Any, jobs: dict[int, Any]) -> None:
-        accounting = _accounting()
-        if not accounting:
-            log.warning(
-                "`sacct` gives no answer: this cluster keeps no accounts, from which jobs that died are known; "
-                "`squeue` is asked instead, which takes a job that left the queue without a result for dead"
-            )
-        waiting, gone = dict(jobs), set[int]()
+        """Wait for a result of each job, or for its leaving the queue without one.
+
+        ``sacct``, which submitit asks, takes a job for dead that Slurm is about to run again after its node has died.
+        """
+        if _ended_as(next(iter(jobs.values()))) is None:
+            log.warning("`sacct` gives no answer: this cluster keeps no accounts, so why a job died will not be known")
+        waiting, missing_since = dict(jobs), dict[int, float]()
         while waiting:
-            active = set() if accounting else _active()
+            active = _active()
             for index, job in list(waiting.items()):
-                # A job that has just ended may be missing from the queue before its result is seen.
-                left = not accounting and job.job_id not in active
-                if job.paths.result_pickle.exists() or (accounting and job.done()) or (left and index in gone):
+                now = time.monotonic()
+                if active is None or job.job_id in active:
+                    missing_since[index] = now
+                missing = now - missing_since.setdefault(index, now)
+                if job.paths.result_pickle.exists() or missing > _PATIENCE:
                     del waiting[index]
-                    sweep.lose(index, f"Slurm job {job.job_id} ended without a result; its log is {job.paths.stderr}")
+                    why = f"ended as {_ended_as(job) or 'unknown'}, without a result; its log is {job.paths.stdout}"
+                    sweep.lose(index, f"Slurm job {job.job_id} {why}")
                     log.info("%d of %d jobs have ended", len(jobs) - len(waiting), len(jobs))
-                elif left:
-                    gone.add(index)
-            time.sleep(1 if waiting else 0)
+            time.sleep(_POLL if waiting else 0)
 
 
-def _accounting() -> bool:
-    """Return whether Slurm keeps accounts."""
-    command = ["sacct", "--noheader", "--parsable2", "--format=JobID", "--starttime=now-1minute"]
-    return shutil.which("sacct") is not None and _ask(command) is not None
+_POLL, _PATIENCE = 2, 10  # seconds; a result may be seen later than that its job has left the queue
 
 
-def _active() -> set[str]:
-    """Return the jobs that wait or run, as submitit names them."""
-    return set((_ask(["squeue", "--noheader", "--array", "--format=%i"]) or "").split())
+def _ended_as(job: Any) -> str | None:
+    """Return a job's state by Slurm's accounts, such as ``TIMEOUT`` or ``OUT_OF_MEMORY``; None without accounts."""
+    told = _ask(["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", job.job_id])
+    return None if told is None else (told.split() or ["unknown"])[-1]
+
+
+def _active() -> set[str] | None:
+    """Return the jobs that wait or run, as submitit names them; None if Slurm gives no answer just now."""
+    told = _ask(["squeue", "--noheader", "--array", "--format=%i"])
+    return None if told is None else set(told.split())
 
 
 def _ask(command: list[str]) -> str | None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError:
+        return None
     return done.stdout if done.returncode == 0 else None

@@ -20,7 +20,7 @@ from mmp.checkpoints import AtomicCheckpoints, loader_state
 from mmp.config import PruneConfig, TrainConfig
 from mmp.data import ImageData
 from mmp.errors import MmpError, nearest
-from mmp.loggers import SafeLogger
+from mmp.loggers import Recorder, SafeLogger
 from mmp.slurm import SaveInTime, job_id
 from mmp.training import check_recipe
 
@@ -116,6 +116,9 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         )
     except MisconfigurationException as error:
         raise MmpError(f"trainer: Lightning refuses to train ({' '.join(str(error).split())})") from error
+    for logger in trainer.loggers:
+        if isinstance(logger, Recorder):
+            logger.replay()
 
 
 def shows_progress(config: TrainConfig) -> bool:
@@ -138,6 +141,7 @@ def build_trainer(
     """
     options = {name: value for name, value in vars(config.trainer).items() if value is not None}
     options["enable_progress_bar"] = shows_progress(config)
+    heard = list(loggers) if config.trainer.devices == 1 else [Recorder(folder / "metrics.jsonl", loggers)]
     in_time = [SaveInTime(folder)] if job_id() and config.trainer.devices == 1 else []
     try:
         return pl.Trainer(
@@ -147,7 +151,7 @@ def build_trainer(
             plugins=[AtomicCheckpoints(), LightningEnvironment()],
             max_epochs=epochs,
             callbacks=[*callbacks, *in_time],
-            logger=list(loggers),
+            logger=heard,
             default_root_dir=str(folder),
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             enable_model_summary=False,

@@ -51,6 +51,7 @@ def quiet() -> None:
         ".*exists and is not empty",
         "The number of training batches",
         "The `srun` command is available",
+        "It is recommended to use `self.log",  # what is logged is the same on all ranks
     ):
         warnings.filterwarnings("ignore", message=message)
 

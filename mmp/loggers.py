@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
 
@@ -83,3 +86,49 @@ class SafeLogger(Logger):
                 inner.experiment.finish(exit_code=exit_code)
 
         self._attempt(close)
+
+
+class Recorder(Logger):
+    """Keeps the metrics of a training in other processes, for the loggers of this one.
+
+    Args:
+        path: Where the first of those processes writes, a line a step.
+        loggers: What hears them when the training is over.
+    """
+
+    def __init__(self, path: Path, loggers: Sequence[Logger]) -> None:
+        super().__init__()
+        self._path, self._loggers = path, list(loggers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loggers": []}  # they stay in the process that has opened them
+
+    @property
+    def name(self) -> str | None:
+        """No name."""
+        return None
+
+    @property
+    def version(self) -> int | str | None:
+        """No version."""
+        return None
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Leave the configuration to the loggers."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep the numbers of a step."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "metrics": metrics}) + "\n")
+
+    def replay(self) -> None:
+        """Pass everything on."""
+        if not self._path.is_file():
+            return
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            kept = json.loads(line)
+            for logger in self._loggers:
+                logger.log_metrics(kept["metrics"], kept["step"])
+        self._path.unlink()

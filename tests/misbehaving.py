@@ -1,0 +1,61 @@
+"""A callback for tests: jobs that do what jobs should not do, told from the others by their strategy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+
+class UnpicklableError(Exception):
+    """An error that no process can send to another."""
+
+    def __init__(self, first: str, second: threading.Lock) -> None:
+        super().__init__(first)
+        self.second = second
+
+
+class Misbehave(pl.Callback):
+    """Does something when a training begins.
+
+    Args:
+        strategy: Of this job.
+        deeds: What jobs do, by strategy: ``kill``, ``exit``, ``raise``, ``slow`` (half a second a batch).
+        once: A folder; where it is given, a deed is done only the first time.
+    """
+
+    def __init__(self, strategy: str, deeds: dict[str, str], once: str | None = None) -> None:
+        self.deed = deeds.get(strategy)
+        self._mark = Path(once) / strategy if once else None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._mark and self._mark.exists():
+            self.deed = None
+        if self._mark and self.deed:
+            self._mark.touch()
+        if self.deed == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.deed == "exit":
+            sys.exit(3)
+        if self.deed == "raise":
+            raise UnpicklableError("diverged", threading.Lock())
+
+    def on_train_batch_end(self, *_: object) -> None:
+        if self.deed == "slow":
+            time.sleep(0.5)
+
+
+def overrides(once: Path | None = None, **deeds: str) -> list[str]:
+    """Return what gives every job of a sweep the callback."""
+    pairs = ", ".join(f"{strategy}: {deed}" for strategy, deed in deeds.items())
+    return [
+        "+callbacks.misbehave._target_=misbehaving.Misbehave",
+        "+callbacks.misbehave.strategy=${strategy.name}",
+        f"+callbacks.misbehave.deeds={{{pairs}}}",
+        *([f"+callbacks.misbehave.once={once}"] if once else []),
+    ]

@@ -1,0 +1,47 @@
+"""Sweeps as a user starts them, in processes of their own, for tests that judge them by what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["finetune.epochs=1", "dense.epochs=1", "logger=none", "trainer.enable_progress_bar=false"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment, with one thread each and the callbacks of tests."""
+    path = f"{ROOT / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": path, **more}
+
+
+def sweep(results: Path, *overrides: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run ``prune.py -m`` to its end."""
+    command = [sys.executable, "prune.py", "-m", f"paths.results={results}", *QUICK, *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(**more), check=False)
+
+
+def statuses(results: Path) -> dict[str, dict[str, Any]]:
+    """Return ``status.json`` of every run of a sweep, by signal and strategy."""
+    found = {}
+    for path in results.glob("sweeps/sweep/*/status.json"):
+        content = json.loads(path.read_text())
+        name = f"{content['signal']}/{content['strategy']}" if "strategy" in content else path.parent.name
+        found[name] = content
+    return found
+
+
+def outcomes(results: Path) -> dict[str, Any]:
+    """Return what must not depend on how a sweep was run: numbers, masks and weights of every completed run."""
+    found = {}
+    for path in results.glob("sweeps/sweep/*/result.json"):
+        content = json.loads(path.read_text())
+        with (path.parent / "model.safetensors").open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        weights = header["__metadata__"]["sha256"]
+        found[path.parent.name] = (content["accuracy"], content["masks_hash"], content["epochs"], weights)
+    return found

@@ -1,0 +1,156 @@
+"""Launchers: what jobs that misbehave do to the others, who gets which GPU, and several devices in one job."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from misbehaving import overrides
+from safetensors.torch import load_file
+from sweeping import QUICK, ROOT, environment, statuses, sweep
+
+from callbacks.pruning import MaskPruning
+from mmp import devices
+from mmp.errors import MmpError
+from mmp.masks import Masks, load_masks
+
+slow = pytest.mark.slow
+
+
+@slow
+def test_one_job_that_misbehaves_stops_no_other_and_the_same_command_runs_what_is_missing(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    once.mkdir()
+    deeds = overrides(once, p30="raise", p50="exit")
+    arguments = ["strategy=p30,p50,p70,p90", *deeds]
+    done = sweep(tmp_path, *arguments)
+    assert done.returncode == 1, done.stderr
+    found = statuses(tmp_path)
+    assert {name.partition("/")[2]: f["status"] for name, f in found.items()} == {
+        "p30": "failed", "p50": "failed", "p70": "completed", "p90": "completed",
+    }  # fmt: skip
+    assert "UnpicklableError" in found["magnitude/p30"]["error"]["detail"]
+    assert "Traceback" in found["magnitude/p30"]["error"]["detail"]
+    for name in ("p30", "p50"):
+        assert f"failed cnn-digits-magnitude-{name}" in done.stdout
+    done = sweep(tmp_path, *arguments)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("already completed, skipped") == 2
+    assert sorted(f["status"] for f in statuses(tmp_path).values()) == ["completed", "completed", "skipped", "skipped"]
+
+
+@slow
+def test_workers_go_on_when_one_of_them_is_killed(tmp_path: Path) -> None:
+    arguments = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "strategy=p30,p50,p70,p90,balanced"]
+    done = sweep(tmp_path, *arguments, *overrides(p30="kill", p70="raise"))
+    assert done.returncode == 1, done.stderr
+    found = {name.partition("/")[2]: f for name, f in statuses(tmp_path).items()}
+    assert {name: f["status"] for name, f in found.items()} == {
+        "p30": "failed", "p50": "completed", "p70": "failed", "p90": "completed", "balanced": "completed",
+    }  # fmt: skip
+    assert "its process was killed" in found["p30"]["error"]["message"]
+    assert "UnpicklableError" in found["p70"]["error"]["detail"]
+    assert "3 completed, 2 failed, 0 unfinished" in done.stdout
+
+
+@slow
+def test_submitit_runs_jobs_here_too(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "hydra/launcher=submitit_local", "strategy=p30,p50", *overrides(p30="raise"))
+    assert done.returncode == 1, done.stderr
+    assert {name: f["status"] for name, f in statuses(tmp_path).items()} == {
+        "magnitude/p30": "failed",
+        "magnitude/p50": "completed",
+    }
+
+
+def lease(slots: str, folder: Path, answers: Any) -> None:
+    os.environ[devices.SLOTS] = slots
+    answers.put(devices.lease_gpu(folder))
+    assert devices.lease_gpu(folder) == os.environ["CUDA_VISIBLE_DEVICES"]  # one is enough
+    time.sleep(60)
+
+
+def test_every_process_gets_a_gpu_slot_and_a_dead_one_gives_it_back(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def begin() -> Any:
+        process = context.Process(target=lease, args=("0,0,3", tmp_path, answers), daemon=True)
+        process.start()
+        return process
+
+    first = [begin() for _ in range(3)]
+    assert sorted(answers.get() for _ in first) == ["0", "0", "3"]
+    late = begin()
+    late.join(timeout=2)
+    assert late.is_alive()
+    assert answers.empty()
+    first[0].kill()
+    assert answers.get() in ("0", "3")
+    for process in (*first, late):
+        process.kill()
+
+
+def test_without_slots_nothing_is_leased(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(devices.SLOTS, raising=False)
+    assert devices.lease_gpu() is None
+
+
+@slow
+def test_two_devices_train_one_model_with_one_result(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ranks = ["trainer.devices=2", "trainer.accelerator=cpu", "finetune.averaging=0.9", f"hydra.run.dir={folder}"]
+    command = [sys.executable, "prune.py", f"paths.results={tmp_path}", *QUICK, "logger=csv", *ranks]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    assert len(list(tmp_path.rglob("result.json"))) == 1
+    weights, masks = (
+        load_file(tmp_path / "run" / "model.safetensors"),
+        load_masks(tmp_path / "run" / "masks.safetensors"),
+    )
+    assert all(bool((weights[name][~mask] == 0).all()) for name, mask in masks.items())
+    result = next(tmp_path.rglob("result.json")).read_text()
+    assert f'"masks_hash": "{masks.digest()}"' in result
+    assert '"test": 360' in result
+    assert "train/loss" in (folder / "csv" / "metrics.csv").read_text()
+    # A multirun has one device a job.
+    done = sweep(tmp_path, "trainer.devices=2", "trainer.accelerator=cpu")
+    assert done.returncode == 1
+    (refused,) = statuses(tmp_path).values()
+    assert "trainer.devices=2 in a multirun" in refused["error"]["message"]
+    assert "hydra/launcher=joblib" in refused["error"]["message"]
+
+
+def test_ranks_that_hold_different_masks_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = Masks({"a": torch.tensor([True, False])})
+    for other, allowed in ((masks.digest(), True), ("something else", False)):
+
+        def gather(into: list[Any], mine: str, other: str = other) -> None:
+            into[:] = [mine, other]
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+        trainer: Any = SimpleNamespace(world_size=2)
+        if allowed:
+            MaskPruning._compare_ranks(trainer, masks)
+        else:
+            with pytest.raises(MmpError, match="different masks"):
+                MaskPruning._compare_ranks(trainer, masks)
+
+
+def test_the_launcher_of_this_machine_knows_the_gpus_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    assert devices.visible_gpus() == ["4", "7"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert devices.visible_gpus() == []
