@@ -147,7 +147,7 @@ _POLL, _PATIENCE = 2, 10  # seconds; a result may be seen later than that its jo
 def _ended_as(job: Any) -> str | None:
     """Return a job's state by Slurm's accounts, such as ``TIMEOUT`` or ``OUT_OF_MEMORY``; None without accounts."""
     told = _ask(["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", job.job_id])
-    return None if told is None else (told.split() or ["unknown"])[-1]
+    return None if told is None else (told.split(maxsplit=1) or ["unknown"])[0]  # "CANCELLED by 0"
 
 
 def _active() -> set[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from mmp.errors import MmpError, nearest
 from mmp.loggers import Recorder, SafeLogger
 from mmp.slurm import SaveInTime, job_id
 from mmp.training import check_recipe
+
+log = logging.getLogger(__name__)
 
 
 def instantiate(node: Mapping[str, Any], key: str) -> Any:
@@ -105,7 +108,9 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
     """
     batches = data.train_dataloader(trainer.world_size)
     if checkpoint:  # Lightning does so too late, where the learning rate depends on the number of batches
-        batches.load_state_dict(loader_state(checkpoint))
+        state = loader_state(checkpoint)
+        batches.load_state_dict(state)
+        log.info("going on from %s: epoch %d, batch %d", checkpoint, state["epoch"], state["batches"])
     try:
         trainer.fit(
             module,

@@ -26,7 +26,8 @@ class Misbehave(pl.Callback):
     Args:
         strategy: Of this job.
         deeds: What jobs do, by strategy: ``kill``, ``exit``, ``raise``, ``slow`` (half a second a batch).
-        once: A folder; where it is given, a deed is done only the first time.
+        once: A folder; where it is given, a deed is done only the first time, and jobs are slow while it holds a file
+            called ``slow``.
     """
 
     def __init__(self, strategy: str, deeds: dict[str, str], once: str | None = None) -> None:
@@ -34,10 +35,11 @@ class Misbehave(pl.Callback):
         self._mark = Path(once) / strategy if once else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._mark and self._mark.exists():
-            self.deed = None
-        if self._mark and self.deed:
-            self._mark.touch()
+        if self._mark and self.deed != "slow":
+            if self._mark.exists():
+                self.deed = None
+            else:
+                self._mark.touch()
         if self.deed == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.deed == "exit":
@@ -46,7 +48,7 @@ class Misbehave(pl.Callback):
             raise UnpicklableError("diverged", threading.Lock())
 
     def on_train_batch_end(self, *_: object) -> None:
-        if self.deed == "slow":
+        if self.deed == "slow" and (not self._mark or self._mark.with_name("slow").exists()):
             time.sleep(0.5)
 
 

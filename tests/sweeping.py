@@ -19,10 +19,16 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": path, **more}
 
 
+def arguments(results: Path, *overrides: str) -> list[str]:
+    """Return a command line of ``prune.py -m``."""
+    return [sys.executable, "prune.py", "-m", f"paths.results={results}", *QUICK, *overrides]
+
+
 def sweep(results: Path, *overrides: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run ``prune.py -m`` to its end."""
-    command = [sys.executable, "prune.py", "-m", f"paths.results={results}", *QUICK, *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(**more), check=False)
+    return subprocess.run(
+        arguments(results, *overrides), cwd=ROOT, capture_output=True, text=True, env=environment(**more), check=False
+    )
 
 
 def statuses(results: Path) -> dict[str, dict[str, Any]]:
@@ -32,16 +38,4 @@ def statuses(results: Path) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text())
         name = f"{content['signal']}/{content['strategy']}" if "strategy" in content else path.parent.name
         found[name] = content
-    return found
-
-
-def outcomes(results: Path) -> dict[str, Any]:
-    """Return what must not depend on how a sweep was run: numbers, masks and weights of every completed run."""
-    found = {}
-    for path in results.glob("sweeps/sweep/*/result.json"):
-        content = json.loads(path.read_text())
-        with (path.parent / "model.safetensors").open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        weights = header["__metadata__"]["sha256"]
-        found[path.parent.name] = (content["accuracy"], content["masks_hash"], content["epochs"], weights)
     return found

@@ -1,0 +1,166 @@
+"""What a sweep costs besides its training, what a second worker brings, and what kills do to it.
+
+``python -m benchmarks.sweeps cost`` runs the thirty configurations of a small CNN on digits in one process and in two
+workers, and prints the table of ``benchmarks/README.md``.
+``python -m benchmarks.sweeps kills 40`` kills such a sweep at random moments, that many times or until it is done, and
+compares what it ends with to an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from mmp.markdown import table_of
+
+ROOT = Path(__file__).parents[1]
+GRID = ("signal=magnitude,gradient,product", "strategy=glob(*)")
+WORKERS = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+SHORT = ("finetune.epochs=1", "dense.epochs=1", "logger=none")
+IMPORTS = "import torch, timm, pytorch_lightning, hydra"
+
+
+class FirstStep(pl.Callback):
+    """Writes down when the first batch of a training begins.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Write the time, once."""
+        if not self._path.exists():
+            self._path.write_text(str(time.time()), encoding="ascii")
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, with one thread for every process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: str) -> float:
+    """Run Python on arguments and return its seconds.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    return time.perf_counter() - start
+
+
+def outcome_of(path: Path) -> tuple[Any, ...]:
+    """Return what a ``result.json``, and the weights beside it, say that must not depend on how the run was run."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    with (path.parent / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return content["accuracy"], content["masks_hash"], content["epochs"], header["__metadata__"]["sha256"]
+
+
+def outcomes(results: Path) -> dict[str, tuple[Any, ...]]:
+    """Return the outcome of every completed run of a sweep, by folder."""
+    return {path.parent.name: outcome_of(path) for path in results.glob("sweeps/sweep/*/result.json")}
+
+
+def training_of(results: Path) -> float:
+    """Return the seconds that the jobs of a sweep spent in training, the dense model's included."""
+    seconds = 0.0
+    for path in results.glob("sweeps/sweep/*/result.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        seconds += content["seconds"]["finetune"] + (0 if content["dense_cached"] else content["seconds"]["dense"])
+    return seconds
+
+
+def cost() -> None:
+    """Print the table of a sweep's costs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+
+        def sweep(name: str, *arguments: str) -> tuple[float, float]:
+            seconds = run("prune.py", "-m", f"paths.results={folder / name}", *GRID, *arguments)
+            return seconds, training_of(folder / name)
+
+        alone, trained = sweep("one")
+        both, trained_beside = sweep("two", *WORKERS)
+        again = run("prune.py", "-m", f"paths.results={folder / 'one'}", *GRID)
+        imports = min(run("-c", IMPORTS) for _ in range(3))
+        firsts = []
+        for attempt in range(3):
+            stamp = folder / f"stamp{attempt}"
+            listens = ["+callbacks.first._target_=benchmarks.sweeps.FirstStep", f"+callbacks.first.path={stamp}"]
+            start = time.time()
+            run(
+                "prune.py",
+                f"paths.results={folder / str(attempt)}",
+                f"paths.cache={folder / 'one' / 'cache'}",
+                *listens,
+            )
+            firsts.append(float(stamp.read_text(encoding="ascii")) - start)
+    rows = [
+        ["thirty jobs in one process: wall time over training time", f"{alone / trained:.2f}", f"{alone:.0f} s"],
+        ["in two workers: over half of their training time", f"{2 * both / trained_beside:.2f}", f"{both:.0f} s"],
+        ["two workers against one process", f"{alone / both:.2f} times faster", ""],
+        ["the same command again: wall time over the first", f"{again / alone:.2f}", f"{again:.0f} s"],
+        ["from the start of a cached job to its first step, over importing torch, timm, Lightning and Hydra alone",
+         f"{min(firsts) / imports:.2f}", f"{min(firsts):.1f} s over {imports:.1f} s"],
+    ]  # fmt: skip
+    sys.stdout.write(table_of(["what", "ratio", ""], rows) + "\n")
+
+
+def kills(most: int, seed: int = 0) -> None:
+    """Kill a sweep with all its workers at random moments until it is done, and say whether its results are the same.
+
+    Args:
+        most: Number of kills after which it is left alone.
+        seed: Of the moments.
+
+    Raises:
+        RuntimeError: if a result is lost or wrong.
+    """
+    draw = random.Random(seed)  # noqa: S311
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        run("prune.py", "-m", f"paths.results={folder / 'undisturbed'}", *GRID, *SHORT)
+        expected = outcomes(folder / "undisturbed")
+        command = [sys.executable, "prune.py", "-m", f"paths.results={folder / 'killed'}", *GRID, *SHORT, *WORKERS]
+        survived, code = 0, None
+        while code != 0:
+            with subprocess.Popen(
+                command, cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
+            ) as running:
+                try:
+                    running.wait(timeout=draw.uniform(6, 14) if survived < most else None)
+                except subprocess.TimeoutExpired:
+                    os.killpg(running.pid, signal.SIGKILL)
+                    survived += 1
+            code = running.returncode
+            found = outcomes(folder / "killed")
+            if found != {name: expected.get(name) for name in found}:
+                raise RuntimeError(f"after {survived} kills there are wrong results in {folder}")
+        if outcomes(folder / "killed") != expected:
+            raise RuntimeError(f"after {survived} kills results are missing")
+    sys.stdout.write(f"{survived} kills survived; {len(expected)} results, bit for bit those of an undisturbed sweep\n")
+
+
+if __name__ == "__main__":
+    commands = {"cost": cost, "kills": lambda: kills(int(sys.argv[2]))}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        raise SystemExit(__doc__)
+    commands[sys.argv[1]]()

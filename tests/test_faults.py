@@ -1,0 +1,161 @@
+"""Faults: whatever happens to a sweep, the same command again ends with the results of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sweeping import QUICK, ROOT, arguments, environment, sweep
+
+from benchmarks.sweeps import outcome_of, outcomes
+from mmp.files import load_tensors
+
+pytestmark = pytest.mark.slow
+
+THIRTY = ["signal=magnitude,gradient,product", "strategy=glob(*)"]
+FEW = ["strategy=p30,p70"]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What thirty jobs end with, undisturbed and in one process."""
+    results = tmp_path_factory.mktemp("reference")
+    done = sweep(results, *THIRTY)
+    assert done.returncode == 0, done.stderr
+    found = outcomes(results)
+    assert len(found) == 30
+    return found
+
+
+def names(found: dict[str, Any], *parts: str) -> dict[str, Any]:
+    """Return the outcomes of the jobs whose names hold one of some parts."""
+    return {name: outcome for name, outcome in found.items() if any(part in name for part in parts)}
+
+
+def test_kills_at_random_moments_change_no_result(expected: dict[str, Any], tmp_path: Path) -> None:
+    draw = random.Random(6)
+    command = arguments(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *THIRTY)
+    kills = 0
+    for _ in range(40):
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
+        ) as running:
+            try:
+                running.wait(timeout=draw.uniform(8, 24))
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)  # with its workers
+                kills += 1
+        before = outcomes(tmp_path)
+        assert before == {name: expected[name] for name in before}  # what is there is right at any time
+        if running.returncode == 0:
+            break
+    assert running.returncode == 0
+    assert kills >= 2
+    assert outcomes(tmp_path) == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="a small disk has to be mounted, by root")
+def test_a_full_disk_is_told_and_costs_nothing_but_a_second_start(expected: dict[str, Any], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        done = sweep(disk, *FEW)
+        assert done.returncode == 1
+        assert "No space left on device" in done.stdout + done.stderr
+        found = outcomes(disk)
+        assert len(found) < 2
+        assert found == {name: expected[name] for name in found}
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        done = sweep(disk, *FEW)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert outcomes(disk) == names(expected, "magnitude-p30", "magnitude-p70")
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
+@pytest.fixture
+def cache(expected: dict[str, Any], tmp_path: Path) -> Iterator[Path]:
+    """The cache that two jobs leave."""
+    assert sweep(tmp_path, *FEW).returncode == 0
+    return tmp_path / "cache"
+
+
+def test_an_altered_cache_is_noticed_and_made_anew(expected: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+    (scores,), (dense,) = cache.glob("scores/*.safetensors"), cache.glob("dense/*.safetensors")
+    kept = load_tensors(scores)
+    flipped = scores.read_bytes()
+    scores.write_bytes(flipped[:-9] + bytes([flipped[-9] ^ 64]) + flipped[-8:])
+    dense.write_bytes(dense.read_bytes()[:-100])
+    done = sweep(tmp_path / "again", f"paths.cache={cache}", *FEW)
+    assert done.returncode == 0, done.stderr
+    for path in (scores, dense):
+        assert f"{path}: " in done.stdout
+    assert done.stdout.count("computing it again") == 2
+    assert outcomes(tmp_path / "again") == names(expected, "magnitude-p30", "magnitude-p70")
+    again = load_tensors(scores)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_clocks_that_jump_decide_nothing(expected: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+    # Every file is from the future or from the last century ...
+    for index, path in enumerate(sorted(path for path in tmp_path.rglob("*") if path.is_file())):
+        stamp = time.time() + 1e9 if index % 2 else 1e8
+        os.utime(path, (stamp, stamp))
+    done = sweep(tmp_path, *FEW)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("already completed, skipped") == 2
+    # ... and then the time leaps back and forth at every look at the clock.
+    leaping = tmp_path / "leaping"
+    leaping.mkdir()
+    (leaping / "sitecustomize.py").write_text(
+        "import itertools, time\n"
+        "now, leaps = time.time, itertools.cycle((0, 1e8, -1e8, 3600, -3600))\n"
+        "time.time = lambda: now() + next(leaps)\n"
+    )
+    path = os.pathsep.join([str(leaping), environment()["PYTHONPATH"]])
+    done = sweep(tmp_path / "again", *FEW, PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcomes(tmp_path / "again") == names(expected, "magnitude-p30", "magnitude-p70")
+
+
+def test_eight_processes_that_start_at_once_share_one_dense_model_and_one_pass(
+    expected: dict[str, Any], tmp_path: Path
+) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import sys, prune\n"
+        "from mmp.cli import command\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "command(prune.run)\n"
+    )
+    strategies = ("p30", "p50", "p70", "p90", "balanced", "conservative", "aggressive", "proportional")
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = []
+    for strategy in strategies:
+        command = [sys.executable, str(script), f"paths.results={tmp_path}", f"strategy={strategy}", *QUICK]
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes))
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes)
+    assert sum("dense model trained" in text for text in said) == 1
+    assert len(list(tmp_path.glob("cache/scores/*.safetensors"))) == 1
+    found = {path.parent.name: outcome_of(path) for path in tmp_path.glob("runs/*/result.json")}
+    assert found == names(expected, *(f"magnitude-{strategy}-" for strategy in strategies))

@@ -1,0 +1,42 @@
+"""Sixty jobs in one process: memory does not grow with their number."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.experimental.callback import Callback
+from sweeping import sweep
+
+from benchmarks.sweeps import outcomes
+
+
+class Remember(Callback):
+    """Writes down the memory that the process holds after each of its jobs."""
+
+    def on_job_end(self, config: Any, **_: Any) -> None:
+        gc.collect()
+        held = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert held
+        with Path(os.environ["MMP_TEST_MEMORY"]).open("a") as file:
+            file.write(f"{held.group(1)}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux tells a process its memory")
+def test_memory_does_not_grow_over_sixty_jobs(tmp_path: Path) -> None:
+    jobs = ["signal=magnitude,gradient,product", "strategy=glob(*)", "finetune.learning_rate=1e-3,2e-3"]
+    short = ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+    listens = ["+hydra.callbacks.remember._target_=test_growth.Remember"]
+    done = sweep(tmp_path, *jobs, *short, *listens, MMP_TEST_MEMORY=str(tmp_path / "memory"))
+    assert done.returncode == 0, done.stderr
+    assert len(outcomes(tmp_path)) == 60
+    held = [int(line) / 1024 for line in (tmp_path / "memory").read_text().split()]
+    assert len(held) == 60
+    grown = statistics.median(held[50:]) - statistics.median(held[10:20])
+    assert grown < 12, f"{grown:.1f} MiB in 40 jobs: {held}"  # a leaked model with its masks would be 120

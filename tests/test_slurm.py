@@ -1,0 +1,158 @@
+"""Sweeps as real Slurm arrays: jobs that fail, are cancelled, run out of time, or lose their node."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from misbehaving import overrides
+from slurm_cluster import Cluster
+from sweeping import ROOT, arguments, environment, statuses, sweep
+
+from benchmarks.sweeps import outcomes
+
+UNAVAILABLE = Cluster.unavailable()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)]
+
+# One worker runs all of these: they share two cores, and a reference.
+pytestmark.append(pytest.mark.xdist_group("slurm"))
+SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=debug"]
+STRATEGIES = ("p30", "p50", "p70")
+LONG = ["finetune.epochs=40", "callbacks.early_stopping=null"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    running = Cluster.start(tmp_path_factory.mktemp("cluster"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While it holds a file called slow, jobs take half a second a batch."""
+    return tmp_path_factory.mktemp("pace")
+
+
+@pytest.fixture(scope="module")
+def long(folder: Path) -> list[str]:
+    """A sweep that lasts as long as a test wants it to."""
+    return [f"strategy={','.join(STRATEGIES)}", *LONG, *overrides(folder, **dict.fromkeys(STRATEGIES, "slow"))]
+
+
+@pytest.fixture(scope="module")
+def expected(long: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the same sweep ends with, undisturbed and in one process."""
+    results = tmp_path_factory.mktemp("reference")
+    done = sweep(results, *long)
+    assert done.returncode == 0, done.stderr
+    return outcomes(results)
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.2)
+    return found
+
+
+def job_of(results: Path, strategy: str) -> dict[str, Any]:
+    """Return where a job runs, once it has trained for an epoch."""
+
+    def trained() -> dict[str, Any] | None:
+        begun = list(results.glob(f"sweeps/sweep/*-{strategy}-*/checkpoints/last.ckpt"))
+        return statuses(results)[f"magnitude/{strategy}"]["process"] if begun else None
+
+    return wait_for(f"a checkpoint of {strategy}", trained)
+
+
+def log_of(results: Path, strategy: str) -> str:
+    return next(results.glob(f"sweeps/sweep/*-{strategy}-*/prune.log")).read_text()
+
+
+def test_an_array_with_a_job_that_fails(cluster: Cluster, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    once.mkdir()
+    given = [*SLURM, "strategy=p30,p50,p70", *overrides(once, p50="raise", p70="kill")]
+    done = sweep(tmp_path, *given, **cluster.environment)
+    assert done.returncode == 1, done.stderr
+    found = {name.partition("/")[2]: status for name, status in statuses(tmp_path).items()}
+    assert {name: status["status"] for name, status in found.items()} == {
+        "p30": "completed",
+        "p50": "failed",
+        "p70": "failed",
+    }
+    assert "UnpicklableError" in found["p50"]["error"]["detail"]
+    assert "without a result; its log is" in found["p70"]["error"]["message"]
+    array, _, task = found["p30"]["process"]["slurm"].partition("_")
+    assert task == "0"
+    assert len(cluster.sacct(array)) == 3
+    # The same command again submits what is missing, and nothing else.
+    done = sweep(tmp_path, *given, **cluster.environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("already completed, skipped") == 1
+    assert "submitted 2 jobs" in done.stdout
+    assert "3 completed, 0 failed, 0 unfinished" in done.stdout
+
+
+def test_jobs_that_run_out_of_time_go_on_in_the_queue(
+    cluster: Cluster, folder: Path, long: list[str], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    (folder / "slow").touch()
+    # Slurm looks at limits every half minute, so the signal comes after 60 to 90 seconds.
+    limit = ["hydra.launcher.timeout_min=2", "hydra.launcher.additional_parameters.signal=USR1@60"]
+    command = arguments(tmp_path, *SLURM, *limit, *long)
+    with subprocess.Popen(command, cwd=ROOT, env=environment(**cluster.environment), stdout=subprocess.PIPE) as running:
+        array = job_of(tmp_path, "p30")["slurm"].partition("_")[0]
+        wait_for("three requeues", lambda: [a.state for a in cluster.sacct(array)].count("REQUEUED") == 3, 240)
+        (folder / "slow").unlink()
+        running.wait(timeout=180)
+    assert running.returncode == 0
+    assert outcomes(tmp_path) == expected
+    for strategy in STRATEGIES:
+        assert "is at its time limit and goes back into the queue" in log_of(tmp_path, strategy)
+        assert "going on from" in log_of(tmp_path, strategy)
+    states = [attempt.state for attempt in cluster.sacct(array)]
+    assert (states.count("REQUEUED"), states.count("COMPLETED")) == (3, 3)
+
+
+def test_a_job_that_is_cancelled_and_one_whose_node_dies(
+    cluster: Cluster, folder: Path, long: list[str], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    (folder / "slow").touch()
+    command = arguments(tmp_path, *SLURM, *long)
+    with subprocess.Popen(command, cwd=ROOT, env=environment(**cluster.environment), stdout=subprocess.PIPE) as running:
+        cluster.scancel(job_of(tmp_path, "p30")["slurm"])
+        node = job_of(tmp_path, "p50")["host"]
+        cluster.kill_node(node)
+        (folder / "slow").unlink()
+        running.wait(timeout=180)
+    cluster.start_node(node)
+    assert running.returncode == 1
+    found = statuses(tmp_path)
+    assert "ended as CANCELLED" in found["magnitude/p30"]["error"]["message"]
+    assert found["magnitude/p50"]["status"] == "completed"  # Slurm ran it again on the other node
+    assert "going on from" in log_of(tmp_path, "p50")
+    done = sweep(tmp_path, *SLURM, *long, **cluster.environment)
+    assert done.returncode == 0, done.stderr
+    assert "submitted 1 jobs" in done.stdout
+    assert "going on from" in log_of(tmp_path, "p30")
+    assert outcomes(tmp_path) == expected
+
+
+def test_without_accounts_a_dead_job_is_noticed_and_the_lack_is_told(tmp_path: Path) -> None:
+    cluster = Cluster.start(tmp_path / "cluster", accounting=False)
+    try:
+        done = sweep(tmp_path, *SLURM, "strategy=p30", *overrides(p30="kill"), **cluster.environment)
+    finally:
+        cluster.stop()
+    assert done.returncode == 1, done.stderr
+    assert "this cluster keeps no accounts" in done.stdout
+    (status,) = statuses(tmp_path).values()
+    assert status["status"] == "failed"
+    assert "ended as unknown, without a result" in status["error"]["message"]
