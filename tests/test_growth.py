@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -38,5 +37,6 @@ def test_memory_does_not_grow_over_sixty_jobs(tmp_path: Path) -> None:
     assert len(outcomes(tmp_path)) == 60
     held = [int(line) / 1024 for line in (tmp_path / "memory").read_text().split()]
     assert len(held) == 60
-    grown = statistics.median(held[50:]) - statistics.median(held[10:20])
-    assert grown < 12, f"{grown:.1f} MiB in 40 jobs: {held}"  # a leaked model with its masks would be 120
+    # What the allocator keeps in between goes up and down by 20 MiB; the least of a stretch does not.
+    grown = min(held[45:]) - min(held[:15])
+    assert grown < 5, f"{grown:.1f} MiB in 45 jobs: {held}"  # one mask of each job would be 25
