@@ -124,8 +124,37 @@ def cost() -> None:
     sys.stdout.write(table_of(["what", "ratio", ""], rows) + "\n")
 
 
+def killed(command: list[str], results: Path, after: float | None) -> int | None:
+    """Start a sweep and kill it with all its workers, unless it is done before.
+
+    Args:
+        command: The sweep.
+        results: Its folder of results.
+        after: Seconds from the first sign of life of a job to the kill; None leaves the sweep alone.
+
+    Returns:
+        Its exit code; None if it was killed.
+    """
+
+    def signs() -> set[tuple[str, int]]:
+        return {(str(path), path.stat().st_mtime_ns) for path in results.glob("sweeps/sweep/*/status.json")}
+
+    before = signs()
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
+    ) as running:
+        if after is not None:
+            while running.poll() is None and signs() == before:
+                time.sleep(0.05)
+        try:
+            return running.wait(after)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            return None
+
+
 def kills(most: int, seed: int = 0) -> None:
-    """Kill a sweep with all its workers at random moments until it is done, and say whether its results are the same.
+    """Kill a sweep at random moments until it is done, and say whether its results are those of an undisturbed one.
 
     Args:
         most: Number of kills after which it is left alone.
@@ -141,20 +170,13 @@ def kills(most: int, seed: int = 0) -> None:
         expected = outcomes(folder / "undisturbed")
         command = [sys.executable, "prune.py", "-m", f"paths.results={folder / 'killed'}", *GRID, *SHORT, *WORKERS]
         survived, code = 0, None
-        while code != 0:
-            with subprocess.Popen(
-                command, cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
-            ) as running:
-                try:
-                    running.wait(timeout=draw.uniform(6, 14) if survived < most else None)
-                except subprocess.TimeoutExpired:
-                    os.killpg(running.pid, signal.SIGKILL)
-                    survived += 1
-            code = running.returncode
+        while code is None:
+            code = killed(command, folder / "killed", draw.uniform(0, 2) if survived < most else None)
+            survived += code is None
             found = outcomes(folder / "killed")
-            if found != {name: expected.get(name) for name in found}:
-                raise RuntimeError(f"after {survived} kills there are wrong results in {folder}")
-        if outcomes(folder / "killed") != expected:
+            if code or found != {name: expected.get(name) for name in found}:
+                raise RuntimeError(f"after {survived} kills: exit code {code}, or wrong results")
+        if found != expected:
             raise RuntimeError(f"after {survived} kills results are missing")
     sys.stdout.write(f"{survived} kills survived; {len(expected)} results, bit for bit those of an undisturbed sweep\n")
 

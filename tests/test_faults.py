@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 import torch
 from sweeping import QUICK, ROOT, arguments, environment, sweep
 
-from benchmarks.sweeps import outcome_of, outcomes
+from benchmarks.sweeps import killed, outcome_of, outcomes
 from mmp.files import load_tensors
 
 pytestmark = pytest.mark.slow
@@ -45,22 +44,11 @@ def names(found: dict[str, Any], *parts: str) -> dict[str, Any]:
 def test_kills_at_random_moments_change_no_result(expected: dict[str, Any], tmp_path: Path) -> None:
     draw = random.Random(6)
     command = arguments(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *THIRTY)
-    kills = 0
-    for _ in range(40):
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
-        ) as running:
-            try:
-                running.wait(timeout=draw.uniform(8, 24))
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)  # with its workers
-                kills += 1
-        before = outcomes(tmp_path)
-        assert before == {name: expected[name] for name in before}  # what is there is right at any time
-        if running.returncode == 0:
-            break
-    assert running.returncode == 0
-    assert kills >= 2
+    for _ in range(5):
+        assert killed(command, tmp_path, draw.uniform(0, 4)) is None
+        found = outcomes(tmp_path)
+        assert found == {name: expected[name] for name in found}  # what is there is right at any time
+    assert killed(command, tmp_path, None) == 0
     assert outcomes(tmp_path) == expected
 
 
