@@ -1,4 +1,4 @@
-"""Launchers that lose no job: joblib's and submitit's, told what to do when a process dies.
+"""Launchers that lose no job, whatever process dies: joblib's workers, Slurm by way of submitit, Ray.
 
 Hydra loads launchers from packages called ``hydra_plugins`` only; this module is all that ours has.
 """
@@ -9,7 +9,7 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -89,12 +89,7 @@ class Slurm(SlurmLauncher):
 
         assert self.hydra_context is not None
         sweep = Sweep(self.hydra_context, self.config, job_overrides)
-        missing = []
-        for index, folder in enumerate(sweep.folders):
-            if sweep.completed(index):
-                log.info("%s: already completed, skipped (force=true runs it again)", folder.name)
-            else:
-                missing.append(index)
+        missing = sweep.missing()
         if missing:
             jobs = self._submit([sweep.jobs[index] for index in missing], initial_job_idx)
             self._wait(sweep, dict(zip(missing, jobs, strict=True)))
@@ -162,3 +157,50 @@ def _ask(command: list[str]) -> str | None:
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+class Ray(JoblibLauncher):
+    """Jobs as tasks of a Ray cluster. What is completed already is not submitted; every job that dies is told.
+
+    Of hydra-ray-launcher nothing is needed: it ends the sweep at the first process that dies, and asks for versions of
+    packages that others do not get along with.
+
+    Args:
+        init: Arguments of ``ray.init``.
+        remote: Arguments of ``ray.remote``: what a job needs; by default a GPU where the cluster has any.
+    """
+
+    def __init__(self, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._init, self._remote = dict(init), dict(remote)
+
+    def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit what is missing and wait until each job has come to an end."""
+        from hydra_plugins.hydra_joblib_launcher._core import execute_job
+
+        from mmp.sweep import Sweep
+
+        try:
+            import ray
+        except ImportError as error:
+            raise MmpError("hydra/launcher=ray needs Ray on all nodes: pip install ray") from error
+        sweep = Sweep(self.hydra_context, self.config, job_overrides)
+        missing = sweep.missing()
+        if missing and not ray.is_initialized():
+            ray.init(**self._init)
+        if missing and self._remote.get("num_gpus") is None:
+            self._remote["num_gpus"] = int("GPU" in ray.cluster_resources())
+        common = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
+        job = ray.remote(**self._remote)(execute_job)
+        tasks = {job.remote(initial_job_idx + index, sweep.jobs[index], *common): index for index in missing}
+        while tasks:
+            (task,), _ = ray.wait(list(tasks))
+            index = tasks.pop(task)
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                why = str(cause).partition("\n")[0]
+                sweep.lose(index, f"{type(cause).__name__}: {why}")
+            log.info("%d of %d jobs have ended", len(missing) - len(tasks), len(missing))
+        return [sweep.returned(index) for index in range(len(sweep.jobs))]

@@ -298,7 +298,7 @@ def register() -> None:
     """Make the schema and our resolvers known to Hydra; called when an entry point is imported."""
     store = ConfigStore.instance()
     Plugins.instance()  # launchers bring configurations of their own; conf/hydra/launcher has better ones
-    for name in ("joblib.yaml", "submitit_slurm.yaml"):
+    for name in ("joblib.yaml", "submitit_slurm.yaml", "ray.yaml"):
         store.repo["hydra"]["launcher"].pop(name, None)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="prune_schema", node=PruneConfig)

@@ -48,6 +48,13 @@ class Sweep:
         named = str(result.get("identity", "?"))[:8] == self.folders[index].name.rpartition("-")[2]
         return named and run.completed() and not self._configs[index].force
 
+    def missing(self) -> list[int]:
+        """Return the jobs that are not completed; of the others a line says so."""
+        for index, folder in enumerate(self.folders):
+            if self.completed(index):
+                log.info("%s: already completed, skipped (force=true runs it again)", folder.name)
+        return [index for index in range(len(self.jobs)) if not self.completed(index)]
+
     def ended(self, index: int) -> bool:
         """Return whether a job of this launch has come to an end of its own."""
         status = RunFolder(self.folders[index]).status or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import subprocess
@@ -69,6 +70,14 @@ def test_submitit_runs_jobs_here_too(tmp_path: Path) -> None:
         "magnitude/p30": "failed",
         "magnitude/p50": "completed",
     }
+
+
+@slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_a_launcher_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "hydra/launcher=ray", "strategy=p30")
+    assert done.returncode == 1
+    assert "hydra/launcher=ray needs Ray on all nodes: pip install ray" in done.stderr
 
 
 def lease(slots: str, folder: Path, answers: Any) -> None:

@@ -18,8 +18,6 @@ from benchmarks.sweeps import outcomes
 UNAVAILABLE = Cluster.unavailable()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)]
 
-# One worker runs all of these: they share two cores, and a reference.
-pytestmark.append(pytest.mark.xdist_group("slurm"))
 SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=debug"]
 STRATEGIES = ("p30", "p50", "p70")
 LONG = ["finetune.epochs=40", "callbacks.early_stopping=null"]
