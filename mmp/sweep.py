@@ -38,15 +38,16 @@ class Sweep:
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def completed(self, index: int) -> bool:
-        """Return whether a job has a whole result of the very same settings, whatever its data.
+        """Return whether a job has a whole result of the very same settings, and no later attempt failed.
 
-        Whether those have changed since, a job finds out when it runs.
+        Whether its data have changed since, only a job that runs finds out.
         """
         run = RunFolder(self.folders[index])
         result = run.result or {}
         run.head = {key: result.get(key) for key in ("identity", "data_fingerprint")}
         named = str(result.get("identity", "?"))[:8] == self.folders[index].name.rpartition("-")[2]
-        return named and run.completed() and not self._configs[index].force
+        failed = (run.status or {}).get("status") == "failed"
+        return named and run.completed() and not failed and not self._configs[index].force
 
     def missing(self) -> list[int]:
         """Return the jobs that are not completed; of the others a line says so."""

@@ -31,19 +31,28 @@ wait_for() { # SECONDS WHAT COMMAND...: until COMMAND succeeds
     done
 }
 
-install_packages() {
+missing_packages() {
     # Of MariaDB the bare server only: the package around it would set up a database of its own in /var/lib/mysql.
-    local package missing=() wanted=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge)
+    local package wanted=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge)
     if [[ $ACCOUNTING != none ]]; then wanted+=(slurmdbd:slurmdbd mariadbd:mariadb-server-core); fi
     for package in "${wanted[@]}"; do
-        command -v "${package%:*}" >/dev/null || missing+=("${package#*:}")
+        command -v "${package%:*}" >/dev/null || echo "${package#*:}"
     done
-    ((${#missing[@]})) || return 0
-    command -v apt-get >/dev/null || fail "not installed, and no apt-get to install it: ${missing[*]}"
-    # In run level 1 the packages do not start their services.
-    (apt-get update -qq &&
-        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}") \
-        >"$FOLDER/apt.log" 2>&1 </dev/null || fail "apt-get could not install ${missing[*]}; see $FOLDER/apt.log"
+}
+
+install_packages() {
+    local missing
+    exec {lock}>/tmp/mmp-slurm-packages.lock
+    flock "$lock" # two clusters may be started at once
+    mapfile -t missing < <(missing_packages)
+    if ((${#missing[@]})); then
+        command -v apt-get >/dev/null || fail "not installed, and no apt-get to install it: ${missing[*]}"
+        # In run level 1 the packages do not start their services.
+        (apt-get update -qq &&
+            RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}") \
+            >"$FOLDER/apt.log" 2>&1 </dev/null || fail "apt-get could not install ${missing[*]}; see $FOLDER/apt.log"
+    fi
+    exec {lock}>&-
 }
 
 free_ports() { # the first of four neighbouring ports that nobody listens on, below those the kernel hands out
