@@ -37,7 +37,6 @@ from mmp.config import PruneConfig, register
 from mmp.criteria import criterion
 from mmp.data import ImageData
 from mmp.dense import accuracy_file, dense_model, device_of
-from mmp.devices import lease_gpu
 from mmp.errors import MmpError
 from mmp.files import save_tensors
 from mmp.finetune import finetune_best
@@ -50,6 +49,7 @@ from mmp.reconstruct import LayerReport, reconstruct, summary_of
 from mmp.schedules import Schedule
 from mmp.signals import Scorer
 from mmp.sizes import Sizes
+from mmp.slurm import restarts
 from mmp.store import (
     MASKS,
     WEIGHTS,
@@ -319,7 +319,6 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     watch = Stopwatch()
     with attempt() as run:
         config = validate(cfg)
-        refuse_ranks_in_sweep(config)
         fill_input(config)
         introduce(run, cfg, config, **head_of(config))
         job = Job.of(config, run.path)
@@ -327,10 +326,11 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
             data = ImageData(config.data, config.seed)
         run.head["data_fingerprint"] = data.fingerprint
         if not config.force and run.completed():
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
             run.say("skipped")
             log.info("%s: already completed, skipped (force=true runs it again)", run.head["run_name"])
             return {"status": "skipped", "run": run.head["run_name"]}
-        if config.force:
+        if config.force and not restarts():
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
         open_checkpoints(run.path / "checkpoints", run.origin)
         keep_metrics(run.path / "csv")
@@ -348,27 +348,12 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     return {"status": "completed", "run": run.head["run_name"]}
 
 
-def refuse_ranks_in_sweep(config: PruneConfig) -> None:
-    """Raise if a job of a multirun asks for several devices: workers would start processes on the same ones.
-
-    Raises:
-        MmpError: with the ways to do it.
-    """
-    if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.devices > 1:
-        raise MmpError(
-            f"trainer.devices={config.trainer.devices} in a multirun: give every job one device (leave trainer.devices "
-            "out) and run as many jobs at once as there are devices (hydra/launcher=joblib, or submitit_slurm with "
-            "hydra.launcher.gpus_per_node=1); or run single configurations on several devices, without -m"
-        )
-
-
 @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="prune")
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Run one job. In a multirun a failed job leaves its status and lets the others go on."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return run_job(cfg)
     try:
-        lease_gpu()
         return run_job(cfg)
     except (Exception, SystemExit) as error:
         log.exception("this run failed; the sweep goes on")

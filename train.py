@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mmp.build import build_callbacks, build_loggers, check
@@ -20,11 +21,12 @@ from mmp.conf import FOLDER
 from mmp.config import TrainConfig, register
 from mmp.data import ImageData
 from mmp.dense import dense_model, device_of
+from mmp.devices import lease_gpu
 from mmp.errors import MmpError
 from mmp.files import save_tensors, write_text
 from mmp.identity import digest, identity, run_name
 from mmp.models import fill_input
-from mmp.slurm import requeued_in_time
+from mmp.slurm import requeued_in_time, use_own_cores
 from mmp.store import CONFIG, WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.training import accuracy
 from mmp.validate import validate
@@ -84,12 +86,16 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
 def attempt() -> Iterator[RunFolder]:
     """Have the folder of the current Hydra job for oneself, and leave in it how the attempt ended."""
     run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    try:
-        with run.lock(), requeued_in_time():
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        lease_gpu()
+    use_own_cores()
+    with requeued_in_time(), run.lock():
+        run.tidy()
+        try:
             yield run
-    except BaseException as error:
-        run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
-        raise
+        except BaseException as error:
+            run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
+            raise
 
 
 def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any) -> None:
@@ -100,6 +106,9 @@ def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any)
         cfg: What Hydra composed; it names the run.
         config: The same, validated and complete; it is what ``config.yaml`` holds.
         head: Further entries that open its files.
+
+    Raises:
+        MmpError: if a job of a multirun asks for several devices; workers would start processes on the same ones.
     """
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     run.head |= {
@@ -111,6 +120,12 @@ def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any)
         "overrides": OmegaConf.to_container(HydraConfig.get().overrides.task),
         **head,
     }
+    if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.devices > 1:
+        raise MmpError(
+            f"trainer.devices={config.trainer.devices} in a multirun: give every job one device (leave trainer.devices "
+            "out) and run as many jobs at once as there are devices (hydra/launcher=joblib, or submitit_slurm with "
+            "hydra.launcher.gpus_per_node=1); or run single configurations on several devices, without -m"
+        )
     run.say("running")
 
 

@@ -144,7 +144,8 @@ def killed(command: list[str], results: Path, after: float | None) -> int | None
         command, cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
     ) as running:
         if after is not None:
-            while running.poll() is None and signs() == before:
+            limit = time.monotonic() + 300
+            while running.poll() is None and signs() == before and time.monotonic() < limit:
                 time.sleep(0.05)
         try:
             return running.wait(after)

@@ -25,7 +25,10 @@ class SweepReport(Callback):
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Drop the configurations that Hydra would keep of every job until the sweep ends: 0.4 MB each."""
+        """Drop the configurations that Hydra would keep of every job until the sweep ends, 0.4 MB each.
+
+        Hydra callbacks that are listed after this one do not see them.
+        """
         job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

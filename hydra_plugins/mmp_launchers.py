@@ -39,22 +39,24 @@ class Workers(JoblibLauncher):
     """
 
     def __init__(self, n_jobs: int | None = None, jobs_per_device: int = 1, **joblib: Any) -> None:
-        super().__init__(**joblib)
+        super().__init__(**{"batch_size": 1, **joblib})  # joblib would bundle jobs after a few that were skipped
+        for key, value in {"n_jobs": n_jobs, "jobs_per_device": jobs_per_device}.items():
+            if value is not None and value < 1:
+                raise MmpError(f"hydra.launcher.{key}={value}: must be at least 1; leave it out for the default")
         self._workers, self._per_device = n_jobs, jobs_per_device
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run jobs until each has come to an end."""
-        import joblib
+        """Run jobs until each has come to an end.
+
+        Raises:
+            MmpError: if there are more workers than GPU slots, or a worker dies before any job has begun.
+        """
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        from mmp.devices import SLOTS, visible_gpus
         from mmp.sweep import Sweep
 
-        slots = [gpu for gpu in visible_gpus() for _ in range(self._per_device)]
-        if slots:
-            os.environ[SLOTS] = ",".join(slots)
-        self.joblib["n_jobs"] = self._workers or len(slots) or joblib.cpu_count()
-        sweep = Sweep(self.hydra_context, self.config, job_overrides)
+        self._divide()
+        sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
         waiting = list(range(len(sweep.jobs)))
 
         def attempt(jobs: list[int]) -> bool:
@@ -65,9 +67,9 @@ class Workers(JoblibLauncher):
             return True
 
         while waiting and not attempt(waiting):
-            waiting = [index for index in waiting if not sweep.ended(index)]
-            interrupted = [index for index in waiting if sweep.begun(index)]
-            if not interrupted:
+            left = [index for index in waiting if not sweep.ended(index)]
+            interrupted = [index for index in left if sweep.begun(index)]
+            if left == waiting and not interrupted:
                 raise MmpError(
                     "a worker process was killed before any job began; out of memory? "
                     "Try fewer workers, with hydra.launcher.n_jobs=1"
@@ -76,8 +78,29 @@ class Workers(JoblibLauncher):
             for index in interrupted:
                 if not attempt([index]):
                     sweep.lose(index, "its process was killed, twice, the second time alone; out of memory?")
-            waiting = [index for index in waiting if index not in interrupted]
+            waiting = [index for index in left if index not in interrupted]
         return [sweep.returned(index) for index in range(len(sweep.jobs))]
+
+    def _divide(self) -> None:
+        """Divide GPUs, or cores, among workers."""
+        import joblib
+
+        from mmp.devices import SLOTS, visible_gpus
+
+        accelerator = self.config.get("trainer", {}).get("accelerator", "auto")
+        slots = [gpu for gpu in visible_gpus() for _ in range(self._per_device)] if accelerator != "cpu" else []
+        workers = self._workers or len(slots) or joblib.cpu_count()
+        if slots and workers > len(slots):
+            raise MmpError(
+                f"hydra.launcher.n_jobs={workers} workers, but {len(slots)} GPU slots; leave n_jobs out, or let more "
+                "jobs share a GPU with hydra.launcher.jobs_per_device"
+            )
+        os.environ[SLOTS] = ",".join(slots)
+        # Joblib runs the jobs of a single worker in this process, which would die with a job; so there are two, and one
+        # waits.
+        self.joblib |= {"n_jobs": max(workers, 2), "pre_dispatch": workers}
+        if "OMP_NUM_THREADS" not in os.environ:
+            self.joblib["inner_max_num_threads"] = max(1, joblib.cpu_count() // workers)
 
 
 class Slurm(SlurmLauncher):
@@ -88,24 +111,25 @@ class Slurm(SlurmLauncher):
         from mmp.sweep import Sweep
 
         assert self.hydra_context is not None
-        sweep = Sweep(self.hydra_context, self.config, job_overrides)
+        sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
         missing = sweep.missing()
         if missing:
-            jobs = self._submit([sweep.jobs[index] for index in missing], initial_job_idx)
+            jobs = self._submit(
+                [sweep.jobs[index] for index in missing], [initial_job_idx + index for index in missing]
+            )
             self._wait(sweep, dict(zip(missing, jobs, strict=True)))
         return [sweep.returned(index) for index in range(len(sweep.jobs))]
 
-    def _submit(self, job_overrides: Overrides, first: int) -> list[Any]:
+    def _submit(self, job_overrides: Overrides, numbers: Sequence[int]) -> list[Any]:
         import submitit
 
         shared = set(BaseQueueConf.__dataclass_fields__)
-        params = dict(self.params)
+        params = {key: value for key, value in self.params.items() if key not in ("poll_s", "patience_s")}
         executor = submitit.AutoExecutor(
             params.pop("submitit_folder"), cluster="slurm", slurm_max_num_timeout=params.pop("max_num_timeout")
         )
         executor.update_parameters(**{key if key in shared else f"slurm_{key}": v for key, v in params.items()})
         count, state = len(job_overrides), Singleton.get_state()
-        numbers = range(first, first + count)
         jobs = executor.map_array(
             self, job_overrides, ["hydra.sweep.dir"] * count, numbers, [f"job_{i}" for i in numbers], [state] * count
         )
@@ -128,15 +152,15 @@ class Slurm(SlurmLauncher):
                 if active is None or job.job_id in active:
                     missing_since[index] = now
                 missing = now - missing_since.setdefault(index, now)
-                if job.paths.result_pickle.exists() or missing > _PATIENCE:
-                    del waiting[index]
+                ended = job.paths.result_pickle.exists()
+                if not ended and missing <= self.params["patience_s"]:
+                    continue
+                del waiting[index]
+                log.info("%d of %d jobs have ended", len(jobs) - len(waiting), len(jobs))
+                if not ended:
                     why = f"ended as {_ended_as(job) or 'unknown'}, without a result; its log is {job.paths.stdout}"
                     sweep.lose(index, f"Slurm job {job.job_id} {why}")
-                    log.info("%d of %d jobs have ended", len(jobs) - len(waiting), len(jobs))
-            time.sleep(_POLL if waiting else 0)
-
-
-_POLL, _PATIENCE = 2, 10  # seconds; a result may be seen later than that its job has left the queue
+            time.sleep(self.params["poll_s"] if waiting else 0)
 
 
 def _ended_as(job: Any) -> str | None:
@@ -147,7 +171,7 @@ def _ended_as(job: Any) -> str | None:
 
 def _active() -> set[str] | None:
     """Return the jobs that wait or run, as submitit names them; None if Slurm gives no answer just now."""
-    told = _ask(["squeue", "--noheader", "--array", "--format=%i"])
+    told = _ask(["squeue", "--me", "--noheader", "--array", "--format=%i"])
     return None if told is None else set(told.split())
 
 
@@ -184,7 +208,7 @@ class Ray(JoblibLauncher):
             import ray
         except ImportError as error:
             raise MmpError("hydra/launcher=ray needs Ray on all nodes: pip install ray") from error
-        sweep = Sweep(self.hydra_context, self.config, job_overrides)
+        sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
         missing = sweep.missing()
         if missing and not ray.is_initialized():
             ray.init(**self._init)

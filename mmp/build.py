@@ -107,6 +107,8 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         MmpError: if Lightning refuses the trainer's settings for these data.
     """
     batches = data.train_dataloader(trainer.world_size)
+    limit = trainer.limit_train_batches
+    batches.most = min(len(batches), limit if isinstance(limit, int) else int(limit * len(batches)))
     if checkpoint:  # Lightning does so too late, where the learning rate depends on the number of batches
         state = loader_state(checkpoint)
         batches.load_state_dict(state)

@@ -9,6 +9,7 @@ import pickle
 import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -71,20 +72,35 @@ def open_checkpoints(folder: Path, owner: dict[str, Any]) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return what an interrupted training goes on from, if there is such a file and it can be read."""
+    """Return what an interrupted training goes on from, if it and the best model that it names are there and whole."""
     path = folder / LAST
     if not path.is_file():
         return None
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        log.warning("%s is damaged (%s); the training starts anew", path, str(error).partition("\n")[0])
-        path.unlink()
+        states = _read(path)["callbacks"].values()
+        for name in {Path(state["best_model_path"]).name for state in states if state.get("best_model_path")}:
+            _read(folder / name)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, BadZipFile) as error:
+        log.warning("%s is damaged (%s); the training starts anew", folder, str(error).partition("\n")[0])
+        for damaged in folder.glob("*.ckpt"):
+            damaged.unlink()
         return None
     return path
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, whose contents must match their checksums; torch does not look at those."""
+    with ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{path.name}: {damaged} does not match its checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def epochs_of(path: Path) -> int:
+    """Return how many epochs are over in a checkpoint of an epoch's end."""
+    return _read(path)["epoch"] + 1
+
+
 def loader_state(path: Path) -> dict[str, int]:
     """Return how far the training batches of a checkpoint had come (``mmp.loading.EpochLoader.state_dict``)."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return content["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    return _read(path)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]

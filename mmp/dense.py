@@ -17,7 +17,7 @@ from mmp.build import build_trainer, fit
 from mmp.checkpoints import LAST, BestCheckpoint, last_checkpoint
 from mmp.config import TrainConfig
 from mmp.data import ImageData
-from mmp.files import tensors_digest
+from mmp.files import locked, tensors_digest
 from mmp.identity import digest, identity
 from mmp.models import build_model, load_weights, require_finite
 from mmp.store import cached_tensors
@@ -64,7 +64,9 @@ def dense_model(
     # Named by all that decides it, and only entered under the cache's lock: whatever is in it is of this training.
     unfinished = path.with_suffix(".training")
     weights, cached = cached_tensors(path, lambda: _train(model, config, data, callbacks, loggers, unfinished))
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if unfinished.exists():
+        with locked(Path(f"{path}.lock"), str(path)):
+            shutil.rmtree(unfinished, ignore_errors=True)
     model.load_state_dict(weights)
     log.info("dense model %s: %s", "read from the cache" if cached else "trained", path)
     return model, cached

@@ -86,6 +86,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise MmpError(f"cannot write {path}: {reason}") from error
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what :func:`write_atomically` leaves beside a file when its process dies; nobody may be writing it now."""
+    for temporary in path.parent.glob(f".{path.name}.*{path.suffix}"):
+        temporary.unlink(missing_ok=True)
+
+
 def _flush(path: Path) -> None:
     """Have the disk keep what was written to a file, or the names in a folder."""
     handle = os.open(path, os.O_RDONLY)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from mmp.build import build_callbacks, build_trainer, fit
-from mmp.checkpoints import last_checkpoint
+from mmp.checkpoints import epochs_of, last_checkpoint
 from mmp.config import FinetuneConfig, PruneConfig
 from mmp.data import ImageData
 from mmp.dense import device_of
@@ -56,13 +56,15 @@ def finetune(
     module = Classifier(model, recipe, config.data.classes, teacher, config.seed)
     checkpoints = folder / "checkpoints"
     trainer = build_trainer(config, recipe.epochs, [*masking, *configured.values()], loggers, checkpoints)
-    fit(trainer, module, data, last_checkpoint(checkpoints))
+    last = last_checkpoint(checkpoints)
+    before = epochs_of(last) if last and trainer.world_size > 1 else trainer.current_epoch
+    fit(trainer, module, data, last)
     best = configured.get("best")
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     if recipe.reestimate_norms:
         reestimate_norms(model, data, device_of(config))
-    return int(trainer.callback_metrics.get("epochs", trainer.current_epoch))
+    return int(trainer.callback_metrics.get("epochs", max(before, trainer.current_epoch)))
 
 
 def reestimate_norms(model: nn.Module, data: ImageData, device: torch.device) -> None:

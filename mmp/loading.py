@@ -93,6 +93,9 @@ class EpochLoader(DataLoader[Any]):
         batch_size: Images a batch; the last batch of an epoch is dropped if it is smaller and not the only one.
         sampler: Their order.
         options: Of ``DataLoader``.
+
+    Attributes:
+        most: How many batches of an epoch a training takes.
     """
 
     def __init__(self, images: Dataset[Any], batch_size: int, sampler: EpochShuffle, **options: Any) -> None:
@@ -100,6 +103,7 @@ class EpochLoader(DataLoader[Any]):
             images, batch_size, sampler=sampler, drop_last=len(sampler) > batch_size, collate_fn=collate, **options
         )
         self._order, self._size, self._seen = sampler, batch_size, 0
+        self.most = len(self)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._seen = self._order.first // self._size
@@ -113,7 +117,7 @@ class EpochLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where a checkpoint was written."""
-        over = state["batches"] >= len(self)
+        over = state["batches"] >= self.most
         self._order.epoch = state["epoch"] + over
         self._order.first = 0 if over else state["batches"] * self._size
 

@@ -119,16 +119,25 @@ class Recorder(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Keep the numbers of a step."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "metrics": metrics}) + "\n")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "metrics": metrics}) + "\n")
+        except OSError as error:
+            log.warning("metrics of step %s are lost: %s", step, error)
 
     def replay(self) -> None:
-        """Pass everything on."""
+        """Pass everything on; what an attempt that was interrupted has logged before counts once."""
         if not self._path.is_file():
             return
+        kept = {}
         for line in self._path.read_text(encoding="utf-8").splitlines():
-            kept = json.loads(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a process died while it wrote
+                continue
+            kept[entry["step"], *sorted(entry["metrics"])] = entry
+        for entry in kept.values():
             for logger in self._loggers:
-                logger.log_metrics(kept["metrics"], kept["step"])
-        self._path.unlink()
+                logger.log_metrics(entry["metrics"], entry["step"])
+        self._path.unlink(missing_ok=True)

@@ -102,7 +102,8 @@ def _reason(content: dict[str, Any], folder: Path) -> str:
     where += f", Slurm job {process['slurm']}" if process.get("slurm") else ""
     if RunFolder(folder).alive():
         return f"running ({where})"
-    return f"interrupted ({where} is gone); the same command goes on with it"
+    again = "Slurm runs it again if it was requeued; else " if process.get("slurm") else ""
+    return f"interrupted ({where} is gone); {again}the same command goes on with it"
 
 
 def _budget(content: dict[str, Any]) -> str:

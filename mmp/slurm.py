@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from mmp.checkpoints import LAST
 
@@ -33,13 +34,31 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def restarts() -> int:
+    """Return how often Slurm has run this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def use_own_cores() -> None:
+    """Compute on the cores that Slurm has given this job, which not every cluster sees to; OMP_NUM_THREADS wins."""
+    cores = os.environ.get("SLURM_CPUS_PER_TASK")
+    if cores and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(int(cores))
+
+
 @contextmanager
 def requeued_in_time() -> Iterator[None]:
     """Go back into the queue when the signal comes; within a training, `SaveInTime` sees to it first."""
     if job_id() is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(SIGNAL, lambda *_: requeue())
+    owner = os.getpid()  # processes that are forked from this one have no say
+
+    def leave(*_: Any) -> None:
+        if os.getpid() == owner:
+            requeue()
+
+    before = signal.signal(SIGNAL, leave)
     try:
         yield
     finally:
@@ -48,9 +67,9 @@ def requeued_in_time() -> Iterator[None]:
 
 def requeue() -> None:
     """Put this job back into the queue, and wait for Slurm to end the process; returns only if Slurm refuses."""
-    job, restarts = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if restarts >= _MOST_REQUEUES:
-        log.error("job %s was requeued %d times and is still not done; give it more time", job, restarts)
+    job = job_id()
+    if restarts() >= _MOST_REQUEUES:
+        log.error("job %s was requeued %d times and is still not done; give it more time", job, restarts())
         return
     log.warning("job %s is at its time limit and goes back into the queue", job)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, which would cost KillWait seconds
@@ -66,7 +85,7 @@ def requeue() -> None:
 class SaveInTime(pl.Callback):
     """Writes the last checkpoint at the end of the batch in which the signal came, and requeues the job.
 
-    Not after an epoch's last batch: its validation comes first, and the epoch's own checkpoint.
+    Not after an epoch's last batch: its validation comes first, and the epoch's own checkpoint (``callbacks.last``).
 
     Args:
         folder: Where the training keeps its checkpoints.

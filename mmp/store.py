@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
-from mmp.files import is_locked, load_tensors, locked, save_tensors, write_json
+from mmp.files import is_locked, load_tensors, locked, remove_unfinished, save_tensors, write_json
 from mmp.layers import Layer
 from mmp.masks import Masks
 from mmp.ranges import Range
@@ -56,6 +56,7 @@ def cached_tensors(
         except OSError as error:
             told = f"cannot write the cache {path.parent}: {error}; set paths.cache to another folder"
             raise MmpError(told) from error
+        remove_unfinished(path)
         if path.is_file():
             try:
                 return _with_prefix(load_tensors(path), prefix), True
@@ -206,6 +207,11 @@ class RunFolder:
             OSError: if the folder cannot be written.
         """
         return locked(self.path / LOCK, str(self.path))
+
+    def tidy(self) -> None:
+        """Remove what processes that died had begun to write; for whoever holds the lock."""
+        for name in (RESULT, STATUS, MASKS, WEIGHTS, CONFIG):
+            remove_unfinished(self.path / name)
 
     def alive(self) -> bool:
         """Return whether a process is at this run."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
+from mmp.errors import MmpError
 from mmp.files import write_json
+from mmp.identity import digest
+from mmp.models import fill_input
 from mmp.store import SCHEMA_VERSION, STATUS, RunFolder
+from mmp.validate import validate
 
 log = logging.getLogger(__name__)
 
@@ -25,36 +31,61 @@ class Sweep:
         context: Hydra's, of the launcher.
         config: Hydra's, of the launcher.
         jobs: The overrides of each job.
+        first: Number of the first of them.
     """
 
-    def __init__(self, context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int = 0
+    ) -> None:
         self.jobs = [list(job) for job in jobs]
         self._configs = [context.config_loader.load_sweep_config(config, job) for job in self.jobs]
+        for number, cfg in enumerate(self._configs, first):
+            with open_dict(cfg.hydra.job):
+                cfg.hydra.job.num, cfg.hydra.job.id = number, f"{cfg.hydra.job.name}_{number}"
         self.folders = [Path(str(c.hydra.sweep.dir)) / str(c.hydra.sweep.subdir) for c in self._configs]
         self._before = [self._status(index) for index in range(len(self.jobs))]
+        self._fingerprints: dict[str, str | None] = {}
 
     def _status(self, index: int) -> str | None:
         path = self.folders[index] / STATUS
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
-    def completed(self, index: int) -> bool:
-        """Return whether a job has a whole result of the very same settings, and no later attempt failed.
+    def _fingerprint(self, index: int) -> str | None:
+        """Return what a job's data are now, as far as this machine can read them."""
+        from mmp.data import ImageData
 
-        Whether its data have changed since, only a job that runs finds out.
+        try:
+            config = validate(copy.deepcopy(self._configs[index]))
+            fill_input(config)
+            key = digest(asdict(config.data))
+            if key not in self._fingerprints:
+                self._fingerprints[key] = ImageData(config.data, config.seed).fingerprint
+        except (MmpError, OSError):
+            return None  # the job will tell
+        return self._fingerprints[key]
+
+    def completed(self, index: int) -> bool:
+        """Return whether a job has a whole result of the very same settings and data, and no later attempt failed.
+
+        On a machine that cannot read the data they are taken to be the same.
         """
         run = RunFolder(self.folders[index])
-        result = run.result or {}
-        run.head = {key: result.get(key) for key in ("identity", "data_fingerprint")}
-        named = str(result.get("identity", "?"))[:8] == self.folders[index].name.rpartition("-")[2]
-        failed = (run.status or {}).get("status") == "failed"
-        return named and run.completed() and not failed and not self._configs[index].force
+        result, status = run.result or {}, (run.status or {}).get("status")
+        run.head = {"identity": result.get("identity"), "data_fingerprint": result.get("data_fingerprint")}
+        named = str(run.head["identity"])[:8] == self.folders[index].name.rpartition("-")[2]
+        if not named or status not in ("completed", "skipped") or self._configs[index].force or not run.completed():
+            return False
+        return self._fingerprint(index) in (None, run.head["data_fingerprint"])
 
     def missing(self) -> list[int]:
         """Return the jobs that are not completed; of the others a line says so."""
+        missing = []
         for index, folder in enumerate(self.folders):
             if self.completed(index):
                 log.info("%s: already completed, skipped (force=true runs it again)", folder.name)
-        return [index for index in range(len(self.jobs)) if not self.completed(index)]
+            else:
+                missing.append(index)
+        return missing
 
     def ended(self, index: int) -> bool:
         """Return whether a job of this launch has come to an end of its own."""
@@ -87,7 +118,7 @@ class Sweep:
             overrides=self.jobs[index],
             cfg=self._configs[index],
             working_dir=str(self.folders[index]),
-            task_name="prune",
+            task_name=str(self._configs[index].hydra.job.name),
             status=JobStatus.COMPLETED,
             _return_value={"status": status},
         )

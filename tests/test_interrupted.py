@@ -103,6 +103,48 @@ def test_a_training_stopped_within_an_epoch_ends_with_the_same_bits(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_an_epoch_may_be_shorter_than_the_data(
+    config: PruneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.trainer.limit_train_batches = 3
+    data = ImageData(config.data, config.seed)
+    whole = train(config, data, tmp_path / "whole")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "requeue", leave)
+    for step in (2, 4):  # an epoch's last batch, and the middle of one
+        with pytest.raises(StoppedError):
+            train(config, data, tmp_path / "stopped", SignalAt(step))
+    resumed = train(config, data, tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("damage", ["a bit of last.ckpt", "half of best.ckpt", "no best.ckpt"])
+def test_a_damaged_checkpoint_is_noticed_and_the_training_starts_anew(
+    config: PruneConfig, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageData(config.data, config.seed)
+    whole = train(config, data, tmp_path / "whole")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "requeue", leave)
+    with pytest.raises(StoppedError):
+        train(config, data, tmp_path / "stopped", SignalAt(5))
+    folder = tmp_path / "stopped" / "checkpoints"
+    last, best = folder / LAST, folder / "best.ckpt"
+    assert last_checkpoint(folder) == last
+    if damage == "a bit of last.ckpt":
+        content = bytearray(last.read_bytes())
+        content[len(content) // 2] ^= 16
+        last.write_bytes(content)
+    elif damage == "half of best.ckpt":
+        best.write_bytes(best.read_bytes()[: best.stat().st_size // 2])
+    else:
+        best.unlink()
+    assert last_checkpoint(folder) is None
+    assert not list(folder.glob("*.ckpt"))
+    resumed = train(config, data, tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_the_last_batch_of_an_epoch_is_followed_by_its_validation_and_checkpoint_first(
     config: PruneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

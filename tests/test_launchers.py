@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from misbehaving import overrides
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from sweeping import QUICK, ROOT, environment, statuses, sweep
 
@@ -137,6 +138,47 @@ def test_two_devices_train_one_model_with_one_result(tmp_path: Path) -> None:
     (refused,) = statuses(tmp_path).values()
     assert "trainer.devices=2 in a multirun" in refused["error"]["message"]
     assert "hydra/launcher=joblib" in refused["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "gpus", "told"),
+    [
+        ({"n_jobs": 0}, 0, "hydra.launcher.n_jobs=0: must be at least 1"),
+        ({"jobs_per_device": 0}, 2, "hydra.launcher.jobs_per_device=0: must be at least 1"),
+        ({"n_jobs": 5, "jobs_per_device": 2}, 2, "n_jobs=5 workers, but 4 GPU slots"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused(
+    keys: dict[str, int], gpus: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "visible_gpus", lambda: [str(index) for index in range(gpus)])
+    with pytest.raises(MmpError, match=told):
+        divided(monkeypatch, **keys)
+
+
+def divided(monkeypatch: pytest.MonkeyPatch, accelerator: str = "auto", **keys: int) -> dict[str, Any]:
+    from hydra_plugins.mmp_launchers import Workers
+
+    monkeypatch.setenv(devices.SLOTS, "")  # what a launcher sets is undone after the test
+    workers = Workers(**keys)
+    workers.config = OmegaConf.create({"trainer": {"accelerator": accelerator}})
+    workers._divide()
+    return {**workers.joblib, "slots": os.environ[devices.SLOTS]}
+
+
+def test_workers_share_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = divided(monkeypatch, jobs_per_device=2)
+    assert (found["n_jobs"], found["slots"], found["inner_max_num_threads"]) == (4, "0,0,1,1", 2)
+    found = divided(monkeypatch, accelerator="cpu")
+    assert (found["n_jobs"], found["slots"], found["inner_max_num_threads"]) == (8, "", 1)
+    # A single worker is one that waits beside it, so that a killed job does not take the launcher along.
+    found = divided(monkeypatch, accelerator="cpu", n_jobs=1)
+    assert (found["n_jobs"], found["pre_dispatch"], found["inner_max_num_threads"]) == (2, 1, 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "inner_max_num_threads" not in divided(monkeypatch)
 
 
 def test_ranks_that_hold_different_masks_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
