@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from mmp.errors import MmpError
 from mmp.files import write_json
@@ -54,13 +55,16 @@ class Sweep:
         """Return what a job's data are now, as far as this machine can read them."""
         from mmp.data import ImageData
 
+        composed = copy.deepcopy(self._configs[index])
+        with read_write(composed), open_dict(composed):
+            composed.pop("hydra")
         try:
-            config = validate(copy.deepcopy(self._configs[index]))
+            config = validate(composed)
             fill_input(config)
             key = digest(asdict(config.data))
             if key not in self._fingerprints:
                 self._fingerprints[key] = ImageData(config.data, config.seed).fingerprint
-        except (MmpError, OSError):
+        except (MmpError, OmegaConfBaseException, OSError):
             return None  # the job will tell
         return self._fingerprints[key]
 

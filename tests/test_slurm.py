@@ -90,7 +90,7 @@ def test_an_array_with_a_job_that_fails(cluster: Cluster, tmp_path: Path) -> Non
     assert "without a result; its log is" in found["p70"]["error"]["message"]
     array, _, task = found["p30"]["process"]["slurm"].partition("_")
     assert task == "0"
-    assert len(cluster.sacct(array)) == 3
+    wait_for("accounts of three jobs", lambda: len(cluster.sacct(array)) == 3)
     # The same command again submits what is missing, and nothing else.
     done = sweep(tmp_path, *given, **cluster.environment)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,108 @@
+"""What a launcher knows of the jobs of a sweep before it submits them, and what it writes of those that are lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from mmp.config import register
+from mmp.store import MASKS, RESULT, STATUS, RunFolder
+from mmp.sweep import Sweep
+
+
+@pytest.fixture
+def launch(conf: Path, tmp_path: Path) -> Any:
+    """Return a function that makes a sweep of two jobs as a launcher does."""
+    register()
+
+    def make(*overrides: str) -> Sweep:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            given = [f"paths.results={tmp_path}", *overrides]
+            config = loader.load_configuration("prune", given, run_mode=RunMode.MULTIRUN)
+            return Sweep(
+                SimpleNamespace(config_loader=loader), config, [[*given, "strategy=p30"], [*given, "strategy=p70"]], 5
+            )
+
+    return make
+
+
+def complete(sweep: Sweep, index: int, **changes: Any) -> Path:
+    """Leave what a completed run leaves."""
+    folder = sweep.folders[index]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MASKS).write_bytes(b"masks")
+    head = {
+        "identity": folder.name.rpartition("-")[2] + 56 * "0",
+        "data_fingerprint": sweep._fingerprint(index),
+        **changes,
+    }
+    RunFolder(folder, head).complete([MASKS])
+    return folder
+
+
+def test_what_is_completed_is_not_missing(launch: Any) -> None:
+    sweep = launch()
+    assert sweep.missing() == [0, 1]
+    assert sweep._fingerprint(0) is not None
+    complete(sweep, 1)
+    assert launch().missing() == [0]
+    assert launch("force=true").missing() == [0, 1]
+
+
+@pytest.mark.parametrize("spoilt", ["data", "settings", "files", "attempt", "unfinished"])
+def test_what_is_not_whole_or_of_something_else_is_missing(launch: Any, spoilt: str) -> None:
+    sweep = launch()
+    folder = complete(sweep, 0, **({"data_fingerprint": "other"} if spoilt == "data" else {}))
+    if spoilt == "settings":
+        content = json.loads((folder / RESULT).read_text())
+        (folder / RESULT).write_text(json.dumps({**content, "identity": "0" * 64}))
+    if spoilt == "files":
+        (folder / MASKS).write_bytes(b"mas")
+    if spoilt in ("attempt", "unfinished"):
+        RunFolder(folder, {}).say("failed" if spoilt == "attempt" else "running")
+    assert launch().missing() == [0, 1]
+
+
+def test_data_that_cannot_be_read_here_are_left_to_the_job(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete(launch(), 0)
+
+    def fail(*_: Any) -> None:
+        raise OSError("no such device")
+
+    monkeypatch.setattr("mmp.data.ImageData.__init__", fail)
+    assert launch().missing() == [1]
+
+
+def test_a_lost_job_is_written_down_unless_it_had_ended(launch: Any) -> None:
+    sweep = launch()
+    sweep.lose(0, "its node is gone")
+    status = json.loads((sweep.folders[0] / STATUS).read_text())
+    assert (status["status"], status["error"]["message"]) == ("failed", "its node is gone")
+    assert "strategy=p30" in status["overrides"]
+    assert sweep.returned(0).return_value == {"status": "failed"}
+    complete(sweep, 1)
+    sweep.lose(1, "its node is gone")
+    assert json.loads((sweep.folders[1] / STATUS).read_text())["status"] == "completed"
+
+
+def test_a_job_has_ended_only_when_this_launch_saw_it(launch: Any) -> None:
+    complete(launch(), 0)
+    sweep = launch()
+    assert not sweep.ended(0)
+    assert not sweep.begun(0)
+    RunFolder(sweep.folders[0], {}).say("running")
+    assert sweep.begun(0)
+    assert not sweep.ended(0)
+
+
+def test_jobs_are_numbered_as_hydra_does(launch: Any) -> None:
+    sweep = launch("hydra.sweep.subdir='${hydra.job.num}'")
+    assert [folder.name for folder in sweep.folders] == ["5", "6"]
