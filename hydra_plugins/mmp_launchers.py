@@ -46,7 +46,7 @@ class Workers(JoblibLauncher):
         self._workers, self._per_device = n_jobs, jobs_per_device
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run jobs until each has come to an end.
+        """Run what is missing until each job has come to an end.
 
         Raises:
             MmpError: if there are more workers than GPU slots, or a worker dies before any job has begun.
@@ -57,7 +57,7 @@ class Workers(JoblibLauncher):
 
         self._divide()
         sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
-        waiting = list(range(len(sweep.jobs)))
+        waiting = sweep.missing()
 
         def attempt(jobs: list[int]) -> bool:
             try:
