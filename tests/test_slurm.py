@@ -24,9 +24,19 @@ STRATEGIES = ("p30", "p50", "p70")
 LONG = ["finetune.epochs=40", "callbacks.early_stopping=null"]
 
 
+def started(folder: Path, accounting: bool = True) -> Cluster:
+    """Start a cluster; a machine that cannot install Slurm is no failure of ours."""
+    try:
+        return Cluster.start(folder, accounting)
+    except RuntimeError as error:
+        if "could not install" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    running = Cluster.start(tmp_path_factory.mktemp("cluster"))
+    running = started(tmp_path_factory.mktemp("cluster"))
     yield running
     running.stop()
 
@@ -163,7 +173,7 @@ def test_a_job_that_runs_twice_because_its_node_daemon_was_killed_has_one_result
 
 
 def test_without_accounts_a_dead_job_is_noticed_and_the_lack_is_told(tmp_path: Path) -> None:
-    cluster = Cluster.start(tmp_path / "cluster", accounting=False)
+    cluster = started(tmp_path / "cluster", accounting=False)
     try:
         done = sweep(tmp_path, *SLURM, "strategy=p30", *overrides(p30="kill"), **cluster.environment)
     finally:
