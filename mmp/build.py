@@ -123,9 +123,12 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         )
     except MisconfigurationException as error:
         raise MmpError(f"trainer: Lightning refuses to train ({' '.join(str(error).split())})") from error
-    for logger in trainer.loggers:
-        if isinstance(logger, Recorder):
-            logger.replay()
+    recorder_of(trainer).replay()
+
+
+def recorder_of(trainer: pl.Trainer) -> Recorder:
+    """Return what has kept the metrics of a trainer that `build_trainer` has made."""
+    return next(logger for logger in trainer.loggers if isinstance(logger, Recorder))
 
 
 def shows_progress(config: TrainConfig) -> bool:
@@ -148,7 +151,8 @@ def build_trainer(
     """
     options = {name: value for name, value in vars(config.trainer).items() if value is not None}
     options["enable_progress_bar"] = shows_progress(config)
-    heard = list(loggers) if config.trainer.devices == 1 else [Recorder(folder / "metrics.jsonl", loggers)]
+    metrics = folder / "metrics.jsonl"
+    heard = [*loggers, Recorder(metrics)] if config.trainer.devices == 1 else [Recorder(metrics, loggers)]
     in_time = [SaveInTime(folder)] if job_id() and config.trainer.devices == 1 else []
     try:
         return pl.Trainer(

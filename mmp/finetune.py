@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from mmp.build import build_callbacks, build_trainer, fit
+from mmp.build import build_callbacks, build_trainer, fit, recorder_of
 from mmp.checkpoints import epochs_of, last_checkpoint
 from mmp.config import FinetuneConfig, PruneConfig
 from mmp.data import ImageData
@@ -24,6 +24,8 @@ from mmp.dense import device_of
 from mmp.training import Classifier, accuracy
 
 log = logging.getLogger(__name__)
+
+_UNTRAINED: dict[str, Any] = {"epochs": 0, "history": []}
 
 
 def finetune(
@@ -35,7 +37,7 @@ def finetune(
     data: ImageData,
     loggers: Sequence[Logger],
     folder: Path,
-) -> int:
+) -> dict[str, Any]:
     """Train a model while its masks come and hold; leave it at the best validated epoch.
 
     Args:
@@ -49,7 +51,7 @@ def finetune(
         folder: Where checkpoints go; the last one there is resumed from if a run of the same settings was interrupted.
 
     Returns:
-        Number of epochs trained.
+        What ``result.json`` says of it: the number of epochs, and the metrics of each.
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
     configured = build_callbacks(config, folder)
@@ -64,7 +66,8 @@ def finetune(
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     if recipe.reestimate_norms:
         reestimate_norms(model, data, device_of(config))
-    return int(trainer.callback_metrics.get("epochs", max(before, trainer.current_epoch)))
+    epochs = int(trainer.callback_metrics.get("epochs", max(before, trainer.current_epoch)))
+    return {"epochs": epochs, "history": recorder_of(trainer).history()}
 
 
 def reestimate_norms(model: nn.Module, data: ImageData, device: torch.device) -> None:
@@ -95,26 +98,26 @@ def finetune_best(
         folder: The run's folder.
 
     Returns:
-        The model, and what ``result.json`` says of its training: the epochs, and the choice if there was one.
+        The model, and what ``result.json`` says of its training, and of the choice if there was one.
     """
     recipe = config.finetune
     if not recipe.epochs:
         model = copy.deepcopy(masked)
         if recipe.reestimate_norms:
             reestimate_norms(model, data, device_of(config))
-        return model, {"epochs": 0}
+        return model, _UNTRAINED
     if recipe.gentle is None:
         model = copy.deepcopy(start)
-        return model, {"epochs": finetune(config, recipe, model, dense, masking(), data, loggers, folder)}
+        return model, finetune(config, recipe, model, dense, masking(), data, loggers, folder)
     rates = {"gentle": recipe.gentle, "full": 1.0}
-    models, epochs_of = {"none": copy.deepcopy(masked)}, {"none": 0}
+    models, trainings = {"none": copy.deepcopy(masked)}, {"none": _UNTRAINED}
     for name, share in rates.items():
         models[name] = copy.deepcopy(start)
         lower = replace(recipe, learning_rate=share * recipe.learning_rate)
         heard = loggers if name == "full" else []
         below = folder / "checkpoints" / name
-        epochs_of[name] = finetune(config, lower, models[name], dense, masking(), data, heard, below)
+        trainings[name] = finetune(config, lower, models[name], dense, masking(), data, heard, below)
     validation, _ = accuracy(models, data.val_dataloader(), config.data.classes, device_of(config))
     chosen = max(models, key=lambda name: validation[name])  # the first of equals: the least training
     log.info("fine-tuning %s is best on validation: %s", chosen, validation)
-    return models[chosen], {"epochs": epochs_of[chosen], "finetune_choice": chosen, "finetune_validation": validation}
+    return models[chosen], {**trainings[chosen], "finetune_choice": chosen, "finetune_validation": validation}

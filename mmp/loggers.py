@@ -89,14 +89,14 @@ class SafeLogger(Logger):
 
 
 class Recorder(Logger):
-    """Keeps the metrics of a training in other processes, for the loggers of this one.
+    """Keeps the metrics of a training, over interruptions and from other processes.
 
     Args:
-        path: Where the first of those processes writes, a line a step.
-        loggers: What hears them when the training is over.
+        path: Where the process that trains writes, a line a step; below the checkpoints, with which it goes.
+        loggers: What hears them when the training is over; none if they hear it as it goes.
     """
 
-    def __init__(self, path: Path, loggers: Sequence[Logger]) -> None:
+    def __init__(self, path: Path, loggers: Sequence[Logger] = ()) -> None:
         super().__init__()
         self._path, self._loggers = path, list(loggers)
 
@@ -127,9 +127,23 @@ class Recorder(Logger):
             log.warning("metrics of step %s are lost: %s", step, error)
 
     def replay(self) -> None:
-        """Pass everything on; what an attempt that was interrupted has logged before counts once."""
+        """Pass everything on to the loggers."""
+        for entry in self._entries():
+            for logger in self._loggers:
+                logger.log_metrics(entry["metrics"], entry["step"])
+
+    def history(self) -> list[dict[str, float]]:
+        """Return the metrics of each epoch, as ``val/accuracy`` and the like, with its number as ``epoch``."""
+        epochs: dict[float, dict[str, float]] = {}
+        for entry in self._entries():
+            if "epoch" in entry["metrics"]:
+                epochs.setdefault(entry["metrics"]["epoch"], {}).update(entry["metrics"])
+        return [metrics for _, metrics in sorted(epochs.items())]
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """Return what was logged; what an attempt that was interrupted has logged before counts once."""
         if not self._path.is_file():
-            return
+            return []
         kept = {}
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
@@ -137,7 +151,4 @@ class Recorder(Logger):
             except ValueError:  # a process died while it wrote
                 continue
             kept[entry["step"], *sorted(entry["metrics"])] = entry
-        for entry in kept.values():
-            for logger in self._loggers:
-                logger.log_metrics(entry["metrics"], entry["step"])
-        self._path.unlink(missing_ok=True)
+        return list(kept.values())

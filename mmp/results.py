@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmp.errors import MmpError
 from mmp.reconstruct import LayerReport
+from mmp.sizes import MEGABYTE
 from mmp.store import RESULT, STATUS, RunFolder
 
 REPORT = "report"  # the folder, in a sweep's, that reports go to
@@ -18,11 +20,24 @@ SETTINGS = ("ranges", "schedule", "reconstruct", "finetune", "budget")
 
 
 @dataclass(frozen=True)
+class LayerSparsity:
+    """What one layer of a run was pruned to, and what it was allowed: fractions, and its number of weights."""
+
+    name: str
+    role: str
+    lo: float
+    hi: float
+    sparsity: float
+    total: int
+
+
+@dataclass(frozen=True)
 class Run:
     """One pruned model as its ``result.json`` tells it. Accuracies and sparsities are fractions, drop is in points.
 
     A baseline has its criterion's name as ``signal``, too, and as ``strategy`` whose sparsity it was pruned to.
-    ``protocol`` and ``settings`` are hashes: of how a run was trained, and of everything but its seed.
+    ``protocol`` and ``settings`` are hashes: of how a run was trained, and of everything but its seed. ``history`` has
+    the metrics of each epoch under Lightning's names, ``megabytes`` what kept weights and masks need on disk.
     """
 
     folder: str
@@ -40,8 +55,12 @@ class Run:
     budget: str = ""
     protocol: str = ""
     settings: str = ""
+    data_fingerprint: str = ""
+    overrides: tuple[str, ...] = ()
     seed: int = 0
     parameters: int = 0
+    megabytes: float = 0.0
+    dense_megabytes: float = 0.0
     sparsity: float = 0.0
     sparsity_all: float = 0.0
     validation: float = 0.0
@@ -57,12 +76,19 @@ class Run:
     choice: str = ""
     seconds: float = 0.0
     masks_hash: str = ""
+    layers: tuple[LayerSparsity, ...] = ()
+    history: tuple[dict[str, float], ...] = ()
     layer_reports: tuple[LayerReport, ...] = ()
 
     @property
     def configuration(self) -> str:
-        """Signal and strategy, and the ranges they were applied to."""
+        """Signal and strategy, or criterion and the strategy whose sparsity it was pruned to."""
         return f"{self.signal}/{self.strategy}"
+
+    @property
+    def command(self) -> str:
+        """The command line that runs this configuration alone."""
+        return shlex.join(["python", "prune.py", *self.overrides])
 
 
 def load_runs(folder: Path) -> list[Run]:
@@ -106,6 +132,11 @@ def _reason(content: dict[str, Any], folder: Path) -> str:
     return f"interrupted ({where} is gone); {again}the same command goes on with it"
 
 
+def _layer(content: dict[str, Any]) -> LayerSparsity:
+    known = {key: content[key] for key in ("name", "role", "lo", "hi", "total")}
+    return LayerSparsity(**known, sparsity=content["pruned"] / content["total"])
+
+
 def _budget(content: dict[str, Any]) -> str:
     if content.get("budget") is not None:
         return f"{content['budget']:g}"
@@ -121,6 +152,8 @@ def _read(path: Path, root: Path) -> Run | None:
         known = {key: content[key] for key in _HEAD if key in content}
         known["budget"] = _budget(content)
         known |= {"protocol": content.get("protocol", ""), "settings": content.get("configuration", "")}
+        known |= {"data_fingerprint": content.get("data_fingerprint", "")}
+        known |= {"overrides": tuple(content.get("overrides", ()))}
         if content.get("criterion"):  # a baseline: its criterion scores, and decides where the weights go
             at = "baseline" if known["budget"] else f"at {content['strategy']}"
             known |= {"criterion": content["criterion"], "signal": content["criterion"], "strategy": at}
@@ -128,6 +161,7 @@ def _read(path: Path, root: Path) -> Run | None:
             return Run(name, content["status"], _reason(content, path.parent), **known)
         accuracy, samples = content["accuracy"], content["samples"]
         resolved = (content.get("reconstruction") or {}).get("layers", ())
+        sizes = content.get("bytes", {})
         return Run(
             folder=name,
             status="completed",
@@ -149,6 +183,10 @@ def _read(path: Path, root: Path) -> Run | None:
             choice=content.get("finetune_choice", ""),
             seconds=content["seconds"]["total"],
             masks_hash=content["masks_hash"],
+            megabytes=sizes.get("pruned", 0) / MEGABYTE,
+            dense_megabytes=sizes.get("dense", 0) / MEGABYTE,
+            layers=tuple(_layer(layer) for layer in content.get("layers", ())),
+            history=tuple(content.get("history", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return Run(name, "failed", f"{path.name} cannot be read ({type(error).__name__}: {error})")

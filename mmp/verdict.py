@@ -45,9 +45,7 @@ class Verdict:
     @property
     def words(self) -> str:
         """Who wins, if the difference is more than noise."""
-        if abs(self.better) <= self.noise:
-            return "within the noise"
-        return "strategy wins" if self.better > 0 else "baseline wins"
+        return outcome(self.better, self.noise, "strategy wins", "baseline wins")
 
 
 def verdicts(runs: Sequence[Run]) -> list[Verdict]:
@@ -77,6 +75,25 @@ def bands(runs: Iterable[Run]) -> list[list[Run]]:
     return found
 
 
+def outcome(better: float, noise: float, first: str, second: str) -> str:
+    """Return what a comparison says: ``first`` or ``second``, if the difference is more than noise."""
+    if abs(better) <= noise:
+        return "within the noise"
+    return first if better > 0 else second
+
+
+def difference(pairs: Sequence[tuple[Run, Run]]) -> tuple[float, float]:
+    """Return by how many points of test accuracy the first of each pair loses less, and half the 95 % interval.
+
+    Args:
+        pairs: Runs of two configurations on the same seed and data, one pair per seed. With one pair the interval is
+            what the number of test images allows for two independent models.
+    """
+    if len(pairs) > 1:
+        return paired([second.drop - first.drop for first, second in pairs])
+    return pairs[0][1].drop - pairs[0][0].drop, _binomial(pairs[0])
+
+
 def paired(differences: Sequence[float]) -> tuple[float, float]:
     """Return the mean of paired differences and half its 95 % confidence interval, by Student's t; needs two."""
     n = len(differences)
@@ -90,8 +107,7 @@ def _compare(protocol: tuple[str, ...], strategies: Sequence[Run], baselines: Se
     pairs = [(strategy[seed], baseline[seed]) for seed in sorted(strategy.keys() & baseline.keys())]
     if not pairs:
         return []
-    differences = [theirs.drop - ours.drop for ours, theirs in pairs]
-    better, noise = paired(differences) if len(pairs) > 1 else (differences[0], _binomial(pairs[0]))
+    better, noise = difference(pairs)
     sparsities = [run.sparsity for pair in pairs for run in pair]
     ours, theirs = zip(*pairs, strict=True)
     return [Verdict((min(sparsities), max(sparsities)), protocol, ours, theirs, better, noise)]

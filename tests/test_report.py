@@ -12,45 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from result_files import result, write
 
+from mmp.configurations import Group, pareto_front
 from mmp.errors import MmpError
-from mmp.report import Group, Run, build_report, main, pareto_front, seeds_of, write_report
-
-
-def result(strategy: str, sparsity: float, validation: float, test: float, **changes: Any) -> dict[str, Any]:
-    content = {
-        "schema_version": 1,
-        "status": "completed",
-        "model": "cnn",
-        "data": "digits",
-        "signal": "magnitude",
-        "strategy": strategy,
-        "ranges": "generic",
-        "seed": 0,
-        "parameters": 1000,
-        "sparsity": sparsity,
-        "sparsity_all": 0.9 * sparsity,
-        "accuracy": {
-            "dense": {"validation": 0.99, "test": 0.975},
-            "pruned": {"validation": 0.5, "test": 0.4},
-            "finetuned": {"validation": validation, "test": test},
-        },
-        "drop": 100 * (0.975 - test),
-        "samples": {"train": 1000, "validation": 100, "calibration": 100, "test": 400},
-        "masks_hash": strategy,
-        "seconds": {"total": 3.0},
-        "epochs": 4,
-    }
-    return {**content, **changes}
-
-
-def write(folder: Path, *contents: dict[str, Any]) -> Path:
-    for i, content in enumerate(contents):
-        run = folder / f"run{i}"
-        run.mkdir(parents=True)
-        name = "result.json" if content["status"] == "completed" else "status.json"
-        (run / name).write_text(json.dumps(content))
-    return folder
+from mmp.report import build_report, main, write_report
+from mmp.report_tables import configurations_table
+from mmp.results import Run
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -69,7 +37,7 @@ def test_pareto_front_is_what_its_definition_says(points: list[tuple[int, int]])
 def test_the_front_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> None:
     write(tmp_path, result("good on validation", 0.5, 0.98, 0.80), result("good on test", 0.5, 0.90, 0.97))
     group = build_report(tmp_path).groups[0]
-    assert {run.strategy for run, e in zip(group.runs, group.efficient, strict=True) if e} == {"good on validation"}
+    assert [one.name for one in group.configurations if one.efficient] == ["magnitude/good on validation"]
 
 
 def test_reconstruction_is_shown_where_a_run_has_it(tmp_path: Path) -> None:
@@ -84,9 +52,9 @@ def test_reconstruction_is_shown_where_a_run_has_it(tmp_path: Path) -> None:
         "folder": "run1", "layer": "a.weight", "kept": "7", "before": "0.5", "after": "0.25", "status": "solved",
         "seconds": "0.1",
     }  # fmt: skip
-    for name in ("results.md", "index.html"):
-        assert "re-solved %" in (tmp_path / "report" / name).read_text()
-        assert "81.00" in (tmp_path / "report" / name).read_text()
+    markdown = (tmp_path / "report" / "results.md").read_text()
+    assert "re-solved %" in markdown
+    assert "81.00" in markdown
 
 
 def test_csv_holds_every_number_as_it_was_written(tmp_path: Path) -> None:
@@ -113,13 +81,13 @@ def test_configurations_with_identical_masks_are_marked(tmp_path: Path) -> None:
     )
     write_report(tmp_path)
     marks = {row["strategy"]: row["identical_to"] for row in rows_of(tmp_path)}
-    assert marks == {"balanced": "p50", "p50": "balanced", "p70": ""}
+    assert marks == {"balanced": "magnitude/p50", "p50": "magnitude/balanced", "p70": ""}
 
 
 def test_models_and_data_sets_are_never_compared_with_each_other(tmp_path: Path) -> None:
     write(tmp_path, result("p30", 0.3, 0.8, 0.8), result("p50", 0.5, 0.9, 0.9, model="vit"))
     report = build_report(tmp_path)
-    assert [(group.title, group.efficient) for group in report.groups] == [
+    assert [(group.title, [one.efficient for one in group.configurations]) for group in report.groups] == [
         ("cnn on digits", [True]),
         ("vit on digits", [True]),
     ]
@@ -134,8 +102,23 @@ def test_noise_is_the_binomial_standard_error(tmp_path: Path) -> None:
 def test_seeds_are_summed_up_per_configuration() -> None:
     drops = (1.0, 2.0, 4.5)
     runs = [Run(f"r{i}", "completed", strategy="p30", seed=i, drop=drop) for i, drop in enumerate(drops)]
-    _, rows = seeds_of(Group("cnn", "digits", runs))
-    assert rows == [["?/p30", "3", "0.00", "0.00", "+2.50", "1.80"]]
+    table = configurations_table(Group("cnn", "digits", runs))
+    (row,) = (dict(zip(table.headings, cells, strict=True)) for cells in table.rows)
+    assert (row["strategy"], row["seeds"], row["drop"], row["sd"]) == ("p30", "3", "+2.50", "1.80")
+
+
+def test_the_front_is_of_means_over_seeds_paired_with_the_dense_model(tmp_path: Path) -> None:
+    # The second configuration lacks the seed with the better dense model; against its own dense model it loses less.
+    dense = {"dense": {"validation": 0.90, "test": 0.9}, "pruned": {"validation": 0.5, "test": 0.5}}
+    better = {"dense": {"validation": 0.98, "test": 0.9}, "pruned": {"validation": 0.5, "test": 0.5}}
+
+    def one(strategy: str, base: dict[str, Any], validation: float, seed: int) -> dict[str, Any]:
+        accuracy = {**base, "finetuned": {"validation": validation, "test": 0.8}}
+        return result(strategy, 0.5, 0, 0, seed=seed, accuracy=accuracy)
+
+    write(tmp_path, one("p30", dense, 0.87, 0), one("p30", better, 0.95, 1), one("p50", dense, 0.88, 0))
+    (group,) = build_report(tmp_path).groups
+    assert {one.name: one.efficient for one in group.configurations} == {"magnitude/p30": False, "magnitude/p50": True}
 
 
 def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path: Path) -> None:
@@ -147,13 +130,13 @@ def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path: Path) -> No
     ]
     contents = [result("p30", 0.5, 0.9, 0.9, seed=s, drop=i + s, **c) for i, c in enumerate(settings) for s in (0, 1)]
     (group,) = write_report(write(tmp_path, *contents)).groups
-    headings, rows = seeds_of(group)
-    assert headings[:5] == ["configuration", "reconstruct", "finetune", "budget", "seeds"]
-    assert [row[1:5] for row in rows] == [
-        ["", "default", "", "2"],
-        ["", "none", "", "2"],
-        ["least_squares", "none", "", "2"],
-        ["", "", "0.9", "2"],
+    table = configurations_table(group)
+    rows = [dict(zip(table.headings, cells, strict=True)) for cells in table.rows]
+    assert sorted((row["reconstruct"], row["finetune"], row["budget"], row["seeds"]) for row in rows) == [
+        ("", "", "0.9", "2"),
+        ("", "default", "", "2"),
+        ("", "none", "", "2"),
+        ("least_squares", "none", "", "2"),
     ]
     assert {row["budget"] for row in rows_of(tmp_path)} == {"", "0.9"}
 

@@ -7,7 +7,8 @@ import statistics
 
 import pytest
 
-from mmp.report import Group, verdicts_of
+from mmp.configurations import Group
+from mmp.report_tables import verdicts_table
 from mmp.results import Run
 from mmp.verdict import bands, paired, verdicts
 
@@ -89,8 +90,9 @@ def test_no_verdict_without_both_kinds_or_a_common_seed() -> None:
 
 def test_the_table_says_it_in_words() -> None:
     group = Group("cnn", "digits", [run("p30", 0.9, 0.93, 0.94), run("!mag", 0.9, 0.5, 0.5)])
-    headings, (row,) = verdicts_of(group)
-    assert len(row) == len(headings)
+    table = verdicts_table(group)
+    (row,) = table.rows
+    assert len(row) == len(table.headings)
     assert [row[0], *row[2:7]] == ["90.0", "magnitude/p30", "+1.00", "mag/baseline", "+45.00", "+44.00"]
     assert row[-2:] == ["1", "strategy wins"]
-    assert verdicts_of(Group("cnn", "digits", [run("p30", 0.9, 0.93, 0.94)]))[1] == []
+    assert verdicts_table(Group("cnn", "digits", [run("p30", 0.9, 0.93, 0.94)])).rows == []

@@ -1,0 +1,151 @@
+"""The page of a report: one self-contained HTML file that needs no network, and works with 1,000 configurations.
+
+Python writes the data and what can be read without JavaScript; ``assets/page.js`` draws. Text from result files goes
+into the page as JSON or escaped, never as markup.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from mmp.charts import colours_of
+from mmp.compare import GroupComparison
+from mmp.configurations import Configuration, Group
+from mmp.report_tables import Table, comparison_table, verdicts_table
+from mmp.results import SETTINGS, Run
+from mmp.summary import summary_of
+
+if TYPE_CHECKING:
+    from mmp.report import Report
+
+_CURVE = ("epoch", "train/loss", "val/loss", "val/accuracy", "sparsity")
+
+
+def page_of(report: Report) -> str:
+    """Return the page of one sweep."""
+    groups = [
+        _group([(group, "")], summary_of(group), [table] if (table := verdicts_table(group)).rows else [])
+        for group in report.groups
+    ]
+    return _page(f"Sweep {report.folder.name}", f"{report.counts}.", groups, [(report, "")])
+
+
+def comparison_page(a: Report, b: Report, compared: Sequence[GroupComparison]) -> str:
+    """Return the page of two sweeps: their configurations in the same charts, and each against its counterpart.
+
+    Args:
+        a: The sweep that is the reference.
+        b: The other.
+        compared: What models and data sets they have in common.
+    """
+    groups = []
+    for comparison in compared:
+        pairs = [
+            (group, name)
+            for report, name in ((a, "A"), (b, "B"))
+            for group in report.groups
+            if group.title == comparison.title
+        ]
+        groups.append(_group(pairs, comparison.summary(), [comparison_table(comparison)]))
+    told = f"A: {a.folder} ({a.counts}). B: {b.folder} ({b.counts})."
+    return _page(f"{a.folder.name} and {b.folder.name}", told, groups, [(a, "A"), (b, "B")])
+
+
+def _page(title: str, told: str, groups: Sequence[dict[str, Any]], reports: Sequence[tuple[Report, str]]) -> str:
+    from plotly.offline import get_plotlyjs
+
+    data = {
+        "groups": groups,
+        "colours": colours_of(group for report, _ in reports for group in report.groups),
+        "settings": SETTINGS,
+    }
+    parts = {
+        "title": html.escape(title),
+        "counts": html.escape(told),
+        "summary": "".join(_section(group["title"], group["summary"]) for group in groups),
+        "ended": "".join(_ended(report, sweep) for report, sweep in reports),
+        "style": _asset("page.css"),
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "script": _asset("page.js"),
+        "plotly": get_plotlyjs().replace("</script", "<\\/script"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], _asset("page.html"))
+
+
+def _asset(name: str) -> str:
+    return files("mmp").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<section class='summary'><h2>{html.escape(title)}</h2><ul>{items}</ul></section>"
+
+
+def _ended(report: Report, sweep: str) -> str:
+    found = []
+    for title, runs in (("Failed", report.failed), ("Unfinished", report.unfinished)):
+        if runs:
+            items = "".join(f"<li><b>{html.escape(r.folder)}</b> {html.escape(r.reason)}</li>" for r in runs)
+            found.append(f"<section class='ended'><h2>{title} {sweep}</h2><ul>{items}</ul></section>")
+    return "".join(found)
+
+
+def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: Sequence[Table]) -> dict[str, Any]:
+    group = sweeps[0][0]
+    ranges: dict[Any, int] = {}
+    return {
+        "title": group.title,
+        "summary": list(summary),
+        "noise": {split: _rounded(group.noise(split)) for split in ("validation", "test")},
+        "configurations": [
+            _configuration(one, sweep, ranges) for members, sweep in sweeps for one in members.configurations
+        ],
+        "ranges": [
+            [dict(zip(("name", "role", "lo", "hi", "total"), layer, strict=True)) for layer in layers]
+            for layers in ranges
+        ],
+        "tables": [
+            {"title": t.title, "headings": t.headings, "rows": t.rows, "words": sorted(t.words)} for t in tables
+        ],
+    }
+
+
+def _configuration(one: Configuration, sweep: str, ranges: dict[Any, int]) -> dict[str, Any]:
+    run = one.runs[0]
+    return {
+        "name": one.name,
+        "signal": run.signal,
+        "strategy": run.strategy,
+        "kind": "baseline" if run.criterion else "strategy",
+        "sweep": sweep,
+        **{what: getattr(run, what) for what in SETTINGS},
+        "twins": one.twins,
+        "runs": [_run(run, ranges) for run in one.runs],
+    }
+
+
+def _run(run: Run, ranges: dict[Any, int]) -> dict[str, Any]:
+    allowed = tuple((x.name, x.role, _rounded(x.lo), _rounded(x.hi), x.total) for x in run.layers)
+    same = (
+        "seed", "folder", "sparsity", "sparsity_all", "megabytes", "dense_megabytes", "validation", "test",
+        "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs", "choice", "seconds",
+        "command",
+    )  # fmt: skip
+    return {
+        **{what: _rounded(getattr(run, what)) for what in same},
+        "ranges": ranges.setdefault(allowed, len(ranges)),  # most runs share them
+        "layers": [_rounded(layer.sparsity) for layer in run.layers],
+        "history": [[_rounded(epoch.get(what)) for what in _CURVE] for epoch in run.history],
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if math.isfinite(value) else None

@@ -1,0 +1,107 @@
+"""Result files as runs leave them, made by hand, for tests of what reads them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+SIGNALS = ("magnitude", "gradient", "product")
+STRATEGIES = (
+    "p30", "conservative", "classifier_heavy", "balanced", "p50", "feature_heavy", "proportional", "p70", "p90",
+    "aggressive",
+)  # fmt: skip
+LAYERS = (("conv1.weight", 0.0, 0.1), ("layer1.0.conv1.weight", 0.3, 0.9), ("fc.weight", 0.5, 0.95))
+
+
+def result(strategy: str, sparsity: float, validation: float, test: float, **changes: Any) -> dict[str, Any]:
+    """Return what ``result.json`` of a completed run holds; ``changes`` add to it or replace."""
+    content = {
+        "schema_version": 1,
+        "status": "completed",
+        "model": "cnn",
+        "data": "digits",
+        "signal": "magnitude",
+        "strategy": strategy,
+        "ranges": "generic",
+        "seed": 0,
+        "overrides": [f"strategy={strategy}"],
+        "parameters": 1000,
+        "sparsity": sparsity,
+        "sparsity_all": 0.9 * sparsity,
+        "bytes": {"dense": 4_000_000, "pruned": round(4_000_000 * (1 - sparsity)) + 125_000},
+        "accuracy": {
+            "dense": {"validation": 0.99, "test": 0.975},
+            "pruned": {"validation": 0.5, "test": 0.4},
+            "finetuned": {"validation": validation, "test": test},
+        },
+        "drop": 100 * (0.975 - test),
+        "samples": {"train": 1000, "validation": 100, "calibration": 100, "test": 400},
+        "masks_hash": strategy,
+        "seconds": {"total": 3.0},
+        "epochs": 4,
+    }
+    return {**content, **changes}
+
+
+def write(folder: Path, *contents: dict[str, Any]) -> Path:
+    """Write each content to a run folder of its own: a result if it is completed, else a status."""
+    for i, content in enumerate(contents):
+        run = folder / f"run{i}"
+        run.mkdir(parents=True)
+        name = "result.json" if content["status"] == "completed" else "status.json"
+        (run / name).write_text(json.dumps(content))
+    return folder
+
+
+def full_sweep(
+    folder: Path,
+    seeds: Iterable[int] = (0, 1, 2),
+    signals: Sequence[str] = SIGNALS,
+    strategies: Sequence[str] = STRATEGIES,
+    more: Sequence[dict[str, Any]] = (),
+) -> Path:
+    """Write a sweep with layers and histories; accuracies fall with sparsity and vary with the seed."""
+    contents = []
+    for seed in seeds:
+        for s, signal in enumerate(signals):
+            for i, strategy in enumerate(strategies):
+                noise = random.Random(f"{seed} {signal} {strategy}")
+                sparsity = round(0.3 + 0.65 * i / len(strategies) + 0.01 * s, 4)
+                loss = 0.08 * sparsity**4 + 0.003 * s
+                validation, test = (0.97 - loss + noise.gauss(0, 0.002) + 0.002 * seed for _ in range(2))
+                contents.append(
+                    result(
+                        strategy,
+                        sparsity,
+                        round(validation, 6),
+                        round(test, 6),
+                        signal=signal,
+                        seed=seed,
+                        overrides=[f"signal={signal}", f"strategy={strategy}", f"seed={seed}"],
+                        masks_hash=f"{signal} {sparsity} {seed}",
+                        layers=[
+                            {
+                                "name": name,
+                                "role": "conv",
+                                "lo": lo,
+                                "hi": hi,
+                                "pruned": int(200 * lo) + i,
+                                "total": 200,
+                            }
+                            for name, lo, hi in LAYERS
+                        ],
+                        history=[
+                            {
+                                "epoch": e,
+                                "val/accuracy": validation - 0.01 / (e + 1),
+                                "val/loss": 0.1,
+                                "train/loss": 0.2,
+                            }
+                            for e in range(4)
+                        ],
+                    )
+                )
+    return write(folder, *contents, *more)

@@ -1,0 +1,108 @@
+"""Two sweeps side by side: what is paired with what, what is left out and said so, and the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_files import full_sweep, result, write
+
+from mmp.compare import GroupComparison, compare
+from mmp.errors import MmpError
+from mmp.report import build_report, main, write_comparison
+
+
+def compared(tmp_path: Path, a: list[dict[str, Any]], b: list[dict[str, Any]]) -> GroupComparison:
+    groups = [build_report(write(tmp_path / name, *contents)).groups for name, contents in (("a", a), ("b", b))]
+    (found,) = compare(*groups)
+    return found
+
+
+def one(strategy: str, test: float, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    return result(strategy, 0.5, test, test, seed=seed, **changes)
+
+
+def test_configurations_are_paired_by_name_and_seed(tmp_path: Path) -> None:
+    found = compared(
+        tmp_path,
+        [one("p50", 0.90, 0), one("p50", 0.80, 1), one("p50", 0.85, 2), one("p70", 0.5)],
+        [one("p50", 0.91, 0), one("p50", 0.812, 1), one("p50", 0.861, 2), one("p90", 0.5)],
+    )
+    (comparison,) = found.comparisons
+    assert comparison.better == pytest.approx(1.1)
+    assert comparison.noise == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert comparison.words == "B is better"
+    assert found.left_out == ("Only in A: magnitude/p70.", "Only in B: magnitude/p90.")
+    assert "Over all of them B loses +1.10 ± 0.25 points less than A (3 seeds)." in found.summary()
+
+
+def test_a_setting_that_differs_throughout_is_what_is_compared(tmp_path: Path) -> None:
+    found = compared(tmp_path, [one("p50", 0.9, finetune="none")], [one("p50", 0.95, finetune="strong")])
+    assert [comparison.name for comparison in found.comparisons] == ["magnitude/p50"]
+
+
+def test_a_setting_that_varies_within_a_sweep_counts(tmp_path: Path) -> None:
+    found = compared(
+        tmp_path,
+        [one("p50", 0.90, reconstruct="none")],
+        [one("p50", 0.89, reconstruct="none"), one("p50", 0.95, reconstruct="least_squares")],
+    )
+    (comparison,) = found.comparisons
+    assert comparison.name == "magnitude/p50 none"
+    assert comparison.better == pytest.approx(-1.0)
+
+
+def test_other_images_other_seeds_and_several_runs_of_a_seed_are_not_compared(tmp_path: Path) -> None:
+    found = compared(
+        tmp_path,
+        [one("p30", 0.9, data_fingerprint="x"), one("p50", 0.9, seed=0), one("p70", 0.9)],
+        [
+            one("p30", 0.9, data_fingerprint="y"),
+            one("p50", 0.9, seed=1),
+            one("p70", 0.9),
+            one("p70", 0.8, configuration="z"),
+        ],
+    )
+    assert found.comparisons == ()
+    assert set(found.left_out) == {
+        "magnitude/p30: other images; not compared.",
+        "magnitude/p50: no seed in common; not compared.",
+        "magnitude/p70: several runs of one seed in B; not compared.",
+    }
+
+
+def test_other_dense_models_are_told(tmp_path: Path) -> None:
+    other = one("p50", 0.9)
+    other["accuracy"]["dense"]["test"] = 0.96
+    found = compared(tmp_path, [one("p50", 0.9)], [other])
+    assert "The dense models differ, so that drops are of different models." in found.left_out
+
+
+def test_the_command_writes_a_page_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = full_sweep(tmp_path / "old"), full_sweep(tmp_path / "new", signals=("magnitude",))
+    assert main([str(a), str(b)]) == 0
+    folder = b / "report" / "against-old"
+    assert "10 configurations are in both sweeps" in (folder / "comparison.md").read_text()
+    assert (folder / "index.html").is_file()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "B is better in 0, A is better in 0, 10 within the noise" in told
+
+
+def test_sweeps_of_the_same_name_get_a_folder_that_tells_them(tmp_path: Path) -> None:
+    a, b = full_sweep(tmp_path / "1" / "sweep"), full_sweep(tmp_path / "2" / "sweep")
+    write_comparison(a, b)
+    (folder,) = (b / "report").iterdir()
+    assert folder.name.endswith("-1-sweep")
+
+
+def test_sweeps_without_a_common_model_are_an_error(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", one("p50", 0.9)), write(tmp_path / "b", one("p50", 0.9, model="vit"))
+    with pytest.raises(MmpError, match=r"no model and data set in common \(cnn on digits | vit on digits\)"):
+        write_comparison(a, b)
+
+
+def test_a_failed_run_in_either_makes_the_command_fail(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", one("p50", 0.9), one("p70", 0.9, status="failed", error={"type": "E", "message": "m"}))
+    b = write(tmp_path / "b", one("p50", 0.9))
+    assert main([str(a), str(b)]) == 1
