@@ -61,15 +61,18 @@ class Group:
         data: Name of the data set.
         runs: Completed runs.
         configurations: The same, by configuration, by rising sparsity.
+        seeds: Number of seeds.
     """
 
     model: str
     data: str
     runs: list[Run]
     configurations: list[Configuration] = field(init=False)
+    seeds: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.runs = sorted(self.runs, key=lambda run: (run.sparsity, run.configuration, run.seed, run.folder))
+        self.seeds = len({run.seed for run in self.runs})
         by_settings: dict[tuple[str, ...], list[Run]] = defaultdict(list)
         for run in self.runs:
             by_settings[run.configuration, *(getattr(run, what) for what in SETTINGS), run.settings].append(run)
@@ -85,11 +88,6 @@ class Group:
     def title(self) -> str:
         """Model and data set."""
         return f"{self.model} on {self.data}"
-
-    @property
-    def seeds(self) -> int:
-        """Number of seeds."""
-        return len({run.seed for run in self.runs})
 
     def noise(self, split: str) -> float:
         """Return the binomial standard error sqrt(p (1 - p) / n) of the dense model's accuracy, a fraction."""

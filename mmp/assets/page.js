@@ -102,12 +102,13 @@ function select(index) {
 // --- filters
 
 function drawFilters() {
-  const form = by("filters");
-  form.replaceChildren();
+  const axes = by("axes"), boxes = by("filter-boxes");
+  axes.replaceChildren();
+  boxes.replaceChildren();
   const pick = (label, id, options, current, act) => {
     const box = make("select", {id, onchange: event => { act(event.target.value); draw(); }});
     for (const [value, text] of options) box.append(make("option", {value, textContent: text, selected: value === String(current)}));
-    form.append(make("label", {}, `${label} `, box));
+    axes.append(make("label", {}, `${label} `, box));
   };
   if (report.groups.length > 1) {
     const options = report.groups.map((group, i) => [String(i), group.title]);
@@ -121,19 +122,19 @@ function drawFilters() {
   pick("Across", "axis", Object.entries(AXES).map(([key, one]) => [key, one.label]), state.x, value => { state.x = value; });
   const {configurations} = report.groups[state.group];
   for (const [what, label] of [...Object.entries(CHOSEN), ["seed", "Seed"]]) {
-    const values = unique(configurations.flatMap(one => what === "seed" ? one.runs.map(run => run.seed) : [one[what]])).map(String).sort();
+    const values = unique(configurations.flatMap(one => what === "seed" ? one.runs.map(run => run.seed) : [one[what]])).map(String).sort(compared);
     if (values.length < 2) continue;
     const hidden = state.hidden[what] ??= new Set();
-    const boxes = values.map(value => make("label", {}, make("input", {
+    const labels = values.map(value => make("label", {}, make("input", {
       type: "checkbox", name: what, value, checked: !hidden.has(value),
       onchange: event => { hidden[event.target.checked ? "delete" : "add"](value); draw(); },
     }), ` ${value || "none"}`));
     const every = make("button", {type: "button", textContent: "all or none", onclick: () => {
-      const none = boxes.every(box => box.firstChild.checked);
-      boxes.forEach(box => { box.firstChild.checked = !none; hidden[none ? "add" : "delete"](box.firstChild.value); });
+      const all = labels.every(label => label.firstChild.checked);
+      labels.forEach(label => { label.firstChild.checked = !all; hidden[all ? "add" : "delete"](label.firstChild.value); });
       draw();
     }});
-    form.append(make("fieldset", {id: `filter-${what}`}, make("legend", {textContent: label}), ...boxes, ...(values.length > 3 ? [every] : [])));
+    boxes.append(make("fieldset", {id: `filter-${what}`}, make("legend", {textContent: label}), ...labels, ...(values.length > 2 ? [every] : [])));
   }
 }
 
@@ -328,7 +329,11 @@ function drawPareto() {
   });
   const element = by("pareto");
   element.removeAllListeners("plotly_click");
-  element.on("plotly_click", ({points}) => { if (points[0].customdata !== undefined) select(points[0].customdata); });
+  element.on("plotly_click", ({points}) => { 
+    if (points[0].customdata === undefined) return;
+    select(points[0].customdata);
+    if (matchMedia("(max-width: 800px)").matches) by("detail").scrollIntoView();
+  });
   by("pareto-note").textContent = "Rings mark what is efficient among what is shown: none of it is as sparse and loses as little on validation accuracy, on which choices are made. "
     + "Bars are standard deviations over seeds; diamonds are baselines" + (shown.some(one => one.sweep) ? "; open symbols are sweep A." : ".");
 }
@@ -359,7 +364,7 @@ function drawCurve(one) {
       text: run.history.map(epoch => `seed ${run.seed}, epoch ${epoch[0] + 1}<br>validation ${fixed(100 * epoch[3])} %, loss ${fixed(epoch[2], 3)}<br>training loss ${fixed(epoch[1], 3)}<br>sparsity ${fixed(100 * epoch[4])} %`),
     })),
     {x: [1, Math.max(...curves.map(run => run.history.length))], y: Array(2).fill(100 * mean(curves.map(run => run.dense_validation))), name: "dense", mode: "lines", line: {dash: "dash", width: 1, color: colour("faint")}, hoverinfo: "name+y"},
-  ], {height: 280, xaxis: {title: title("epoch"), dtick: curves[0].history.length > 12 ? null : 1}, yaxis: {title: title("validation accuracy (%)")}});
+  ], {height: 280, xaxis: {title: title("epoch"), dtick: curves[0].history.length > 12 ? undefined : 1}, yaxis: {title: title("validation accuracy (%)")}});
 }
 
 function drawEffect() {
@@ -389,7 +394,7 @@ function drawHeat() {
     type: "heatmap", x: members.map((one, i) => i), y: layers.map(name => plain(name.replace(/\.weight$/, ""))), zmin: 0, zmax: 100, colorscale: "Viridis", reversescale: true,
     z: layers.map(name => columnsOf.map(column => column.get(name) ?? null)),
     text: layers.map(name => members.map((one, i) => `<b>${names[i]}</b><br>${plain(name)}<br>sparsity ${fixed(columnsOf[i].get(name))} %`)), hoverinfo: "text",
-    colorbar: {title: {text: "%"}, thickness: 12},
+    colorbar: {title: {text: "%"}, thickness: 12, lenmode: "pixels", len: 130, y: 1, yanchor: "top"},
   }], {
     height: 170 + 17 * layers.length,
     xaxis: {tickmode: "array", tickvals: members.length > 60 ? [] : members.map((one, i) => i), ticktext: names, tickangle: -60, tickfont: {size: 10}},
@@ -412,6 +417,7 @@ const linked = location.hash.match(/^#(\d+)-(\d+)$/);
 if (linked && report.groups[linked[1]]?.configurations[linked[2]]) Object.assign(state, {group: Number(linked[1]), selected: Number(linked[2])});
 if (report.groups.length) {
   by("explorer").hidden = false;
+  by("choices").open = matchMedia("(min-width: 800px)").matches;
   drawFilters();
   drawOtherTables();
   draw();
