@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(UNAVAILABLE), reason=UNA
 SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=debug"]
 SLURM += ["hydra.launcher.poll_s=2", "hydra.launcher.patience_s=8"]
 STRATEGIES = ("p30", "p50", "p70")
-LONG = ["finetune.epochs=40", "callbacks.early_stopping=null"]
+LONG = ["finetune.epochs=20", "callbacks.early_stopping=null"]
 
 
 def started(folder: Path, accounting: bool = True) -> Cluster:
@@ -126,7 +126,7 @@ def test_jobs_that_run_out_of_time_go_on_in_the_queue(
         array = job_of(tmp_path, "p30")["slurm"].partition("_")[0]
         wait_for("three requeues", lambda: [a.state for a in cluster.sacct(array)].count("REQUEUED") >= 3, 240)
         (folder / "slow").unlink()
-        running.wait(timeout=180)
+        running.wait(timeout=300)
     assert running.returncode == 0
     assert outcomes(tmp_path) == expected
     for strategy in STRATEGIES:
@@ -147,7 +147,7 @@ def test_a_job_that_is_cancelled_and_one_whose_node_dies(
         node = job_of(tmp_path, "p50")["host"]
         cluster.kill_node(node)
         (folder / "slow").unlink()
-        running.wait(timeout=180)
+        running.wait(timeout=300)
     cluster.start_node(node)
     assert running.returncode == 1
     found = statuses(tmp_path)
@@ -173,7 +173,7 @@ def test_a_job_that_runs_twice_because_its_node_daemon_was_killed_has_one_result
         wait_for("the second one", lambda: any("waiting for another process" in log.read_text() for log in logs))
         assert statuses(tmp_path)["magnitude/p30"]["process"] == place
         (folder / "slow").unlink()
-        running.wait(timeout=180)
+        running.wait(timeout=300)
     cluster.start_node(place["host"])
     assert running.returncode == 0
     assert outcomes(tmp_path) == {name: outcome for name, outcome in expected.items() if "-p30-" in name}
