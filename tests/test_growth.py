@@ -35,7 +35,7 @@ def test_memory_does_not_grow_over_sixty_jobs(tmp_path: Path) -> None:
     jobs = ["signal=magnitude,gradient,product", "strategy=glob(*)", "finetune.learning_rate=1e-3,2e-3"]
     short = ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
     listens = ["+hydra.callbacks.remember._target_=test_growth.Remember"]
-    done = sweep(tmp_path, *jobs, *short, *listens, MMP_TEST_MEMORY=str(tmp_path / "memory"))
+    done = sweep(tmp_path, *jobs, *short, *listens, fresh=True, MMP_TEST_MEMORY=str(tmp_path / "memory"))
     assert done.returncode == 0, done.stderr
     assert len(outcomes(tmp_path)) == 60
     held = [int(line) / 1024 for line in (tmp_path / "memory").read_text().split()]
