@@ -19,6 +19,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 from mmp.errors import MmpError
+from mmp.slurm import remember
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,10 @@ class Workers(JoblibLauncher):
 class Slurm(SlurmLauncher):
     """Jobs as one Slurm array. What is completed already is not submitted; every job that dies is told, and only it."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What a job's process unpickles first; the rest takes seconds to import, in which the signal may come.
+        return _listening, (), self.__dict__
+
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit what is missing and wait until each job has come to an end."""
         from mmp.sweep import Sweep
@@ -161,6 +166,11 @@ class Slurm(SlurmLauncher):
                     why = f"ended as {_ended_as(job) or 'unknown'}, without a result; its log is {job.paths.stdout}"
                     sweep.lose(index, f"Slurm job {job.job_id} {why}")
             time.sleep(self.params["poll_s"] if waiting else 0)
+
+
+def _listening() -> Slurm:
+    remember()
+    return Slurm()
 
 
 def _ended_as(job: Any) -> str | None:

@@ -17,12 +17,12 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from mmp.checkpoints import AtomicCheckpoints, loader_state
+from mmp.checkpoints import AtomicCheckpoints, SaveInTime, loader_state
 from mmp.config import PruneConfig, TrainConfig
 from mmp.data import ImageData
 from mmp.errors import MmpError, nearest
 from mmp.loggers import Recorder, SafeLogger
-from mmp.slurm import SaveInTime, job_id
+from mmp.slurm import job_id
 from mmp.training import check_recipe
 
 log = logging.getLogger(__name__)

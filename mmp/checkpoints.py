@@ -7,14 +7,17 @@ import json
 import logging
 import pickle
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from mmp import slurm
 from mmp.files import write_atomically, write_json
 
 log = logging.getLogger(__name__)
@@ -26,7 +29,7 @@ _OWNER = "owner.json"
 class AtomicCheckpoints(TorchCheckpointIO):
     """Lightning's checkpoint files, written so that a process that dies leaves the one before."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
         Raises:
@@ -104,3 +107,47 @@ def epochs_of(path: Path) -> int:
 def loader_state(path: Path) -> dict[str, int]:
     """Return how far the training batches of a checkpoint had come (``mmp.loading.EpochLoader.state_dict``)."""
     return _read(path)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+
+
+class SaveInTime(pl.Callback):
+    """Writes the last checkpoint at the end of the batch in which Slurm's signal came, and requeues the job.
+
+    Lightning has a handler of its own, which saves wherever the signal finds the process, be it in the middle of an
+    optimizer step. From the end of a batch a training goes on as if nothing had been.
+
+    Not after an epoch's last batch: its validation comes first, and the epoch's own checkpoint (``callbacks.last``).
+
+    Args:
+        folder: Where the training keeps its checkpoints.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._asked = folder / LAST, slurm.Asked()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen."""
+        self._before: Any = signal.signal(slurm.SIGNAL, self._asked)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and requeue, where no gradients are being accumulated."""
+        within = not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._asked.came and within:
+            trainer.save_checkpoint(self._path)
+            self._leave()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Requeue after an epoch's own checkpoint."""
+        if self._asked.came:
+            self._leave()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop listening; what comes after the training is done anew."""
+        signal.signal(slurm.SIGNAL, self._before)
+        if self._asked.came:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._asked.came = False
+        slurm.requeue()

@@ -1,11 +1,12 @@
-"""Slurm's time limits: a signal that comes before the limit, a checkpoint after the batch, a place in the queue again.
+"""Slurm's time limits: a signal that comes before the limit, and a place in the queue again.
 
-Lightning has a handler of its own, which saves wherever the signal finds the process, be it in the middle of an
-optimizer step. This one waits for the end of the batch, and a training goes on from there as if nothing had been.
+A job that is under way goes back into the queue; `mmp.checkpoints.SaveInTime` sees to it that a training saves first.
+A signal that comes before a job, or between two of one process, is kept for the next; after the last it says nothing.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -14,13 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-import pytorch_lightning as pl
-import torch
-
-from mmp.checkpoints import LAST
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +38,45 @@ def use_own_cores() -> None:
     """Compute on the cores that Slurm has given this job, which not every cluster sees to; OMP_NUM_THREADS wins."""
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
     if cores and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
         torch.set_num_threads(int(cores))
+
+
+class Asked:
+    """A handler that only remembers that the signal came."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, *_: Any) -> None:
+        """Remember."""
+        self.came = True
+
+
+def remember() -> None:
+    """Keep a signal that comes from now on for the next job of this process."""
+    if not _may_listen():
+        return
+    if not isinstance(signal.getsignal(SIGNAL), Asked):  # a training that failed leaves one
+        signal.signal(SIGNAL, Asked())
+    # At its end Python takes handlers away, and the signal would kill it in the seconds that it then needs to clean up.
+    atexit.unregister(_ignore)
+    atexit.register(_ignore)
+
+
+def _ignore() -> None:
+    signal.signal(SIGNAL, signal.SIG_IGN)
+
+
+def _may_listen() -> bool:
+    return job_id() is not None and threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def requeued_in_time() -> Iterator[None]:
-    """Go back into the queue when the signal comes; within a training, `SaveInTime` sees to it first."""
-    if job_id() is None or threading.current_thread() is not threading.main_thread():
+    """Go back into the queue when the signal comes, or has come before; within a training, it is saved first."""
+    if not _may_listen():
         yield
         return
     owner = os.getpid()  # processes that are forked from this one have no say
@@ -60,9 +87,11 @@ def requeued_in_time() -> Iterator[None]:
 
     before = signal.signal(SIGNAL, leave)
     try:
+        if isinstance(before, Asked) and before.came:
+            requeue()
         yield
     finally:
-        signal.signal(SIGNAL, before)
+        remember()
 
 
 def requeue() -> None:
@@ -80,47 +109,3 @@ def requeue() -> None:
         return
     while True:
         time.sleep(1)
-
-
-class SaveInTime(pl.Callback):
-    """Writes the last checkpoint at the end of the batch in which the signal came, and requeues the job.
-
-    Not after an epoch's last batch: its validation comes first, and the epoch's own checkpoint (``callbacks.last``).
-
-    Args:
-        folder: Where the training keeps its checkpoints.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path, self._asked = folder / LAST, False
-
-    def _note(self, *_: Any) -> None:
-        self._asked = True
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen."""
-        self._before: Any = signal.signal(SIGNAL, self._note)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save and requeue, where no gradients are being accumulated."""
-        within = not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._asked and within:
-            trainer.save_checkpoint(self._path)
-            self._leave()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Requeue after an epoch's own checkpoint."""
-        if self._asked:
-            self._leave()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop listening; what comes after the training is done anew."""
-        signal.signal(SIGNAL, self._before)
-        if self._asked:
-            self._leave()
-
-    def _leave(self) -> None:
-        self._asked = False
-        requeue()

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import warm
+
 ROOT = Path(__file__).parents[1]
 QUICK = ["finetune.epochs=1", "dense.epochs=1", "logger=none", "trainer.enable_progress_bar=false"]
 
@@ -24,11 +26,12 @@ def arguments(results: Path, *overrides: str) -> list[str]:
     return [sys.executable, "prune.py", "-m", f"paths.results={results}", *QUICK, *overrides]
 
 
-def sweep(results: Path, *overrides: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run ``prune.py -m`` to its end."""
-    return subprocess.run(
-        arguments(results, *overrides), cwd=ROOT, capture_output=True, text=True, env=environment(**more), check=False
-    )
+def sweep(results: Path, *overrides: str, fresh: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run ``prune.py -m`` to its end, in a process that imports everything itself if it is to be a fresh one."""
+    command = arguments(results, *overrides)
+    if not fresh:
+        return warm.run(command[1:], environment(**more))
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(**more), check=False)
 
 
 def statuses(results: Path) -> dict[str, dict[str, Any]]:

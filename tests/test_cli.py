@@ -7,12 +7,12 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,14 +23,7 @@ QUICK = ["dense.epochs=1", "finetune.epochs=1"]
 
 
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, script, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        check=False,
-    )
+    return warm.run([script, *arguments], {**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 def told(done: subprocess.CompletedProcess[str]) -> str:

@@ -114,7 +114,7 @@ def test_clocks_that_jump_decide_nothing(expected: dict[str, Any], cache: Path, 
         "time.time = lambda: now() + next(leaps)\n"
     )
     path = os.pathsep.join([str(leaping), environment()["PYTHONPATH"]])
-    done = sweep(tmp_path / "again", *FEW, PYTHONPATH=path)
+    done = sweep(tmp_path / "again", *FEW, fresh=True, PYTHONPATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert outcomes(tmp_path / "again") == names(expected, "magnitude-p30", "magnitude-p70")
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 pytestmark = pytest.mark.slow
 
@@ -18,8 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "mmp.plan", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    return warm.run(["-m", "mmp.plan", *arguments], environment, folder)
 
 
 def test_json_is_one_document_and_nothing_is_left_behind(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from misbehaving import overrides
-from slurm_cluster import Cluster
+from slurm_cluster import Attempt, Cluster
 from sweeping import ROOT, arguments, environment, statuses, sweep
 
 from benchmarks.sweeps import outcomes
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(UNAVAILABLE), reason=UNA
 SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=debug"]
 SLURM += ["hydra.launcher.poll_s=2", "hydra.launcher.patience_s=8"]
 STRATEGIES = ("p30", "p50", "p70")
-LONG = ["finetune.epochs=40", "callbacks.early_stopping=null"]
+LONG = ["finetune.epochs=20", "callbacks.early_stopping=null"]
 
 
 def started(folder: Path, accounting: bool = True) -> Cluster:
@@ -80,6 +81,11 @@ def job_of(results: Path, strategy: str) -> dict[str, Any]:
     return wait_for(f"a checkpoint of {strategy}", trained)
 
 
+def ended(attempts: list[Attempt]) -> list[Attempt]:
+    """Return the attempts at jobs, unless one is not over: a result is there seconds before its process is gone."""
+    return [] if any(a.state in ("PENDING", "RUNNING", "COMPLETING") for a in attempts) else attempts
+
+
 def log_of(results: Path, strategy: str) -> str:
     return next(results.glob(f"sweeps/sweep/*-{strategy}-*/prune.log")).read_text()
 
@@ -113,21 +119,22 @@ def test_jobs_that_run_out_of_time_go_on_in_the_queue(
     cluster: Cluster, folder: Path, long: list[str], expected: dict[str, Any], tmp_path: Path
 ) -> None:
     (folder / "slow").touch()
-    # Slurm looks at limits every half minute, so the signal comes after 60 to 90 seconds.
-    limit = ["hydra.launcher.timeout_min=2", "hydra.launcher.additional_parameters.signal=USR1@60"]
+    # Slurm looks at limits every half minute and is early rather than late: the signal comes after 60 to 90 seconds.
+    limit = ["hydra.launcher.timeout_min=2", "hydra.launcher.additional_parameters.signal=USR1@30"]
     command = arguments(tmp_path, *SLURM, *limit, *long)
     with subprocess.Popen(command, cwd=ROOT, env=environment(**cluster.environment), stdout=subprocess.PIPE) as running:
         array = job_of(tmp_path, "p30")["slurm"].partition("_")[0]
         wait_for("three requeues", lambda: [a.state for a in cluster.sacct(array)].count("REQUEUED") >= 3, 240)
         (folder / "slow").unlink()
-        running.wait(timeout=180)
+        running.wait(timeout=300)
     assert running.returncode == 0
     assert outcomes(tmp_path) == expected
     for strategy in STRATEGIES:
         assert "is at its time limit and goes back into the queue" in log_of(tmp_path, strategy)
         assert "going on from" in log_of(tmp_path, strategy)
-    states = [attempt.state for attempt in cluster.sacct(array)]
-    assert states.count("COMPLETED") == 3
+    attempts = wait_for("the end of all jobs", lambda: ended(cluster.sacct(array)))
+    told = "\n".join(map(str, attempts))  # exit codes, and signals after the colon
+    assert Counter(a.state for a in attempts if a.state != "REQUEUED") == {"COMPLETED": 3}, told
 
 
 def test_a_job_that_is_cancelled_and_one_whose_node_dies(
@@ -140,7 +147,7 @@ def test_a_job_that_is_cancelled_and_one_whose_node_dies(
         node = job_of(tmp_path, "p50")["host"]
         cluster.kill_node(node)
         (folder / "slow").unlink()
-        running.wait(timeout=180)
+        running.wait(timeout=300)
     cluster.start_node(node)
     assert running.returncode == 1
     found = statuses(tmp_path)
@@ -166,7 +173,7 @@ def test_a_job_that_runs_twice_because_its_node_daemon_was_killed_has_one_result
         wait_for("the second one", lambda: any("waiting for another process" in log.read_text() for log in logs))
         assert statuses(tmp_path)["magnitude/p30"]["process"] == place
         (folder / "slow").unlink()
-        running.wait(timeout=180)
+        running.wait(timeout=300)
     cluster.start_node(place["host"])
     assert running.returncode == 0
     assert outcomes(tmp_path) == {name: outcome for name, outcome in expected.items() if "-p30-" in name}

@@ -1,0 +1,99 @@
+"""The signal that Slurm sends before a time limit: before a job, within one, between two, and after the last."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from submitit.helpers import DelayedSubmission
+from sweeping import environment
+
+from hydra_plugins.mmp_launchers import Slurm
+from mmp import slurm
+from mmp.checkpoints import SaveInTime
+
+
+@pytest.fixture
+def requeues(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[None]]:
+    """Be a Slurm job, and count how often it goes back into the queue."""
+    found: list[None] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "requeue", lambda: found.append(None))
+    before = signal.signal(slurm.SIGNAL, signal.SIG_IGN)
+    yield found
+    signal.signal(slurm.SIGNAL, before)
+
+
+class Signals:
+    """Sends the signal when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return signal.raise_signal, (slurm.SIGNAL,)
+
+
+def test_a_signal_between_two_jobs_of_a_process_is_for_the_second(requeues: list[None]) -> None:
+    with slurm.requeued_in_time():
+        pass
+    signal.raise_signal(slurm.SIGNAL)
+    assert len(requeues) == 0
+    with slurm.requeued_in_time():
+        assert len(requeues) == 1
+        signal.raise_signal(slurm.SIGNAL)
+        assert len(requeues) == 2
+    with slurm.requeued_in_time():
+        assert len(requeues) == 2
+
+
+def test_a_signal_that_comes_while_a_training_fails_is_for_the_next_job(requeues: list[None], tmp_path: Path) -> None:
+    trainer: Any = None
+    with slurm.requeued_in_time():
+        SaveInTime(tmp_path).on_train_start(trainer, trainer)
+        signal.raise_signal(slurm.SIGNAL)
+    assert len(requeues) == 0
+    with slurm.requeued_in_time():
+        assert len(requeues) == 1
+
+
+def test_a_signal_while_a_job_is_being_imported_is_for_that_job(requeues: list[None]) -> None:
+    sent = cloudpickle.dumps(DelayedSubmission(Slurm(params=Signals()), Signals()))
+    assert isinstance(pickle.loads(sent).function, Slurm)
+    assert len(requeues) == 0
+    with slurm.requeued_in_time():
+        assert len(requeues) == 1
+
+
+def test_without_slurm_the_signal_stays_what_it_is(requeues: list[None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with slurm.requeued_in_time():
+        assert signal.getsignal(slurm.SIGNAL) == signal.SIG_IGN
+    slurm.remember()
+    assert signal.getsignal(slurm.SIGNAL) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_signal_after_the_last_job_does_not_end_the_process(failed: bool) -> None:
+    script = f"""
+import signal
+from mmp import slurm
+
+class Late:
+    def __del__(self, send=signal.raise_signal, which=slurm.SIGNAL):
+        send(which)
+        print("sent")
+
+with slurm.requeued_in_time():
+    if {failed}:
+        signal.signal(slurm.SIGNAL, slurm.Asked())  # as a training does
+signal.raise_signal(slurm.SIGNAL)
+late = Late()  # which ends with the interpreter
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(SLURM_JOB_ID="7"), check=False)
+    assert (done.returncode, done.stdout) == (0, "sent\n"), done.stderr
