@@ -7,13 +7,14 @@ Hydra composes YAML files into these dataclasses, so an unknown key or a wrong t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import MISSING, OmegaConf
 
-from mmp.identity import NO_CRITERION, run_name
+from mmp.identity import NO_CRITERION, run_name, run_title
 from mmp.match import sweep_folder
 
 # OmegaConf reads these annotations at run time and knows typing's spelling best.
@@ -304,4 +305,6 @@ def register() -> None:
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="plan_schema", node=PlanConfig)
     OmegaConf.register_new_resolver("mmp.run_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("mmp.run_title", lambda *, _root_: run_title(_root_), replace=True)
+    OmegaConf.register_new_resolver("mmp.sweep_name", lambda *, _root_: Path(sweep_folder(_root_)).name, replace=True)
     OmegaConf.register_new_resolver("mmp.sweep_folder", lambda *, _root_: sweep_folder(_root_), replace=True)
