@@ -50,9 +50,8 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     watch = Stopwatch()
     check(config, run.path)
     data = ImageData(config.data, config.seed)
-    loggers = build_loggers(
-        config, run.path, run.head["run_name"], "dense", [run.head["model"], run.head["data"], "dense"]
-    )
+    tags = [run.head["model"], run.head["data"], "dense"]
+    loggers = build_loggers(config, run.path, run.head["run_name"], "dense", tags)
     exit_code = 1
     try:
         for logger in loggers:

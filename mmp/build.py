@@ -102,8 +102,8 @@ def check(config: TrainConfig, folder: Path) -> None:
         writes_events = node and str(node.get("_target_")).endswith("TensorBoardLogger")
         if writes_events and not (find_spec("tensorboard") or find_spec("tensorboardX")):
             raise MmpError(
-                f"logger.{key} needs a package that is not installed: pip install tensorboard, or leave that logger out "
-                f"(logger=csv, or logger.{key}=null)"
+                f"logger.{key} needs a package that is not installed: pip install tensorboard, or leave that logger "
+                f"out: logger=csv, or logger.{key}=null"
             )
     check_recipe(config.dense)
     if isinstance(config, PruneConfig):

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
@@ -111,7 +111,7 @@ class WandbRun(WandbLogger):
         if file.made:
             self.experiment.log_artifact(artifact)
         else:
-            # What use_artifact does with a new artifact, but that one refuses to do it offline, and waits for the server.
+            # As use_artifact does with a new artifact; but that one refuses to do it offline, and waits for the server.
             self.experiment._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
 
 
@@ -119,7 +119,7 @@ def _open(folder: Path, offline: bool, settings: Mapping[str, Any], **identity: 
     """Begin a run: online if that is asked for and works, else offline."""
     import wandb
 
-    def begin(mode: str | None) -> wandb.Run:
+    def begin(mode: Literal["offline"] | None) -> wandb.Run:
         return wandb.init(
             dir=str(folder), mode=mode, resume="allow", reinit="finish_previous",
             settings=wandb.Settings(quiet=True, silent=mode == "offline", **settings), **identity,
@@ -183,11 +183,11 @@ def _log_sweep(node: Mapping[str, Any], settings: Mapping[str, Any], folder: Pat
         run.finish(exit_code=exit_code)
 
 
-def _read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
+def _read_table(path: Path) -> tuple[list[str | int], list[list[Any]]]:
     """Return the columns of a CSV file and its rows, numbers as such and blanks as None."""
     with path.open(encoding="utf-8", newline="") as file:
         columns, *rows = csv.reader(file)
-    return columns, [[_value(cell) for cell in row] for row in rows]
+    return [*columns], [[_value(cell) for cell in row] for row in rows]
 
 
 def _value(cell: str) -> str | float | None:

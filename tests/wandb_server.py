@@ -22,7 +22,10 @@ class Server(ThreadingHTTPServer):
     Attributes:
         fails: The status of every answer whose path holds ``failing``; None answers properly.
         delay: Seconds before every answer.
-        requests: Method, path and body of what came, in order; of GraphQL, ``(operation, variables)`` in ``calls``.
+        calls: Operation and variables of what came by GraphQL, in order.
+        streams: What came of each run's history, summary and exit code, by its id.
+        artifacts: The id of every content that was announced, by name and digest; each is stored once.
+        uploads: Paths of the files that were sent.
     """
 
     daemon_threads = True
@@ -30,10 +33,9 @@ class Server(ThreadingHTTPServer):
     def __init__(self, fails: int | None = None, failing: str = "/", delay: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.fails, self.failing, self.delay = fails, failing, delay
-        self.requests: list[tuple[str, str]] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.streams: dict[str, list[dict[str, Any]]] = {}
-        self.artifacts: dict[tuple[str, str], str] = {}  # (collection, digest) -> id: content is stored once
+        self.artifacts: dict[tuple[str, str], str] = {}
         self.names: dict[str, str] = {}  # of artifacts by id
         self.uploads: list[str] = []
         self.guard = threading.Lock()
@@ -50,51 +52,53 @@ class Server(ThreadingHTTPServer):
             return [variables for name, variables in self.calls if name == operation]
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return the ``data`` of a GraphQL answer, as much as wandb-core reads of it."""
         given = variables.get("input", variables)
-        if operation == "UpsertBucket":
-            project = {"id": "p", "name": given.get("project") or "mmp", "entity": {"id": "e", "name": ENTITY}}
-            name, title = given.get("name"), given.get("displayName") or given.get("name")
-            bucket = {"id": name, "name": name, "displayName": title, "config": "{}", "sweepName": None}
-            bucket |= {"historyLineCount": 0, "project": project}
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-        if operation in ("Viewer", "RunResumeStatus"):
-            viewer = {"id": "v", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}
-            return {"viewer": viewer, "model": None}
-        if operation == "CreateRunFiles":
-            files = [{"name": name, "uploadUrl": f"{self.url}/put/{name}"} for name in given["files"]]
-            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
-        if operation == "CreateArtifact":
-            name = given["artifactCollectionName"]
-            with self.guard:
-                known = (name, given["digest"]) in self.artifacts
-                key = self.artifacts.setdefault((name, given["digest"]), f"a{len(self.artifacts)}")
-                self.names[key] = name
-            state = "COMMITTED" if known else "PENDING"
-            sequence = {"id": f"s-{name}", "latestArtifact": None}
-            return {"createArtifact": {"artifact": {"id": key, "state": state, "artifactSequence": sequence}}}
-        if operation == "CreateArtifactManifest":
-            file = {"id": "f", "name": "wandb_manifest.json", "displayName": "wandb_manifest.json", "uploadHeaders": []}
-            file |= {"uploadUrl": f"{self.url}/put/manifest"}
-            return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
-        if operation == "UpdateArtifactManifest":
-            file = {"id": "f", "name": "wandb_manifest.json", "displayName": "wandb_manifest.json", "uploadHeaders": []}
-            file |= {"uploadUrl": f"{self.url}/put/manifest"}
-            return {"updateArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
-        if operation == "CreateArtifactFiles":
-            edges = []
-            for file in given["artifactFiles"]:
-                target = f"{self.url}/put/{self.names[file['artifactID']]}/{file['name']}"
-                node = {"id": "f", "name": file["name"], "displayName": file["name"], "uploadUrl": target}
-                node |= {"uploadHeaders": [], "storagePath": "x", "uploadMultipartUrls": None}
-                edges.append({"node": {**node, "artifact": {"id": file["artifactID"]}}})
-            return {"createArtifactFiles": {"files": {"edges": edges}}}
-        if operation == "CommitArtifact":
-            return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": ""}}}
-        if operation == "ArtifactType":
-            return {"project": None}
-        if operation == "UseArtifact":
-            return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
-        return {}
+        match operation:
+            case "Viewer" | "RunResumeStatus":
+                viewer = {"id": "v", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}
+                data = {"viewer": viewer, "model": None}
+            case "UpsertBucket":
+                project = {"id": "p", "name": given.get("project") or "mmp", "entity": {"id": "e", "name": ENTITY}}
+                name, title = given.get("name"), given.get("displayName")
+                bucket = {"id": name, "name": name, "displayName": title, "config": "{}", "historyLineCount": 0}
+                data = {"upsertBucket": {"bucket": {**bucket, "project": project}, "inserted": True}}
+            case "CreateRunFiles":
+                files = [{"name": name, "uploadUrl": f"{self.url}/put/{name}"} for name in given["files"]]
+                data = {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+            case "ArtifactType":
+                data = {"project": None}
+            case "CreateArtifact":
+                data = {"createArtifact": {"artifact": self._artifact(given)}}
+            case "CreateArtifactManifest" | "UpdateArtifactManifest":
+                manifest = {"id": "m", "file": self._file("wandb_manifest.json", "manifest")}
+                data = {operation[0].lower() + operation[1:]: {"artifactManifest": manifest}}
+            case "CreateArtifactFiles":
+                edges = []
+                for file in given["artifactFiles"]:
+                    key, name = file["artifactID"], file["name"]
+                    edges.append({"node": {**self._file(name, f"{self.names[key]}/{name}"), "artifact": {"id": key}}})
+                data = {"createArtifactFiles": {"files": {"edges": edges}}}
+            case "CommitArtifact":
+                data = {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": ""}}}
+            case "UseArtifact":
+                data = {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
+            case _:
+                data = {}
+        return data
+
+    def _artifact(self, given: dict[str, Any]) -> dict[str, Any]:
+        name = given["artifactCollectionName"]
+        with self.guard:
+            known = (name, given["digest"]) in self.artifacts
+            key = self.artifacts.setdefault((name, given["digest"]), f"a{len(self.artifacts)}")
+            self.names[key] = name
+        state = "COMMITTED" if known else "PENDING"
+        return {"id": key, "state": state, "artifactSequence": {"id": f"s-{name}", "latestArtifact": None}}
+
+    def _file(self, name: str, path: str) -> dict[str, Any]:
+        file = {"id": "f", "name": name, "displayName": name, "uploadUrl": f"{self.url}/put/{path}"}
+        return {**file, "uploadHeaders": [], "storagePath": "x", "uploadMultipartUrls": None}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -107,8 +111,6 @@ class Handler(BaseHTTPRequestHandler):
     def respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server = self.server
-        with server.guard:
-            server.requests.append((self.command, self.path))
         time.sleep(server.delay)
         if server.fails is not None and server.failing in self.path:
             self.send(server.fails, b"bad day")
@@ -129,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
                 server.uploads.append(self.path.removeprefix("/put/"))
         self.send(200, json.dumps(content).encode())
 
-    do_GET = do_POST = do_PUT = respond
+    do_GET = do_POST = do_PUT = respond  # noqa: N815  (the library's names)
 
     def send(self, status: int, body: bytes) -> None:
         self.send_response(status)

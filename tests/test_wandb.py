@@ -1,0 +1,191 @@
+"""W&B, without an account: what a sweep writes offline, read back, and sweeps whose server has good and bad days."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb_server
+from misbehaving import overrides
+from sweeping import ROOT, arguments, environment
+from wandb_files import OfflineRun, offline_runs
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 150.0  # seconds of any process, far more than it needs; a shared machine is slow
+
+
+def sweep(results: Path, variables: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a sweep with the W&B logger."""
+    return subprocess.run(
+        arguments(results, "logger=wandb", *more), cwd=ROOT, capture_output=True, text=True, check=False,
+        timeout=LIMIT, env=environment(**variables),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three jobs in one process, the last of which fails; then one of them again, skipped, beside a baseline."""
+    folder = tmp_path_factory.mktemp("offline")
+    home = wandb_server.isolated(folder / "home")
+    for axes in (["strategy=p30,p50,p90"], ["strategy=p30", "criterion=none,lamp"]):
+        done = sweep(folder, home, *axes, *overrides(p90="raise"))
+        assert done.returncode == 1, done.stdout + done.stderr  # the sweep holds a failed run
+        assert "W&B" not in done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(results: Path) -> dict[str, OfflineRun]:
+    found = offline_runs(results)
+    assert len({run.name for run in found}) == len(found)
+    return {run.name: run for run in found}
+
+
+def result_of(results: Path, run: OfflineRun) -> dict[str, Any]:
+    return json.loads((results / "sweeps" / "sweep" / run.id / "result.json").read_text())
+
+
+def test_every_job_is_one_run_named_tagged_and_grouped(runs: dict[str, OfflineRun]) -> None:
+    assert list(runs) == ["lamp/p30/s0", "magnitude/p30/s0", "magnitude/p50/s0", "magnitude/p90/s0", "sweep/report"]
+    assert {run.group for run in runs.values()} == {"sweep"}
+    assert {run.project for run in runs.values()} == {"mmp"}
+    assert [run.job_type for run in runs.values()] == ["prune"] * 4 + ["sweep"]
+    assert runs["magnitude/p50/s0"].tags == ["cnn", "digits", "magnitude", "p50"]
+    assert runs["lamp/p30/s0"].tags == ["cnn", "digits", "lamp", "p30"]
+    for run in list(runs.values())[:4]:
+        assert run.folder.parents[1].name == run.id  # in the run's folder, which names it
+
+
+def test_a_run_holds_its_settings_its_curves_and_what_panels_compare(
+    results: Path, runs: dict[str, OfflineRun]
+) -> None:
+    run = runs["magnitude/p50/s0"]
+    result = result_of(results, run)
+    assert run.config["seed"] == 0
+    assert run.config["strategy"]["name"] == "p50"
+    assert run.config["finetune"]["epochs"] == 1
+    assert run.curve("val/accuracy") == [result["accuracy"]["finetuned"]["validation"]]
+    assert len(run.curve("train/loss")) == 1
+    known = {"signal": "magnitude", "strategy": "p50", "model": "cnn", "data": "digits", "seed": 0}
+    known |= {"sparsity": result["sparsity"], "accuracy": result["accuracy"]["finetuned"]["test"]}
+    known |= {"drop": result["drop"], "size_mb": result["bytes"]["pruned"] / 1e6}
+    assert {key: run.summary[key] for key in known} == pytest.approx(known)
+    assert runs["lamp/p30/s0"].summary["signal"] == "lamp"
+    columns = ("role", "lo", "hi", "sparsity", "pruned", "total")
+    told = [{"layer": layer["name"], **{key: layer[key] for key in columns}} for layer in result["layers"]]
+    assert run.table("layers") == told
+
+
+def test_a_job_that_fails_is_a_run_that_failed(runs: dict[str, OfflineRun]) -> None:
+    assert {name: run.exit_code for name, run in runs.items()} == {
+        "lamp/p30/s0": 0,
+        "magnitude/p30/s0": 0,
+        "magnitude/p50/s0": 0,
+        "magnitude/p90/s0": 1,
+        "sweep/report": 1,
+    }
+    assert "accuracy" not in runs["magnitude/p90/s0"].summary
+
+
+def test_artifacts_lead_from_the_dense_model_through_scores_to_pruned_ones(
+    results: Path, runs: dict[str, OfflineRun]
+) -> None:
+    first, second, lamp = (runs[name] for name in ("magnitude/p30/s0", "magnitude/p50/s0", "lamp/p30/s0"))
+    dense, scores = second.inputs
+    assert first.inputs == lamp.inputs == [dense]
+    assert first.outputs == [scores, f"pruned-{first.id}", f"masks-{first.id}"]  # it has computed the scores
+    assert second.outputs == [f"pruned-{second.id}", f"masks-{second.id}"]
+    assert lamp.outputs[0].startswith("scores-")
+    assert lamp.outputs[0] != scores
+    for name in (dense, scores):
+        assert first.artifacts[name] == second.artifacts[name]  # W&B keeps one of what has one name and one digest
+    assert [second.artifacts[name][0] for name in (dense, scores, *second.outputs)] == [
+        "model", "scores", "model", "masks",
+    ]  # fmt: skip
+    folder = results / "sweeps" / "sweep" / second.id
+    assert second.artifacts[f"pruned-{second.id}"][2] == {"model.safetensors": str(folder / "model.safetensors")}
+    copies = [path for path in (results / "home").rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+    assert not copies  # files are read where they lie
+
+
+def test_the_sweep_is_summed_up_in_one_run_however_often_it_is_run(results: Path, runs: dict[str, OfflineRun]) -> None:
+    (run,) = [run for run in runs.values() if run.job_type == "sweep"]
+    assert run.folder.parents[1] == results / "sweeps" / "sweep"
+    assert run.id.startswith("sweep-sweep-")
+    assert "criterion=none,lamp" in run.config["overrides"]
+    report = results / "sweeps" / "sweep" / "report"
+    (picture,), (page,) = run.curve("pareto.path"), run.curve("report.path")
+    assert (run.folder / "files" / picture).read_bytes() == (report / "pareto.png").read_bytes()
+    assert "<html" in (run.folder / "files" / page).read_text()
+    rows = run.table("results")
+    assert len(rows) == run.summary["runs"] == len((report / "results.csv").read_text().splitlines()) - 1
+    assert run.summary["failed"] == 1
+    accuracies = {row["folder"]: row["test"] for row in rows}
+    for name in ("magnitude/p30/s0", "magnitude/p50/s0", "lamp/p30/s0"):
+        result = result_of(results, runs[name])
+        assert accuracies[runs[name].id] == pytest.approx(result["accuracy"]["finetuned"]["test"], abs=1e-4)
+
+
+def test_one_command_uploads_an_offline_sweep_with_its_lineage(results: Path, runs: dict[str, OfflineRun]) -> None:
+    folders = [*results.glob("sweeps/sweep/wandb/offline-run-*"), *results.glob("sweeps/sweep/*/wandb/offline-run-*")]
+    with wandb_server.serving() as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", *map(str, folders)], cwd=results, capture_output=True, text=True,
+            check=False, timeout=LIMIT, env=environment(**wandb_server.environment(server.url, results / "home")),
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(server.streams) == {run.id for run in runs.values()}
+    uses = {(use["input"]["runName"], server.names[use["input"]["artifactID"]]) for use in server.called("UseArtifact")}
+    assert uses == {(run.id, name) for run in runs.values() for name in run.inputs}
+    (dense,) = {name for run in runs.values() for name in run.inputs if name.startswith("dense-")}
+    assert [name for name, _ in server.artifacts].count(dense) == 1
+    made = [call["input"] for call in server.called("CreateArtifact")]
+    assert {call["runName"] for call in made if call["artifactCollectionName"] == dense} == {None}
+    assert sum("pruned-" in path for path in server.uploads) == 3
+
+
+DAYS = {
+    "healthy": {},
+    "refusing": None,
+    "failing": {"fails": 503},
+    "failing later": {"fails": 503, "failing": "/file_stream"},
+    "slow": {"delay": 0.4},
+}
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_no_server_changes_or_holds_up_a_sweep(day: str, results: Path, tmp_path: Path) -> None:
+    fast = ["logger.wandb.offline=false", "logger.wandb.init_timeout=3", "logger.wandb.finish_timeout=4"]
+    axes = ["strategy=p30,p50", f"paths.cache={results}/cache", *overrides(p90="raise")]
+    kind = DAYS[day]
+    with wandb_server.serving(**(kind or {})) as server:
+        url = wandb_server.closed_port() if kind is None else server.url
+        variables = {**wandb_server.environment(url, tmp_path / "home"), "WANDB_HTTP_TIMEOUT": "2"}
+        start = time.monotonic()
+        done = sweep(tmp_path, variables, *axes, *fast)
+        seconds = time.monotonic() - start
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert seconds < 60, said
+    for path in tmp_path.glob("sweeps/sweep/cnn-*/result.json"):
+        ours = json.loads(path.read_text())
+        theirs = json.loads((results / "sweeps" / "sweep" / path.parent.name / "result.json").read_text())
+        assert (ours["accuracy"], ours["masks_hash"]) == (theirs["accuracy"], theirs["masks_hash"])
+    ids = {path.parent.name for path in tmp_path.glob("sweeps/sweep/cnn-*/result.json")}
+    assert len(ids) == 2
+    if day in ("refusing", "failing"):  # nothing is lost, and the server is asked once, not by every job
+        assert {run.id for run in offline_runs(tmp_path)} > ids
+        assert said.count("cannot be reached") == 1
+    if day == "healthy":
+        assert set(server.streams) > ids
+        assert all(server.streams[key][-1]["exitcode"] == 0 for key in ids)
+        titles = {call["name"]: call["displayName"] for call in server.called("UpsertBucket") if call.get("name")}
+        assert sorted(titles[key] for key in ids) == ["magnitude/p30/s0", "magnitude/p50/s0"]
+        assert len(server.called("UseArtifact")) == 4
+        assert len({path for path in server.uploads if path.startswith("dense-")}) == 1
