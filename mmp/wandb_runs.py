@@ -125,15 +125,18 @@ def _open(folder: Path, offline: bool, settings: Mapping[str, Any], **identity: 
             settings=wandb.Settings(quiet=True, silent=mode == "offline", **settings), **identity,
         )  # fmt: skip
 
-    mark = folder.parent / _UNREACHABLE
-    if not offline and not (mark.is_file() and time.time() - mark.stat().st_mtime < _ASK_AGAIN):
-        try:
-            return begin(None)
-        except Exception as error:
-            log.warning("W&B cannot be reached, so this run is written offline, for wandb sync: %s", error)
-            mark.touch()
-    elif not offline:
-        log.warning("W&B could not be reached a moment ago, so this run is written offline, for wandb sync")
+    if offline:
+        return begin("offline")
+    marks = [folder / _UNREACHABLE, folder.parent / _UNREACHABLE]  # of a sweep and of a run in it
+    if any(mark.is_file() and time.time() - mark.stat().st_mtime < _ASK_AGAIN for mark in marks):
+        log.warning("W&B did not answer minutes ago, so this run is written offline, for wandb sync")
+        return begin("offline")
+    try:
+        return begin(None)
+    except Exception as error:
+        log.warning("W&B does not answer, so this run is written offline, for wandb sync: %s", error)
+        marks[1].touch()
+        wandb.teardown()  # else the id counts as taken
     return begin("offline")
 
 
