@@ -57,6 +57,11 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
         raise MmpError(f"{key}: {node['_target_']} refuses {arguments} ({error})") from error
 
 
+def is_wandb(node: Mapping[str, Any] | None) -> bool:
+    """Return whether an entry of ``logger`` is our W&B run (:mod:`mmp.wandb_runs`)."""
+    return bool(node) and node.get("_target_") == "mmp.wandb_runs.WandbRun"
+
+
 def build_loggers(
     config: TrainConfig, folder: Path, run_id: str, job_type: str, tags: Sequence[str] = ()
 ) -> list[SafeLogger]:
@@ -74,7 +79,7 @@ def build_loggers(
         if not node:
             continue
         arguments = {"save_dir": str(folder), **node}
-        if node.get("_target_") == "mmp.wandb_runs.WandbRun":
+        if is_wandb(node):
             arguments = {"id": run_id, "job_type": job_type, "tags": list(tags), **arguments}
         loggers.append(SafeLogger(partial(instantiate, arguments, f"logger.{key}"), key))
     return loggers

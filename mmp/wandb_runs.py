@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
+from mmp.build import is_wandb
 from mmp.identity import digest
 from mmp.loggers import Artifact
 from mmp.results import REPORT
@@ -150,9 +151,8 @@ def log_sweep(config: DictConfig, folder: Path, failed: int) -> None:
         folder: The sweep's folder, with a report in it.
         failed: Number of runs that failed.
     """
-    target = f"{WandbRun.__module__}.{WandbRun.__name__}"
     for node in config.logger.values():
-        if not node or node.get("_target_") != target:
+        if not is_wandb(node):
             continue
         try:
             arguments: Any = OmegaConf.to_container(node, resolve=True)
