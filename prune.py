@@ -169,6 +169,8 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             layers = prunable_layers(dense)
             calibration = Calibration.of(config, dense, layers, data, device_of(config))
             scores, source = job.scores(calibration)
+        for logger in loggers:
+            logger.log_artifacts(made_from(job, data, calibration.cache, source))
         with watch("ranges"):
             sizes = Sizes.of(dense, layers)
             solver = Solver(config, dense, calibration)
@@ -213,9 +215,9 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             "versions": versions(),
         }
         run.complete([MASKS, WEIGHTS], **result)
-        artifacts = [*made_from(job, data, calibration.cache, source), *made(run)]
         for logger in loggers:
-            logger.log_summary(summarise({**run.head, **result}), result["layers"], artifacts)
+            logger.log_summary(summarise({**run.head, **result}), result["layers"])
+            logger.log_artifacts(made(run))
         exit_code = 0
     finally:
         for logger in loggers:

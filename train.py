@@ -78,7 +78,8 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
         summary = {key: run.head[key] for key in ("model", "data", "seed")}
         summary |= {"accuracy": test["dense"], "val_accuracy": validation["dense"]}
         for logger in loggers:
-            logger.log_summary(summary, artifacts=[Artifact(f"dense-{name}", "model", path, metadata=summary)])
+            logger.log_summary(summary)
+            logger.log_artifacts([Artifact(f"dense-{name}", "model", path, metadata=summary)])
         exit_code = 0
     finally:
         for logger in loggers:

@@ -59,7 +59,7 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
 
 def is_wandb(node: Mapping[str, Any] | None) -> bool:
     """Return whether an entry of ``logger`` is our W&B run (:mod:`mmp.wandb_runs`)."""
-    return bool(node) and node.get("_target_") == "mmp.wandb_runs.WandbRun"
+    return node is not None and node.get("_target_") == "mmp.wandb_runs.WandbRun"
 
 
 def build_loggers(

@@ -77,20 +77,21 @@ class SafeLogger(Logger):
         """Log the configuration."""
         self._attempt(lambda inner: inner.log_hyperparams(params, *args, **kwargs))
 
-    def log_summary(
-        self, summary: Mapping[str, Any], layers: Iterable[Mapping[str, Any]] = (), artifacts: Iterable[Artifact] = ()
-    ) -> None:
+    def log_artifacts(self, artifacts: Iterable[Artifact]) -> None:
+        """Tell loggers that keep files of those that a run was made from, or has made."""
+        self._attempt(lambda inner: inner.log_artifacts(artifacts) if hasattr(inner, "log_artifacts") else None)
+
+    def log_summary(self, summary: Mapping[str, Any], layers: Iterable[Mapping[str, Any]] = ()) -> None:
         """Log the end of a run; loggers that know only steps get its numbers as one more of them.
 
         Args:
             summary: Final numbers and names.
             layers: What ``result.json`` says of each layer.
-            artifacts: The files that the run was made from, and those that it made.
         """
 
         def write(inner: Any) -> None:
             if hasattr(inner, "log_summary"):
-                inner.log_summary(summary, layers, artifacts)
+                inner.log_summary(summary, layers)
             else:
                 numbers = {f"final/{key}": value for key, value in summary.items() if isinstance(value, int | float)}
                 inner.log_metrics(numbers)

@@ -77,15 +77,12 @@ class WandbRun(WandbLogger):
         super().__init__(experiment=run, save_dir=save_dir, project=project, id=id)
         self._artifacts = artifacts
 
-    def log_summary(
-        self, summary: Mapping[str, Any], layers: Iterable[Mapping[str, Any]] = (), artifacts: Iterable[Artifact] = ()
-    ) -> None:
-        """Log the end of a run: its final numbers, the table of its layers, and its files.
+    def log_summary(self, summary: Mapping[str, Any], layers: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Log the final numbers of a run, and the table of its layers.
 
         Args:
             summary: Final numbers and names, by which W&B's panels compare runs.
             layers: What ``result.json`` says of each layer.
-            artifacts: What the run was made from, and what it made.
         """
         import wandb
 
@@ -93,19 +90,25 @@ class WandbRun(WandbLogger):
         if rows:
             self.experiment.log({"layers": wandb.Table(columns=["layer", *_COLUMNS[1:]], data=rows)})
         self.experiment.summary.update(dict(summary))
-        if not self._artifacts:
-            return
+
+    def log_artifacts(self, artifacts: Iterable[Artifact]) -> None:
+        """Note what the run was made from, or what it has made; a failure takes no more than the artifacts.
+
+        Args:
+            artifacts: Files that stay where they are.
+        """
         try:
-            for artifact in artifacts:
+            for artifact in artifacts if self._artifacts else ():
                 self._keep(artifact)
-        except Exception as error:  # the run itself goes on
+        except Exception as error:
+            self._artifacts = False  # every attempt could take seconds
             log.warning("W&B: artifacts are missing: %s: %s", type(error).__name__, error)
 
     def _keep(self, file: Artifact) -> None:
         """Declare a file as input or output of the run; it is read where it lies, and uploaded if W&B lacks it."""
         import wandb
 
-        name = re.sub(r"[^\w.-]", "-", file.name)[:128]
+        name = _identifier(file.name)
         artifact = wandb.Artifact(name, file.kind, metadata=dict(file.metadata))
         # The other policy copies every file to the user's home first.
         artifact.add_file(str(file.path.resolve()), name=file.path.name, policy="immutable", skip_cache=True)
@@ -166,7 +169,7 @@ def _log_sweep(node: Mapping[str, Any], settings: Mapping[str, Any], folder: Pat
 
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     group = arguments.get("group") or folder.name
-    key = re.sub(r"[^\w.-]", "-", f"sweep-{group}-{digest(str(folder.resolve()))[:8]}")
+    key = _identifier(f"sweep-{group}-{digest(str(folder.resolve()))[:8]}")
     for earlier in folder.glob(f"wandb/offline-run-*-{key}"):  # this one says all that it said
         shutil.rmtree(earlier, ignore_errors=True)
     arguments |= {"save_dir": str(folder), "id": key, "name": f"{group}/report", "job_type": "sweep", "tags": ["sweep"]}
@@ -184,6 +187,11 @@ def _log_sweep(node: Mapping[str, Any], settings: Mapping[str, Any], folder: Pat
         exit_code = 1 if failed else 0
     finally:
         run.finish(exit_code=exit_code)
+
+
+def _identifier(text: str) -> str:
+    """Return what W&B takes as a name; the end of ours tells them apart."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)[-128:]
 
 
 def _read_table(path: Path) -> tuple[list[str | int], list[list[Any]]]:

@@ -90,6 +90,8 @@ def test_a_job_that_fails_is_a_run_that_failed(runs: dict[str, OfflineRun]) -> N
         "sweep/report": 1,
     }
     assert "accuracy" not in runs["magnitude/p90/s0"].summary
+    assert runs["magnitude/p90/s0"].inputs == runs["magnitude/p50/s0"].inputs
+    assert not runs["magnitude/p90/s0"].outputs
 
 
 def test_artifacts_lead_from_the_dense_model_through_scores_to_pruned_ones(
