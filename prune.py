@@ -42,7 +42,7 @@ from mmp.files import save_tensors
 from mmp.finetune import finetune_best
 from mmp.identity import NO_CRITERION, SEARCHED, configuration_of, identity, label, protocol_of
 from mmp.layers import Layer, prunable_layers, prunable_parameters
-from mmp.loggers import Artifact
+from mmp.loggers import Artifact, finishing
 from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
 from mmp.match import with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
@@ -159,8 +159,7 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         head["strategy"],
     ]
     loggers = build_loggers(config, run.path, run.head["run_name"], "prune", tags)
-    exit_code = 1
-    try:
+    with finishing(loggers):
         for logger in loggers:
             logger.log_hyperparams(identity(config))
         with watch("dense"):
@@ -218,10 +217,6 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         for logger in loggers:
             logger.log_summary(summarise({**run.head, **result}), result["layers"])
             logger.log_artifacts(made(run))
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            logger.finish(exit_code)
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return result
 

@@ -25,7 +25,7 @@ from mmp.devices import lease_gpu
 from mmp.errors import MmpError
 from mmp.files import save_tensors, write_text
 from mmp.identity import digest, identity, run_name
-from mmp.loggers import Artifact
+from mmp.loggers import Artifact, finishing
 from mmp.models import fill_input
 from mmp.slurm import requeued_in_time, use_own_cores
 from mmp.store import CONFIG, WEIGHTS, RunFolder, Stopwatch, versions
@@ -52,8 +52,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     data = ImageData(config.data, config.seed)
     tags = [run.head["model"], run.head["data"], "dense"]
     loggers = build_loggers(config, run.path, run.head["run_name"], "dense", tags)
-    exit_code = 1
-    try:
+    with finishing(loggers):
         for logger in loggers:
             logger.log_hyperparams(identity(config))
         with watch("dense"):
@@ -80,10 +79,6 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
         for logger in loggers:
             logger.log_summary(summary)
             logger.log_artifacts([Artifact(f"dense-{name}", "model", path, metadata=summary)])
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            logger.finish(exit_code)
     log.info("%s: test accuracy %.2f %% of %d images", run.head["run_name"], 100 * test["dense"], samples)
     log.info("weights and result: %s", run.path)
     return result

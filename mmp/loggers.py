@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,18 @@ class SafeLogger(Logger):
                 inner.experiment.finish(exit_code=exit_code)
 
         self._attempt(close)
+
+
+@contextmanager
+def finishing(loggers: Iterable[SafeLogger]) -> Iterator[None]:
+    """Close loggers when a ``with`` block ends, however it ends; W&B learns whether it failed."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            logger.finish(exit_code)
 
 
 class Recorder(Logger):

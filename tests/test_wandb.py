@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb_server
+from hydra import compose, initialize_config_dir
 from misbehaving import overrides
 from sweeping import ROOT, arguments, environment
 from wandb_files import OfflineRun, offline_runs
+
+import mmp.workspace
+from mmp.build import check
+from mmp.config import register
+from mmp.errors import MmpError
+from mmp.validate import validate
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +28,10 @@ LIMIT = 150.0  # seconds of any process, far more than it needs; a shared machin
 
 
 def sweep(results: Path, variables: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
-    """Run a sweep with the W&B logger."""
+    """Run a sweep with the W&B logger, and with TensorBoard's if it is installed."""
+    logger = "many" if find_spec("tensorboard") else "wandb"
     return subprocess.run(
-        arguments(results, "logger=wandb", *more), cwd=ROOT, capture_output=True, text=True, check=False,
+        arguments(results, f"logger={logger}", *more), cwd=ROOT, capture_output=True, text=True, check=False,
         timeout=LIMIT, env=environment(**variables),
     )  # fmt: skip
 
@@ -151,6 +160,16 @@ def test_one_command_uploads_an_offline_sweep_with_its_lineage(results: Path, ru
     assert sum("pruned-" in path for path in server.uploads) == 3
 
 
+def test_other_loggers_write_beside_it(results: Path, runs: dict[str, OfflineRun]) -> None:
+    folder = results / "sweeps" / "sweep" / runs["magnitude/p50/s0"].id
+    assert "val/accuracy" in (folder / "csv" / "metrics.csv").read_text()
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {"val/accuracy", "train/loss", "final/accuracy"} <= set(events.Tags()["scalars"])
+
+
 DAYS = {
     "healthy": {},
     "refusing": None,
@@ -187,3 +206,56 @@ def test_no_server_changes_or_holds_up_a_sweep(day: str, results: Path, tmp_path
         assert sorted(titles[key] for key in ids) == ["magnitude/p30/s0", "magnitude/p50/s0"]
         assert len(server.called("UseArtifact")) == 4
         assert len({path for path in server.uploads if path.startswith("dense-")}) == 1
+
+
+# --- in this process ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "title"),
+    [
+        (["signal=product", "strategy=p70", "seed=2"], "product/p70/s2"),
+        (["criterion=lamp", "strategy=p70"], "lamp/p70/s0"),
+        (["criterion=lamp", "budget=0.9"], "lamp/0.9/s0"),
+        (["criterion=lamp", "budget.megabytes=0.5"], "lamp/0.5MB/s0"),
+        (["allocation=searched"], "magnitude/searched/s0"),
+    ],
+)
+def test_runs_are_named_by_what_sets_them_apart(conf: Path, overrides: list[str], title: str) -> None:
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("prune", ["logger=wandb", "sweep=mine", *overrides])
+    assert config.logger.wandb.name == title
+    assert config.logger.wandb.group == "mine"
+
+
+def test_a_missing_package_is_told_with_the_way_out(
+    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = validate(compose("prune", ["logger=tensorboard", f"paths.results={tmp_path}"]))
+    monkeypatch.setattr("mmp.build.find_spec", lambda _: None)
+    with pytest.raises(MmpError, match=r"logger\.tensorboard needs .* pip install tensorboard, or .*logger=csv"):
+        check(config, tmp_path)
+
+
+def test_the_saved_view_has_the_panels_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("wandb_workspaces")
+    assert mmp.workspace.main(["me", "--group", "demo", "--dry-run"]) == 0
+    view = json.loads(capsys.readouterr().out)
+    sections = view["spec"]["section"]["panelBankConfig"]["sections"]
+    kinds = {section["name"]: [panel["viewType"] for panel in section["panels"]] for section in sections}
+    scatter, parallel = "Scatter Plot", "Parallel Coordinates Plot"
+    assert kinds["Sweep"] == [scatter, scatter, parallel, "Media Browser", "Weave"]
+    text = json.dumps(view)
+    assert '"xAxis": "summary:sparsity"' in text
+    assert '"demo"' in text
+
+
+def test_without_the_package_of_views_the_way_out_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmp.workspace.find_spec", lambda _: None)
+    assert mmp.workspace.main(["me"]) == 1
+    assert "pip install wandb-workspaces" in capsys.readouterr().err
