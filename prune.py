@@ -36,12 +36,13 @@ from mmp.conf import FOLDER
 from mmp.config import PruneConfig, register
 from mmp.criteria import criterion
 from mmp.data import ImageData
-from mmp.dense import accuracy_file, dense_model, device_of
+from mmp.dense import accuracy_file, dense_file, dense_model, device_of
 from mmp.errors import MmpError
 from mmp.files import save_tensors
 from mmp.finetune import finetune_best
 from mmp.identity import NO_CRITERION, SEARCHED, configuration_of, identity, label, protocol_of
 from mmp.layers import Layer, prunable_layers, prunable_parameters
+from mmp.loggers import Artifact, finishing
 from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
 from mmp.match import with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
@@ -157,9 +158,8 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         head["signal"] or head["criterion"],
         head["strategy"],
     ]
-    loggers = build_loggers(config, run.path, run.head["run_name"], tags)
-    exit_code = 1
-    try:
+    loggers = build_loggers(config, run.path, run.head["run_name"], "prune", tags)
+    with finishing(loggers):
         for logger in loggers:
             logger.log_hyperparams(identity(config))
         with watch("dense"):
@@ -168,6 +168,8 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             layers = prunable_layers(dense)
             calibration = Calibration.of(config, dense, layers, data, device_of(config))
             scores, source = job.scores(calibration)
+        for logger in loggers:
+            logger.log_artifacts(made_from(job, data, calibration.cache, source))
         with watch("ranges"):
             sizes = Sizes.of(dense, layers)
             solver = Solver(config, dense, calibration)
@@ -213,11 +215,8 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         }
         run.complete([MASKS, WEIGHTS], **result)
         for logger in loggers:
-            logger.log_summary(summarise(result))
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            logger.finish(exit_code)
+            logger.log_summary(summarise({**run.head, **result}), result["layers"])
+            logger.log_artifacts(made(run))
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return result
 
@@ -252,6 +251,26 @@ def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
     check_zeros(weights, masks)
     save_masks(masks, folder / MASKS)
     save_tensors(folder / WEIGHTS, weights)
+
+
+def made_from(job: Job, data: ImageData, cache: Path, scores: Mapping[str, Any]) -> list[Artifact]:
+    """Return the files that a pruned model comes from: the dense one, and scores that this run may have computed."""
+    name, path = dense_file(job.config, data)
+    folder = "scores" if job.allocator.baseline is None else "criteria"
+    scored = cache / folder / f"{scores['key']}.safetensors"
+    return [
+        Artifact(f"dense-{name}", "model", path, made=False),
+        Artifact(f"scores-{scores['key']}", "scores", scored, made=not scores["cached"]),
+    ]
+
+
+def made(run: RunFolder) -> list[Artifact]:
+    """Return the files of a pruned model."""
+    name, head = run.head["run_name"], {key: run.head[key] for key in ("model", "data", "strategy", "seed")}
+    return [
+        Artifact(f"pruned-{name}", "model", run.path / WEIGHTS, metadata=head),
+        Artifact(f"masks-{name}", "masks", run.path / MASKS, metadata=head),
+    ]
 
 
 def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageData) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from mmp.cli import command, explain, quiet
 from mmp.conf import FOLDER
 from mmp.config import TrainConfig, register
 from mmp.data import ImageData
-from mmp.dense import dense_model, device_of
+from mmp.dense import dense_file, dense_model, device_of
 from mmp.devices import lease_gpu
 from mmp.errors import MmpError
 from mmp.files import save_tensors, write_text
 from mmp.identity import digest, identity, run_name
+from mmp.loggers import Artifact, finishing
 from mmp.models import fill_input
 from mmp.slurm import requeued_in_time, use_own_cores
 from mmp.store import CONFIG, WEIGHTS, RunFolder, Stopwatch, versions
@@ -49,13 +50,14 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     watch = Stopwatch()
     check(config, run.path)
     data = ImageData(config.data, config.seed)
-    loggers = build_loggers(config, run.path, run.head["run_name"], tags=["dense"])
-    exit_code = 1
-    try:
+    tags = [run.head["model"], run.head["data"], "dense"]
+    loggers = build_loggers(config, run.path, run.head["run_name"], "dense", tags)
+    with finishing(loggers):
         for logger in loggers:
             logger.log_hyperparams(identity(config))
         with watch("dense"):
-            model, cached = dense_model(config, data, list(build_callbacks(config, run.path).values()), loggers)
+            callbacks = list(build_callbacks(config, run.path).values())
+            model, cached = dense_model(config, data, callbacks, loggers)
         device = device_of(config)
         validation, _ = accuracy({"dense": model}, data.val_dataloader(), config.data.classes, device)
         test, samples = accuracy({"dense": model}, data.test_dataloader(), config.data.classes, device)
@@ -71,12 +73,12 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
             "versions": versions(),
         }
         run.complete([WEIGHTS], **result)
+        name, path = dense_file(config, data, callbacks)
+        summary = {key: run.head[key] for key in ("model", "data", "seed")}
+        summary |= {"accuracy": test["dense"], "val_accuracy": validation["dense"]}
         for logger in loggers:
-            logger.log_summary({"accuracy": test["dense"], "val_accuracy": validation["dense"]})
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            logger.finish(exit_code)
+            logger.log_summary(summary)
+            logger.log_artifacts([Artifact(f"dense-{name}", "model", path, metadata=summary)])
     log.info("%s: test accuracy %.2f %% of %d images", run.head["run_name"], 100 * test["dense"], samples)
     log.info("weights and result: %s", run.path)
     return result

@@ -37,15 +37,18 @@ class SweepReport(Callback):
 
         from mmp.errors import MmpError
         from mmp.report import write_report
+        from mmp.wandb_runs import log_sweep
 
         # Hydra turns exceptions of callbacks into warnings and exit code 0; SystemExit is not an Exception.
+        folder = Path(config.hydra.sweep.dir)
         try:
-            report = write_report(Path(config.hydra.sweep.dir), Console())
+            report = write_report(folder, Console())
         except MmpError as error:
             sys.stderr.write(f"error: {error}\n")
             sys.exit(1)
         except Exception:
             traceback.print_exc()
             sys.exit(1)
+        log_sweep(config, folder, len(report.failed))
         if report.failed:
             sys.exit(1)

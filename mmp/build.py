@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,21 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
         raise MmpError(f"{key}: {node['_target_']} refuses {arguments} ({error})") from error
 
 
-def build_loggers(config: TrainConfig, folder: Path, run_id: str, tags: Sequence[str] = ()) -> list[SafeLogger]:
+def is_wandb(node: Mapping[str, Any] | None) -> bool:
+    """Return whether an entry of ``logger`` is our W&B run (:mod:`mmp.wandb_runs`)."""
+    return node is not None and node.get("_target_") == "mmp.wandb_runs.WandbRun"
+
+
+def build_loggers(
+    config: TrainConfig, folder: Path, run_id: str, job_type: str, tags: Sequence[str] = ()
+) -> list[SafeLogger]:
     """Return the loggers of a run, each guarded, so that training never fails because of one.
 
     Args:
         config: The run's configuration.
         folder: Where loggers write unless they are configured otherwise.
         run_id: Stable identifier of the run, so that the same run is the same run in W&B.
+        job_type: What kind of run it is to W&B.
         tags: What W&B shall be able to filter by.
     """
     loggers = []
@@ -70,8 +79,8 @@ def build_loggers(config: TrainConfig, folder: Path, run_id: str, tags: Sequence
         if not node:
             continue
         arguments = {"save_dir": str(folder), **node}
-        if str(node.get("_target_")).endswith("WandbLogger"):
-            arguments |= {"id": node.get("id") or run_id, "tags": list(tags), "resume": "allow"}
+        if is_wandb(node):
+            arguments = {"id": run_id, "job_type": job_type, "tags": list(tags), **arguments}
         loggers.append(SafeLogger(partial(instantiate, arguments, f"logger.{key}"), key))
     return loggers
 
@@ -94,6 +103,13 @@ def check(config: TrainConfig, folder: Path) -> None:
     Raises:
         MmpError: on the first part that cannot be built.
     """
+    for key, node in config.logger.items():
+        writes_events = node and str(node.get("_target_")).endswith("TensorBoardLogger")
+        if writes_events and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+            raise MmpError(
+                f"logger.{key} needs a package that is not installed: pip install tensorboard, or leave that logger "
+                f"out: logger=csv, or logger.{key}=null"
+            )
     check_recipe(config.dense)
     if isinstance(config, PruneConfig):
         check_recipe(config.finetune)

@@ -7,13 +7,16 @@ Hydra composes YAML files into these dataclasses, so an unknown key or a wrong t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
-from mmp.identity import NO_CRITERION, run_name
+from mmp.identity import NO_CRITERION, run_name, run_title
 from mmp.match import sweep_folder
 
 # OmegaConf reads these annotations at run time and knows typing's spelling best.
@@ -294,6 +297,12 @@ class PlanConfig(PruneConfig):
     picture: Optional[str] = None
 
 
+def _group(cfg: Any) -> Optional[str]:
+    """Return what a dashboard groups a run under: the name of its sweep; None for a run on its own."""
+    alone = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN
+    return None if alone else Path(sweep_folder(cfg)).name
+
+
 def register() -> None:
     """Make the schema and our resolvers known to Hydra; called when an entry point is imported."""
     store = ConfigStore.instance()
@@ -304,4 +313,6 @@ def register() -> None:
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="plan_schema", node=PlanConfig)
     OmegaConf.register_new_resolver("mmp.run_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("mmp.run_title", lambda *, _root_: run_title(_root_), replace=True)
+    OmegaConf.register_new_resolver("mmp.group", lambda *, _root_: _group(_root_), replace=True)
     OmegaConf.register_new_resolver("mmp.sweep_folder", lambda *, _root_: sweep_folder(_root_), replace=True)

@@ -52,15 +52,12 @@ def dense_model(
     Raises:
         MmpError: on an unreadable checkpoint, a checkpoint of another architecture, or diverged training.
     """
+    _, path = dense_file(config, data, callbacks)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config.model).to(memory_format=torch.channels_last)  # convolutions are faster so
     if config.model.checkpoint:
-        load_weights(model, Path(config.model.checkpoint))
+        load_weights(model, path)
         return model, True
-    settings = identity(config)
-    decisive = [settings[key] for key in ("model", "data", "dense", "trainer", "seed")]
-    key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
-    path = Path(config.paths.cache) / "dense" / f"{config.model.label or config.model.name}-{key}.safetensors"
     # Named by all that decides it, and only entered under the cache's lock: whatever is in it is of this training.
     unfinished = path.with_suffix(".training")
     weights, cached = cached_tensors(path, lambda: _train(model, config, data, callbacks, loggers, unfinished))
@@ -70,6 +67,23 @@ def dense_model(
     model.load_state_dict(weights)
     log.info("dense model %s: %s", "read from the cache" if cached else "trained", path)
     return model, cached
+
+
+def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Callback] = ()) -> tuple[str, Path]:
+    """Return a name for the dense model of a configuration, the same for the same one, and the file it is read from.
+
+    Args:
+        config: Model, data, recipe, callbacks if they are used, and seed.
+        data: The data set that ``config`` describes.
+        callbacks: Further Lightning callbacks for the training.
+    """
+    settings, label = identity(config), config.model.label or config.model.name
+    if config.model.checkpoint:
+        return f"{label}-{settings['model']['checkpoint'][:16]}", Path(config.model.checkpoint)
+    decisive = [settings[key] for key in ("model", "data", "dense", "trainer", "seed")]
+    key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
+    name = f"{label}-{key}"
+    return name, Path(config.paths.cache) / "dense" / f"{name}.safetensors"
 
 
 def accuracy_file(config: TrainConfig, model: nn.Module, data: ImageData) -> Path:

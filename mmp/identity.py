@@ -124,6 +124,19 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def run_title(cfg: Any) -> str:
+    """Return how a dashboard shows a run: ``magnitude/p50/s0``; of a baseline ``lamp/p50/s0`` or ``lamp/0.9/s0``."""
+    if "strategy" not in cfg:
+        return f"dense/{cfg.model.label or cfg.model.name}/s{cfg.seed}"
+    if cfg.criterion.name == NO_CRITERION:
+        return f"{cfg.signal.name}/{label(cfg)}/s{cfg.seed}"
+    budget = cfg.budget
+    if OmegaConf.is_dict(budget):
+        budget = budget.get("sparsity") if budget.get("megabytes") is None else f"{budget.megabytes:g}MB"
+    at = budget if common_budget(cfg.budget) else label(cfg)
+    return f"{cfg.criterion.name}/{at}/s{cfg.seed}"
+
+
 def run_name(cfg: Any) -> str:
     """Return the folder name of a run: readable parts, then eight digits of the hash of its settings."""
     parts = [cfg.model.label or cfg.model.name, cfg.data.name]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,25 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file for dashboards that keep files, and show which were made from which.
+
+    Attributes:
+        name: Names its content: the same for all runs that share the file.
+        kind: ``model``, ``scores`` or ``masks``.
+        path: Where it lies; it must stay as it is.
+        made: Whether the run has made it; else it was made from it.
+        metadata: What the dashboard shows beside it.
+    """
+
+    name: str
+    kind: str
+    path: Path
+    made: bool = True
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SafeLogger(Logger):
@@ -57,15 +78,24 @@ class SafeLogger(Logger):
         """Log the configuration."""
         self._attempt(lambda inner: inner.log_hyperparams(params, *args, **kwargs))
 
-    def log_summary(self, summary: dict[str, Any]) -> None:
-        """Log the final numbers of a run: into W&B's summary, as one more step of other loggers."""
+    def log_artifacts(self, artifacts: Iterable[Artifact]) -> None:
+        """Tell loggers that keep files of those that a run was made from, or has made."""
+        self._attempt(lambda inner: inner.log_artifacts(artifacts) if hasattr(inner, "log_artifacts") else None)
+
+    def log_summary(self, summary: Mapping[str, Any], layers: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Log the end of a run; loggers that know only steps get its numbers as one more of them.
+
+        Args:
+            summary: Final numbers and names.
+            layers: What ``result.json`` says of each layer.
+        """
 
         def write(inner: Any) -> None:
-            experiment = inner.experiment
-            if hasattr(experiment, "summary"):
-                experiment.summary.update(summary)
+            if hasattr(inner, "log_summary"):
+                inner.log_summary(summary, layers)
             else:
-                inner.log_metrics({f"final/{key}": value for key, value in summary.items()})
+                numbers = {f"final/{key}": value for key, value in summary.items() if isinstance(value, int | float)}
+                inner.log_metrics(numbers)
 
         self._attempt(write)
 
@@ -86,6 +116,18 @@ class SafeLogger(Logger):
                 inner.experiment.finish(exit_code=exit_code)
 
         self._attempt(close)
+
+
+@contextmanager
+def finishing(loggers: Iterable[SafeLogger]) -> Iterator[None]:
+    """Close loggers when a ``with`` block ends, however it ends; W&B learns whether it failed."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            logger.finish(exit_code)
 
 
 class Recorder(Logger):

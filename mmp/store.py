@@ -27,7 +27,7 @@ from mmp.files import is_locked, load_tensors, locked, remove_unfinished, save_t
 from mmp.layers import Layer
 from mmp.masks import Masks
 from mmp.ranges import Range
-from mmp.sizes import Sizes
+from mmp.sizes import MEGABYTE, Sizes
 from mmp.slurm import job_id
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,11 @@ def describe(
 
 
 def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the final numbers that a dashboard compares runs by."""
+    """Return the final numbers that a dashboard compares runs by, and the names that it groups them by.
+
+    Args:
+        result: What ``result.json`` holds, its head included.
+    """
     final = result["accuracy"]["finetuned"]
     per_layer = {f"sparsity/{layer['name']}": layer["pruned"] / layer["total"] for layer in result["layers"]}
     return {
@@ -172,6 +176,9 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
         "drop": result["drop"],
         "pruned_accuracy": result["accuracy"]["pruned"]["test"],
         "dense_accuracy": result["accuracy"]["dense"]["test"],
+        "size_mb": result["bytes"]["pruned"] / MEGABYTE,
+        "signal": result["criterion"] or result["signal"],
+        **{key: result[key] for key in ("strategy", "model", "data", "seed")},
         **per_layer,
     }
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from torch import nn
 # The first call into torch is slow and the machines of a test run are shared, so time is no failure.
 settings.register_profile("mmp", deadline=None)
 settings.load_profile("mmp")
+
+
+# A developer's account and settings of W&B are none of a test's, nor is any server of it.
+for _name in [name for name in os.environ if name.startswith("WANDB_")]:
+    del os.environ[_name]
+os.environ |= {"WANDB_ERROR_REPORTING": "false", "WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": os.devnull}
 
 
 @pytest.fixture(scope="session")

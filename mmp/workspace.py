@@ -1,0 +1,87 @@
+"""``python -m mmp.workspace ENTITY``: a saved view in W&B with the panels that a sweep is looked at by.
+
+Needs the package ``wandb-workspaces`` and an account; ``--dry-run`` needs no account and shows what would be saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
+
+
+def make_workspace(entity: str, project: str = "mmp", group: str | None = None) -> Workspace:
+    """Return a view of a project: accuracy against sparsity, parallel coordinates, tables and curves.
+
+    Args:
+        entity: User or team.
+        project: W&B's project.
+        group: Show the runs of one sweep; None shows all.
+    """
+    import wandb_workspaces.reports.v2 as panels
+    from wandb_workspaces import workspaces
+
+    axes = ("signal", "strategy", "sparsity", "size_mb", "drop", "accuracy")
+    columns = [panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(axis)) for axis in axes]
+    curves = [
+        panels.LinePlot(title=metric, x="trainer/global_step", y=[metric])
+        for metric in ("val/accuracy", "train/loss", "sparsity")
+    ]
+    sweep = [
+        panels.ScatterPlot(
+            title="Accuracy against sparsity", x=panels.SummaryMetric("sparsity"), y=panels.SummaryMetric("accuracy")
+        ),
+        panels.ScatterPlot(
+            title="Points lost against size", x=panels.SummaryMetric("size_mb"), y=panels.SummaryMetric("drop")
+        ),
+        panels.ParallelCoordinatesPlot(title="Signal, strategy, size, accuracy", columns=columns),
+        panels.MediaBrowser(title="Pareto front", media_keys=["pareto"]),
+        panels.WeavePanelSummaryTable(table_name="results"),
+    ]
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=f"Pruning: {group}" if group else "Pruning",
+        sections=[
+            workspaces.Section(name="Sweep", panels=sweep, is_open=True),
+            workspaces.Section(name="Layers", panels=[panels.WeavePanelSummaryTable(table_name="layers")]),
+            workspaces.Section(name="Training", panels=curves),
+        ],
+        runset_settings=workspaces.RunsetSettings(
+            filters=[workspaces.Metric("Group") == group] if group else "",
+            pinned_columns=[f"summary:{axis}" for axis in axes],
+        ),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Save the view, or show it as JSON.
+
+    Returns:
+        Exit code: 1 if a package is missing.
+    """
+    parser = argparse.ArgumentParser(prog="python -m mmp.workspace", description="Save a view of sweeps in W&B.")
+    parser.add_argument("entity", help="user or team in W&B")
+    parser.add_argument("--project", default="mmp", help="default: mmp")
+    parser.add_argument("--group", help="name of a sweep; without it, the view shows all runs of the project")
+    parser.add_argument("--dry-run", action="store_true", help="show the view as JSON, and contact no server")
+    options = parser.parse_args(arguments)
+    if not find_spec("wandb_workspaces"):
+        sys.stderr.write("error: the package wandb-workspaces is not installed: pip install wandb-workspaces\n")
+        return 1
+    workspace = make_workspace(options.entity, options.project, options.group)
+    if options.dry_run:
+        sys.stdout.write(json.dumps(workspace._to_model().model_dump(by_alias=True, mode="json"), indent=2) + "\n")
+    else:
+        workspace.save()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

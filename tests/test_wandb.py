@@ -1,0 +1,261 @@
+"""W&B, without an account: what a sweep writes offline, read back, and sweeps whose server has good and bad days."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb_server
+from hydra import compose, initialize_config_dir
+from misbehaving import overrides
+from sweeping import ROOT, arguments, environment
+from wandb_files import OfflineRun, offline_runs
+
+import mmp.workspace
+from mmp.build import check
+from mmp.config import register
+from mmp.errors import MmpError
+from mmp.validate import validate
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 150.0  # seconds of any process, far more than it needs; a shared machine is slow
+
+
+def sweep(results: Path, variables: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a sweep with the W&B logger, and with TensorBoard's if it is installed."""
+    logger = "many" if find_spec("tensorboard") else "wandb"
+    return subprocess.run(
+        arguments(results, f"logger={logger}", *more), cwd=ROOT, capture_output=True, text=True, check=False,
+        timeout=LIMIT, env=environment(**variables),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three jobs in one process, the last of which fails; then one of them again, skipped, beside a baseline."""
+    folder = tmp_path_factory.mktemp("offline")
+    home = wandb_server.isolated(folder / "home")
+    for axes in (["strategy=p30,p50,p90"], ["strategy=p30", "criterion=none,lamp"]):
+        done = sweep(folder, home, *axes, *overrides(p90="raise"))
+        assert done.returncode == 1, done.stdout + done.stderr  # the sweep holds a failed run
+        assert "W&B" not in done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(results: Path) -> dict[str, OfflineRun]:
+    found = offline_runs(results)
+    assert len({run.name for run in found}) == len(found)
+    return {run.name: run for run in found}
+
+
+def result_of(results: Path, run: OfflineRun) -> dict[str, Any]:
+    return json.loads((results / "sweeps" / "sweep" / run.id / "result.json").read_text())
+
+
+def test_every_job_is_one_run_named_tagged_and_grouped(runs: dict[str, OfflineRun]) -> None:
+    assert list(runs) == ["lamp/p30/s0", "magnitude/p30/s0", "magnitude/p50/s0", "magnitude/p90/s0", "sweep/report"]
+    assert {run.group for run in runs.values()} == {"sweep"}
+    assert {run.project for run in runs.values()} == {"mmp"}
+    assert [run.job_type for run in runs.values()] == ["prune"] * 4 + ["sweep"]
+    assert runs["magnitude/p50/s0"].tags == ["cnn", "digits", "magnitude", "p50"]
+    assert runs["lamp/p30/s0"].tags == ["cnn", "digits", "lamp", "p30"]
+    for run in list(runs.values())[:4]:
+        assert run.folder.parents[1].name == run.id  # in the run's folder, which names it
+
+
+def test_a_run_holds_its_settings_its_curves_and_what_panels_compare(
+    results: Path, runs: dict[str, OfflineRun]
+) -> None:
+    run = runs["magnitude/p50/s0"]
+    result = result_of(results, run)
+    assert run.config["seed"] == 0
+    assert run.config["strategy"]["name"] == "p50"
+    assert run.config["finetune"]["epochs"] == 1
+    assert run.curve("val/accuracy") == [result["accuracy"]["finetuned"]["validation"]]
+    assert len(run.curve("train/loss")) == 1
+    known = {"signal": "magnitude", "strategy": "p50", "model": "cnn", "data": "digits", "seed": 0}
+    known |= {"sparsity": result["sparsity"], "accuracy": result["accuracy"]["finetuned"]["test"]}
+    known |= {"drop": result["drop"], "size_mb": result["bytes"]["pruned"] / 1e6}
+    assert {key: run.summary[key] for key in known} == pytest.approx(known)
+    assert runs["lamp/p30/s0"].summary["signal"] == "lamp"
+    columns = ("role", "lo", "hi", "sparsity", "pruned", "total")
+    told = [{"layer": layer["name"], **{key: layer[key] for key in columns}} for layer in result["layers"]]
+    assert run.table("layers") == told
+
+
+def test_a_job_that_fails_is_a_run_that_failed(runs: dict[str, OfflineRun]) -> None:
+    assert {name: run.exit_code for name, run in runs.items()} == {
+        "lamp/p30/s0": 0,
+        "magnitude/p30/s0": 0,
+        "magnitude/p50/s0": 0,
+        "magnitude/p90/s0": 1,
+        "sweep/report": 1,
+    }
+    assert "accuracy" not in runs["magnitude/p90/s0"].summary
+    assert runs["magnitude/p90/s0"].inputs == runs["magnitude/p50/s0"].inputs
+    assert not runs["magnitude/p90/s0"].outputs
+
+
+def test_artifacts_lead_from_the_dense_model_through_scores_to_pruned_ones(
+    results: Path, runs: dict[str, OfflineRun]
+) -> None:
+    first, second, lamp = (runs[name] for name in ("magnitude/p30/s0", "magnitude/p50/s0", "lamp/p30/s0"))
+    dense, scores = second.inputs
+    assert first.inputs == lamp.inputs == [dense]
+    assert first.outputs == [scores, f"pruned-{first.id}", f"masks-{first.id}"]  # it has computed the scores
+    assert second.outputs == [f"pruned-{second.id}", f"masks-{second.id}"]
+    assert lamp.outputs[0].startswith("scores-")
+    assert lamp.outputs[0] != scores
+    for name in (dense, scores):
+        assert first.artifacts[name] == second.artifacts[name]  # W&B keeps one of what has one name and one digest
+    assert [second.artifacts[name][0] for name in (dense, scores, *second.outputs)] == [
+        "model", "scores", "model", "masks",
+    ]  # fmt: skip
+    folder = results / "sweeps" / "sweep" / second.id
+    assert second.artifacts[f"pruned-{second.id}"][2] == {"model.safetensors": str(folder / "model.safetensors")}
+    copies = [path for path in (results / "home").rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+    assert not copies  # files are read where they lie
+
+
+def test_the_sweep_is_summed_up_in_one_run_however_often_it_is_run(results: Path, runs: dict[str, OfflineRun]) -> None:
+    (run,) = [run for run in runs.values() if run.job_type == "sweep"]
+    assert run.folder.parents[1] == results / "sweeps" / "sweep"
+    assert run.id.startswith("sweep-sweep-")
+    assert "criterion=none,lamp" in run.config["overrides"]
+    report = results / "sweeps" / "sweep" / "report"
+    (picture,), (page,) = run.curve("pareto.path"), run.curve("report.path")
+    assert (run.folder / "files" / picture).read_bytes() == (report / "pareto.png").read_bytes()
+    assert "<html" in (run.folder / "files" / page).read_text()
+    rows = run.table("results")
+    assert len(rows) == run.summary["runs"] == len((report / "results.csv").read_text().splitlines()) - 1
+    assert run.summary["failed"] == 1
+    accuracies = {row["folder"]: row["test"] for row in rows}
+    for name in ("magnitude/p30/s0", "magnitude/p50/s0", "lamp/p30/s0"):
+        result = result_of(results, runs[name])
+        assert accuracies[runs[name].id] == pytest.approx(result["accuracy"]["finetuned"]["test"], abs=1e-4)
+
+
+def test_one_command_uploads_an_offline_sweep_with_its_lineage(results: Path, runs: dict[str, OfflineRun]) -> None:
+    folders = [*results.glob("sweeps/sweep/wandb/offline-run-*"), *results.glob("sweeps/sweep/*/wandb/offline-run-*")]
+    with wandb_server.serving() as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", *map(str, folders)], cwd=results, capture_output=True, text=True,
+            check=False, timeout=LIMIT, env=environment(**wandb_server.environment(server.url, results / "home")),
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(server.streams) == {run.id for run in runs.values()}
+    uses = {(use["input"]["runName"], server.names[use["input"]["artifactID"]]) for use in server.called("UseArtifact")}
+    assert uses == {(run.id, name) for run in runs.values() for name in run.inputs}
+    (dense,) = {name for run in runs.values() for name in run.inputs if name.startswith("dense-")}
+    assert [name for name, _ in server.artifacts].count(dense) == 1
+    made = [call["input"] for call in server.called("CreateArtifact")]
+    assert {call["runName"] for call in made if call["artifactCollectionName"] == dense} == {None}
+    assert sum("pruned-" in path for path in server.uploads) == 3
+
+
+def test_other_loggers_write_beside_it(results: Path, runs: dict[str, OfflineRun]) -> None:
+    folder = results / "sweeps" / "sweep" / runs["magnitude/p50/s0"].id
+    assert "val/accuracy" in (folder / "csv" / "metrics.csv").read_text()
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {"val/accuracy", "train/loss", "final/accuracy"} <= set(events.Tags()["scalars"])
+
+
+DAYS = {
+    "healthy": {},
+    "refusing": None,
+    "failing": {"fails": 503},
+    "failing later": {"fails": 500, "failing": "/file_stream"},
+    "slow": {"delay": 0.4},
+}
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_no_server_changes_or_holds_up_a_sweep(day: str, results: Path, tmp_path: Path) -> None:
+    fast = ["logger.wandb.offline=false", "logger.wandb.init_timeout=3", "logger.wandb.finish_timeout=4"]
+    kind, jobs = DAYS[day], 2 if day in ("healthy", "refusing") else 1
+    axes = [f"strategy={','.join(['p30', 'p50'][:jobs])}", f"paths.cache={results}/cache", *overrides(p90="raise")]
+    with wandb_server.serving(**(kind or {})) as server:
+        url = wandb_server.closed_port() if kind is None else server.url
+        variables = {**wandb_server.environment(url, tmp_path / "home"), "WANDB_HTTP_TIMEOUT": "2"}
+        done = sweep(tmp_path, variables, *axes, *fast)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    for path in tmp_path.glob("sweeps/sweep/cnn-*/result.json"):
+        ours = json.loads(path.read_text())
+        theirs = json.loads((results / "sweeps" / "sweep" / path.parent.name / "result.json").read_text())
+        assert (ours["accuracy"], ours["masks_hash"]) == (theirs["accuracy"], theirs["masks_hash"])
+    ids = {path.parent.name for path in tmp_path.glob("sweeps/sweep/cnn-*/result.json")}
+    assert len(ids) == jobs
+    if day in ("refusing", "failing"):  # nothing is lost, and the server is asked once, not by every job
+        assert {run.id for run in offline_runs(tmp_path)} > ids
+        assert said.count("W&B does not answer") == 1
+    if day == "healthy":
+        assert set(server.streams) > ids
+        assert all(server.streams[key][-1]["exitcode"] == 0 for key in ids)
+        titles = {call["name"]: call["displayName"] for call in server.called("UpsertBucket") if call["displayName"]}
+        assert sorted(titles[key] for key in ids) == ["magnitude/p30/s0", "magnitude/p50/s0"]
+        assert len(server.called("UseArtifact")) == 4
+        assert len({path for path in server.uploads if path.startswith("dense-")}) == 1
+
+
+# --- in this process ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "title"),
+    [
+        (["signal=product", "strategy=p70", "seed=2"], "product/p70/s2"),
+        (["criterion=lamp", "strategy=p70"], "lamp/p70/s0"),
+        (["criterion=lamp", "budget=0.9"], "lamp/0.9/s0"),
+        (["criterion=lamp", "budget.megabytes=0.5"], "lamp/0.5MB/s0"),
+        (["allocation=searched"], "magnitude/searched/s0"),
+    ],
+)
+def test_runs_are_named_by_what_sets_them_apart(conf: Path, overrides: list[str], title: str) -> None:
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("prune", ["logger=wandb", "sweep=mine", *overrides])
+    assert config.logger.wandb.name == title
+    assert config.logger.wandb.group == "mine"
+
+
+def test_a_missing_package_is_told_with_the_way_out(
+    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = validate(compose("prune", ["logger=tensorboard", f"paths.results={tmp_path}"]))
+    monkeypatch.setattr("mmp.build.find_spec", lambda _: None)
+    with pytest.raises(MmpError, match=r"logger\.tensorboard needs .* pip install tensorboard, or .*logger=csv"):
+        check(config, tmp_path)
+
+
+def test_the_saved_view_has_the_panels_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("wandb_workspaces")
+    assert mmp.workspace.main(["me", "--group", "demo", "--dry-run"]) == 0
+    view = json.loads(capsys.readouterr().out)
+    sections = view["spec"]["section"]["panelBankConfig"]["sections"]
+    kinds = {section["name"]: [panel["viewType"] for panel in section["panels"]] for section in sections}
+    scatter, parallel = "Scatter Plot", "Parallel Coordinates Plot"
+    assert kinds["Sweep"] == [scatter, scatter, parallel, "Media Browser", "Weave"]
+    text = json.dumps(view)
+    assert '"xAxis": "summary:sparsity"' in text
+    assert '"demo"' in text
+
+
+def test_without_the_package_of_views_the_way_out_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmp.workspace.find_spec", lambda _: None)
+    assert mmp.workspace.main(["me"]) == 1
+    assert "pip install wandb-workspaces" in capsys.readouterr().err
