@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -29,11 +29,11 @@ def make_workspace(entity: str, project: str = "mmp", group: str | None = None) 
 
     axes = ("signal", "strategy", "sparsity", "size_mb", "drop", "accuracy")
     columns = [panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(axis)) for axis in axes]
-    curves = [
+    curves: list[Any] = [
         panels.LinePlot(title=metric, x="trainer/global_step", y=[metric])
         for metric in ("val/accuracy", "train/loss", "sparsity")
     ]
-    sweep = [
+    sweep: list[Any] = [
         panels.ScatterPlot(
             title="Accuracy against sparsity", x=panels.SummaryMetric("sparsity"), y=panels.SummaryMetric("accuracy")
         ),
