@@ -9,9 +9,8 @@ STAMP := $(VENV)/installed
 demo: $(STAMP)
 	$(BIN)/python prune.py -m experiment=demo
 
-# Tests that share what is slow to set up, such as a Slurm cluster, are a group, which one worker runs.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

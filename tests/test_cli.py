@@ -16,7 +16,7 @@ import warm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cli")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["dense.epochs=1", "finetune.epochs=1"]

@@ -19,7 +19,7 @@ from sweeping import QUICK, ROOT, arguments, environment, sweep
 from benchmarks.sweeps import killed, outcome_of, outcomes
 from mmp.files import load_tensors
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.slow
 
 THIRTY = ["signal=magnitude,gradient,product", "strategy=glob(*)"]
 FEW = ["strategy=p30,p70"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("reconstruct_command")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,11 +17,7 @@ from sweeping import ROOT, arguments, environment, statuses, sweep
 from benchmarks.sweeps import outcomes
 
 UNAVAILABLE = Cluster.unavailable()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
-    pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)]
 
 SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=debug"]
 SLURM += ["hydra.launcher.poll_s=2", "hydra.launcher.patience_s=8"]

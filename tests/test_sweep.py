@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["finetune.epochs=1", "dense.epochs=2", "trainer.enable_progress_bar=false"]
