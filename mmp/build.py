@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from mmp.checkpoints import AtomicCheckpoints, loader_state
 from mmp.config import PruneConfig, TrainConfig
 from mmp.data import ImageData
+from mmp.display import is_shown
 from mmp.errors import MmpError, nearest
 from mmp.loggers import Recorder, SafeLogger
 from mmp.slurm import SaveInTime, job_id
@@ -129,9 +130,12 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
 
 
 def shows_progress(config: TrainConfig) -> bool:
-    """Return whether a job draws progress bars: as configured, else where a terminal is attached."""
+    """Return whether a job draws progress bars: as configured, else where a terminal is attached.
+
+    Not where a sweep has a live display, which draws for all of its jobs.
+    """
     configured = config.trainer.enable_progress_bar
-    return sys.stderr.isatty() if configured is None else configured
+    return sys.stderr.isatty() if configured is None else configured and not is_shown()
 
 
 def build_trainer(
