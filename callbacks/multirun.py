@@ -6,13 +6,16 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from mmp.config import register
+
+if TYPE_CHECKING:
+    from mmp.display import Display
 
 # A worker process of any launcher reads this module before it composes its job's configuration, and prune.py after.
 register()
@@ -29,7 +32,8 @@ class SweepReport(Callback):
     """
 
     def __init__(self, every: float | None = 60.0) -> None:
-        self._every, self._display = every, None
+        self._every = every
+        self._display: Display | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_display": None}  # jobs in other processes get a copy

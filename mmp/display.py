@@ -1,8 +1,8 @@
 """What a sweep shows while it runs: a live region in a terminal, a plain line now and then anywhere else.
 
-No process can garble the region. While it is shown, standard output and standard error lead into a pipe, which jobs and
-their worker processes inherit, and what comes out of it is printed above the region. Python's own streams stay what they
-are, so a process that is forked while something is drawn holds no lock of ours.
+No process can garble the region. While it is shown, standard output and standard error lead into a pipe, which jobs
+and their worker processes inherit, and what comes out of it is printed above the region. Python's own streams stay what
+they are, so a process that is forked while something is drawn holds no lock of ours.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _PIPE = "MMP_DISPLAY"  # which pipe leads to a live region, for processes that write to it
 _PAUSE = 0.5  # seconds between two looks at the files
+_BAR = 12  # characters
 _SHARE = 0.05  # of the time, at most, goes into looking
 
 
@@ -97,15 +98,20 @@ class Display:
         woken = False
         while not woken:
             start = time.monotonic()
-            self._show(self._progress.look(), self._progress.state)
+            self._show(self._progress.look())
             woken = self._pause(start + max(_PAUSE, (time.monotonic() - start) / _SHARE))
-        self._show(self._progress.look(), self._progress.state)
+        self._show(self._progress.look())
 
     def _pause(self, until: float) -> bool:
         """Wait until a time, and return whether it is time to end."""
         return bool(select.select([self._woken], [], [], max(until - time.monotonic(), 0))[0])
 
-    def _show(self, ended: Sequence[Job], state: State) -> None:
+    def _show(self, ended: Sequence[Job]) -> None:
+        """Show where the sweep is.
+
+        Args:
+            ended: The jobs that have ended since the last time.
+        """
         raise NotImplementedError
 
     def _fail(self, told: str) -> None:
@@ -124,11 +130,12 @@ class Lines(Display):
         super().__init__(progress)
         self._every, self._told, self._due, self._failed = every, "", time.monotonic() + every, False
 
-    def _show(self, ended: Sequence[Job], state: State) -> None:
-        first = bool(state.failed) and not self._failed
+    def _show(self, ended: Sequence[Job]) -> None:
+        state = self._progress.state
+        first = not self._failed and any(job.status == "failed" for job in ended)
         if not first and (time.monotonic() < self._due or state.counts == self._told):
             return
-        self._told, self._due, self._failed = state.counts, time.monotonic() + self._every, bool(state.failed)
+        self._told, self._due, self._failed = state.counts, time.monotonic() + self._every, state.failed > 0
         sys.stdout.write(f"sweep: {state.line}\n")
         sys.stdout.flush()
 
@@ -207,16 +214,16 @@ class Region(Display):
         except BlockingIOError:
             return b""
 
-    def _show(self, ended: Sequence[Job], state: State) -> None:
+    def _show(self, ended: Sequence[Job]) -> None:
         from rich.text import Text
 
         columns, rows = os.get_terminal_size(self._terminals[0])
-        self._console.size = columns or 80, rows or 24  # type: ignore[assignment]
+        self._console.size = columns or 80, rows or 24
         self._pass_on()
         for job in ended:
             if job.status != "skipped":  # there may be hundreds; they are counted
                 self._console.print(Text(job.line, "red" if job.status == "failed" else ""), soft_wrap=True)
-        self._live.update(picture(state, rows or 24), refresh=True)
+        self._live.update(picture(self._progress.state, rows or 24), refresh=True)
 
     def _fail(self, told: str) -> None:
         """Let everything through as it is; jobs must never wait for a pipe that nobody reads."""
@@ -256,16 +263,16 @@ def picture(state: State, rows: int) -> RenderableType:
     most = max(rows - 4, 1)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, overflow="ellipsis")
-    for _ in range(2):
-        table.add_column(no_wrap=True)
-    for _ in range(2):
-        table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, min_width=17)
+    table.add_column(no_wrap=True, min_width=_BAR)
+    table.add_column(no_wrap=True, min_width=7, justify="right")
+    table.add_column(no_wrap=True, min_width=5, justify="right")
     for job in state.running[:most]:
         fraction, accuracy = job.note.get("fraction"), job.note.get("accuracy")
         table.add_row(
             job.name,
             job.phase,
-            "" if fraction is None else ProgressBar(total=1.0, completed=fraction, width=12),
+            "" if fraction is None else ProgressBar(total=1.0, completed=fraction, width=_BAR),
             "" if accuracy is None else f"{100 * accuracy:.1f} %",
             clock(state.now - job.since),
         )

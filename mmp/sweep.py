@@ -37,7 +37,7 @@ def expand(config: DictConfig) -> list[list[str]] | None:
         config: What Hydra composed of the multirun.
 
     Returns:
-        None with a sweeper that makes up its jobs as it goes, or where the command line cannot be read; Hydra tells why.
+        None with a sweeper that makes up its jobs as it goes, or where Hydra cannot read the command line.
     """
     sweeper = get_class(config.hydra.sweeper._target_)
     if not issubclass(sweeper, BasicSweeper):
