@@ -47,12 +47,17 @@ class SweepReport(Callback):
         self._display = watch(Path(config.hydra.sweep.dir), expand(config), live, self._every)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Leave what a job logs to its file, where its console belongs to a live display; not warnings and errors."""
+        """Leave what a job logs to its file, where its console is a live display; warnings are shown above that.
+
+        So is a line for a job that fails, in place of its traceback.
+        """
         from mmp.display import is_shown
 
+        if not is_shown():
+            return
         for handler in logging.getLogger().handlers:
-            if is_shown() and type(handler) is logging.StreamHandler:
-                handler.setLevel(logging.WARNING)
+            if type(handler) is logging.StreamHandler:
+                handler.addFilter(lambda record: record.levelno >= logging.WARNING and not record.exc_info)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Drop the configurations that Hydra would keep of every job until the sweep ends, 0.4 MB each.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -106,6 +107,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
 
     Raises:
         MmpError: if Lightning refuses the trainer's settings for these data.
+        KeyboardInterrupt: on Ctrl-C.
     """
     batches = data.train_dataloader(trainer.world_size)
     limit = trainer.limit_train_batches
@@ -114,6 +116,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         state = loader_state(checkpoint)
         batches.load_state_dict(state)
         log.info("going on from %s: epoch %d, batch %d", checkpoint, state["epoch"], state["batches"])
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(
             module,
@@ -124,6 +127,11 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         )
     except MisconfigurationException as error:
         raise MmpError(f"trainer: Lightning refuses to train ({' '.join(str(error).split())})") from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning would have a sweep go on, deaf to the next
+            signal.signal(signal.SIGINT, interrupt)
+            raise error.__context__ from None
+        raise
     for logger in trainer.loggers:
         if isinstance(logger, Recorder):
             logger.replay()
