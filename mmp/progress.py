@@ -170,7 +170,8 @@ class Progress:
         self._at[folder], job.status = job, str(content.get("status"))
         if job.status == "failed":
             error = content.get("error") or {}
-            job.reason = f"{error.get('type')}: {error.get('message')}".splitlines()[0]
+            told = [part for part in (error.get("type"), error.get("message")) if part]
+            job.reason = ": ".join(told).partition("\n")[0]
         if job.status == "completed":
             job.result = run.result or {}
         return job if job.status in ENDED else None
