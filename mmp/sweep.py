@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from hydra.utils import get_class
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mmp.errors import MmpError
@@ -39,13 +38,14 @@ def expand(config: DictConfig) -> list[list[str]] | None:
     Returns:
         None with a sweeper that makes up its jobs as it goes, or where Hydra cannot read the command line.
     """
-    sweeper = get_class(config.hydra.sweeper._target_)
-    if not issubclass(sweeper, BasicSweeper):
+    split = getattr(get_class(config.hydra.sweeper._target_), "split_arguments", None)  # Hydra's own sweeper has it
+    if split is None:
         return None
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    given += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     try:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        (jobs,) = sweeper.split_arguments(parser.parse_overrides([*given, *config.hydra.overrides.task]), None)
+        (jobs,) = split(parser.parse_overrides(given), None)
     except HydraException:
         return None
     return jobs
