@@ -150,13 +150,12 @@ class Region(Display):
     def start(self) -> None:
         """Take the terminal."""
         self._terminals = (os.dup(1), os.dup(2))
-        self._pipe, entrance = os.pipe()
+        self._pipe, entrance = os.pipe()  # which stays open here: without any writer it would be at its end
         os.set_blocking(self._pipe, False)
         self._part = b""  # of a line that is not complete yet
         os.environ[_PIPE] = _name(entrance)
         _flush()
         self._lead(entrance, entrance)
-        os.close(entrance)
         super().start()
 
     def stop(self) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,11 +42,11 @@ def expand(config: DictConfig) -> list[list[str]] | None:
     split = getattr(get_class(config.hydra.sweeper._target_), "split_arguments", None)  # Hydra's own sweeper has it
     if split is None:
         return None
-    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    given += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    given: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     try:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        (jobs,) = split(parser.parse_overrides(given), None)
+        (jobs,) = split(parser.parse_overrides([*params, *given]), None)
     except HydraException:
         return None
     return jobs
