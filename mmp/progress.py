@@ -61,7 +61,7 @@ class Job:
         reached = accuracy.get("finetuned", accuracy.get("dense", {})).get("test")
         parts = [
             (self.result.get("sparsity"), "sparsity {:.1%}"),
-            (reached, "test accuracy {:.2%}"),
+            (reached, "test {:.2%}"),
             (self.result.get("drop"), "drop {:.2f} points"),
             (self.result.get("seconds", {}).get("total"), "{:.1f} s"),
         ]

@@ -68,7 +68,7 @@ def test_a_sweep_is_counted_as_its_jobs_begin_and_end(tmp_path: Path) -> None:
     sweep.now += 10
     sweep.complete(0, 10.0)
     (ended,) = following.look()
-    assert ended.line == "done run0: sparsity 50.0 %, test accuracy 97.50 %, drop 1.25 points, 10.0 s"
+    assert ended.line == "done run0: sparsity 50.0 %, test 97.50 %, drop 1.25 points, 10.0 s"
     # Two workers, two jobs wait, each takes 10 s; the one that runs has taken as long as any.
     assert following.state.line == "1 of 4 done, 1 running, about 10 s left"
     sweep.write(1, "failed", error={"type": "MmpError", "message": "the loss became nan\nin epoch 3"})
@@ -309,7 +309,7 @@ def test_a_terminal_shows_the_job_that_runs_and_ends_with_the_numbers(plain: tup
     assert [re.sub(r"-\w{8}:.*", "", line) for line in ended] == [
         "done cnn-digits-magnitude-p70-s0", "done cnn-digits-magnitude-p90-s0",
     ]  # fmt: skip
-    assert all(re.search(r"sparsity \d\d\.\d %, test accuracy \d\d\.\d\d %, drop -?\d+\.\d\d points", e) for e in ended)
+    assert all(re.search(r"sparsity \d\d\.\d %, test \d\d\.\d\d %, drop -?\d+\.\d\d points", e) for e in ended)
     assert sum("#1 : " in line for line in session.lines) == 1  # what is logged here is above the region
     assert any("4 completed" in line for line in session.lines)
 
