@@ -317,7 +317,13 @@ def test_a_terminal_shows_the_job_that_runs_and_ends_with_the_numbers(plain: tup
 @slow
 def test_workers_are_shown_at_once_and_garble_nothing(plain: tuple[Path, str]) -> None:
     results, _ = plain
-    workers = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "strategy=p30,p70,p90", "finetune.epochs=2"]
+    workers = [
+        "sweep=workers",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "strategy=p30,p70,p90",
+        "finetune.epochs=2",
+    ]
     session = seen(results, *SHORT, *workers, *overrides(p30="slow", p70="slow", p90="raise"))
     assert session.code == 1
     check(session, "2 of 3 done, 1 failed")
@@ -327,7 +333,7 @@ def test_workers_are_shown_at_once_and_garble_nothing(plain: tuple[Path, str]) -
     assert sum(line.startswith("done cnn") for line in session.lines) == 2
     assert sum(line.startswith("FAILED cnn-digits-magnitude-p90") for line in session.lines) == 1
     assert not any("[INFO]" in line or "Traceback" in line for line in session.lines)  # they are in the files
-    (log,) = results.glob("sweeps/sweep/*p90*/prune.log")
+    (log,) = results.glob("sweeps/workers/*p90*/prune.log")
     assert "Traceback" in log.read_text()
 
 
