@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from callbacks.averaging import AverageAtTarget
+from callbacks.progress import NoteProgress
 from callbacks.pruning import MaskPruning
 from mmp.allocation import Allocator
 from mmp.build import build_loggers, check, instantiate
@@ -163,7 +164,7 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         for logger in loggers:
             logger.log_hyperparams(identity(config))
         with watch("dense"):
-            dense, dense_cached = dense_model(config, data)
+            dense, dense_cached = dense_model(config, data, watchers=[NoteProgress(run.notes)])
         with watch("scores"):
             layers = prunable_layers(dense)
             calibration = Calibration.of(config, dense, layers, data, device_of(config))
@@ -193,9 +194,12 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
                 models["reconstructed"] = masked
                 reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
         with watch("finetune"):
-            masking = partial(job.masking, layers, scores, sparsities)
+
+            def callbacks() -> list[pl.Callback]:
+                return [*job.masking(layers, scores, sparsities), NoteProgress(run.notes)]
+
             start = dense if job.schedule.last_epoch > 0 else masked
-            finetuned, training = finetune_best(config, dense, start, masked, masking, data, loggers, run.path)
+            finetuned, training = finetune_best(config, dense, start, masked, callbacks, data, loggers, run.path)
         models["finetuned"] = finetuned
         run.discard()
         save_model(finetuned, masks, run.path)
@@ -337,6 +341,7 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     """
     watch = Stopwatch()
     with attempt() as run:
+        watch.begun = run.notes.begin
         config = validate(cfg)
         fill_input(config)
         introduce(run, cfg, config, **head_of(config))

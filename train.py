@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.progress import NoteProgress
 from mmp.build import build_callbacks, build_loggers, check
 from mmp.cli import command, explain, quiet
 from mmp.conf import FOLDER
@@ -48,6 +49,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
         What ``result.json`` holds.
     """
     watch = Stopwatch()
+    watch.begun = run.notes.begin
     check(config, run.path)
     data = ImageData(config.data, config.seed)
     tags = [run.head["model"], run.head["data"], "dense"]
@@ -57,7 +59,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
             logger.log_hyperparams(identity(config))
         with watch("dense"):
             callbacks = list(build_callbacks(config, run.path).values())
-            model, cached = dense_model(config, data, callbacks, loggers)
+            model, cached = dense_model(config, data, callbacks, loggers, [NoteProgress(run.notes)])
         device = device_of(config)
         validation, _ = accuracy({"dense": model}, data.val_dataloader(), config.data.classes, device)
         test, samples = accuracy({"dense": model}, data.test_dataloader(), config.data.classes, device)
@@ -98,6 +100,8 @@ def attempt() -> Iterator[RunFolder]:
         except BaseException as error:
             run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
             raise
+        finally:
+            run.notes.remove()
 
 
 def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any) -> None:

@@ -1,11 +1,12 @@
-"""The Hydra callback: what happens when a multirun ends."""
+"""The Hydra callback: what is shown of a multirun, and what happens when it ends."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -13,16 +14,50 @@ from omegaconf import DictConfig
 
 from mmp.config import register
 
+if TYPE_CHECKING:
+    from mmp.display import Display
+
 # A worker process of any launcher reads this module before it composes its job's configuration, and prune.py after.
 register()
 
 
 class SweepReport(Callback):
-    """Writes the report of a sweep when its last job has ended.
+    """Shows the progress of a sweep, and writes its report when its last job has ended.
 
     Jobs of a multirun do not raise: each leaves its status in its folder. So the sweep ends here, with exit
     code 1 if a run in it failed.
+
+    Args:
+        every: Seconds between the lines that are shown where there is no terminal; None for none of them.
     """
+
+    def __init__(self, every: float | None = 60.0) -> None:
+        self._every = every
+        self._display: Display | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_display": None}  # jobs in other processes get a copy
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Begin to show the sweep's progress."""
+        from mmp.display import watch
+        from mmp.sweep import expand
+
+        live = config.trainer.enable_progress_bar is not False
+        self._display = watch(Path(config.hydra.sweep.dir), expand(config), live, self._every)
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Leave what a job logs to its file, where its console is a live display; warnings are shown above that.
+
+        So is a line for a job that fails, in place of its traceback.
+        """
+        from mmp.display import is_shown
+
+        if not is_shown():
+            return
+        for handler in logging.getLogger().handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.addFilter(lambda record: record.levelno >= logging.WARNING and not record.exc_info)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Drop the configurations that Hydra would keep of every job until the sweep ends, 0.4 MB each.
@@ -39,6 +74,8 @@ class SweepReport(Callback):
         from mmp.report import write_report
         from mmp.wandb_runs import log_sweep
 
+        if self._display:
+            self._display.stop()
         # Hydra turns exceptions of callbacks into warnings and exit code 0; SystemExit is not an Exception.
         folder = Path(config.hydra.sweep.dir)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from mmp.checkpoints import AtomicCheckpoints, SaveInTime, loader_state
 from mmp.config import PruneConfig, TrainConfig
 from mmp.data import ImageData
+from mmp.display import is_shown
 from mmp.errors import MmpError, nearest
 from mmp.loggers import Recorder, SafeLogger
 from mmp.slurm import job_id
@@ -121,6 +123,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
 
     Raises:
         MmpError: if Lightning refuses the trainer's settings for these data.
+        KeyboardInterrupt: on Ctrl-C.
     """
     batches = data.train_dataloader(trainer.world_size)
     limit = trainer.limit_train_batches
@@ -129,6 +132,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         state = loader_state(checkpoint)
         batches.load_state_dict(state)
         log.info("going on from %s: epoch %d, batch %d", checkpoint, state["epoch"], state["batches"])
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(
             module,
@@ -139,6 +143,11 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         )
     except MisconfigurationException as error:
         raise MmpError(f"trainer: Lightning refuses to train ({' '.join(str(error).split())})") from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning would have a sweep go on, deaf to the next
+            signal.signal(signal.SIGINT, interrupt)
+            raise error.__context__ from None
+        raise
     recorder_of(trainer).replay()
 
 
@@ -148,9 +157,12 @@ def recorder_of(trainer: pl.Trainer) -> Recorder:
 
 
 def shows_progress(config: TrainConfig) -> bool:
-    """Return whether a job draws progress bars: as configured, else where a terminal is attached."""
+    """Return whether a job draws progress bars: as configured, else where a terminal is attached.
+
+    Not where a sweep has a live display, which draws for all of its jobs.
+    """
     configured = config.trainer.enable_progress_bar
-    return sys.stderr.isatty() if configured is None else configured
+    return sys.stderr.isatty() if configured is None else configured and not is_shown()
 
 
 def build_trainer(

@@ -45,7 +45,7 @@ def finetune(
         recipe: How to train.
         model: The model to begin with, changed in place.
         teacher: The dense model, which a recipe with distillation follows.
-        masking: The callbacks that bring the masks, and average under them.
+        masking: The callbacks that bring the masks, average under them, and look on.
         data: Train and validation splits.
         loggers: Where epochs are logged.
         folder: Where checkpoints go; the last one there is resumed from if a run of the same settings was interrupted.
@@ -92,7 +92,7 @@ def finetune_best(
         dense: The dense model.
         start: The model that a training begins with, left as it is.
         masked: The model under its final masks that no training leaves; a copy of it is returned then.
-        masking: Makes the callbacks that bring the masks.
+        masking: Makes the callbacks that bring the masks, for each training anew.
         data: Train and validation splits.
         loggers: Where the epochs of the full recipe are logged.
         folder: The run's folder.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mmp.errors import MmpError
 from mmp.files import is_locked, load_tensors, locked, remove_unfinished, save_tensors, write_json
 from mmp.layers import Layer
 from mmp.masks import Masks
+from mmp.notes import Notes
 from mmp.ranges import Range
 from mmp.sizes import MEGABYTE, Sizes
 from mmp.slurm import job_id
@@ -73,15 +75,23 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 class Stopwatch:
-    """Seconds spent in each phase of a run."""
+    """Seconds spent in each phase of a run.
+
+    Attributes:
+        seconds: Of each phase.
+        begun: Called with the name of a phase when it begins.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.begun: Callable[[str], None] | None = None
         self._start = time.perf_counter()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Add the time of a ``with`` block to a phase."""
+        if self.begun:
+            self.begun(phase)
         start = time.perf_counter()
         try:
             yield
@@ -196,6 +206,11 @@ class RunFolder:
 
     path: Path
     head: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def notes(self) -> Notes:
+        """Where the run says what it is at."""
+        return Notes(self.path)
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict, read_write
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mmp.errors import MmpError
 from mmp.files import write_json
 from mmp.identity import digest
 from mmp.models import fill_input
+from mmp.progress import ENDED
 from mmp.store import SCHEMA_VERSION, STATUS, RunFolder
 from mmp.validate import validate
 
 log = logging.getLogger(__name__)
 
-ENDED = ("completed", "skipped", "failed")
+
+def expand(config: DictConfig) -> list[list[str]] | None:
+    """Return the overrides of each job that a multirun will launch, as its own sweeper will make them.
+
+    Args:
+        config: What Hydra composed of the multirun.
+
+    Returns:
+        None with a sweeper that makes up its jobs as it goes, or where Hydra cannot read the command line.
+    """
+    split = getattr(get_class(config.hydra.sweeper._target_), "split_arguments", None)  # Hydra's own sweeper has it
+    if split is None:
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    given: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    try:
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        (jobs,) = split(parser.parse_overrides([*params, *given]), None)
+    except HydraException:
+        return None
+    return jobs
 
 
 class Sweep:
@@ -82,13 +109,16 @@ class Sweep:
         return self._fingerprint(index) in (None, run.head["data_fingerprint"])
 
     def missing(self) -> list[int]:
-        """Return the jobs that are not completed; of the others a line says so."""
+        """Return the jobs that are not completed; the others are skipped, which a line says, and their status."""
         missing = []
         for index, folder in enumerate(self.folders):
-            if self.completed(index):
-                log.info("%s: already completed, skipped (force=true runs it again)", folder.name)
-            else:
+            if not self.completed(index):
                 missing.append(index)
+                continue
+            log.info("%s: already completed, skipped (force=true runs it again)", folder.name)
+            told = {**(RunFolder(folder).status or {}), "status": "skipped", "overrides": self.jobs[index]}
+            with contextlib.suppress(MmpError):  # a full disk takes nothing from the result
+                write_json(folder / STATUS, told)
         return missing
 
     def ended(self, index: int) -> bool:

@@ -1,0 +1,410 @@
+"""What a sweep shows: computed from its files, and seen in a real terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from misbehaving import overrides
+from sweeping import ROOT, arguments, environment, sweep
+from terminal import Session, play
+
+from mmp import progress
+from mmp.config import register
+from mmp.display import clock, picture
+from mmp.notes import NOTES, Notes
+from mmp.progress import Job, Progress, State, spoken, time_left
+from mmp.store import RESULT, STATUS
+from mmp.sweep import expand
+
+slow = pytest.mark.slow
+
+# Computed from files
+
+
+class Sweep:
+    """A sweep's folder, written by hand."""
+
+    def __init__(self, folder: Path, jobs: int | None = 4) -> None:
+        self.folder, self.now, self._written = folder, 100.0, 0
+        self._jobs = None if jobs is None else [[f"job={number}"] for number in range(jobs)]
+
+    def progress(self) -> Progress:
+        return Progress(self.folder, self._jobs, lambda: self.now)
+
+    def write(self, number: int, status: str, run: str = "", **more: Any) -> Path:
+        path = self.folder / (run or f"run{number}") / STATUS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"status": status, "run_name": run or f"run{number}", "overrides": [f"job={number}"], **more}
+        self._written += 1
+        path.write_text(json.dumps(content) + " " * self._written)
+        return path.parent
+
+    def complete(self, number: int, seconds: float, run: str = "") -> None:
+        folder = self.write(number, "running", run)
+        result = {
+            "sparsity": 0.5, "drop": 1.25, "seconds": {"total": seconds}, "accuracy": {"finetuned": {"test": 0.975}},
+        }  # fmt: skip
+        (folder / RESULT).write_text(json.dumps(result))
+        self.write(number, "completed", run)
+
+
+def test_a_sweep_is_counted_as_its_jobs_begin_and_end(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    following = sweep.progress()
+    assert following.look() == []
+    assert following.state.line == "0 of 4 done, time left unknown"
+    sweep.write(0, "running")
+    sweep.write(1, "running")
+    assert following.look() == []
+    assert following.state.line == "0 of 4 done, 2 running, time left unknown"
+    sweep.now += 10
+    sweep.complete(0, 10.0)
+    (ended,) = following.look()
+    assert ended.line == "done run0: sparsity 50.0 %, test 97.50 %, drop 1.25 points, 10.0 s"
+    # Two workers, two jobs wait, each takes 10 s; the one that runs has taken as long as any.
+    assert following.state.line == "1 of 4 done, 1 running, about 10 s left"
+    sweep.write(1, "failed", error={"type": "MmpError", "message": "the loss became nan\nin epoch 3"})
+    sweep.write(2, "skipped")
+    ended = following.look()
+    assert sorted(job.status for job in ended) == ["failed", "skipped"]
+    assert "FAILED run1: MmpError: the loss became nan" in [job.line for job in ended]
+    assert following.look() == []
+    assert following.state.line == "2 of 4 done (1 skipped), 1 failed, about 10 s left"
+    assert [job.line for job in following._jobs.values() if job.reason] == [
+        "FAILED run1: MmpError: the loss became nan"
+    ]
+    sweep.complete(3, 10.0)
+    following.look()
+    assert following.state.line == "3 of 4 done (1 skipped), 1 failed"
+
+
+def test_what_was_there_before_is_not_counted_and_neither_is_what_another_sweep_does(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.complete(0, 3.0)
+    sweep.write(1, "failed", error={"type": "Error", "message": ""})
+    sweep.write(2, "running")
+    following = sweep.progress()
+    following.look()
+    assert following.state.line == "0 of 4 done, time left unknown"
+    sweep.write(7, "running")
+    sweep.complete(8, 3.0)
+    following.look()
+    assert following.state.line == "0 of 4 done, time left unknown"
+    sweep.write(0, "skipped")
+    sweep.write(1, "running")
+    following.look()
+    assert following.state.line == "1 of 4 done (1 skipped), 1 running, time left unknown"
+
+
+def test_a_job_that_says_nothing_of_itself_counts_too(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    following = sweep.progress()
+    sweep.write(0, "failed", overrides=None, run_name=None, error={"type": "MmpError", "message": "no such key"})
+    (ended,) = following.look()
+    assert ended.line.endswith("MmpError: no such key")
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / STATUS).write_text("{ half")
+    following.look()
+    assert following.state.line == "0 of 4 done, 1 failed, time left unknown"
+
+
+def test_without_the_number_of_jobs_there_is_no_estimate(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, None)
+    following = sweep.progress()
+    sweep.complete(12, 3.0)
+    following.look()
+    assert following.state.line == "1 done"
+
+
+def test_two_jobs_that_come_to_the_same_run_are_two(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, 2)
+    following = sweep.progress()
+    sweep.write(0, "running", "same")
+    following.look()
+    sweep.complete(0, 3.0, "same")
+    sweep.write(1, "skipped", "same")  # before anybody looked
+    following.look()
+    assert following.state.line == "2 of 2 done (1 skipped)"
+
+
+def test_runs_are_found_in_folders_of_folders(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    following = sweep.progress()
+    sweep.write(0, "running", "vit/digits/run")
+    following.look()
+    assert following.state.line == "0 of 4 done, 1 running, time left unknown"
+
+
+def test_nothing_is_read_again_that_has_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, read = Sweep(tmp_path), []
+
+    class Counted(progress.RunFolder):
+        @property
+        def status(self) -> dict[str, Any] | None:
+            read.append(self.path.name)
+            return super().status
+
+    monkeypatch.setattr(progress, "RunFolder", Counted)
+    for number in range(3):
+        sweep.complete(number, 1.0)
+    following = sweep.progress()
+    assert read == []
+    sweep.write(1, "running")
+    for _ in range(5):
+        following.look()
+    sweep.write(1, "completed")
+    for _ in range(5):
+        following.look()
+    assert read == ["run1", "run1"]
+
+
+@pytest.mark.parametrize(
+    ("completed", "running", "waiting", "workers", "expected"),
+    [
+        ([], [5.0], 3, 2, None),
+        ([10.0], [], 0, 1, 0.0),
+        ([10.0], [4.0], 0, 1, 6.0),
+        ([10.0], [4.0], 2, 1, 26.0),
+        ([10.0], [4.0, 8.0], 3, 2, 22.0),  # free after 2 and 6; jobs end after 12, 16, 22
+        ([10.0], [], 4, 4, 10.0),
+        ([10.0], [], 5, 4, 20.0),
+        ([60.0, 10.0, 10.0], [], 1, 1, 10.0),  # the first made what all share
+        ([60.0, 10.0, 10.0], [30.0], 0, 1, 30.0),  # it is like the long one by now
+        ([10.0], [50.0], 0, 1, 0.0),
+    ],
+)
+def test_the_estimate(
+    completed: list[float], running: list[float], waiting: int, workers: int, expected: float | None
+) -> None:
+    assert time_left(completed, running, waiting, workers) == expected
+
+
+def test_times_are_said_as_exactly_as_they_are_known() -> None:
+    assert [spoken(s) for s in (0.2, 40.4, 89, 91, 239, 3600, 7800)] == [
+        "1 s", "40 s", "89 s", "2 min", "4 min", "60 min", "2 h 10 min",
+    ]  # fmt: skip
+    assert [clock(s) for s in (0.9, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
+
+
+def shown(state: State, rows: int) -> list[str]:
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console.print(picture(state, rows))
+    return console.export_text().splitlines()
+
+
+def test_the_picture_has_a_line_for_each_job_and_fits_the_terminal(tmp_path: Path) -> None:
+    note = {"phase": "finetune", "epoch": 2, "epochs": 4, "fraction": 0.5, "accuracy": 0.975}
+    jobs = tuple(Job(tmp_path, f"run{number}", "running", 93.0, note=note) for number in range(30))
+    state = State(40, 1, 0, 0, jobs, 0.0, 100.0, 240.0)
+    lines = shown(state, 10)
+    assert len(lines) == 8
+    assert lines[0].split() == ["run0", "fine-tuning", "2/4", "━━━━━━", "97.5", "%", "0:07"]
+    assert lines[-2:] == ["and 24 more", "sweep: 1 of 40 done, 30 running, about 4 min left, 1:40 so far"]
+    assert shown(State(40, 0, 0, 0, (), 0.0, 0.0, None), 10) == ["sweep: 0 of 40 done, time left unknown, 0:00 so far"]
+    long = Job(tmp_path, "n" * 200, "running", 93.0, note={"phase": "scores"})
+    assert "…  scores" in shown(State(1, 0, 0, 0, (long,), 0.0, 100.0, None), 10)[0]
+
+
+def test_notes_are_few_and_never_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    notes, read = Notes(tmp_path), lambda: json.loads((tmp_path / NOTES).read_text())
+    notes.begin("dense")
+    notes.add(epoch=1)
+    assert read() == {"phase": "dense"}
+    now = 0.6
+    notes.add(epochs=2)
+    assert read() == {"phase": "dense", "epoch": 1, "epochs": 2}
+    notes.begin("scores")
+    assert read() == {"phase": "scores"}
+    notes.remove()
+    notes.remove()
+    assert list(tmp_path.iterdir()) == []
+    for lost in (Notes(tmp_path / "no such folder"), Notes(Path("/dev/null"))):
+        lost.begin("dense")
+        lost.remove()
+
+
+def test_the_jobs_of_a_command_line_are_known_before_they_begin(conf: Path) -> None:
+    register()
+
+    def jobs(*given: str, **params: str) -> Any:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            config = loader.load_configuration("prune", list(given), run_mode=RunMode.MULTIRUN)
+            config.hydra.sweeper.params = params or None
+            return expand(config)
+
+    assert jobs("signal=magnitude,product", "seed=range(0,2)", "force=true")[1] == [
+        "signal=magnitude", "seed=1", "force=True",
+    ]  # fmt: skip
+    assert len(jobs("strategy=glob(*)", "signal=magnitude,gradient,product", "hydra.sweeper.max_batch_size=4")) == 30
+    assert jobs("force=true", seed="1,2")[1] == ["seed=2", "force=True"]
+    assert jobs("match=${sweep}", "seed=1,2")[0] == [r"match=$\{sweep\}", "seed=1"]  # as in status.json
+    assert jobs("finetune.learning_rate=interval(0,1)") is None
+
+
+# Seen in a terminal
+
+SHORT = ["data.batch_size=256"]
+
+
+def seen(results: Path, *given: str, **options: Any) -> Session:
+    command = [argument for argument in arguments(results, *given) if "progress_bar" not in argument]
+    return play(command, ROOT, environment(), **options)
+
+
+def check(session: Session, last: str) -> None:
+    """Check that a terminal holds whole lines, and the region's last state once."""
+    assert session.cursor
+    assert sum(line.startswith("sweep: ") for line in session.lines) == 1, session.lines
+    assert any(re.fullmatch(rf"sweep: {last}, \d+:\d\d so far", line) for line in session.lines), session.lines
+    for line in session.lines:
+        assert "━" not in line
+        assert re.search(r"sweep: |\[HYDRA\]|done cnn|FAILED cnn", line[1:]) is None or line.startswith("[20"), line
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep without a terminal, one of whose jobs fails: its folder of results, and what it wrote."""
+    results = tmp_path_factory.mktemp("results")
+    done = sweep(
+        results, *SHORT, "strategy=p30,p50", "finetune.learning_rate=1e-3,0", "hydra.callbacks.report.every=0.1"
+    )
+    assert done.returncode == 1, done.stderr
+    return results, done.stdout
+
+
+@slow
+def test_without_a_terminal_there_is_a_line_now_and_then(plain: tuple[Path, str]) -> None:
+    results, written = plain
+    lines = [line for line in written.splitlines() if line.startswith("sweep: ")]
+    assert lines[0] in ("sweep: 0 of 4 done, time left unknown", "sweep: 0 of 4 done, 1 running, time left unknown")
+    assert any(re.fullmatch(r"sweep: 1 of 4 done, 1 failed(, 1 running)?, about \d+ s left", line) for line in lines)
+    assert len(lines) == len(set(lines)) >= 3
+    assert "\x1b" not in written
+    assert not list(results.rglob(NOTES))
+
+
+@slow
+def test_a_terminal_shows_the_job_that_runs_and_ends_with_the_numbers(plain: tuple[Path, str]) -> None:
+    results, _ = plain
+    session = seen(results, *SHORT, "strategy=p30,p50,p70,p90", "finetune.learning_rate=1e-3")
+    assert session.code == 1  # the other sweep's failures are in the same folder
+    check(session, r"4 of 4 done \(2 skipped\)")
+    assert any(re.search(r"cnn-digits-magnitude-p90\S+ +[a-z]", screen) for screen in session.screens)
+    assert any("time left unknown" in screen for screen in session.screens)
+    assert any(re.search(r"3 of 4 done \(2 skipped\), 1 running, about \d+ s left", s) for s in session.screens)
+    ended = [line for line in session.lines if line.startswith("done ")]
+    assert [re.sub(r"-\w{8}:.*", "", line) for line in ended] == [
+        "done cnn-digits-magnitude-p70-s0", "done cnn-digits-magnitude-p90-s0",
+    ]  # fmt: skip
+    assert all(re.search(r"sparsity \d\d\.\d %, test \d\d\.\d\d %, drop -?\d+\.\d\d points", e) for e in ended)
+    assert sum("#1 : " in line for line in session.lines) == 1  # what is logged here is above the region
+    assert any("4 completed" in line for line in session.lines)
+
+
+@slow
+def test_workers_are_shown_at_once_and_garble_nothing(plain: tuple[Path, str]) -> None:
+    results, _ = plain
+    workers = [
+        "sweep=workers",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "strategy=p30,p70,p90",
+        "finetune.epochs=2",
+    ]
+    session = seen(results, *SHORT, *workers, *overrides(p30="slow", p70="slow", p90="raise"))
+    assert session.code == 1
+    check(session, "2 of 3 done, 1 failed")
+    both = r"(p[37]0-\S+ +fine-tuning \d/2.*\n.*){2}sweep: 0 of 3 done, 2 running"
+    assert any(re.search(both, screen) for screen in session.screens), session.screens
+    assert any(re.search(r"fine-tuning 2/2 +━.* +\d\d\.\d % +\d:\d\d", screen) for screen in session.screens)
+    assert sum(line.startswith("done cnn") for line in session.lines) == 2
+    assert sum(line.startswith("FAILED cnn-digits-magnitude-p90") for line in session.lines) == 1
+    assert not any("[INFO]" in line or "Traceback" in line for line in session.lines)  # they are in the files
+    (log,) = results.glob("sweeps/workers/*p90*/prune.log")
+    assert "Traceback" in log.read_text()
+
+
+@slow
+def test_ctrl_c_ends_the_sweep_and_gives_the_terminal_back(plain: tuple[Path, str]) -> None:
+    results, _ = plain
+    session = seen(
+        results,
+        *SHORT,
+        "strategy=balanced,aggressive",
+        "finetune.epochs=20",
+        *overrides(balanced="slow"),
+        interrupt=lambda screen: "fine-tuning 1/20" in screen,
+    )
+    assert session.code != 0
+    check(session, "0 of 2 done, 1 failed, time left unknown")
+    assert any("KeyboardInterrupt" in line for line in session.lines)
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from mmp.display import is_shown, watch
+from mmp.progress import Progress
+folder = Path(sys.argv[1])
+display = watch(folder, [["a"]], True, None)
+assert is_shown() and not sys.stdout.isatty()
+"""
+
+
+def script(tmp_path: Path, text: str) -> Session:
+    path = {"PYTHONPATH": str(ROOT)}
+    return play([sys.executable, "-c", SCRIPT + text, str(tmp_path)], ROOT, environment(**path), limit=60)
+
+
+@slow
+def test_whatever_is_written_stays_above_the_region(tmp_path: Path) -> None:
+    session = script(
+        tmp_path,
+        "os.system('echo from a shell; printf \"\\\\r 10 %%\\\\r 50 %%\\\\r\"')\n"
+        "sys.stderr.write('bar 1\\rbar 2\\r     \\r')\n"
+        "print('\\x1b[5A\\x1b[2Jup\\x1b[31m and red\\x1b[0m')\n"
+        "time.sleep(1.2)\n"
+        "os.write(1, b'no end')\n"
+        "display.stop(); display.stop()\n"
+        "assert not is_shown() and sys.stdout.isatty()\n"
+        "print('after')\n",
+    )
+    assert session.code == 0, session.lines
+    written = [line for line in session.lines if line]
+    assert written == [
+        "from a shell", "up and red", "no end", "sweep: 0 of 1 done, time left unknown, 0:01 so far", "after",
+    ]  # fmt: skip
+
+
+@slow
+def test_a_display_that_fails_is_told_once_and_everything_goes_on(tmp_path: Path) -> None:
+    session = script(
+        tmp_path,
+        "def fail(self): raise RuntimeError('no such thing')\n"
+        "Progress.look = fail\n"
+        "time.sleep(1.2)\n"
+        "os.write(1, bytes(100_000) + b'all of it\\n')\n"  # more than a pipe holds
+        "start, spent = time.monotonic(), time.process_time()\n"
+        "time.sleep(0.5)\n"
+        "display.stop()\n"
+        "print('after', time.monotonic() - start < 5, time.process_time() - spent < 0.2)\n",
+    )
+    assert session.code == 0
+    told = [line for line in session.lines if "shown no more" in line]
+    assert told == ["the progress of the sweep is shown no more: RuntimeError: no such thing"]
+    assert session.lines.count("all of it") == 1
+    assert "after True True" in session.lines
+    assert session.cursor
