@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+
+
+LIMIT = 900.0  # seconds of any command, far more than one needs; a shared machine is slow
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -28,6 +32,10 @@ def run(command: Sequence[str], environment: Mapping[str, str], cwd: Path = ROOT
         server = _server()
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
+        if not select.select([server.stdout], [], [], LIMIT)[0]:
+            server.kill()
+            _server.cache_clear()
+            raise subprocess.TimeoutExpired(list(command), LIMIT, out.read_text(), err.read_text())
         code = int(server.stdout.readline())
         return subprocess.CompletedProcess(list(command), code, out.read_text(), err.read_text())
 
