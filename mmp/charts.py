@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def front_of(group: Group) -> list[tuple[float, float, str]]:
     names: dict[tuple[float, float], list[str]] = {}
     for one in group.configurations:
         if one.efficient:
-            names.setdefault((one.mean("sparsity"), one.mean("validation")), []).append(one.runs[0].strategy)
+            key = (round(one.mean("sparsity"), 7), round(one.mean("validation"), 7))
+            names.setdefault(key, []).append(one.runs[0].strategy)
     return [(x, y, " = ".join(dict.fromkeys(strategies))) for (x, y), strategies in sorted(names.items())]
 
 
@@ -65,7 +67,7 @@ def draw_picture(groups: Sequence[Group], path: Path) -> None:
 
 
 def _draw_panel(axis: Any, group: Group, split: str, colours: dict[str, str]) -> None:
-    dense = 100 * getattr(group.runs[0], f"dense_{split}")
+    dense = 100 * statistics.fmean(group.dense(split))
     noise = 100 * group.noise(split)
     axis.axhspan(dense - noise, dense + noise, color="0.5", alpha=0.15, linewidth=0, label="± one standard error")
     axis.axhline(dense, color="0.35", linewidth=1.2, linestyle="--", label="dense")

@@ -11,6 +11,8 @@ from mmp.configurations import Group
 from mmp.results import SETTINGS, Run
 from mmp.verdict import difference, outcome, paired
 
+_EQUAL = 1e-3  # sparsities that differ by less are compared
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -30,13 +32,17 @@ class Comparison:
 
     @property
     def words(self) -> str:
-        """Which sweep's is better, if the difference is more than noise."""
-        return outcome(self.better, self.noise, "B is better", "A is better")
+        """Which sweep's loses less, if the difference is more than noise; or why that is not to be said."""
+        if any(a.dense_test != b.dense_test for a, b in self.pairs):
+            return "other dense model"
+        if any(abs(a.sparsity - b.sparsity) >= _EQUAL for a, b in self.pairs):
+            return "not equally sparse"
+        return outcome(self.better, self.noise, "B loses less", "A loses less")
 
     @property
-    def same_sparsity(self) -> bool:
-        """Whether both are equally sparse, to a tenth of a percent."""
-        return all(abs(a.sparsity - b.sparsity) < 1e-3 for a, b in self.pairs)
+    def fair(self) -> bool:
+        """Whether its words are a verdict."""
+        return self.words in ("B loses less", "A loses less", "within the noise")
 
 
 @dataclass(frozen=True)
@@ -55,26 +61,19 @@ class GroupComparison:
 
     def summary(self) -> list[str]:
         """Return what was found, in words."""
-        count = Counter(comparison.words for comparison in self.comparisons)
         lines = [f"{self.title}: {len(self.comparisons)} configurations are in both sweeps, paired by seed and data."]
-        if self.comparisons:
-            counted = (f"{words} in {count[words]}" for words in ("B is better", "A is better"))
-            lines.append(f"Test accuracy: {', '.join(counted)}, {count['within the noise']} within the noise.")
-            lines.append(self._overall())
-        if other := [c.name for c in self.comparisons if not c.same_sparsity]:
-            lines.append(f"Not equally sparse in both: {', '.join(other[:6])}{' ...' if len(other) > 6 else ''}.")
-        return [*lines, *self.left_out]
-
-    def _overall(self) -> str:
-        by_seed = defaultdict(list)
+        fair = [comparison for comparison in self.comparisons if comparison.fair]
+        if fair:
+            count = Counter(comparison.words for comparison in fair)
+            counted = (f"{words} in {count[words]}" for words in ("B loses less", "A loses less"))
+            lines.append(f"Of test accuracy {', '.join(counted)}, {count['within the noise']} within the noise.")
+            lines.append(_overall(fair))
+        unfair = defaultdict(list)
         for comparison in self.comparisons:
-            for a, b in comparison.pairs:
-                by_seed[a.seed].append(a.drop - b.drop)
-        means = [statistics.fmean(differences) for differences in by_seed.values()]
-        if len(means) == 1:
-            return f"Over all of them B loses {means[0]:+.2f} points less than A (one seed: no interval)."
-        better, noise = paired(means)
-        return f"Over all of them B loses {better:+.2f} ± {noise:.2f} points less than A ({len(means)} seeds)."
+            if not comparison.fair:
+                unfair[comparison.words].append(comparison.name)
+        lines += [f"No verdict, {words}: {_some(names)}." for words, names in sorted(unfair.items())]
+        return [*lines, *self.left_out]
 
 
 def compare(a: Sequence[Group], b: Sequence[Group]) -> list[GroupComparison]:
@@ -86,14 +85,20 @@ def compare(a: Sequence[Group], b: Sequence[Group]) -> list[GroupComparison]:
     Args:
         a: Groups of the first sweep.
         b: Groups of the second.
+
+    Returns:
+        A comparison for each model and data set of either; one that only one sweep has compares nothing and says so.
     """
-    theirs = {group.title: group for group in b}
-    return [_compare(group, theirs[group.title]) for group in a if group.title in theirs]
+    ours, theirs = ({group.title: group for group in groups} for groups in (a, b))
+    found = [_compare(ours[title], theirs[title]) for title in ours if title in theirs]
+    for sweep, only in (("A", ours.keys() - theirs.keys()), ("B", theirs.keys() - ours.keys())):
+        found += [GroupComparison(title, (), (f"Only {sweep} has this model and data set.",)) for title in sorted(only)]
+    return found
 
 
 def _compare(a: Group, b: Group) -> GroupComparison:
     settings = [what for what in SETTINGS if a.varies(what) or b.varies(what)]
-    ours, theirs = _by_name(a.runs, settings), _by_name(b.runs, settings)
+    ours, theirs = _by_name(a, settings), _by_name(b, settings)
     found, left_out = [], []
     for name in sorted(ours.keys() & theirs.keys()):
         if ambiguous := [sweep for sweep, runs in (("A", ours[name]), ("B", theirs[name])) if _repeated(runs)]:
@@ -108,20 +113,39 @@ def _compare(a: Group, b: Group) -> GroupComparison:
         found.append(Comparison(name, same_data, *difference([(b, a) for a, b in same_data])))
     for sweep, only in (("A", ours.keys() - theirs.keys()), ("B", theirs.keys() - ours.keys())):
         if only:
-            left_out.append(f"Only in {sweep}: {', '.join(sorted(only)[:6])}{' ...' if len(only) > 6 else ''}.")
-    dense = [pair for comparison in found for pair in comparison.pairs if pair[0].dense_test != pair[1].dense_test]
-    if dense:
-        left_out.append("The dense models differ, so that drops are of different models.")
+            left_out.append(f"Only in {sweep}: {_some(sorted(only))}.")
     found.sort(key=lambda comparison: comparison.pairs[0][0].sparsity)
     return GroupComparison(a.title, tuple(found), tuple(left_out))
 
 
-def _by_name(runs: Iterable[Run], settings: Sequence[str]) -> dict[str, list[Run]]:
-    found = defaultdict(list)
-    for run in runs:
-        found[" ".join(filter(None, (run.configuration, *(getattr(run, what) for what in settings))))].append(run)
+def _overall(comparisons: Sequence[Comparison]) -> str:
+    """Return the mean over configurations that have all seeds, so that seeds differ in nothing else."""
+    most = max(len(comparison.pairs) for comparison in comparisons)
+    complete = [comparison for comparison in comparisons if len(comparison.pairs) == most]
+    by_seed = defaultdict(list)
+    for comparison in complete:
+        for a, b in comparison.pairs:
+            by_seed[a.seed].append(a.drop - b.drop)
+    means = [statistics.fmean(differences) for differences in by_seed.values()]
+    told = f"Over {'all' if len(complete) == len(comparisons) else f'the {len(complete)} with all seeds'}"
+    if len(means) == 1:
+        return f"{told}, B loses {means[0]:+.2f} points less than A (one seed: no interval)."
+    better, noise = paired(means)
+    return f"{told}, B loses {better:+.2f} ± {noise:.2f} points less than A ({len(means)} seeds)."
+
+
+def _by_name(group: Group, settings: Sequence[str]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = defaultdict(list)
+    for one in group.configurations:
+        words = (one.runs[0].configuration, *(getattr(one.runs[0], what) for what in settings), one.other)
+        found[" ".join(filter(None, words))] += one.runs
     return found
 
 
 def _repeated(runs: Sequence[Run]) -> bool:
     return len({run.seed for run in runs}) < len(runs)
+
+
+def _some(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

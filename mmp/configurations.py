@@ -12,6 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from mmp.results import SETTINGS, Run
 
+# Overrides that say nothing about a configuration's settings, or are in its name anyway.
+_NAMED = {"model", "data", "signal", "strategy", "criterion", "seed", "match", "sweep", "force", *SETTINGS}
+_INCIDENTAL = ("paths", "logger", "hydra", "debug")
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -19,19 +23,24 @@ class Configuration:
 
     Attributes:
         runs: Completed runs by rising seed.
-        efficient: Whether no other configuration of its group is at least as sparse and loses as little on
-            validation, and is better in one of the two.
-        twins: Other configurations that gave the very same masks, for every seed.
+        other: What tells it from configurations of the same name and `SETTINGS`: overrides, or a hash of all settings.
+        varied: Those of `SETTINGS` that vary in its group.
+        efficient: Whether no other configuration of its group with as many seeds is at least as sparse and loses as
+            little on validation, and is better in one of the two.
+        twins: Names of other configurations that gave the very same masks, for every seed.
     """
 
     runs: tuple[Run, ...]
+    other: str = ""
+    varied: tuple[str, ...] = ()
     efficient: bool = False
     twins: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Signal and strategy, or criterion and budget."""
-        return self.runs[0].configuration
+        """Signal and strategy, or criterion and budget; and whatever else tells it from others of its group."""
+        settings = (f"{what}={value}" for what in self.varied if (value := getattr(self.runs[0], what)))
+        return " ".join(filter(None, (self.runs[0].configuration, *settings, self.other)))
 
     @property
     def seeds(self) -> int:
@@ -73,15 +82,19 @@ class Group:
     def __post_init__(self) -> None:
         self.runs = sorted(self.runs, key=lambda run: (run.sparsity, run.configuration, run.seed, run.folder))
         self.seeds = len({run.seed for run in self.runs})
-        by_settings: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+        by_name: dict[tuple[str, ...], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in self.runs:
-            by_settings[run.configuration, *(getattr(run, what) for what in SETTINGS), run.settings].append(run)
-        found = [Configuration(tuple(sorted(runs, key=lambda run: run.seed))) for runs in by_settings.values()]
+            by_name[run.configuration, *(getattr(run, what) for what in SETTINGS)][run.settings].append(run)
+        varied = tuple(what for what in SETTINGS if self.varies(what))
+        found = [
+            Configuration(tuple(sorted(runs, key=lambda run: run.seed)), other, varied)
+            for namesakes in by_name.values()
+            for runs, other in zip(namesakes.values(), _told_apart(list(namesakes.values())), strict=True)
+        ]
         found.sort(key=lambda one: (one.mean("sparsity"), one.name))
-        efficient = pareto_front([(one.mean("sparsity"), -one.validation_drop) for one in found])
-        twins = _twins(found)
         self.configurations = [
-            replace(one, efficient=good, twins=same) for one, good, same in zip(found, efficient, twins, strict=True)
+            replace(one, efficient=efficient, twins=twins)
+            for one, efficient, twins in zip(found, _efficient(found), _twins(found), strict=True)
         ]
 
     @property
@@ -89,10 +102,13 @@ class Group:
         """Model and data set."""
         return f"{self.model} on {self.data}"
 
+    def dense(self, split: str) -> list[float]:
+        """Return the dense models' accuracies on ``validation`` or ``test``, one per seed, as fractions."""
+        return list({run.seed: getattr(run, f"dense_{split}") for run in self.runs}.values())
+
     def noise(self, split: str) -> float:
-        """Return the binomial standard error sqrt(p (1 - p) / n) of the dense model's accuracy, a fraction."""
-        run = self.runs[0]
-        p, n = (run.dense_test, run.test_samples) if split == "test" else (run.dense_validation, run.validation_samples)
+        """Return the binomial standard error sqrt(p (1 - p) / n) of one dense model's accuracy, a fraction."""
+        p, n = statistics.fmean(self.dense(split)), getattr(self.runs[0], f"{split}_samples")
         return (p * (1 - p) / n) ** 0.5 if n else 0.0
 
     def spreads(self) -> list[float]:
@@ -100,7 +116,7 @@ class Group:
         return sorted(spread for one in self.configurations if (spread := one.spread()) is not None)
 
     def repeats(self) -> list[float]:
-        """Return the ranges of test accuracy, in points, of runs that had the same masks, seed and training."""
+        """Return how far apart, in points of test accuracy, runs lie that had the same masks, seed and training."""
         same = defaultdict(list)
         for run in self.runs:
             same[run.masks_hash, run.seed, run.protocol].append(100 * run.test)
@@ -133,6 +149,30 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
         if y > best[0] or (y, x) == best:
             efficient[i], best = True, (y, x)
     return efficient
+
+
+def _efficient(configurations: Sequence[Configuration]) -> list[bool]:
+    """Mark the efficient among those with the most seeds; rounding makes equal what differs by the order of sums."""
+    most = max((one.seeds for one in configurations), default=0)
+    complete = [one for one in configurations if one.seeds == most]
+    points = [(round(one.mean("sparsity"), 7), -round(one.validation_drop / 100, 7)) for one in complete]
+    chosen = {id(one) for one, good in zip(complete, pareto_front(points), strict=True) if good}
+    return [id(one) in chosen for one in configurations]
+
+
+def _told_apart(namesakes: Sequence[Sequence[Run]]) -> list[str]:
+    """Return what tells configurations of one name apart: overrides that not all of them have; "" for a single one."""
+    overrides = [{o for o in runs[0].overrides if _counts(o)} for runs in namesakes]
+    common = set.intersection(*overrides)
+    told = [" ".join(sorted(own - common)) for own in overrides]
+    if len(set(told)) == len(told):
+        return told
+    return [" ".join(filter(None, (words, runs[0].settings[:6]))) for words, runs in zip(told, namesakes, strict=True)]
+
+
+def _counts(override: str) -> bool:
+    key = override.partition("=")[0].lstrip("+~")
+    return key not in _NAMED and key.partition(".")[0] not in _INCIDENTAL
 
 
 def _twins(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -174,13 +175,19 @@ class Recorder(Logger):
             for logger in self._loggers:
                 logger.log_metrics(entry["metrics"], entry["step"])
 
-    def history(self) -> list[dict[str, float]]:
-        """Return the metrics of each epoch, as ``val/accuracy`` and the like, with its number as ``epoch``."""
+    def history(self) -> list[dict[str, float | None]]:
+        """Return the metrics of each epoch, as ``val/accuracy`` and the like, with its number as ``epoch``.
+
+        What is not finite is None: JSON has no word for it.
+        """
         epochs: dict[float, dict[str, float]] = {}
         for entry in self._entries():
             if "epoch" in entry["metrics"]:
                 epochs.setdefault(entry["metrics"]["epoch"], {}).update(entry["metrics"])
-        return [metrics for _, metrics in sorted(epochs.items())]
+        return [
+            {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            for _, metrics in sorted(epochs.items())
+        ]
 
     def _entries(self) -> list[dict[str, Any]]:
         """Return what was logged; what an attempt that was interrupted has logged before counts once."""

@@ -10,6 +10,7 @@ import html
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mmp.charts import colours_of
 from mmp.compare import GroupComparison
 from mmp.configurations import Configuration, Group
+from mmp.identity import digest
 from mmp.report_tables import Table, comparison_table, verdicts_table
 from mmp.results import SETTINGS, Run
 from mmp.summary import summary_of
@@ -52,7 +54,8 @@ def comparison_page(a: Report, b: Report, compared: Sequence[GroupComparison]) -
             for group in report.groups
             if group.title == comparison.title
         ]
-        groups.append(_group(pairs, comparison.summary(), [comparison_table(comparison)]))
+        tables = [table] if (table := comparison_table(comparison)).rows else []
+        groups.append(_group(pairs, comparison.summary(), tables))
     told = f"A: {a.folder} ({a.counts}). B: {b.folder} ({b.counts})."
     return _page(f"{a.folder.name} and {b.folder.name}", told, groups, [(a, "A"), (b, "B")])
 
@@ -63,7 +66,7 @@ def _page(title: str, told: str, groups: Sequence[dict[str, Any]], reports: Sequ
     data = {
         "groups": groups,
         "colours": colours_of(group for report, _ in reports for group in report.groups),
-        "settings": SETTINGS,
+        "settings": [*SETTINGS, "other"],
     }
     parts = {
         "title": html.escape(title),
@@ -102,7 +105,10 @@ def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: 
     return {
         "title": group.title,
         "summary": list(summary),
-        "noise": {split: _rounded(group.noise(split)) for split in ("validation", "test")},
+        "noise": {
+            **{split: _rounded(group.noise(split)) for split in ("validation", "test")},
+            "seeds": _rounded(statistics.median(spreads)) if (spreads := group.spreads()) else None,
+        },
         "configurations": [
             _configuration(one, sweep, ranges) for members, sweep in sweeps for one in members.configurations
         ],
@@ -119,12 +125,14 @@ def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: 
 def _configuration(one: Configuration, sweep: str, ranges: dict[Any, int]) -> dict[str, Any]:
     run = one.runs[0]
     return {
+        "id": digest([sweep, one.name, run.settings])[:8],
         "name": one.name,
         "signal": run.signal,
         "strategy": run.strategy,
         "kind": "baseline" if run.criterion else "strategy",
         "sweep": sweep,
         **{what: getattr(run, what) for what in SETTINGS},
+        "other": one.other,
         "twins": one.twins,
         "runs": [_run(run, ranges) for run in one.runs],
     }
@@ -148,4 +156,4 @@ def _run(run: Run, ranges: dict[Any, int]) -> dict[str, Any]:
 def _rounded(value: Any) -> Any:
     if not isinstance(value, float):
         return value
-    return round(value, 6) if math.isfinite(value) else None
+    return round(value, 9) if math.isfinite(value) else None

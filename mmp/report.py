@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -57,7 +59,7 @@ def build_report(folder: Path) -> Report:
     """
     runs = load_runs(folder)
     return Report(
-        folder=folder,
+        folder=folder.resolve(),
         groups=groups_of(runs),
         failed=[run for run in runs if run.status == "failed"],
         unfinished=[run for run in runs if run.status not in ("completed", "failed")],
@@ -115,23 +117,30 @@ def write_comparison(a: Path, b: Path, console: Console | None = None) -> tuple[
     from mmp.page import comparison_page
 
     reports = build_report(a), build_report(b)
+    a, b = (report.folder for report in reports)
     compared = compare(reports[0].groups, reports[1].groups)
-    if not compared:
+    if not any(one.comparisons for one in compared):
         told = (", ".join(group.title for group in report.groups) or "nothing completed" for report in reports)
-        raise MmpError(f"{a} and {b} have no model and data set in common ({' | '.join(told)})")
-    against = a.name if a.name != b.name else "-".join(a.resolve().parts[1:])
+        raise MmpError(f"{a} and {b} have nothing in common that can be compared ({' | '.join(told)})")
+    against = a.name if a.name != b.name else "-".join(a.parts[1:])
     target = b / REPORT / f"against-{against}"
     tables = [report_tables.comparison_table(one) for one in compared]
     lines = [f"# A: {escaped(str(a))}, B: {escaped(str(b))}", ""]
     for one, table in zip(compared, tables, strict=True):
-        lines += [*(f"- {escaped(line)}" for line in one.summary()), "", _as_markdown(table), ""]
+        lines += [*(f"- {escaped(line)}" for line in one.summary()), ""]
+        lines += [_as_markdown(table), ""] if table.rows else []
+    for name, report in zip("AB", reports, strict=True):
+        lines += _ended(report, f" in {name}")
     write_text(target / "comparison.md", "\n".join(lines))
     write_text(target / "index.html", comparison_page(*reports, compared))
     if console is not None:
         console.print(f"A: {escape(str(a))}\nB: {escape(str(b))}", soft_wrap=True)
         for one, table in zip(compared, tables, strict=True):
-            _print(table, console)
+            if table.rows:
+                _print(table, console)
             _print_lines(one.summary(), console)
+        for name, report in zip("AB", reports, strict=True):
+            _print_ended(report, f" in {name}", console)
         console.print(f"report: {target / 'index.html'}", soft_wrap=True)
     return reports
 
@@ -152,10 +161,21 @@ def as_markdown(report: Report) -> str:
         lines += [f"## {escaped(group.title)}", "", *(f"- {escaped(line)}" for line in summary_of(group)), ""]
         for table in tables_of(group):
             lines += [_as_markdown(table), ""]
+    return "\n".join([*lines, *_ended(report)])
+
+
+def _ended(report: Report, where: str = "") -> list[str]:
+    """Return the runs without a result, as Markdown."""
+    lines = []
     for title, runs in (("Failed", report.failed), ("Unfinished", report.unfinished)):
         if runs:
-            lines += [f"## {title}", "", *(f"- {escaped(run.folder)}: {escaped(run.reason)}" for run in runs), ""]
-    return "\n".join(lines)
+            lines += [
+                f"## {title}{where}",
+                "",
+                *(f"- {escaped(run.folder)}: {escaped(run.reason)}" for run in runs),
+                "",
+            ]
+    return lines
 
 
 def _as_markdown(table: Table) -> str:
@@ -169,10 +189,18 @@ def show(report: Report, console: Console, tables: bool = False) -> None:
             _print(table, console)
         _print_lines(summary_of(group), console)
         console.print()
-    for title, runs in (("failed", report.failed), ("unfinished", report.unfinished)):
-        for run in runs:
-            console.print(f"[red]{title}[/red] {escape(run.folder)}: {escape(' '.join(run.reason.split()))}")
+    _print_ended(report, "", console)
     console.print(report.counts)
+
+
+def _print_ended(report: Report, where: str, console: Console) -> None:
+    """Print the runs without a result, a line each, and not the hundredth; the page has all of them and in full."""
+    for title, runs in (("failed", report.failed), ("unfinished", report.unfinished)):
+        for run in runs[:_MOST_ENDED]:
+            reason = textwrap.shorten(run.reason, _MOST_REASON, placeholder=" ...")
+            console.print(f"[red]{title}{where}[/red] {escape(run.folder)}: {escape(reason)}")
+        if len(runs) > _MOST_ENDED:
+            console.print(f"[red]{title}{where}[/red] {len(runs) - _MOST_ENDED} more")
 
 
 def _print_lines(lines: Sequence[str], console: Console) -> None:
@@ -180,6 +208,8 @@ def _print_lines(lines: Sequence[str], console: Console) -> None:
         console.print(escape(line), highlight=False)
 
 
+_LEAST = {"configuration": 20}  # characters of a column in a narrow terminal
+_MOST_ENDED, _MOST_REASON = 12, 240  # lines, and characters of one
 _NOT_IN_TERMINAL = {"of all %", "epochs", "s", "same masks as"}
 
 
@@ -192,7 +222,8 @@ def _print(table: Table, console: Console) -> None:
     for i in kept:
         words = table.headings[i] in table.words  # in a narrow terminal, these are broken and numbers are not
         heading = table.headings[i].removesuffix(" %")
-        shown.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        side: Literal["left", "right"] = "left" if words else "right"
+        shown.add_column(heading, justify=side, no_wrap=not words, overflow="fold", min_width=_LEAST.get(heading))
     same = table.headings.index("same masks as") if "same masks as" in table.headings else None
     for row in table.rows:
         twins = f" = {row[same]}" if same is not None and row[same] else ""
@@ -216,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tables", action="store_true", help="show every configuration in the terminal")
     options = parser.parse_args(arguments)
+    if options.other is not None and options.tables:
+        parser.error("--tables is for one sweep; the comparison of two is a table already")
     reports: Sequence[Report]
     try:
         if options.other is None:

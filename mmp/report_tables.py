@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from mmp.compare import GroupComparison
@@ -51,15 +51,15 @@ def results_csv(groups: Sequence[Group], ended: Sequence[Run]) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_RUN_COLUMNS, "pareto", "identical_to", "folder", "reason"])
+    writer.writerow([*_RUN_COLUMNS, "other", "pareto", "identical_to", "folder", "reason"])
     for group in groups:
         for one in group.configurations:
             for run in one.runs:
                 cells = [getattr(run, column) for column in _RUN_COLUMNS]
-                writer.writerow([*cells, int(one.efficient), " ".join(one.twins), run.folder, ""])
+                writer.writerow([*cells, one.other, int(one.efficient), "; ".join(one.twins), run.folder, ""])
     for run in ended:
         cells = [getattr(run, column) for column in _RUN_COLUMNS[:_KNOWN_OF_FAILED]]
-        blank = [""] * (len(_RUN_COLUMNS) - _KNOWN_OF_FAILED + 2)
+        blank = [""] * (len(_RUN_COLUMNS) - _KNOWN_OF_FAILED + 3)
         writer.writerow([*cells, *blank, run.folder, run.reason])
     return out.getvalue()
 
@@ -78,35 +78,42 @@ def reconstruction_csv(groups: Iterable[Group]) -> str:
 
 def configurations_table(group: Group) -> Table:
     """Return a group's configurations: means over seeds, and the spread of the drop."""
-    optional = [what for what in SETTINGS if group.varies(what)]
-    resolved = any(run.reconstructed_test is not None for run in group.runs)
-    headings = ["signal", "strategy", *optional, "sparsity %", "of all %", "MB", "val %", "test %", "drop"]
-    headings += ["sd", "seeds"] if group.seeds > 1 else []
-    headings += ["masked %", *(["re-solved %"] if resolved else []), "epochs", "s", "front", "same masks as"]
-    rows = [_cells(one, optional, group.seeds > 1, resolved) for one in group.configurations]
-    words = frozenset({"signal", "strategy", *SETTINGS, "front", "same masks as"})
-    return Table(f"{group.title} (percent; drop in points)", headings, rows, words)
+    members = group.configurations
+    varied = [what for what in SETTINGS if group.varies(what)]
+    seeds = group.seeds > 1
+    columns: dict[str, Callable[[Configuration], str] | None] = {
+        "signal": lambda one: one.runs[0].signal,
+        "strategy": lambda one: one.runs[0].strategy,
+        **{what: lambda one, what=what: str(getattr(one.runs[0], what)) for what in varied},  # type: ignore[misc]
+        "other": (lambda one: one.other) if any(one.other for one in members) else None,
+        "sparsity %": lambda one: f"{100 * one.mean('sparsity'):.2f}",
+        "of all %": lambda one: f"{100 * one.mean('sparsity_all'):.2f}",
+        "MB": lambda one: f"{one.mean('megabytes'):.2f}",
+        "val %": lambda one: f"{100 * one.mean('validation'):.2f}",
+        "test %": lambda one: f"{100 * one.mean('test'):.2f}",
+        "drop": lambda one: f"{one.mean('drop'):+.2f}",
+        "sd": (lambda one: "" if (spread := one.spread()) is None else f"{spread:.2f}") if seeds else None,
+        "seeds": (lambda one: str(one.seeds)) if seeds else None,
+        "masked %": lambda one: f"{100 * one.mean('pruned_test'):.2f}",
+        "re-solved %": _resolved if any(run.reconstructed_test is not None for run in group.runs) else None,
+        "epochs": lambda one: f"{one.mean('epochs'):.3g} {_choices(one)}".strip(),
+        "s": lambda one: f"{one.mean('seconds'):.1f}",
+        "front": lambda one: "*" if one.efficient else "",
+        "same masks as": lambda one: ", ".join(one.twins),
+    }
+    shown = {heading: cell for heading, cell in columns.items() if cell}
+    rows = [[cell(one) for cell in shown.values()] for one in members]
+    words = frozenset({"signal", "strategy", *SETTINGS, "other", "front", "same masks as"})
+    return Table(f"{group.title} (percent; drop in points)", [*shown], rows, words)
 
 
-def _cells(one: Configuration, optional: Sequence[str], seeds: bool, resolved: bool) -> list[str]:
-    run = one.runs[0]
-    cells = [run.signal, run.strategy, *(str(getattr(run, what)) for what in optional)]
-    cells += [
-        f"{100 * one.mean('sparsity'):.2f}",
-        f"{100 * one.mean('sparsity_all'):.2f}",
-        f"{one.mean('megabytes'):.2f}",
-    ]
-    cells += [f"{100 * one.mean(what):.2f}" for what in ("validation", "test")] + [f"{one.mean('drop'):+.2f}"]
-    if seeds:
-        spread = one.spread()
-        cells += ["" if spread is None else f"{spread:.2f}", str(one.seeds)]
-    cells.append(f"{100 * one.mean('pruned_test'):.2f}")
-    if resolved:
-        values = [run.reconstructed_test for run in one.runs if run.reconstructed_test is not None]
-        cells.append(f"{100 * statistics.fmean(values):.2f}" if values else "")
-    choices = " ".join(dict.fromkeys(run.choice for run in one.runs if run.choice))
-    cells += [f"{one.mean('epochs'):.3g} {choices}".strip(), f"{one.mean('seconds'):.1f}"]
-    return [*cells, "*" if one.efficient else "", ", ".join(one.twins)]
+def _resolved(one: Configuration) -> str:
+    values = [run.reconstructed_test for run in one.runs if run.reconstructed_test is not None]
+    return f"{100 * statistics.fmean(values):.2f}" if values else ""
+
+
+def _choices(one: Configuration) -> str:
+    return " ".join(dict.fromkeys(run.choice for run in one.runs if run.choice))
 
 
 def verdicts_table(group: Group) -> Table:

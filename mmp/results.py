@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmp.reconstruct import LayerReport
 from mmp.sizes import MEGABYTE
 from mmp.store import RESULT, STATUS, RunFolder
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 REPORT = "report"  # the folder, in a sweep's, that reports go to
 _HEAD = ("model", "data", "signal", "strategy", "ranges", "schedule", "reconstruct", "finetune", "seed")
 # What may differ between the runs of a sweep besides signal and strategy; shown where it does.
@@ -132,9 +134,27 @@ def _reason(content: dict[str, Any], folder: Path) -> str:
     return f"interrupted ({where} is gone); {again}the same command goes on with it"
 
 
-def _layer(content: dict[str, Any]) -> LayerSparsity:
-    known = {key: content[key] for key in ("name", "role", "lo", "hi", "total")}
-    return LayerSparsity(**known, sparsity=content["pruned"] / content["total"])
+def _layers(content: dict[str, Any]) -> tuple[LayerSparsity, ...]:
+    """Return a run's layers; none if its file does not tell them as files do now, which takes nothing from the rest."""
+    keys = ("name", "role", "lo", "hi", "total")
+    try:
+        return tuple(
+            LayerSparsity(**{key: layer[key] for key in keys}, sparsity=layer["pruned"] / layer["total"])
+            for layer in content.get("layers", ())
+        )
+    except (KeyError, TypeError, ArithmeticError):
+        return ()
+
+
+def _cleaned(content: Any) -> Any:
+    """Return content whose texts any file and terminal can take: no control characters, no halves of characters."""
+    if isinstance(content, str):
+        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", content)
+    if isinstance(content, list):
+        return [_cleaned(value) for value in content]
+    if isinstance(content, dict):
+        return {_cleaned(key): _cleaned(value) for key, value in content.items()}
+    return content
 
 
 def _budget(content: dict[str, Any]) -> str:
@@ -146,7 +166,7 @@ def _budget(content: dict[str, Any]) -> str:
 def _read(path: Path, root: Path) -> Run | None:
     name = str(path.parent.relative_to(root))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _cleaned(json.loads(path.read_text(encoding="utf-8")))
         if content.get("kind") == "dense":
             return None
         known = {key: content[key] for key in _HEAD if key in content}
@@ -185,7 +205,7 @@ def _read(path: Path, root: Path) -> Run | None:
             masks_hash=content["masks_hash"],
             megabytes=sizes.get("pruned", 0) / MEGABYTE,
             dense_megabytes=sizes.get("dense", 0) / MEGABYTE,
-            layers=tuple(_layer(layer) for layer in content.get("layers", ())),
+            layers=_layers(content),
             history=tuple(content.get("history", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

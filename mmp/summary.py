@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from mmp.configurations import Configuration, Group
@@ -24,7 +24,7 @@ def summary_of(group: Group) -> list[str]:
         _noise(group),
         *(_best(low, high, members) for (low, high), members in _bands(group)),
         _front(group),
-        *_baselines(verdicts(group.runs)),
+        *_baselines(group),
     ]
 
 
@@ -34,26 +34,33 @@ def points(configuration: Configuration) -> str:
     return f"{configuration.mean('drop'):+.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
-def rivals(best: Configuration, others: Sequence[Configuration]) -> list[Configuration]:
-    """Return the configurations that test accuracy does not tell from ``best`` on the seeds they share."""
-    found = []
-    for other in others:
-        runs = {run.seed: run for run in other.runs}
-        pairs = [(run, runs[run.seed]) for run in best.runs if run.seed in runs]
-        if other is not best and pairs and outcome(*difference(pairs), "", "") == "within the noise":
-            found.append(other)
-    return found
+def standing(best: Configuration, other: Configuration) -> str:
+    """Return how a configuration stands to another on test data: ``same masks``, ``no seed in common``, or its outcome.
+
+    The outcome, on the seeds they share, is ``better``, ``worse`` or ``within the noise``, of ``best``.
+    """
+    if other.name in best.twins:
+        return "same masks"
+    runs = {run.seed: run for run in other.runs}
+    pairs = [(run, runs[run.seed]) for run in best.runs if run.seed in runs]
+    return outcome(*difference(pairs), "better", "worse") if pairs else "no seed in common"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _head(group: Group) -> str:
     run, count = group.runs[0], len(group.configurations)
     seeds = f" x {group.seeds} seeds" if group.seeds > 1 else ""
-    dense = {run.seed: 100 * run.dense_test for run in group.runs}
-    spread = f" ± {statistics.stdev(dense.values()):.2f}" if len(dense) > 1 else ""
-    missing = count * group.seeds - len(group.runs)
+    dense = [100 * accuracy for accuracy in group.dense("test")]
+    spread = f" ± {statistics.stdev(dense):.2f}" if len(dense) > 1 else ""
+    absent = count * group.seeds - len(group.runs)
+    missing = f", {counted(absent, 'run')} missing" if absent > 0 else ""
     return (
-        f"{group.title}: {count} configurations{seeds}" + (f", {missing} runs missing" if missing > 0 else "") + "; "
-        f"dense {statistics.fmean(dense.values()):.2f}{spread} % on {run.test_samples} test images, "
+        f"{group.title}: {counted(count, 'configuration')}{seeds}{missing}; "
+        f"dense {statistics.fmean(dense):.2f}{spread} % on {run.test_samples} test images, "
         f"{run.parameters:,} parameters, {run.dense_megabytes:.2f} MB."
     )
 
@@ -67,7 +74,10 @@ def _noise(group: Group) -> str:
             f"{spreads[0]:.2f} to {spreads[-1]:.2f})"
         )
     if repeats := group.repeats():
-        told.append(f"{len(repeats)} runs repeated with identical masks differ by up to {max(repeats):.2f} points")
+        told.append(
+            f"configurations with identical masks, {counted(len(repeats), 'time')}, differ by up to "
+            f"{max(repeats):.2f} points"
+        )
     return f"Noise: {'; '.join(told)}."
 
 
@@ -84,13 +94,22 @@ def _bands(group: Group) -> list[tuple[tuple[float, float], list[Configuration]]
 def _best(low: float, high: float, members: Sequence[Configuration]) -> str:
     most = max(one.seeds for one in members)
     best = min((one for one in members if one.seeds == most), key=lambda one: one.validation_drop)
-    same = rivals(best, members)
-    names = _names([other for other in reversed(same) if other.name not in best.twins], most=2)
-    others = "the only one" if len(members) == 1 else f"told from the other {len(members) - 1}"
+    by_standing: dict[str, list[Configuration]] = defaultdict(list)
+    for other in reversed(members):  # the sparsest are named first
+        if other is not best:
+            by_standing[standing(best, other)].append(other)
+    worded = {
+        "worse": "on test it is worse than",
+        "within the noise": "not told apart by test accuracy:",
+        "no seed in common": "no seed in common with",
+        "same masks": "same masks as",
+    }
+    told = [f"{words} {_names(by_standing[kind], most=2)}" for kind, words in worded.items() if by_standing[kind]]
+    if beaten := len(by_standing["better"]):
+        told.append(f"on test it is better than {'the other' if told else 'all other'} {beaten}")
     return (
         f"{100 * low:.0f} to {100 * high:.0f} % sparse: {best.name} at {100 * best.mean('sparsity'):.1f} %, drop "
-        f"{points(best)}, {best.mean('megabytes'):.2f} MB; "
-        f"{f'not told apart by test accuracy: {names}' if names else others}."
+        f"{points(best)}, {best.mean('megabytes'):.2f} MB; {'; '.join(told) or 'the only one'}."
     )
 
 
@@ -105,21 +124,34 @@ def _names(configurations: Sequence[Configuration], most: int = _MOST_NAMES) -> 
     return ", ".join(names[:most]) + more
 
 
-def _baselines(found: Sequence[Verdict]) -> list[str]:
+def _baselines(group: Group) -> list[str]:
     """Return one line: at which sparsities the best strategy beats the best baseline, loses to it, or does neither."""
+    found = verdicts(group.runs)
     if not found:
         return []
-    told = []
-    for words in ("strategy wins", "baseline wins"):
-        for one in (verdict for verdict in found if verdict.words == words):
-            ours, theirs = (statistics.fmean(run.drop for run in runs) for runs in (one.strategy, one.baseline))
-            ratio = f", {ours / theirs:.2f} of it" if ours > 0 and theirs > 0 else ""
-            told.append(
-                f"at {100 * one.sparsities[0]:.1f} % {one.strategy[0].configuration} "
-                f"{'beats' if one.better > 0 else 'loses to'} {one.baseline[0].configuration} by {abs(one.better):.2f} "
-                f"± {one.noise:.2f} points (drop {ours:+.2f} against {theirs:+.2f}{ratio}; {len(one.strategy)} seeds)"
-            )
-    same = [f"{100 * verdict.sparsities[0]:.1f}" for verdict in found if verdict.words == "within the noise"]
-    if same:
-        told.append(f"at {', '.join(same)} % neither is better than the noise")
+    names = {run.folder: one.name for one in group.configurations for run in one.runs}
+    told = [
+        _told(verdict, names)
+        for words in ("strategy wins", "baseline wins")
+        for verdict in found
+        if verdict.words == words
+    ]
+    if same := [_at(verdict) for verdict in found if verdict.words == "within the noise"]:
+        told.append(f"no difference beyond the noise at {', '.join(same)}")
     return [f"Strategies against baselines: {'; '.join(told)}."]
+
+
+def _told(verdict: Verdict, names: Mapping[str, str]) -> str:
+    ours, theirs = (statistics.fmean(run.drop for run in runs) for runs in (verdict.strategy, verdict.baseline))
+    ratio = f", {ours / theirs:.2f} of it" if ours > 0 and theirs > 0 else ""
+    return (
+        f"at {_at(verdict)} {names[verdict.strategy[0].folder]} {'beats' if verdict.better > 0 else 'loses to'} "
+        f"{names[verdict.baseline[0].folder]} by {abs(verdict.better):.2f} ± {verdict.noise:.2f} points "
+        f"(drop {ours:+.2f} against {theirs:+.2f}{ratio}; {counted(len(verdict.strategy), 'seed')})"
+    )
+
+
+def _at(verdict: Verdict) -> str:
+    """Return where two were compared: at one sparsity, or at two that are near."""
+    low, high = (f"{100 * value:.1f}" for value in verdict.sparsities)
+    return f"{low} %" if low == high else f"{low} to {high} %"

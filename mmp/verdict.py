@@ -77,21 +77,24 @@ def bands(runs: Iterable[Run]) -> list[list[Run]]:
 
 def outcome(better: float, noise: float, first: str, second: str) -> str:
     """Return what a comparison says: ``first`` or ``second``, if the difference is more than noise."""
-    if abs(better) <= noise:
-        return "within the noise"
-    return first if better > 0 else second
+    if abs(better) > noise:
+        return first if better > 0 else second
+    return "within the noise"
 
 
 def difference(pairs: Sequence[tuple[Run, Run]]) -> tuple[float, float]:
     """Return by how many points of test accuracy the first of each pair loses less, and half the 95 % interval.
 
     Args:
-        pairs: Runs of two configurations on the same seed and data, one pair per seed. With one pair the interval is
-            what the number of test images allows for two independent models.
+        pairs: Runs of two configurations on the same seed and data, one pair per seed. The interval is Student's t
+            over seeds, but never less than the number of test images allows; with one pair it is what they allow for
+            two independent models.
     """
-    if len(pairs) > 1:
-        return paired([second.drop - first.drop for first, second in pairs])
-    return pairs[0][1].drop - pairs[0][0].drop, _binomial(pairs[0])
+    differences = [second.drop - first.drop for first, second in pairs]
+    if len(pairs) == 1:
+        return differences[0], _binomial(pairs[0])
+    better, noise = paired(differences)
+    return better, max(noise, _least(differences, pairs[0][0].test_samples))
 
 
 def paired(differences: Sequence[float]) -> tuple[float, float]:
@@ -127,6 +130,16 @@ def _best(runs: Sequence[Run], seeds: set[int]) -> dict[int, Run]:
         return len(shared), statistics.fmean(shared) if shared else 0.0
 
     return max(by_configuration.values(), key=worth)
+
+
+def _least(differences: Sequence[float], samples: int) -> float:
+    """Return the least half interval that differences can have, in points: a few seeds may agree by chance.
+
+    Two models that differ by d of n images disagree on at least d, so the standard error of their difference is at
+    least sqrt(d) / n (McNemar, Psychometrika 12, 1947).
+    """
+    images = abs(sum(differences)) / 100 * samples
+    return 196 * math.sqrt(images) / (samples * len(differences)) if samples else 0.0
 
 
 def _binomial(pair: tuple[Run, Run]) -> float:

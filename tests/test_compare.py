@@ -12,6 +12,8 @@ from mmp.compare import GroupComparison, compare
 from mmp.errors import MmpError
 from mmp.report import build_report, main, write_comparison
 
+MANY = {"samples": {"train": 1000, "validation": 100, "calibration": 100, "test": 40_000}}
+
 
 def compared(tmp_path: Path, a: list[dict[str, Any]], b: list[dict[str, Any]]) -> GroupComparison:
     groups = [build_report(write(tmp_path / name, *contents)).groups for name, contents in (("a", a), ("b", b))]
@@ -26,15 +28,15 @@ def one(strategy: str, test: float, seed: int = 0, **changes: Any) -> dict[str, 
 def test_configurations_are_paired_by_name_and_seed(tmp_path: Path) -> None:
     found = compared(
         tmp_path,
-        [one("p50", 0.90, 0), one("p50", 0.80, 1), one("p50", 0.85, 2), one("p70", 0.5)],
-        [one("p50", 0.91, 0), one("p50", 0.812, 1), one("p50", 0.861, 2), one("p90", 0.5)],
+        [one("p50", 0.90, 0, **MANY), one("p50", 0.80, 1, **MANY), one("p50", 0.85, 2, **MANY), one("p70", 0.5)],
+        [one("p50", 0.91, 0, **MANY), one("p50", 0.812, 1, **MANY), one("p50", 0.861, 2, **MANY), one("p90", 0.5)],
     )
     (comparison,) = found.comparisons
     assert comparison.better == pytest.approx(1.1)
     assert comparison.noise == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
-    assert comparison.words == "B is better"
+    assert comparison.words == "B loses less"
     assert found.left_out == ("Only in A: magnitude/p70.", "Only in B: magnitude/p90.")
-    assert "Over all of them B loses +1.10 ± 0.25 points less than A (3 seeds)." in found.summary()
+    assert "Over all, B loses +1.10 ± 0.25 points less than A (3 seeds)." in found.summary()
 
 
 def test_a_setting_that_differs_throughout_is_what_is_compared(tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_other_images_other_seeds_and_several_runs_of_a_seed_are_not_compared(tm
             one("p30", 0.9, data_fingerprint="y"),
             one("p50", 0.9, seed=1),
             one("p70", 0.9),
-            one("p70", 0.8, configuration="z"),
+            one("p70", 0.8),
         ],
     )
     assert found.comparisons == ()
@@ -76,7 +78,22 @@ def test_other_dense_models_are_told(tmp_path: Path) -> None:
     other = one("p50", 0.9)
     other["accuracy"]["dense"]["test"] = 0.96
     found = compared(tmp_path, [one("p50", 0.9)], [other])
-    assert "The dense models differ, so that drops are of different models." in found.left_out
+    assert "No verdict, other dense model: magnitude/p50." in found.summary()
+    assert not any("B loses" in line for line in found.summary())
+
+
+def test_sparser_is_not_worse(tmp_path: Path) -> None:
+    found = compared(tmp_path, [result("p90", 0.9, 0.8, 0.8)], [result("p90", 0.3, 0.95, 0.95)])
+    assert found.comparisons[0].words == "not equally sparse"
+    assert "No verdict, not equally sparse: magnitude/p90." in found.summary()
+    assert not any("B loses" in line for line in found.summary())
+
+
+def test_over_all_counts_what_has_all_seeds(tmp_path: Path) -> None:
+    a = [one("p50", 0.90, seed, **MANY) for seed in (0, 1)] + [one("p70", 0.70, 0, **MANY)]
+    b = [one("p50", 0.91 + 0.001 * seed, seed, **MANY) for seed in (0, 1)] + [one("p70", 0.90, 0, **MANY)]
+    summary = compared(tmp_path, a, b).summary()
+    assert any(line.startswith("Over the 1 with all seeds, B loses +1.05 ±") for line in summary)
 
 
 def test_the_command_writes_a_page_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +103,7 @@ def test_the_command_writes_a_page_and_a_table(tmp_path: Path, capsys: pytest.Ca
     assert "10 configurations are in both sweeps" in (folder / "comparison.md").read_text()
     assert (folder / "index.html").is_file()
     told = " ".join(capsys.readouterr().out.split())
-    assert "B is better in 0, A is better in 0, 10 within the noise" in told
+    assert "Of test accuracy B loses less in 0, A loses less in 0, 10 within the noise." in told
 
 
 def test_sweeps_of_the_same_name_get_a_folder_that_tells_them(tmp_path: Path) -> None:
@@ -98,11 +115,22 @@ def test_sweeps_of_the_same_name_get_a_folder_that_tells_them(tmp_path: Path) ->
 
 def test_sweeps_without_a_common_model_are_an_error(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", one("p50", 0.9)), write(tmp_path / "b", one("p50", 0.9, model="vit"))
-    with pytest.raises(MmpError, match=r"no model and data set in common \(cnn on digits | vit on digits\)"):
+    with pytest.raises(MmpError, match=r"nothing in common that can be compared \(cnn on digits \| vit on digits\)"):
         write_comparison(a, b)
 
 
-def test_a_failed_run_in_either_makes_the_command_fail(tmp_path: Path) -> None:
+def test_what_only_one_sweep_has_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = write(tmp_path / "a", one("p50", 0.9), one("p50", 0.9, model="vit"))
+    b = write(tmp_path / "b", one("p50", 0.9), one("p50", 0.9, model="swin"))
+    assert main([str(a), str(b)]) == 0
+    told = capsys.readouterr().out
+    assert "vit on digits: 0 configurations" in told
+    assert "Only A has this model and data set." in told
+    assert "swin on digits: 0 configurations" in told
+
+
+def test_a_failed_run_in_either_makes_the_command_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = write(tmp_path / "a", one("p50", 0.9), one("p70", 0.9, status="failed", error={"type": "E", "message": "m"}))
     b = write(tmp_path / "b", one("p50", 0.9))
     assert main([str(a), str(b)]) == 1
+    assert "failed in A run1: E: m" in capsys.readouterr().out

@@ -107,18 +107,63 @@ def test_seeds_are_summed_up_per_configuration() -> None:
     assert (row["strategy"], row["seeds"], row["drop"], row["sd"]) == ("p30", "3", "+2.50", "1.80")
 
 
-def test_the_front_is_of_means_over_seeds_paired_with_the_dense_model(tmp_path: Path) -> None:
-    # The second configuration lacks the seed with the better dense model; against its own dense model it loses less.
-    dense = {"dense": {"validation": 0.90, "test": 0.9}, "pruned": {"validation": 0.5, "test": 0.5}}
-    better = {"dense": {"validation": 0.98, "test": 0.9}, "pruned": {"validation": 0.5, "test": 0.5}}
-
-    def one(strategy: str, base: dict[str, Any], validation: float, seed: int) -> dict[str, Any]:
-        accuracy = {**base, "finetuned": {"validation": validation, "test": 0.8}}
-        return result(strategy, 0.5, 0, 0, seed=seed, accuracy=accuracy)
-
-    write(tmp_path, one("p30", dense, 0.87, 0), one("p30", better, 0.95, 1), one("p50", dense, 0.88, 0))
+def test_one_lucky_seed_is_not_efficient(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        *(result("p30", 0.5, 0.90, 0.9, seed=seed) for seed in (0, 1)),
+        result("p50", 0.6, 0.99, 0.9, seed=0),
+    )
     (group,) = build_report(tmp_path).groups
-    assert {one.name: one.efficient for one in group.configurations} == {"magnitude/p30": False, "magnitude/p50": True}
+    assert {one.name: one.efficient for one in group.configurations} == {"magnitude/p30": True, "magnitude/p50": False}
+
+
+def test_means_that_differ_by_the_order_of_sums_are_equal(tmp_path: Path) -> None:
+    accuracies = [158 / 171, 159 / 171, 161 / 171]
+    orders = [(0, 1, 2), (1, 2, 0), (2, 1, 0), (2, 0, 1)]
+    contents = [
+        result(f"s{i}", 0.5, accuracies[k], 0.9, seed=seed)
+        for i, order in enumerate(orders)
+        for seed, k in enumerate(order)
+    ]
+    (group,) = build_report(write(tmp_path, *contents)).groups
+    assert [one.efficient for one in group.configurations] == [True] * 4
+
+
+def test_other_settings_are_told_by_what_was_overridden(tmp_path: Path) -> None:
+    rates = [
+        result("p50", 0.5, 0.9, 0.9, configuration=rate, overrides=["strategy=p50", f"finetune.learning_rate={rate}"])
+        for rate in ("1e-3", "1e-4")
+    ]
+    write_report(write(tmp_path, *rates))
+    assert {row["other"] for row in rows_of(tmp_path)} == {"finetune.learning_rate=1e-3", "finetune.learning_rate=1e-4"}
+    assert "finetune.learning\\_rate=1e-4" in (tmp_path / "report" / "results.md").read_text()
+
+
+def test_texts_that_no_terminal_or_file_can_take_are_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "half \udc80, bell \x07, clear \x1b[2J " + "long " * 1000
+    failed = [result(f"s{i}", 0, 0, 0, status="failed", error={"type": "E", "message": message}) for i in range(30)]
+    write(tmp_path, result("p50", 0.5, 0.9, 0.9), *failed)
+    assert main([str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "18 more" in told
+    assert len(told) < 10_000
+    for name in ("results.csv", "results.md", "index.html"):
+        assert "\x1b[2J" not in (tmp_path / "report" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    "layers", [[{"name": "a"}], [{"name": "a", "role": "conv", "lo": 0, "hi": 1, "pruned": 0, "total": 0}]]
+)
+def test_layers_that_cannot_be_read_take_nothing_from_the_rest(tmp_path: Path, layers: list[dict[str, Any]]) -> None:
+    report = write_report(write(tmp_path, result("p50", 0.5, 0.9, 0.9, layers=layers)))
+    assert report.counts == "1 completed, 0 failed, 0 unfinished"
+
+
+def test_a_folder_is_named_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write(tmp_path / "mine", result("p50", 0.5, 0.9, 0.9)))
+    write_report(Path())
+    assert "# Sweep mine" in (tmp_path / "mine" / "report" / "results.md").read_text()
 
 
 def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ def run(name: str, sparsity: float, validation: float, test: float, seed: int = 
     baseline = name.startswith("!")
     known = {"signal": name[1:], "strategy": "baseline", "criterion": name[1:]} if baseline else {"strategy": name}
     return Run(
-        "folder", "completed", model="cnn", data="digits", sparsity=sparsity, validation=validation, test=test,
+        f"{name}-{seed}", "completed", model="cnn", data="digits", sparsity=sparsity, validation=validation, test=test,
         seed=seed, dense_test=0.95, drop=100 * (0.95 - test), test_samples=400, **{"signal": "magnitude"} | known,
         **changes,
     )  # fmt: skip
@@ -41,10 +42,17 @@ def test_seeds_are_paired() -> None:
     # The seeds lie far apart, the differences within a seed do not: 1.0, 1.1 and 1.2 points.
     tests = {0: (0.90, 0.890), 1: (0.80, 0.789), 2: (0.70, 0.688)}
     runs = [r for seed, (a, b) in tests.items() for r in (run("p50", 0.9, a, a, seed), run("!mag", 0.9, b, b, seed))]
-    (verdict,) = verdicts(runs)
+    (verdict,) = verdicts([replace(r, test_samples=40_000) for r in runs])
     assert verdict.better == pytest.approx(1.1)
     assert verdict.noise == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
     assert verdict.words == "strategy wins"
+
+
+def test_no_interval_is_less_than_the_images_allow() -> None:
+    runs = [r for seed in (0, 1) for r in (run("p50", 0.9, 0.90, 0.90, seed), run("!mag", 0.9, 0.89, 0.89, seed))]
+    (verdict,) = verdicts(runs)
+    # 4 of 400 images on each of two seeds: at least 8 that the two disagree on.
+    assert verdict.noise == pytest.approx(196 * math.sqrt(8) / 800)
 
 
 def test_paired_interval_is_students() -> None:
