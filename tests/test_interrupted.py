@@ -22,10 +22,14 @@ from mmp.config import PruneConfig, register
 from mmp.data import ImageData
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.loading import EpochLoader, EpochShuffle, Split
+from mmp.loggers import Recorder
 from mmp.models import fill_input
 from mmp.schedules import OneShot
+from mmp.store import RunFolder
 from mmp.training import Classifier
 from mmp.validate import validate
+
+METRICS = "checkpoints/metrics.jsonl"
 
 
 class StoppedError(Exception):
@@ -101,6 +105,23 @@ def test_a_training_stopped_within_an_epoch_ends_with_the_same_bits(
     resumed = train(config, data, tmp_path / "stopped")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    reached = [
+        [(epoch["epoch"], epoch["val/accuracy"]) for epoch in Recorder(tmp_path / name / METRICS).history()]
+        for name in ("whole", "stopped")
+    ]
+    assert reached[0] == reached[1]
+    assert [epoch for epoch, _ in reached[0]] == list(range(config.finetune.epochs))
+
+
+def test_metrics_that_are_not_finite_do_not_spoil_a_result(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / METRICS)
+    recorder.log_metrics({"epoch": 0, "val/loss": float("nan"), "val/accuracy": 0.5}, step=3)
+    recorder.log_metrics({"epoch": 0, "train/loss": float("inf")}, step=3)
+    run = RunFolder(tmp_path)
+    run.complete([], history=recorder.history())
+    assert run.result is not None
+    (epoch,) = run.result["history"]
+    assert (epoch["val/accuracy"], epoch["val/loss"], epoch["train/loss"]) == (0.5, None, None)
 
 
 def test_an_epoch_may_be_shorter_than_the_data(
