@@ -53,6 +53,7 @@ from mmp.signals import Scorer
 from mmp.sizes import Sizes
 from mmp.slurm import restarts
 from mmp.store import (
+    LOGGERS,
     MASKS,
     WEIGHTS,
     RunFolder,
@@ -159,18 +160,21 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         head["signal"] or head["criterion"],
         head["strategy"],
     ]
-    loggers = build_loggers(config, run.path, run.head["run_name"], "prune", tags)
+    with watch(LOGGERS):
+        loggers = build_loggers(config, run.path, run.head["run_name"], "prune", tags)
     with finishing(loggers):
-        for logger in loggers:
-            logger.log_hyperparams(identity(config))
+        with watch(LOGGERS):
+            for logger in loggers:
+                logger.log_hyperparams(identity(config))
         with watch("dense"):
             dense, dense_cached = dense_model(config, data, watchers=[NoteProgress(run.notes)])
         with watch("scores"):
             layers = prunable_layers(dense)
             calibration = Calibration.of(config, dense, layers, data, device_of(config))
             scores, source = job.scores(calibration)
-        for logger in loggers:
-            logger.log_artifacts(made_from(job, data, calibration.cache, source))
+        with watch(LOGGERS):
+            for logger in loggers:
+                logger.log_artifacts(made_from(job, data, calibration.cache, source))
         with watch("ranges"):
             sizes = Sizes.of(dense, layers)
             solver = Solver(config, dense, calibration)

@@ -29,7 +29,7 @@ from mmp.identity import digest, identity, run_name
 from mmp.loggers import Artifact, finishing
 from mmp.models import fill_input
 from mmp.slurm import requeued_in_time, use_own_cores
-from mmp.store import CONFIG, WEIGHTS, RunFolder, Stopwatch, versions
+from mmp.store import CONFIG, LOGGERS, WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.training import accuracy
 from mmp.validate import validate
 
@@ -53,10 +53,12 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     check(config, run.path)
     data = ImageData(config.data, config.seed)
     tags = [run.head["model"], run.head["data"], "dense"]
-    loggers = build_loggers(config, run.path, run.head["run_name"], "dense", tags)
+    with watch(LOGGERS):
+        loggers = build_loggers(config, run.path, run.head["run_name"], "dense", tags)
     with finishing(loggers):
-        for logger in loggers:
-            logger.log_hyperparams(identity(config))
+        with watch(LOGGERS):
+            for logger in loggers:
+                logger.log_hyperparams(identity(config))
         with watch("dense"):
             callbacks = list(build_callbacks(config, run.path).values())
             model, cached = dense_model(config, data, callbacks, loggers, [NoteProgress(run.notes)])

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 GRID = ("signal=magnitude,gradient,product", "strategy=glob(*)")
 WORKERS = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 SHORT = ("finetune.epochs=1", "dense.epochs=1", "logger=none")
+LIMIT = 1800.0  # seconds of a whole sweep
 IMPORTS = "import torch, timm, pytorch_lightning, hydra"
 
 
@@ -130,7 +131,8 @@ def killed(command: list[str], results: Path, after: float | None) -> int | None
     Args:
         command: The sweep.
         results: Its folder of results.
-        after: Seconds from the first sign of life of a job to the kill; None leaves the sweep alone.
+        after: Seconds from the first sign of life of a job to the kill; None lets it end,
+            within half an hour.
 
     Returns:
         Its exit code; None if it was killed.
@@ -148,7 +150,7 @@ def killed(command: list[str], results: Path, after: float | None) -> int | None
             while running.poll() is None and signs() == before and time.monotonic() < limit:
                 time.sleep(0.05)
         try:
-            return running.wait(after)
+            return running.wait(LIMIT if after is None else after)
         except subprocess.TimeoutExpired:
             os.killpg(running.pid, signal.SIGKILL)
             return None

@@ -2,7 +2,8 @@
 
 No process can garble the region. While it is shown, standard output and standard error lead into a pipe, which jobs
 and their worker processes inherit, and what comes out of it is printed above the region. Python's own streams stay what
-they are, so a process that is forked while something is drawn holds no lock of ours.
+they are, so a process that is forked while something is drawn holds no lock of ours. If this process dies, what is left
+in the pipe, such as the reason, is shown by a process that outlives it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import select
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -151,7 +153,7 @@ class Region(Display):
         """Take the terminal."""
         self._terminals = (os.dup(1), os.dup(2))
         self._pipe, entrance = os.pipe()  # which stays open here: without any writer it would be at its end
-        os.set_blocking(self._pipe, False)
+        self._heir = self._bequeath()
         self._part = b""  # of a line that is not complete yet
         os.environ[_PIPE] = _name(entrance)
         _flush()
@@ -167,6 +169,16 @@ class Region(Display):
         _flush()
         self._lead(*self._terminals)
         super().stop()
+        self._heir.kill()
+        self._heir.wait()
+
+    def _bequeath(self) -> subprocess.Popen[bytes]:
+        """Start the process that waits for the end of this one, and then shows what it and its workers still say."""
+        command = ["sh", "-c", f"read -r never; echo; exec cat /dev/fd/{self._pipe}"]
+        return subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=self._terminals[1], stderr=subprocess.DEVNULL,
+            pass_fds=[self._pipe], start_new_session=True,  # Ctrl-C is not for it
+        )  # fmt: skip
 
     @staticmethod
     def _lead(out: int, error: int) -> None:
@@ -208,10 +220,8 @@ class Region(Display):
             self._console.print(Text.from_ansi("\n".join(lines)), soft_wrap=True)
 
     def _read(self) -> bytes:
-        try:
-            return os.read(self._pipe, 1 << 16)  # as much as a pipe holds
-        except BlockingIOError:
-            return b""
+        filled = select.select([self._pipe], [], [], 0)[0]
+        return os.read(self._pipe, 1 << 16) if filled else b""  # as much as a pipe holds
 
     def _show(self, ended: Sequence[Job]) -> None:
         from rich.text import Text

@@ -7,6 +7,7 @@ the next runs of the folder do not ask again for a while; closing waits ``finish
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import re
@@ -139,7 +140,8 @@ def _open(folder: Path, offline: bool, settings: Mapping[str, Any], **identity: 
         return begin(None)
     except Exception as error:
         log.warning("W&B does not answer, so this run is written offline, for wandb sync: %s", error)
-        marks[1].touch()
+        with contextlib.suppress(OSError):  # then every run asks
+            marks[1].touch()
         wandb.teardown()  # else the id counts as taken
     return begin("offline")
 
@@ -170,8 +172,7 @@ def _log_sweep(node: Mapping[str, Any], settings: Mapping[str, Any], folder: Pat
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     group = arguments.get("group") or folder.name
     key = _identifier(f"sweep-{group}-{digest(str(folder.resolve()))[:8]}")
-    for earlier in folder.glob(f"wandb/offline-run-*-{key}"):  # this one says all that it said
-        shutil.rmtree(earlier, ignore_errors=True)
+    earlier = list(folder.glob(f"wandb/offline-run-*-{key}"))
     arguments |= {"save_dir": str(folder), "id": key, "name": f"{group}/report", "job_type": "sweep", "tags": ["sweep"]}
     run = WandbRun(**arguments).experiment
     exit_code = 1
@@ -187,6 +188,8 @@ def _log_sweep(node: Mapping[str, Any], settings: Mapping[str, Any], folder: Pat
         exit_code = 1 if failed else 0
     finally:
         run.finish(exit_code=exit_code)
+    for path in earlier:  # this one says all that they said
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _identifier(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -25,7 +26,8 @@ class Misbehave(pl.Callback):
 
     Args:
         strategy: Of this job.
-        deeds: What jobs do, by strategy: ``kill``, ``exit``, ``raise``, ``slow`` (half a second a batch).
+        deeds: What jobs do, by strategy: ``kill``, ``abort`` (with last words), ``exit``, ``raise``, ``slow`` (half a
+            second a batch).
         once: A folder; where it is given, a deed is done only the first time, and jobs are slow while it holds a file
             called ``slow``.
     """
@@ -42,6 +44,10 @@ class Misbehave(pl.Callback):
                 self._mark.touch()
         if self.deed == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.deed == "abort":
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.write(2, b"last words\n")
+            os.abort()
         if self.deed == "exit":
             sys.exit(3)
         if self.deed == "raise":

@@ -39,7 +39,10 @@ class Cluster:
         if not (shutil.which("slurmctld") or shutil.which("apt-get")):
             return "Slurm is not installed, and there is no apt-get to install it"
         namespaces = ["unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "true"]
-        if not shutil.which("unshare") or subprocess.run(namespaces, capture_output=True, check=False).returncode:
+        if (
+            not shutil.which("unshare")
+            or subprocess.run(namespaces, capture_output=True, check=False, timeout=60).returncode
+        ):
             return "a real Slurm needs namespaces, which may not be made here"
         return ""
 

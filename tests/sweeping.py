@@ -31,7 +31,9 @@ def sweep(results: Path, *overrides: str, fresh: bool = False, **more: str) -> s
     command = arguments(results, *overrides)
     if not fresh:
         return warm.run(command[1:], environment(**more))
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(**more), check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment(**more), check=False, timeout=warm.LIMIT
+    )
 
 
 def statuses(results: Path) -> dict[str, dict[str, Any]]:

@@ -69,8 +69,9 @@ def play(
     os.close(theirs)
     try:
         while time.monotonic() < end:
-            if not select.select([ours], [], [], 0.1)[0]:
-                if process.poll() is not None:
+            ended = process.poll() is not None
+            if not select.select([ours], [], [], 2.0 if ended else 0.1)[0]:  # others may say more than it did
+                if ended:
                     break
                 continue
             try:

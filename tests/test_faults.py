@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from sweeping import QUICK, ROOT, arguments, environment, sweep
+from warm import LIMIT
 
 from benchmarks.sweeps import killed, outcome_of, outcomes
 from mmp.files import load_tensors
@@ -56,7 +58,7 @@ def test_kills_at_random_moments_change_no_result(expected: dict[str, Any], tmp_
 def test_a_full_disk_is_told_and_costs_nothing_but_a_second_start(expected: dict[str, Any], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=False, timeout=60)
     if mounted.returncode:
         pytest.skip("nothing can be mounted here")
     try:
@@ -66,12 +68,12 @@ def test_a_full_disk_is_told_and_costs_nothing_but_a_second_start(expected: dict
         found = outcomes(disk)
         assert len(found) < 2
         assert found == {name: expected[name] for name in found}
-        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True, timeout=60)
         done = sweep(disk, *FEW)
         assert done.returncode == 0, done.stdout + done.stderr
         assert outcomes(disk) == names(expected, "magnitude-p30", "magnitude-p70")
     finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+        subprocess.run(["umount", "--lazy", str(disk)], check=False, timeout=60)
 
 
 @pytest.fixture
@@ -137,11 +139,12 @@ def test_eight_processes_that_start_at_once_share_one_dense_model_and_one_pass(
         command = [sys.executable, str(script), f"paths.results={tmp_path}", f"strategy={strategy}", *QUICK]
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes))
     for process in processes:
+        assert select.select([process.stdout], [], [], LIMIT)[0]
         assert process.stdout.readline() == "ready\n"
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    said = [process.communicate(timeout=LIMIT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
     assert sum("dense model trained" in text for text in said) == 1
     assert len(list(tmp_path.glob("cache/scores/*.safetensors"))) == 1

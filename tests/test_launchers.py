@@ -18,6 +18,7 @@ from misbehaving import overrides
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from sweeping import QUICK, ROOT, environment, statuses, sweep
+from warm import LIMIT
 
 from callbacks.pruning import MaskPruning
 from mmp import devices
@@ -90,7 +91,7 @@ def lease(slots: str, folder: Path, answers: Any) -> None:
 
 def test_every_process_gets_a_gpu_slot_and_a_dead_one_gives_it_back(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
+    answers = context.Queue()
 
     def begin() -> Any:
         process = context.Process(target=lease, args=("0,0,3", tmp_path, answers), daemon=True)
@@ -98,13 +99,13 @@ def test_every_process_gets_a_gpu_slot_and_a_dead_one_gives_it_back(tmp_path: Pa
         return process
 
     first = [begin() for _ in range(3)]
-    assert sorted(answers.get() for _ in first) == ["0", "0", "3"]
+    assert sorted(answers.get(timeout=60) for _ in first) == ["0", "0", "3"]
     late = begin()
     late.join(timeout=2)
     assert late.is_alive()
     assert answers.empty()
     first[0].kill()
-    assert answers.get() in ("0", "3")
+    assert answers.get(timeout=60) in ("0", "3")
     for process in (*first, late):
         process.kill()
 
@@ -119,7 +120,9 @@ def test_two_devices_train_one_model_with_one_result(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     ranks = ["trainer.devices=2", "trainer.accelerator=cpu", "finetune.averaging=0.9", f"hydra.run.dir={folder}"]
     command = [sys.executable, "prune.py", f"paths.results={tmp_path}", *QUICK, "logger=csv", *ranks]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment(), check=False, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
     assert len(list(tmp_path.rglob("result.json"))) == 1

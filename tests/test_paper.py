@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from small_files import write_cifar10, write_cifar_batch, write_gtsrb
+from warm import LIMIT
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["dense.epochs=1", "dense.warmup_epochs=0", "finetune.epochs=1", "trainer.limit_train_batches=1"]
@@ -43,7 +44,9 @@ def test_an_experiment_runs_from_end_to_end(experiment: str, tmp_path: Path) -> 
     arguments += [f"data.root={tmp_path}", f"paths.results={tmp_path}/results"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "prune.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("results/runs/*/result.json")
     result = json.loads(path.read_text())

@@ -76,6 +76,7 @@ def test_what_the_plan_says_is_what_a_run_does(tmp_path: Path) -> None:
         [sys.executable, "prune.py", *shared, "finetune=none", "strategy=p70", f"hydra.run.dir={tmp_path}/run",
          f"paths.results={tmp_path}/results"],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        timeout=warm.LIMIT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())

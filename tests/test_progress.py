@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from terminal import Session, play
 
 from mmp import progress
 from mmp.config import register
-from mmp.display import clock, picture
+from mmp.display import Lines, clock, picture
 from mmp.notes import NOTES, Notes
 from mmp.progress import Job, Progress, State, spoken, time_left
 from mmp.store import RESULT, STATUS
@@ -254,6 +255,17 @@ def test_the_jobs_of_a_command_line_are_known_before_they_begin(conf: Path) -> N
     assert jobs("finetune.learning_rate=interval(0,1)") is None
 
 
+def test_plain_lines_are_rare_but_for_the_first_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = Sweep(tmp_path)
+    following = sweep.progress()
+    lines = Lines(following, 1000.0)
+    for number in range(3):
+        lines._show(following.look())
+        sweep.write(number, "failed")
+    lines._show(following.look())
+    assert capsys.readouterr().out == "sweep: 0 of 4 done, 1 failed, time left unknown\n"
+
+
 # Seen in a terminal
 
 SHORT = ["data.batch_size=256"]
@@ -278,9 +290,7 @@ def check(session: Session, last: str) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep without a terminal, one of whose jobs fails: its folder of results, and what it wrote."""
     results = tmp_path_factory.mktemp("results")
-    done = sweep(
-        results, *SHORT, "strategy=p30,p50", "finetune.learning_rate=1e-3,0", "hydra.callbacks.report.every=0.1"
-    )
+    done = sweep(results, *SHORT, "strategy=p30,p50", "finetune.learning_rate=1e-3,0", "hydra.callbacks.report.every=0")
     assert done.returncode == 1, done.stderr
     return results, done.stdout
 
@@ -289,9 +299,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_without_a_terminal_there_is_a_line_now_and_then(plain: tuple[Path, str]) -> None:
     results, written = plain
     lines = [line for line in written.splitlines() if line.startswith("sweep: ")]
-    assert lines[0] in ("sweep: 0 of 4 done, time left unknown", "sweep: 0 of 4 done, 1 running, time left unknown")
-    assert any(re.fullmatch(r"sweep: 1 of 4 done, 1 failed(, 1 running)?, about \d+ s left", line) for line in lines)
-    assert len(lines) == len(set(lines)) >= 3
+    matched = [
+        re.fullmatch(r"sweep: (\d) of 4 done(?:, (\d) failed)?(?:, 1 running)?(?:, .*left.*)?", x) for x in lines
+    ]
+    counts = [(int(match[1]), int(match[2] or 0)) for match in matched if match]
+    assert len(counts) == len(lines) == len(set(lines)), lines
+    for numbers in zip(*counts, strict=True):
+        assert list(numbers) == sorted(numbers)
+    assert lines[-1] == "sweep: 2 of 4 done, 2 failed"
     assert "\x1b" not in written
     assert not list(results.rglob(NOTES))
 
@@ -353,8 +368,16 @@ def test_ctrl_c_ends_the_sweep_and_gives_the_terminal_back(plain: tuple[Path, st
     assert any("KeyboardInterrupt" in line for line in session.lines)
 
 
+@slow
+def test_the_last_words_of_a_crash_are_seen(plain: tuple[Path, str]) -> None:
+    results, _ = plain
+    session = seen(results, *SHORT, "sweep=crash", "strategy=p30", *overrides(p30="abort"))
+    assert session.code == -signal.SIGABRT
+    assert "last words" in session.lines, session.lines
+
+
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from mmp.display import is_shown, watch
 from mmp.progress import Progress
@@ -387,6 +410,21 @@ def test_whatever_is_written_stays_above_the_region(tmp_path: Path) -> None:
     assert written == [
         "from a shell", "up and red", "no end", "sweep: 0 of 1 done, time left unknown, 0:01 so far", "after",
     ]  # fmt: skip
+
+
+@slow
+def test_what_is_written_as_the_process_dies_and_by_those_that_outlive_it_is_seen(tmp_path: Path) -> None:
+    session = script(
+        tmp_path,
+        "time.sleep(1.2)\n"
+        "os.system('(sleep 1; echo outlived) &')\n"
+        "os.write(2, b'killed' + b'!' * 30_000)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n",
+    )
+    assert session.code == -signal.SIGKILL
+    assert any(line.startswith("killed!!") for line in session.lines), session.lines
+    assert sum(line.count("!") for line in session.lines) == 30_000
+    assert any(line.endswith("outlived") for line in session.lines)
 
 
 @slow

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm import LIMIT
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 def prune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "prune.py", *arguments, f"paths.results={folder}", "dense.epochs=15"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=LIMIT
+    )
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from result_files import result, write
+from warm import LIMIT
 
 from mmp.configurations import Group, pareto_front
 from mmp.errors import MmpError
@@ -247,7 +248,7 @@ def test_the_page_needs_no_network_and_the_picture_is_one(tmp_path: Path) -> Non
 def test_the_command_ends_with_a_true_exit_code(tmp_path: Path, status: str, code: int) -> None:
     write(tmp_path, result("p30", 0.3, 0.9, 0.9, status=status))
     done = subprocess.run(
-        [sys.executable, "-m", "mmp.report", str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mmp.report", str(tmp_path)], capture_output=True, text=True, check=False, timeout=LIMIT
     )
     assert done.returncode == code, done.stderr
     assert ("1 completed" if code == 0 else "1 failed") in done.stdout

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     running = started(tmp_path_factory.mktemp("cluster"))
     yield running
     running.stop()
+
+
+@contextmanager
+def begun(command: list[str], cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command that ends with a ``with`` block, if it has not ended before."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(**cluster.environment), stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +134,7 @@ def test_jobs_that_run_out_of_time_go_on_in_the_queue(
     # Slurm looks at limits every half minute and is early rather than late: the signal comes after 60 to 90 seconds.
     limit = ["hydra.launcher.timeout_min=2", "hydra.launcher.additional_parameters.signal=USR1@30"]
     command = arguments(tmp_path, *SLURM, *limit, *long)
-    with subprocess.Popen(command, cwd=ROOT, env=environment(**cluster.environment), stdout=subprocess.PIPE) as running:
+    with begun(command, cluster) as running:
         array = job_of(tmp_path, "p30")["slurm"].partition("_")[0]
         wait_for("three requeues", lambda: [a.state for a in cluster.sacct(array)].count("REQUEUED") >= 3, 240)
         (folder / "slow").unlink()
@@ -142,7 +154,7 @@ def test_a_job_that_is_cancelled_and_one_whose_node_dies(
 ) -> None:
     (folder / "slow").touch()
     command = arguments(tmp_path, *SLURM, *long)
-    with subprocess.Popen(command, cwd=ROOT, env=environment(**cluster.environment), stdout=subprocess.PIPE) as running:
+    with begun(command, cluster) as running:
         cluster.scancel(job_of(tmp_path, "p30")["slurm"])
         node = job_of(tmp_path, "p50")["host"]
         cluster.kill_node(node)
@@ -166,7 +178,7 @@ def test_a_job_that_runs_twice_because_its_node_daemon_was_killed_has_one_result
 ) -> None:
     (folder / "slow").touch()
     command = arguments(tmp_path, *SLURM, *[key for key in long if not key.startswith("strategy=")], "strategy=p30")
-    with subprocess.Popen(command, cwd=ROOT, env=environment(**cluster.environment), stdout=subprocess.PIPE) as running:
+    with begun(command, cluster) as running:
         place = job_of(tmp_path, "p30")
         cluster.kill_daemon(place["host"])  # the job goes on, and Slurm runs it once more on the other node
         logs = list(tmp_path.glob("sweeps/sweep/.submitit/*/*_log.out"))

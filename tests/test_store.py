@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmp.store import MASKS, RESULT, STATUS, RunFolder
+from mmp.store import LOGGERS, MASKS, RESULT, STATUS, RunFolder, Stopwatch
 
 HEAD = {"identity": "a", "data_fingerprint": "b"}
 
@@ -72,3 +72,13 @@ def test_a_disk_that_is_full_hides_no_failure(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "file").write_text("in the way")
     RunFolder(tmp_path / "file" / "run").fail(ValueError("diverged"), "diverged")
     assert "the reason of the failure could not be written" in caplog.text
+
+
+def test_waiting_for_loggers_is_no_part_of_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    watch = Stopwatch()
+    for phase, seconds in (("data", 1.0), (LOGGERS, 20.0), ("scores", 2.0), (LOGGERS, 5.0)):
+        with watch(phase):
+            now += seconds
+    assert watch.summary() == {"data": 1.0, "loggers": 25.0, "scores": 2.0, "total": 3.0}

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from warm import LIMIT
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,13 @@ QUICK = ["finetune.epochs=1", "dense.epochs=2", "trainer.enable_progress_bar=fal
 def command(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment, check=False
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=LIMIT,
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr

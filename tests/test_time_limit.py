@@ -14,6 +14,7 @@ import cloudpickle
 import pytest
 from submitit.helpers import DelayedSubmission
 from sweeping import environment
+from warm import LIMIT
 
 from hydra_plugins.mmp_launchers import Slurm
 from mmp import slurm
@@ -95,5 +96,7 @@ signal.raise_signal(slurm.SIGNAL)
 late = Late()  # which ends with the interpreter
 """
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(SLURM_JOB_ID="7"), check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(SLURM_JOB_ID="7"), check=False, timeout=LIMIT
+    )
     assert (done.returncode, done.stdout) == (0, "sent\n"), done.stderr

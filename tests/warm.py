@@ -8,6 +8,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,15 +30,32 @@ def run(command: Sequence[str], environment: Mapping[str, str], cwd: Path = ROOT
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
         asked = {"command": command, "environment": dict(environment), "cwd": str(cwd), "files": [str(out), str(err)]}
-        server = _server()
-        server.stdin.write(json.dumps(asked) + "\n")
+        code = _answer(json.dumps(asked))
+        said = [path.read_text() if path.exists() else "" for path in (out, err)]
+        if code is None:
+            raise subprocess.TimeoutExpired(list(command), LIMIT, *said)
+        return subprocess.CompletedProcess(list(command), code, *said)
+
+
+def _answer(asked: str) -> int | None:
+    """Return the exit code of a command, None if it takes too long; then, and if its parent dies, all end with it."""
+    if _server().poll() is not None:
+        _server.cache_clear()
+    server, code = _server(), ""
+    try:
+        server.stdin.write(f"{asked}\n")
         server.stdin.flush()
         if not select.select([server.stdout], [], [], LIMIT)[0]:
-            server.kill()
+            return None
+        code = server.stdout.readline()
+    finally:
+        if not code:
             _server.cache_clear()
-            raise subprocess.TimeoutExpired(list(command), LIMIT, out.read_text(), err.read_text())
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(list(command), code, out.read_text(), err.read_text())
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+    if not code:
+        raise RuntimeError("the process that commands are forked from has died")
+    return int(code)
 
 
 @functools.cache
@@ -46,7 +64,7 @@ def _server() -> Any:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
 
 def _serve() -> None:
