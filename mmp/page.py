@@ -1,15 +1,17 @@
 """The page of a report: one self-contained HTML file that needs no network, and works with 1,000 configurations.
 
-Python writes the data and what can be read without JavaScript; ``assets/page.js`` draws. Text from result files goes
-into the page as JSON or escaped, never as markup.
+Python writes the data and what can be read without JavaScript; the scripts in ``assets/`` draw. Text from
+result files goes into the page as JSON or escaped, never as markup.
 """
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from mmp.summary import summary_of
 if TYPE_CHECKING:
     from mmp.report import Report
 
+_SCRIPTS = ("charts.js", "tables.js", "detail.js", "page.js")  # the last begins
 _CURVE = ("epoch", "train/loss", "val/loss", "val/accuracy", "sparsity")
 
 
@@ -63,7 +66,7 @@ def _page(title: str, told: str, groups: Sequence[dict[str, Any]], reports: Sequ
     data = {
         "groups": groups,
         "colours": colours_of(group for report, _ in reports for group in report.groups),
-        "settings": SETTINGS,
+        "settings": [*SETTINGS, "other"],
     }
     parts = {
         "title": html.escape(title),
@@ -72,7 +75,7 @@ def _page(title: str, told: str, groups: Sequence[dict[str, Any]], reports: Sequ
         "ended": "".join(_ended(report, sweep) for report, sweep in reports),
         "style": _asset("page.css"),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "script": _asset("page.js"),
+        "script": "\n".join(map(_asset, _SCRIPTS)),
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], _asset("page.html"))
@@ -102,7 +105,10 @@ def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: 
     return {
         "title": group.title,
         "summary": list(summary),
-        "noise": {split: _rounded(group.noise(split)) for split in ("validation", "test")},
+        "noise": {
+            **{split: _rounded(group.noise(split)) for split in ("validation", "test")},
+            "seeds": _rounded(statistics.median(spreads)) if (spreads := group.spreads()) else None,
+        },
         "configurations": [
             _configuration(one, sweep, ranges) for members, sweep in sweeps for one in members.configurations
         ],
@@ -118,13 +124,16 @@ def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: 
 
 def _configuration(one: Configuration, sweep: str, ranges: dict[Any, int]) -> dict[str, Any]:
     run = one.runs[0]
+    settings = {what: getattr(run, what, "") for what in (*SETTINGS, "other")}
+    told = json.dumps([run.model, run.data, one.name, *settings.values(), run.settings, sweep])
     return {
+        "id": hashlib.sha256(told.encode()).hexdigest()[:12],
         "name": one.name,
         "signal": run.signal,
         "strategy": run.strategy,
         "kind": "baseline" if run.criterion else "strategy",
         "sweep": sweep,
-        **{what: getattr(run, what) for what in SETTINGS},
+        **settings,
         "twins": one.twins,
         "runs": [_run(run, ranges) for run in one.runs],
     }
@@ -148,4 +157,4 @@ def _run(run: Run, ranges: dict[Any, int]) -> dict[str, Any]:
 def _rounded(value: Any) -> Any:
     if not isinstance(value, float):
         return value
-    return round(value, 6) if math.isfinite(value) else None
+    return round(value, 9) if math.isfinite(value) else None
