@@ -1,7 +1,7 @@
 """The page of a report: one self-contained HTML file that needs no network, and works with 1,000 configurations.
 
-Python writes the data and what can be read without JavaScript; ``assets/page.js`` draws. Text from result files goes
-into the page as JSON or escaped, never as markup.
+Python writes the data and what can be read without JavaScript; the scripts in ``assets/`` draw. Text from
+result files goes into the page as JSON or escaped, never as markup.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mmp.summary import summary_of
 if TYPE_CHECKING:
     from mmp.report import Report
 
+_SCRIPTS = ("charts.js", "tables.js", "detail.js", "page.js")  # the last begins
 _CURVE = ("epoch", "train/loss", "val/loss", "val/accuracy", "sparsity")
 
 
@@ -75,7 +76,7 @@ def _page(title: str, told: str, groups: Sequence[dict[str, Any]], reports: Sequ
         "ended": "".join(_ended(report, sweep) for report, sweep in reports),
         "style": _asset("page.css"),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "script": _asset("page.js"),
+        "script": "\n".join(map(_asset, _SCRIPTS)),
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], _asset("page.html"))
@@ -124,14 +125,16 @@ def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: 
 
 def _configuration(one: Configuration, sweep: str, ranges: dict[Any, int]) -> dict[str, Any]:
     run = one.runs[0]
+    settings = {what: getattr(run, what) for what in SETTINGS}
+    made_of = [run.model, run.data, run.configuration, *settings.values(), run.settings, sweep]
     return {
-        "id": digest([sweep, one.name, run.settings])[:8],
+        "id": digest(made_of)[:12],
         "name": one.name,
         "signal": run.signal,
         "strategy": run.strategy,
         "kind": "baseline" if run.criterion else "strategy",
         "sweep": sweep,
-        **{what: getattr(run, what) for what in SETTINGS},
+        **settings,
         "other": one.other,
         "twins": one.twins,
         "runs": [_run(run, ranges) for run in one.runs],

@@ -140,7 +140,7 @@ def test_every_baseline_runs_at_the_sparsities_of_a_sweep_and_is_reported_beside
     by_size = [r["masks_hash"] for r in results if r["criterion"] in (None, "mag", "lamp", "erk", "uniform", "random")]
     assert len(set(by_size)) == len(by_size)
     assert {result["criterion"] for result in results if result["signal"] is None} >= {"mag", "lamp", "erk", "grasp"}
-    assert "strategies against baselines" in done.stdout
+    assert "Strategies against baselines" in done.stdout
     report = (sweep / "report" / "results.md").read_text()
     assert "best baseline" in report
     assert "lamp | at aggressive" in report
