@@ -16,7 +16,7 @@ from mmp.store import RESULT, STATUS, RunFolder
 REPORT = "report"  # the folder, in a sweep's, that reports go to
 _HEAD = ("model", "data", "signal", "strategy", "ranges", "schedule", "reconstruct", "finetune", "seed")
 # What may differ between the runs of a sweep besides signal and strategy; shown where it does.
-SETTINGS = ("ranges", "schedule", "reconstruct", "finetune", "budget")
+SETTINGS = ("ranges", "schedule", "pattern", "reconstruct", "finetune", "budget")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Run:
     strategy: str = "?"
     ranges: str = ""
     schedule: str = ""
+    pattern: str = ""
     reconstruct: str = ""
     finetune: str = ""
     budget: str = ""
@@ -150,7 +151,7 @@ def _read(path: Path, root: Path) -> Run | None:
         if content.get("kind") == "dense":
             return None
         known = {key: content[key] for key in _HEAD if key in content}
-        known["budget"] = _budget(content)
+        known |= {"budget": _budget(content), "pattern": content.get("pattern") or ""}
         known |= {"protocol": content.get("protocol", ""), "settings": content.get("configuration", "")}
         known |= {"data_fingerprint": content.get("data_fingerprint", "")}
         known |= {"overrides": tuple(content.get("overrides", ()))}
