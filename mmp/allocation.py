@@ -110,6 +110,10 @@ class Allocator:
         if not any(self.pattern.fits(layer.shape) for layer in layers):
             raise MmpError(f"pattern={self.pattern} fits the shape of no layer of this model; see docs/patterns.md")
         pruned = self._pruned(Sizes.of(model, layers))
+        forced = sum(self.pattern.forced(layer.shape) for layer in layers if self.pattern.fits(layer.shape))
+        if pruned is not None and pruned < forced:
+            share = forced / sum(layer.size for layer in layers)
+            raise MmpError(f"pattern={self.pattern} alone prunes {share:.4f} of the weights; raise the budget to that")
         if pruned is None and config.ranges.source == "rules":
             budget = BudgetConfig() if config.allocation.name == SEARCHED else config.budget
             plan = make_plan(model, config.ranges, [self.strategy], budget, pattern=self.pattern)

@@ -386,6 +386,8 @@ def test_a_pattern_that_no_layer_can_take_is_told_before_training(conf: Path) ->
     with pytest.raises(MmpError, match=r"pattern=1:64 needs layers that are 98\.4375 % sparse, but ranges=generic"):
         checked(validate(composed(conf, "pattern=1:64", "model=vit")))
     checked(validate(composed(conf, "pattern=2:4", "model=vit")))
+    with pytest.raises(MmpError, match=r"pattern=2:4 alone prunes 0\.49\d\d of the weights; raise the budget"):
+        checked(validate(composed(conf, "pattern=2:4", "criterion=mag", "budget=0.2")))
 
 
 def test_a_pattern_is_part_of_what_a_run_is_and_none_is_not(conf: Path) -> None:
