@@ -44,9 +44,10 @@ from mmp.finetune import finetune_best
 from mmp.identity import NO_CRITERION, SEARCHED, configuration_of, identity, label, protocol_of
 from mmp.layers import Layer, prunable_layers, prunable_parameters
 from mmp.loggers import Artifact, finishing
-from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
+from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, satisfies, save_masks
 from mmp.match import with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
+from mmp.patterns import UNSTRUCTURED
 from mmp.reconstruct import LayerReport, reconstruct, summary_of
 from mmp.schedules import Schedule
 from mmp.signals import Scorer
@@ -133,7 +134,7 @@ class Job:
         """Return the callbacks that bring the masks and, where the recipe says so, average the weights under them."""
         decay = self.config.finetune.averaging
         averaging = [AverageAtTarget(decay)] if decay else []
-        return [MaskPruning(layers, scores, sparsities, self.schedule), *averaging]
+        return [MaskPruning(layers, scores, sparsities, self.schedule, self.allocator.pattern), *averaging]
 
 
 def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[str, Any]:
@@ -177,19 +178,23 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
                 logger.log_artifacts(made_from(job, data, calibration.cache, source))
         with watch("ranges"):
             sizes = Sizes.of(dense, layers)
-            solver = Solver(config, dense, calibration)
+            solver, pattern = Solver(config, dense, calibration), job.allocator.pattern
 
             def reach(sparsities: Mapping[str, float]) -> float:
-                return validated(solver.solve(make_masks(scores, sparsities))[0], config, data)
+                return validated(solver.solve(make_masks(scores, sparsities, pattern))[0], config, data)
 
             allocation = job.allocator.allocate(
                 calibration, scores, sizes, reach, lambda: validated(dense, config, data)
             )
             ranges, sparsities = allocation.ranges, allocation.sparsities
         with watch("masks"):
-            masks = make_masks(scores, sparsities)
+            masks = make_masks(scores, sparsities, pattern)
             pruned = copy.deepcopy(dense)
             MaskEnforcer(prunable_parameters(pruned, layers)).set(masks)
+            if pattern != UNSTRUCTURED:
+                under = [mask.numel() for mask in masks.values() if satisfies(mask, pattern)]
+                share = 100 * sum(under) / masks.total
+                log.info("pattern %s: in %d of %d layers, %.1f %% of weights", pattern, len(under), len(masks), share)
         models = {"dense": dense, "pruned": pruned}
         masked, reconstruction = pruned, None
         with watch("reconstruct"):
@@ -210,7 +215,7 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         with watch("evaluate"):
             measured = measure(models, config, data)
         result = {
-            **describe(dense, layers, ranges, sparsities, masks, sizes),
+            **describe(dense, layers, ranges, sparsities, masks, sizes, pattern),
             **measured,
             **training,
             "reconstruction": reconstruction,
@@ -321,6 +326,7 @@ def head_of(config: PruneConfig) -> dict[str, Any]:
         "strategy": label(config),
         "ranges": config.ranges.name,
         "schedule": str(config.schedule.get("_target_", "")).rpartition(".")[2],
+        "pattern": None if config.pattern == str(UNSTRUCTURED) else config.pattern,
         "reconstruct": config.reconstruct.name,
         "finetune": config.finetune.name,
         "budget": None if config.match else config.budget.of(asked),

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmp.errors import MmpError
 from mmp.layers import Layer, prunable_parameters
 from mmp.masks import MaskEnforcer, Masks, make_masks
+from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.schedules import Schedule
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class MaskPruning(pl.Callback):
         scores: One tensor per layer; the lowest go first.
         sparsities: Final sparsity per layer, a fraction.
         schedule: Fraction of the final sparsity per epoch.
+        pattern: What the final masks satisfy.
 
     Raises:
         MmpError: at the start of a fit that ends before the schedule does, or when a resumed run's masks do not
@@ -43,8 +45,9 @@ class MaskPruning(pl.Callback):
         scores: Mapping[str, Tensor],
         sparsities: Mapping[str, float],
         schedule: Schedule,
+        pattern: Pattern = UNSTRUCTURED,
     ) -> None:
-        self._layers, self._scores, self._schedule = layers, scores, schedule
+        self._layers, self._scores, self._schedule, self._pattern = layers, scores, schedule, pattern
         self._configured = dict(sparsities)
         self._sparsities = dict(sparsities)
         self._fraction = 0.0
@@ -72,8 +75,7 @@ class MaskPruning(pl.Callback):
         for optimizer in trainer.optimizers:
             self._enforcer.attach(optimizer)
         if self._restored is not None:
-            expected = make_masks(self._scores, {name: self._fraction * s for name, s in self._sparsities.items()})
-            if expected != self._restored:
+            if self._masks_at(self._fraction) != self._restored:
                 raise MmpError("the masks of the checkpoint were made from other scores; start anew with force=true")
             self._enforcer.set(self._restored, trainer.optimizers)
             self._compare_ranks(trainer, self._restored)
@@ -84,7 +86,7 @@ class MaskPruning(pl.Callback):
         fraction = self._schedule.fraction(trainer.current_epoch)
         if fraction <= self._fraction:
             return
-        masks = make_masks(self._scores, {name: fraction * s for name, s in self._sparsities.items()})
+        masks = self._masks_at(fraction)
         if self._enforcer.masks is not None and not masks.contains(self._enforcer.masks):
             raise MmpError("the masks of the checkpoint do not fit these scores; resume with the run's own scores")
         self._enforcer.set(masks, trainer.optimizers)
@@ -132,6 +134,9 @@ class MaskPruning(pl.Callback):
         self._enforcer = self._restored = None
         self._fraction = 0.0
         self._sparsities = dict(self._configured)
+
+    def _masks_at(self, fraction: float) -> Masks:
+        return make_masks(self._scores, self._sparsities, self._pattern, fraction)
 
     @staticmethod
     def _compare_ranks(trainer: pl.Trainer, masks: Masks) -> None:

@@ -24,12 +24,13 @@ from mmp.identity import NO_CRITERION, SEARCHED, STRATEGY, digest, identity
 from mmp.layers import prunable_layers
 from mmp.masks import pruned_count
 from mmp.match import matched_weights
+from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.plan import budget_target, choose_sparsities, layer_ranges, make_plan, to_budget
 from mmp.ranges import Range
 from mmp.search import best_of, search, search_groups
 from mmp.sizes import MEGABYTE, Sizes
 from mmp.store import cached_tensors
-from mmp.strategies import Strategy, global_sparsity, inwards
+from mmp.strategies import Strategy, global_sparsity, inwards, with_pattern
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +59,14 @@ class Allocator:
     Attributes:
         config: The run's configuration.
         strategy: Where each layer goes in its range.
+        pattern: What masks satisfy.
         baseline: The criterion that scores and allocates, in a run that is a baseline.
         ranking: The criterion that only allocates (``allocation=lamp``), while the signal says which weights go.
     """
 
     config: PruneConfig
     strategy: Strategy
+    pattern: Pattern = UNSTRUCTURED
     baseline: Criterion | None = None
     ranking: Criterion | None = None
 
@@ -90,10 +93,11 @@ class Allocator:
                 "allocation=searched tells models apart by what they reach re-solved and untrained; set "
                 "reconstruct=least_squares"
             )
-        return cls(config, strategy, baseline, criterion(name) if name in CRITERIA else None)
+        ranking = criterion(name) if name in CRITERIA else None
+        return cls(config, strategy, Pattern.parse(config.pattern), baseline, ranking)
 
     def check(self, model: nn.Module) -> None:
-        """Raise before anything is trained if ranges, budget or the sweep to match cannot be had for a model.
+        """Raise before anything is trained if ranges, budget, pattern or the sweep to match cannot be had for a model.
 
         Args:
             model: The network; its weights may be on the ``meta`` device.
@@ -102,10 +106,23 @@ class Allocator:
             MmpError: as `allocate` would.
         """
         config = self.config
-        pruned = self._pruned(Sizes.of(model, prunable_layers(model)))
+        layers = prunable_layers(model)
+        if not any(self.pattern.fits(layer.shape) for layer in layers):
+            raise MmpError(f"pattern={self.pattern} fits the shape of no layer of this model; see docs/patterns.md")
+        pruned = self._pruned(Sizes.of(model, layers))
+        forced = sum(self.pattern.forced(layer.shape) for layer in layers if self.pattern.fits(layer.shape))
+        if pruned is not None and pruned < forced:
+            share = forced / sum(layer.size for layer in layers)
+            raise MmpError(f"pattern={self.pattern} alone prunes {share:.4f} of the weights; raise the budget to that")
         if pruned is None and config.ranges.source == "rules":
             budget = BudgetConfig() if config.allocation.name == SEARCHED else config.budget
-            make_plan(model, config.ranges, [self.strategy], budget)
+            plan = make_plan(model, config.ranges, [self.strategy], budget, pattern=self.pattern)
+            if not any(plan.patterned(layer, self.strategy.name) for layer in layers):
+                least = 100 * (1 - self.pattern.kept / self.pattern.of)
+                raise MmpError(
+                    f"pattern={self.pattern} needs layers that are {least:g} % sparse, but ranges={config.ranges.name} "
+                    "allows that in none that it fits; choose other ranges, or a budget"
+                )
 
     def _pruned(self, sizes: Sizes) -> int | None:
         """Return how many weights a criterion is told to prune; None where ranges and a strategy say that.
@@ -119,7 +136,8 @@ class Allocator:
         if config.match:
             name = config.model.label or config.model.name
             named = (name, config.data.name, config.ranges.name, self.strategy.name)
-            return matched_weights(Path(config.match), *named, config.seed)
+            pattern = None if self.pattern == UNSTRUCTURED else str(self.pattern)
+            return matched_weights(Path(config.match), *named, config.seed, pattern)
         target = budget_target(config.budget, self.strategy.name, sizes)
         if target is None:
             return None
@@ -157,10 +175,10 @@ class Allocator:
         if decides and pruned is not None:
             return self._ranked(decides, calibration, scores, pruned)
         observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
-        ranges = layer_ranges(layers, config.ranges, observed)
+        ranges = layer_ranges(layers, config.ranges, observed, pattern=self.pattern)
         if config.allocation.name == SEARCHED:
             return self._searched(calibration, ranges, sizes, reach, dense)
-        sparsities = choose_sparsities(self.strategy, layers, ranges, config.ranges, config.budget, sizes)
+        sparsities = choose_sparsities(self.strategy, layers, ranges, config.ranges, config.budget, sizes, self.pattern)
         if decides is None:
             return Allocation(ranges, sparsities)
         pruned = sum(pruned_count(sparsities[layer.name], layer.size) for layer in layers)
@@ -171,8 +189,9 @@ class Allocator:
     ) -> Allocation:
         if self.baseline is None:
             scores, _ = calibration.criterion_scores(decides, self.config.ranges.grasp_temperature)
-        anything = {layer.name: ANYTHING for layer in calibration.layers}
-        return Allocation(anything, decides.allocate(calibration.layers, scores, pruned))
+        layers = calibration.layers
+        sparsities = with_pattern(layers, decides.allocate(layers, scores, pruned), self.pattern)
+        return Allocation({layer.name: ANYTHING for layer in layers}, sparsities)
 
     def _searched(
         self,
@@ -189,7 +208,9 @@ class Allocator:
         def sparsities_at(positions: Mapping[str, float]) -> dict[str, float]:
             inside = {n: ranges[n].at(positions[group]) for group, names in groups.items() for n in names}
             inside = {layer.name: inside[layer.name] for layer in layers}
-            return to_budget("these positions", inside, target, layers, config.ranges, config.budget, sizes)
+            return to_budget(
+                "these positions", inside, target, layers, config.ranges, config.budget, sizes, self.pattern
+            )
 
         def evaluate(positions: Mapping[str, float]) -> tuple[float, float]:
             sparsities = sparsities_at(positions)
@@ -209,7 +230,7 @@ class Allocator:
             settings[key] for key in ("allocation", "signal", "ranges", "budget", "reconstruct", "data", "seed")
         ]
         code = [inspect.getsource(module) for module in (mmp.search, mmp.reconstruct, sys.modules[__name__])]
-        key = digest([calibration.key, decisive, source_code(), code])
+        key = digest([calibration.key, decisive, str(self.pattern), source_code(), code])
         found, cached = cached_tensors(Path(config.paths.cache) / "search" / f"{key[:16]}.safetensors", compute)
         if found["short"] > 0:
             log.warning(

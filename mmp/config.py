@@ -283,6 +283,7 @@ class PruneConfig(TrainConfig):
     ranges: RangesConfig = field(default_factory=RangesConfig)
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     schedule: dict[str, Any] = field(default_factory=dict)
+    pattern: str = "none"  # of masks: none, N:M or RxC (mmp.patterns)
     reconstruct: ReconstructConfig = field(default_factory=ReconstructConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     budget: Any = None  # a number or the keys of BudgetConfig; validate makes it one

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer
 from mmp.masks import Masks, keep_highest, pruned_count
+from mmp.patterns import sparsity_of
 from mmp.signals import Fisher, Magnitude
-from mmp.strategies import sparsity_of, whole_weights
+from mmp.strategies import whole_weights
 
 
 @dataclass(frozen=True)

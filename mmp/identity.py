@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmp.errors import MmpError
 from mmp.match import matched_weights
+from mmp.patterns import UNSTRUCTURED
 
 NO_CRITERION = "none"
 STRATEGY, SEARCHED = "strategy", "searched"  # of allocation; anything else is the name of a criterion
@@ -41,6 +42,8 @@ def identity(cfg: Any) -> dict[str, Any]:
             kept["model"] = {**kept["model"], key: _file_digest(path, Path(path).stat().st_mtime_ns)}
     if "strategy" not in kept:
         return kept
+    if kept["pattern"] == str(UNSTRUCTURED):
+        kept.pop("pattern")  # runs without one are what they were before there were any
     baseline = kept["criterion"]["name"] != NO_CRITERION
     if baseline:
         kept.pop("signal")  # the criterion scores
@@ -77,13 +80,13 @@ def label(cfg: Any) -> str:
 
 
 def protocol_of(settings: dict[str, Any]) -> str:
-    """Return a hash of how a run was trained and re-solved: only runs that have it in common are compared.
+    """Return a hash of how a run was masked, trained and re-solved: only runs that have it in common are compared.
 
     Args:
         settings: What `identity` returned.
     """
-    keys = ("dense", "schedule", "reconstruct", "finetune", "trainer", "callbacks", "data")
-    return digest({key: settings[key] for key in keys})[:16]
+    keys = ("dense", "schedule", "pattern", "reconstruct", "finetune", "trainer", "callbacks", "data")
+    return digest({key: settings[key] for key in keys if key in settings})[:16]
 
 
 def configuration_of(settings: dict[str, Any]) -> str:
@@ -103,7 +106,13 @@ def _matched(settings: dict[str, Any]) -> Any:
     try:
         name = model["label"] or model["name"]
         return folder and matched_weights(
-            Path(folder), name, data["name"], settings["ranges"]["name"], settings["strategy"]["name"], settings["seed"]
+            Path(folder),
+            name,
+            data["name"],
+            settings["ranges"]["name"],
+            settings["strategy"]["name"],
+            settings["seed"],
+            settings.get("pattern"),
         )
     except MmpError:  # told where the run begins
         return folder
@@ -125,16 +134,21 @@ def digest(content: Any) -> str:
 
 
 def run_title(cfg: Any) -> str:
-    """Return how a dashboard shows a run: ``magnitude/p50/s0``; of a baseline ``lamp/p50/s0`` or ``lamp/0.9/s0``."""
+    """Return how a dashboard shows a run: ``magnitude/p50/s0``; of a baseline ``lamp/p50/s0`` or ``lamp/0.9/s0``.
+
+    A pattern is named in it: ``magnitude/p50/2:4/s0``.
+    """
     if "strategy" not in cfg:
         return f"dense/{cfg.model.label or cfg.model.name}/s{cfg.seed}"
+    end = "" if cfg.pattern == str(UNSTRUCTURED) else f"/{cfg.pattern}"
+    end += f"/s{cfg.seed}"
     if cfg.criterion.name == NO_CRITERION:
-        return f"{cfg.signal.name}/{label(cfg)}/s{cfg.seed}"
+        return f"{cfg.signal.name}/{label(cfg)}{end}"
     budget = cfg.budget
     if OmegaConf.is_dict(budget):
         budget = budget.get("sparsity") if budget.get("megabytes") is None else f"{budget.megabytes:g}MB"
     at = budget if common_budget(cfg.budget) else label(cfg)
-    return f"{cfg.criterion.name}/{at}/s{cfg.seed}"
+    return f"{cfg.criterion.name}/{at}{end}"
 
 
 def run_name(cfg: Any) -> str:
@@ -144,4 +158,5 @@ def run_name(cfg: Any) -> str:
         baseline = cfg.criterion.name != NO_CRITERION
         parts += [cfg.criterion.name] if baseline else [cfg.signal.name]
         parts += [] if baseline and common_budget(cfg.budget) else [label(cfg).replace(" ", "-")]
+        parts += [] if cfg.pattern == str(UNSTRUCTURED) else [cfg.pattern.replace(":", "of")]  # a colon is no file name
     return "-".join([*parts, f"s{cfg.seed}", digest(identity(cfg))[:8]])

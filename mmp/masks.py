@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mmp.errors import MmpError
 from mmp.files import load_tensors, save_tensors
+from mmp.patterns import UNSTRUCTURED, Pattern
 
 
 class Masks(Mapping[str, Tensor]):
@@ -96,8 +97,7 @@ def keep_highest(scores: Tensor, pruned: int) -> Tensor:
     flat = scores.detach().flatten()
     if not 0 <= pruned <= flat.numel():
         raise MmpError(f"cannot prune {pruned} of {flat.numel()} weights")
-    if not torch.isfinite(flat).all():
-        raise MmpError("scores hold NaN or infinity; check the weights and the calibration data")
+    _require_finite(flat)
     keep = torch.ones_like(flat, dtype=torch.bool)
     if pruned:
         threshold = torch.kthvalue(flat, pruned).values
@@ -107,6 +107,54 @@ def keep_highest(scores: Tensor, pruned: int) -> Tensor:
         if spared:
             keep[tied[-spared:]] = True
     return keep.view(scores.shape)
+
+
+def _require_finite(scores: Tensor) -> None:
+    if not torch.isfinite(scores).all():
+        raise MmpError("scores hold NaN or infinity; check the weights and the calibration data")
+
+
+def keep_patterned(scores: Tensor, pruned: int, pattern: Pattern) -> Tensor:
+    """Return a bool mask that drops the lowest scores so that a pattern holds, or comes to hold as more are dropped.
+
+    Blocks are ordered by the sum of their scores. First go those that the pattern takes whatever the sparsity: of
+    every M neighbours the M - N lowest; then all others. So masks for rising numbers contain each other, and once the
+    pattern holds, no mask that satisfies it and prunes as many keeps higher scores. Equal sums go by flat index.
+
+    Args:
+        scores: (outputs, inputs, kernel...), finite, of a shape that the pattern fits.
+        pruned: How many weights to drop; rounded down to whole blocks.
+        pattern: The pattern.
+
+    Raises:
+        MmpError: if a score is not finite, or the number is out of bounds.
+    """
+    _require_finite(scores)
+    parts = _parts(scores.detach(), pattern)
+    blocks = parts.sum((1, 4), dtype=torch.float64)
+    lowest = blocks.argsort(dim=2, stable=True)[:, :, : max(0, pattern.of - pattern.kept)]
+    first = torch.zeros_like(blocks, dtype=torch.bool).scatter_(2, lowest, True)
+    count, most = pruned // pattern.unit, int(first.count_nonzero())
+    keep = torch.ones_like(first)
+    keep[first] = keep_highest(blocks[first], min(count, most))
+    keep[~first] = keep_highest(blocks[~first], max(0, count - most))
+    return keep[:, None, :, :, None].expand_as(parts).reshape(scores.shape)
+
+
+def satisfies(mask: Tensor, pattern: Pattern) -> bool:
+    """Return whether a mask (outputs, inputs, kernel...) has a pattern; one that the pattern does not fit has not."""
+    if not pattern.fits(mask.shape):
+        return False
+    parts = _parts(mask, pattern)
+    blocks = parts.all(4).all(1)
+    return torch.equal(blocks, parts.any(4).any(1)) and bool((blocks.sum(2) <= pattern.kept).all())
+
+
+def _parts(values: Tensor, pattern: Pattern) -> Tensor:
+    """View a layer as (outputs / R, R, groups, M, C, kernel...): M neighbouring blocks of R outputs by C inputs."""
+    outputs, inputs, *kernel = values.shape
+    groups = inputs // (pattern.of * pattern.columns)
+    return values.reshape(outputs // pattern.rows, pattern.rows, groups, pattern.of, pattern.columns, *kernel)
 
 
 def pruned_count(sparsity: float, total: int) -> int:
@@ -120,12 +168,21 @@ def pruned_count(sparsity: float, total: int) -> int:
     return math.floor(sparsity * total)
 
 
-def make_masks(scores: Mapping[str, Tensor], sparsities: Mapping[str, float]) -> Masks:
+def make_masks(
+    scores: Mapping[str, Tensor],
+    sparsities: Mapping[str, float],
+    pattern: Pattern = UNSTRUCTURED,
+    fraction: float = 1.0,
+) -> Masks:
     """Return masks that prune floor(sparsity * n) lowest-scored weights in each layer.
 
     Args:
         scores: One tensor per layer, of the weight's shape; higher is more important.
         sparsities: One fraction per layer; the same names.
+        pattern: What the masks of layers that take it (:meth:`Pattern.takes`) satisfy. With blocks as many whole ones
+            go as are in floor(sparsity * n) weights.
+        fraction: Share of all sparsities that is in force, for a ramp. Masks of lower fractions prune parts of what
+            those of higher ones do; the pattern holds from 1 on.
 
     Raises:
         MmpError: if the names differ, a sparsity is outside [0, 1] or a score is not finite.
@@ -136,7 +193,9 @@ def make_masks(scores: Mapping[str, Tensor], sparsities: Mapping[str, float]) ->
     masks = {}
     for name, score in scores.items():
         try:
-            masks[name] = keep_highest(score, pruned_count(sparsities[name], score.numel()))
+            pruned = pruned_count(fraction * sparsities[name], score.numel())
+            patterned = pattern != UNSTRUCTURED and pattern.takes(score.shape, sparsities[name])
+            masks[name] = keep_patterned(score, pruned, pattern) if patterned else keep_highest(score, pruned)
         except MmpError as error:
             raise MmpError(f"layer {name!r}: {error}") from error
     return Masks(masks)

@@ -45,7 +45,9 @@ def strategy_runs(folder: Path) -> Iterator[dict[str, Any]]:
         raise MmpError(f"match={folder}: holds no completed run of a strategy; give the folder of a finished sweep")
 
 
-def matched_weights(folder: Path, model: str, data: str, ranges: str, strategy: str, seed: int) -> int:
+def matched_weights(
+    folder: Path, model: str, data: str, ranges: str, strategy: str, seed: int, pattern: str | None = None
+) -> int:
     """Return how many weights a sweep's strategy prunes.
 
     Args:
@@ -55,15 +57,19 @@ def matched_weights(folder: Path, model: str, data: str, ranges: str, strategy: 
         ranges: Name of the range table.
         strategy: Name of the strategy.
         seed: Seed of the run; observed ranges depend on it.
+        pattern: Pattern of its masks, if there is one.
 
     Raises:
         MmpError: if the sweep has no such run, or several that differ; the message says what it has.
     """
     wanted = {"model": model, "data": data, "ranges": ranges, "strategy": strategy, "seed": seed}
+    wanted |= {"pattern": pattern} if pattern else {}
     counts, others = set(), set()
     for result in strategy_runs(folder):
-        others.add(" ".join(f"{key}={result[key]}" for key in wanted))
-        if all(result[key] == value for key, value in wanted.items()):
+        found = {key: result[key] for key in wanted if key != "pattern"}
+        found |= {"pattern": result["pattern"]} if result.get("pattern") else {}
+        others.add(" ".join(f"{key}={value}" for key, value in found.items()))
+        if found == wanted:
             counts.add(sum(layer["pruned"] for layer in result["layers"]))
     said = f"match={folder}: " + " ".join(f"{key}={value}" for key, value in wanted.items())
     if not counts:

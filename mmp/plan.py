@@ -22,7 +22,8 @@ from mmp.config import BudgetConfig, PlanConfig, RangesConfig, StrategyConfig, r
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer, prunable_layers
 from mmp.masks import pruned_count
-from mmp.ranges import Range, constrain, observed_ranges, resolve_groups, rule_ranges
+from mmp.patterns import UNSTRUCTURED, Pattern
+from mmp.ranges import Range, allow_pattern, constrain, observed_ranges, resolve_groups, rule_ranges
 from mmp.sizes import MEGABYTE, Sizes
 from mmp.strategies import BUDGET_CEILING, Strategy, inwards, layer_sparsities, meet_budget, reachable, whole_weights
 from mmp.tables import build_constraints, build_groups, build_rule_table, build_strategy
@@ -44,6 +45,7 @@ class Plan:
         sizes: Bytes of its parts.
         table: What the ranges come from, and the budget if there is one, in words.
         rules: The rule table's ranges, to compare with, where ``ranges`` were observed.
+        pattern: What the masks satisfy, in every layer that takes it.
     """
 
     model: str
@@ -54,6 +56,7 @@ class Plan:
     sizes: Sizes
     table: str = ""
     rules: Mapping[str, Range] | None = None
+    pattern: Pattern = UNSTRUCTURED
 
     @cached_property
     def pruned(self) -> dict[str, int]:
@@ -67,14 +70,23 @@ class Plan:
         """Return the strategies' names, the least sparse first."""
         return sorted(self.sparsities, key=lambda name: (self.pruned[name], name))
 
+    def patterned(self, layer: Layer, strategy: str) -> bool:
+        """Return whether a layer's mask will satisfy the pattern under a strategy."""
+        return self.pattern.takes(layer.shape, self.sparsities[strategy][layer.name])
+
     def summary(self, strategy: str) -> dict[str, Any]:
-        """Return a strategy's sparsity over prunable weights and over all parameters, what is left, and the bytes."""
+        """Return a strategy's sparsity over prunable weights and over all parameters, what is left, and the bytes.
+
+        With a pattern also ``patterned``, the share of the prunable weights whose layers satisfy it.
+        """
         pruned = self.pruned[strategy]
+        patterned = sum(layer.size for layer in self.layers if self.patterned(layer, strategy))
         return {
             "sparsity": pruned / self.sizes.weights,
             "sparsity_all": pruned / self.parameters,
             "parameters_left": self.parameters - pruned,
             "bytes": self.sizes.sparse(pruned),
+            **({} if self.pattern == UNSTRUCTURED else {"patterned": patterned / self.sizes.weights}),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,6 +96,7 @@ class Plan:
             "parameters": self.parameters,
             "prunable": self.sizes.weights,
             "bytes": self.sizes.dense,
+            **({} if self.pattern == UNSTRUCTURED else {"pattern": str(self.pattern)}),
             "layers": [
                 {
                     "name": layer.name,
@@ -117,6 +130,7 @@ def make_plan(
     budget: BudgetConfig | float | None = None,
     observations: Iterable[Mapping[str, float]] | None = None,
     name: str | None = None,
+    pattern: Pattern | str = UNSTRUCTURED,
 ) -> Plan:
     """Return the plan of a model.
 
@@ -127,27 +141,31 @@ def make_plan(
         budget: What every strategy is shifted to meet; a number is a global sparsity.
         observations: Layer sparsities under criteria at global targets, for observed ranges.
         name: What to call the model; its class if None.
+        pattern: What masks satisfy, such as ``2:4``.
 
     Raises:
-        MmpError: if the model has no prunable layer, the table does not fit it, or the budget is out of reach.
+        MmpError: if the model has no prunable layer, the table does not fit it, the budget is out of reach, or there is
+            no such pattern.
     """
     if isinstance(ranges, str):
         ranges = read_ranges(choose("ranges", ranges))
-    budget = read_budget(budget)
+    budget, pattern = read_budget(budget), Pattern.parse(str(pattern))
     chosen = [load_strategy(n) for n in choices_of("strategy")] if strategies is None else list(strategies)
     _check_budget_names(budget, chosen)
     layers = prunable_layers(model)
     sizes = Sizes.of(model, layers)
-    allowed = layer_ranges(layers, ranges, observations)
+    allowed = layer_ranges(layers, ranges, observations, pattern=pattern)
     return Plan(
         model=name or type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         layers=layers,
         ranges=allowed,
-        sparsities={s.name: choose_sparsities(s, layers, allowed, ranges, budget, sizes) for s in chosen},
+        sparsities={s.name: choose_sparsities(s, layers, allowed, ranges, budget, sizes, pattern) for s in chosen},
         sizes=sizes,
-        table=f"ranges {ranges.name}{_budget_text(budget)}",
+        table=f"ranges {ranges.name}{_budget_text(budget)}"
+        + ("" if pattern == UNSTRUCTURED else f", pattern {pattern}"),
         rules=layer_ranges(layers, ranges, rules=True) if observations is not None and ranges.rules else None,
+        pattern=pattern,
     )
 
 
@@ -163,14 +181,18 @@ def layer_ranges(
     ranges: RangesConfig,
     observations: Iterable[Mapping[str, float]] | None = None,
     rules: bool = False,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> dict[str, Range]:
     """Return the range of every layer: observed if there are observations, else by the rules; constrained.
+
+    With a pattern lo is raised to where it can hold, in every layer whose range goes as far.
 
     Args:
         layers: The model's prunable layers.
         ranges: The table.
         observations: Layer sparsities under criteria at global targets; needed if the table says ``observed``.
         rules: Take the rules all the same, to compare with.
+        pattern: What masks satisfy.
 
     Raises:
         MmpError: if the rules do not fit the layers, or observed ranges lack observations.
@@ -181,7 +203,7 @@ def layer_ranges(
         source = rule_ranges(layers, build_rule_table(ranges))
     else:
         source = observed_ranges(layers, observations)
-    return constrain(layers, source, build_constraints(ranges))
+    return allow_pattern(layers, constrain(layers, source, build_constraints(ranges)), pattern)
 
 
 def choose_sparsities(
@@ -191,6 +213,7 @@ def choose_sparsities(
     ranges: RangesConfig,
     budget: BudgetConfig,
     sizes: Sizes,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> dict[str, float]:
     """Return a strategy's sparsity of every layer, shifted to its budget if it has one.
 
@@ -201,13 +224,14 @@ def choose_sparsities(
         ranges: The table, for its groups and for what counts as a small layer, which no budget moves.
         budget: The budget.
         sizes: Bytes of the model's parts, for a budget in megabytes.
+        pattern: What masks satisfy.
 
     Raises:
         MmpError: if the budget is out of reach; the message says what can be reached.
     """
     sparsities = layer_sparsities(strategy, layers, allowed, resolve_groups(layers, build_groups(ranges)))
     target = budget_target(budget, strategy.name, sizes)
-    return to_budget(f"strategy {strategy.name}", sparsities, target, layers, ranges, budget, sizes)
+    return to_budget(f"strategy {strategy.name}", sparsities, target, layers, ranges, budget, sizes, pattern)
 
 
 def to_budget(
@@ -218,8 +242,11 @@ def to_budget(
     ranges: RangesConfig,
     budget: BudgetConfig,
     sizes: Sizes,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> dict[str, float]:
     """Return sparsities shifted to a global sparsity, to the weight; as they are if there is none to meet.
+
+    With a pattern of blocks they are those of whole blocks, and a global sparsity is met to less than one.
 
     Args:
         name: What they come from, for the message.
@@ -229,15 +256,16 @@ def to_budget(
         ranges: The table, for what counts as a small layer, which no budget moves.
         budget: What asks for the target, for the message.
         sizes: Bytes of the model's parts.
+        pattern: What masks satisfy.
 
     Raises:
         MmpError: if the target is out of reach; the message says what can be reached.
     """
     if target is None:
-        return dict(sparsities)
+        return {layer.name: pattern.whole(layer.shape, sparsities[layer.name]) for layer in layers}
     ceiling = min(BUDGET_CEILING, ranges.constraints.ceiling)
     small = frozenset(layer.name for layer in layers if layer.size < ranges.constraints.small_below)
-    least, most = reachable(layers, sparsities, small, ceiling)
+    least, most = reachable(layers, sparsities, small, ceiling, pattern)
     if not least <= target <= most:
         said, reach = f"budget={target:g}", f"global sparsities from {inwards(least, most)}"
         if budget.megabytes is not None:
@@ -245,7 +273,8 @@ def to_budget(
             said = f"budget.megabytes={budget.megabytes:g}"
             reach = f"sizes from {inwards(low, high, 3)} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
         raise MmpError(f"{said} is out of reach: {name} can be shifted to {reach}")
-    return whole_weights(layers, meet_budget(layers, sparsities, target, small, ceiling), small, ceiling)
+    shifted = meet_budget(layers, sparsities, target, small, ceiling, pattern)
+    return whole_weights(layers, shifted, small, ceiling, pattern)
 
 
 def budget_target(budget: BudgetConfig, strategy: str, sizes: Sizes) -> float | None:
@@ -276,7 +305,8 @@ def plan_of(config: PlanConfig) -> Plan:
     strategies = [configured, *others]
     name = config.model.label or config.model.name
     if config.ranges.source == "rules":
-        return make_plan(build_skeleton(config.model), config.ranges, strategies, config.budget, name=name)
+        model = build_skeleton(config.model)
+        return make_plan(model, config.ranges, strategies, config.budget, name=name, pattern=config.pattern)
 
     from mmp.calibration import Calibration
     from mmp.data import ImageData
@@ -287,7 +317,8 @@ def plan_of(config: PlanConfig) -> Plan:
     data = ImageData(config.data, config.seed)  # type: ignore[arg-type]
     model, _ = dense_model(config, data)
     calibration = Calibration.of(config, model, prunable_layers(model), data, device_of(config))
-    return make_plan(model, config.ranges, strategies, config.budget, calibration.observe(config.ranges), name)
+    observed = calibration.observe(config.ranges)
+    return make_plan(model, config.ranges, strategies, config.budget, observed, name, config.pattern)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="plan")

@@ -15,12 +15,15 @@ from rich.table import Table
 
 from mmp.files import write_atomically
 from mmp.markdown import table_of
+from mmp.patterns import UNSTRUCTURED
 from mmp.sizes import MEGABYTE
 
 if TYPE_CHECKING:
+    from mmp.layers import Layer
     from mmp.plan import Plan
 
 _LAYER_HEADINGS = ("layer", "role", "stage", "weights", "range (%)")
+_WORDS = frozenset({"layer", "role", "pattern", "strategy"})
 _STRATEGY_HEADINGS = ("strategy", "sparsity (%)", "of all parameters (%)", "parameters left", "MB")
 
 
@@ -39,11 +42,10 @@ def as_text(plan: Plan) -> str:
     """Return the two tables as text, at least as wide as they need."""
     console = Console(file=io.StringIO(), width=max(Console().width, 110))
     console.print(_title(plan), highlight=False)
-    shown = ((_LAYER_HEADINGS, _layer_rows(plan), (2, 3, 4)), (_STRATEGY_HEADINGS, _strategy_rows(plan), (1, 2, 3, 4)))
-    for headings, rows, right in shown:
+    for headings, rows in (_layer_table(plan), _strategy_table(plan)):
         table = Table(*headings, box=None, header_style="bold", pad_edge=False)
-        for column in right:
-            table.columns[column].justify = "right"
+        for column in table.columns:
+            column.justify = "left" if column.header in _WORDS else "right"
         for row in rows:
             table.add_row(*row)
         console.print("", table)
@@ -53,8 +55,7 @@ def as_text(plan: Plan) -> str:
 
 def as_markdown(plan: Plan) -> str:
     """Return the two tables as Markdown."""
-    parts = [f"**{_title(plan)}**", table_of(_LAYER_HEADINGS, _layer_rows(plan))]
-    parts += [table_of(_STRATEGY_HEADINGS, _strategy_rows(plan)), _note(plan)]
+    parts = [f"**{_title(plan)}**", table_of(*_layer_table(plan)), table_of(*_strategy_table(plan)), _note(plan)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -126,8 +127,8 @@ def _draw_ranges(axis: Any, plan: Plan) -> None:
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
 
 
-def _layer_rows(plan: Plan) -> list[list[str]]:
-    return [
+def _layer_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
+    rows = [
         [
             layer.name,
             layer.role,
@@ -137,15 +138,31 @@ def _layer_rows(plan: Plan) -> list[list[str]]:
         ]
         for layer in plan.layers
     ]
+    if plan.pattern == UNSTRUCTURED:
+        return _LAYER_HEADINGS, rows
+    for row, layer in zip(rows, plan.layers, strict=True):
+        row.append(_pattern_of(plan, layer))
+    return (*_LAYER_HEADINGS, "pattern"), rows
 
 
-def _strategy_rows(plan: Plan) -> list[list[str]]:
+def _pattern_of(plan: Plan, layer: Layer) -> str:
+    """Return the pattern of a layer, or why it has none."""
+    if not plan.pattern.fits(layer.shape):
+        return "no: shape"
+    taken, strategies = sum(plan.patterned(layer, name) for name in plan.sparsities), len(plan.sparsities)
+    if not taken:
+        return "no: range"
+    return str(plan.pattern) if taken == strategies else f"{plan.pattern} in {taken} of {strategies}"
+
+
+def _strategy_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
     rows = []
     for name in plan.by_sparsity():
         facts = plan.summary(name)
         sparsities = [f"{100 * facts[key]:.2f}" for key in ("sparsity", "sparsity_all")]
         rows.append([name, *sparsities, f"{facts['parameters_left']:,}", f"{facts['bytes'] / MEGABYTE:.2f}"])
-    return rows
+        rows[-1] += [f"{100 * facts['patterned']:.2f}"] if "patterned" in facts else []
+    return (*_STRATEGY_HEADINGS, *([] if plan.pattern == UNSTRUCTURED else [f"in {plan.pattern} (%)"])), rows
 
 
 def _title(plan: Plan) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from mmp.errors import MmpError, nearest
 from mmp.layers import ROLES, Layer
+from mmp.patterns import Pattern
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,19 @@ def constrain(layers: Sequence[Layer], ranges: Mapping[str, Range], constraints:
         if layer.size < constraints.small_below:
             allowed = constraints.small
         result[layer.name] = Range(min(allowed.lo, constraints.ceiling), min(allowed.hi, constraints.ceiling))
+    return result
+
+
+def allow_pattern(layers: Sequence[Layer], ranges: Mapping[str, Range], pattern: Pattern) -> dict[str, Range]:
+    """Return the ranges with lo raised to where a pattern can hold, in every layer whose range goes as far.
+
+    A layer whose hi is below that, or whose shape the pattern does not fit, keeps its range, and has no pattern.
+    """
+    result = dict(ranges)
+    for layer in layers:
+        allowed = ranges[layer.name]
+        if pattern.takes(layer.shape, allowed.hi):
+            result[layer.name] = Range(max(allowed.lo, pattern.least(layer.shape)), allowed.hi)
     return result
 
 

@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 REPORT = "report"  # the folder, in a sweep's, that reports go to
 _HEAD = ("model", "data", "signal", "strategy", "ranges", "schedule", "reconstruct", "finetune", "seed")
 # What may differ between the runs of a sweep besides signal and strategy; shown where it does.
-SETTINGS = ("ranges", "schedule", "reconstruct", "finetune", "budget")
+SETTINGS = ("ranges", "schedule", "pattern", "reconstruct", "finetune", "budget")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Run:
     strategy: str = "?"
     ranges: str = ""
     schedule: str = ""
+    pattern: str = ""
     reconstruct: str = ""
     finetune: str = ""
     budget: str = ""
@@ -170,7 +171,7 @@ def _read(path: Path, root: Path) -> Run | None:
         if content.get("kind") == "dense":
             return None
         known = {key: content[key] for key in _HEAD if key in content}
-        known["budget"] = _budget(content)
+        known |= {"budget": _budget(content), "pattern": content.get("pattern") or ""}
         known |= {"protocol": content.get("protocol", ""), "settings": content.get("configuration", "")}
         known |= {"data_fingerprint": content.get("data_fingerprint", "")}
         known |= {"overrides": tuple(content.get("overrides", ()))}

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from mmp.errors import MmpError
 from mmp.files import is_locked, load_tensors, locked, remove_unfinished, save_tensors, write_json
 from mmp.layers import Layer
-from mmp.masks import Masks
+from mmp.masks import Masks, satisfies
 from mmp.notes import Notes
+from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.ranges import Range
 from mmp.sizes import MEGABYTE, Sizes
 from mmp.slurm import job_id
@@ -143,10 +144,14 @@ def describe(
     sparsities: Mapping[str, float],
     masks: Masks,
     sizes: Sizes,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> dict[str, Any]:
-    """Return what ``result.json`` says of a model's sparsity: in all, over all parameters, and per layer."""
+    """Return what ``result.json`` says of a model's sparsity: in all, over all parameters, and per layer.
+
+    A layer's ``pattern`` is that which its mask satisfies, if there is one at all.
+    """
     parameters = sum(p.numel() for p in model.parameters())
-    gone = masks.pruned
+    gone, patterned = masks.pruned, pattern != UNSTRUCTURED
     return {
         "parameters": parameters,
         "prunable": masks.total,
@@ -165,6 +170,7 @@ def describe(
                 "sparsity": sparsities[layer.name],
                 "pruned": gone[layer.name],
                 "total": layer.size,
+                "pattern": str(pattern) if patterned and satisfies(masks[layer.name], pattern) else None,
             }
             for layer in layers
         ],

@@ -15,6 +15,7 @@ import numpy as np
 
 from mmp.errors import MmpError, nearest
 from mmp.layers import Layer
+from mmp.patterns import UNSTRUCTURED, Pattern, sparsity_of
 from mmp.ranges import Range
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ def meet_budget(
     target: float,
     fixed: frozenset[str] = frozenset(),
     ceiling: float = BUDGET_CEILING,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> dict[str, float]:
     """Shift every layer by one common offset so that the global sparsity is ``target``.
 
@@ -123,6 +125,7 @@ def meet_budget(
         target: Global sparsity wanted, as a fraction.
         fixed: Names of the layers that stay as they are (small layers under the 10K rule).
         ceiling: Sparsity that no layer is shifted beyond.
+        pattern: Pattern of the masks; a layer that takes it is not shifted below where it can.
 
     Returns:
         Shifted sparsities, clipped to [0, ceiling]; a layer that starts above the ceiling is shifted down only.
@@ -130,7 +133,7 @@ def meet_budget(
     Raises:
         MmpError: if no offset reaches the target; the message says what can be reached.
     """
-    least, most = reachable(layers, sparsities, fixed, ceiling)
+    least, most = reachable(layers, sparsities, fixed, ceiling, pattern)
     rounding = 1e-9
     if not least - rounding <= target <= most + rounding:
         raise MmpError(
@@ -139,13 +142,14 @@ def meet_budget(
         )
     size = np.array([layer.size for layer in layers], dtype=float)
     start = np.array([sparsities[layer.name] for layer in layers])
+    bottom = np.array(list(_floors(layers, sparsities, pattern).values()))
     top = np.maximum(ceiling, start)
     moves = np.array([layer.name not in fixed for layer in layers])
 
     def shifted(offset: float) -> np.ndarray:
-        return np.where(moves, np.clip(start + offset, 0.0, top), start)
+        return np.where(moves, np.clip(start + offset, bottom, top), start)
 
-    corners = np.unique(np.concatenate([-start[moves], (top - start)[moves], [0.0]]))
+    corners = np.unique(np.concatenate([(bottom - start)[moves], (top - start)[moves], [0.0]]))
     values = np.array([float(size @ shifted(corner) / size.sum()) for corner in corners])
     right = int(np.clip(np.searchsorted(values, target), 1, len(corners) - 1)) if len(corners) > 1 else 0
     offset = corners[right]
@@ -160,11 +164,19 @@ def reachable(
     sparsities: Mapping[str, float],
     fixed: frozenset[str] = frozenset(),
     ceiling: float = BUDGET_CEILING,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> tuple[float, float]:
     """Return the least and the greatest global sparsity that a common offset can lead to."""
-    least = {name: s if name in fixed else 0.0 for name, s in sparsities.items()}
+    floors = _floors(layers, sparsities, pattern)
+    least = {name: s if name in fixed else floors[name] for name, s in sparsities.items()}
     most = {name: s if name in fixed else max(s, ceiling) for name, s in sparsities.items()}
     return global_sparsity(layers, least), global_sparsity(layers, most)
+
+
+def _floors(layers: Sequence[Layer], sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, float]:
+    """Return how far down each layer may be shifted: to 0, or to where it still takes the pattern that it takes."""
+    taken = {layer.name: pattern.takes(layer.shape, sparsities[layer.name]) for layer in layers}
+    return {layer.name: pattern.least(layer.shape) if taken[layer.name] else 0.0 for layer in layers}
 
 
 def inwards(least: float, most: float, digits: int = 4) -> str:
@@ -173,45 +185,64 @@ def inwards(least: float, most: float, digits: int = 4) -> str:
     return f"{math.ceil(least * scale) / scale:.{digits}f} to {math.floor(most * scale) / scale:.{digits}f}"
 
 
-def sparsity_of(pruned: int, total: int) -> float:
-    """Return the least sparsity by which a mask takes floor(sparsity * n) = so many of a layer's weights."""
-    share = pruned / total
-    return share if math.floor(share * total) == pruned else math.nextafter(share, 1.0)
-
-
 def whole_weights(
     layers: Sequence[Layer],
     sparsities: Mapping[str, float],
     fixed: frozenset[str] = frozenset(),
     ceiling: float = BUDGET_CEILING,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> dict[str, float]:
     """Move sparsities by a few weights, so that whole weights add up to the global sparsity.
 
     A mask prunes floor(sparsity * n) weights, so a model of many small layers falls short of its budget. The
-    weights that floor loses go to the layers that lost the largest parts of one.
+    weights that floor loses go to the layers that lost the largest parts of one. With a pattern of blocks it is
+    blocks that floor loses, and whole blocks that go.
 
     Args:
         layers: The model's prunable layers.
         sparsities: Sparsity of every layer.
         fixed: Names of the layers that stay as they are.
         ceiling: Sparsity that no layer is moved beyond.
+        pattern: Pattern of the masks.
 
     Returns:
         Sparsities whose masks prune round(global sparsity * N) weights, where layers have that many to give; layers
-        at 0 or the ceiling stay, too, and none is emptied.
+        at 0, at the least sparsity of their pattern, or at the ceiling stay, too, and none is emptied. With blocks they
+        prune less than the smallest block of a layer below that.
     """
     exact = {layer.name: layer.size * sparsities[layer.name] for layer in layers}
-    counts = {name: math.floor(value) for name, value in exact.items()}
-    inside = [name for name, s in sparsities.items() if name not in fixed and 0.0 < s < ceiling]
+    unit = {layer.name: pattern.unit if pattern.fits(layer.shape) else 1 for layer in layers}
+    counts = {name: math.floor(value) // unit[name] * unit[name] for name, value in exact.items()}
+    floors = _floors(layers, sparsities, pattern)
+    inside = [name for name, s in sparsities.items() if name not in fixed and floors[name] < s < ceiling]
     lost = round(sum(exact.values())) - sum(counts.values())
-    inside.sort(key=lambda name: counts[name] - exact[name])
+    inside.sort(key=lambda name: (counts[name] - exact[name]) / unit[name])
     most = {layer.name: min(math.floor(ceiling * layer.size), layer.size - 1) for layer in layers}
-    while lost > 0 and (open_layers := [name for name in inside if counts[name] < most[name]]):
-        for name in open_layers[:lost]:
-            counts[name] += 1
-        lost -= len(open_layers[:lost])
-    result = dict(sparsities)
-    for layer in layers:
-        if layer.name in inside:
-            result[layer.name] = sparsity_of(counts[layer.name], layer.size)
-    return result
+    while open_layers := [n for n in inside if unit[n] <= lost and counts[n] + unit[n] <= most[n]]:
+        for name in open_layers:
+            if unit[name] <= lost:
+                counts[name] += unit[name]
+                lost -= unit[name]
+    moved = {*inside, *(name for name in unit if unit[name] > 1)}
+    sizes = {layer.name: layer.size for layer in layers}
+    return {name: sparsity_of(counts[name], sizes[name]) if name in moved else s for name, s in sparsities.items()}
+
+
+def with_pattern(layers: Sequence[Layer], sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, float]:
+    """Return sparsities at which every layer that a pattern fits takes it, of the same global sparsity.
+
+    Layers are raised to 1 - N/M, and all are shifted by one common offset to make up for it.
+
+    Args:
+        layers: The model's prunable layers.
+        sparsities: Sparsity of every layer.
+        pattern: The pattern.
+
+    Raises:
+        MmpError: if the global sparsity is less than what the pattern alone prunes.
+    """
+    if pattern == UNSTRUCTURED:
+        return dict(sparsities)
+    raised = {layer.name: max(sparsities[layer.name], pattern.least(layer.shape)) for layer in layers}
+    shifted = meet_budget(layers, raised, global_sparsity(layers, sparsities), pattern=pattern)
+    return whole_weights(layers, shifted, pattern=pattern)

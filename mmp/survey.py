@@ -107,7 +107,8 @@ def examine(name: str, config: PlanConfig, strategies: list[Strategy]) -> Findin
     module = timm.model_entrypoint(name).__module__.rpartition(".")[2]
     try:
         model = build_skeleton(replace(config.model, name=name))
-        return _found(make_plan(model, config.ranges, strategies, config.budget, name=name), model, module)
+        plan = make_plan(model, config.ranges, strategies, config.budget, name=name, pattern=config.pattern)
+        return _found(plan, model, module)
     except Exception as error:  # whatever is wrong with one model, the others are still looked at
         return Finding(name, module, problem=f"{type(error).__name__}: {str(error).splitlines()[0]}")
 

@@ -20,6 +20,7 @@ from mmp.config import (
 )
 from mmp.errors import MmpError, nearest
 from mmp.identity import NO_CRITERION, STRATEGY
+from mmp.patterns import Pattern
 
 RECONSTRUCTIONS = ("none", "least_squares")
 FORMATS = ("table", "json", "md", "csv")
@@ -49,6 +50,7 @@ def validate(cfg: DictConfig) -> Any:
     if isinstance(config, PruneConfig):
         _complete_ranges(config.ranges)
         config.budget = read_budget(config.budget)
+        Pattern.parse(config.pattern)
         _check_recipe("finetune", config.finetune, least_epochs=0)
         _check_finetune(config.finetune)
         weights_only = [name for name, c in config.callbacks.items() if c and c.get("save_weights_only")]

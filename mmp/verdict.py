@@ -1,7 +1,7 @@
 """Verdicts: at each sparsity, the best strategy against the best baseline, and whether they differ by more than noise.
 
 Both are chosen on validation accuracy and compared on test accuracy, paired by seed: the same dense model, splits and
-order of data. Runs are compared only with runs of the same schedule, reconstruction and fine-tuning.
+order of data. Runs are compared only with runs of the same schedule, pattern, reconstruction and fine-tuning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.stats import t
 from mmp.results import Run
 
 BAND = 0.01  # sparsities that differ by no more are compared
-_PROTOCOL = ("schedule", "reconstruct", "finetune")
+_PROTOCOL = ("schedule", "pattern", "reconstruct", "finetune")
 _CONFIDENCE = 0.95
 
 
@@ -27,7 +27,7 @@ class Verdict:
 
     Attributes:
         sparsities: Least and greatest sparsity that was compared.
-        protocol: Schedule, reconstruction and fine-tuning of both.
+        protocol: Schedule, pattern, reconstruction and fine-tuning of both.
         strategy: The best strategy's runs, one per seed.
         baseline: The best baseline's, for the same seeds.
         better: By how much less the strategy loses, mean over seeds.

@@ -19,7 +19,8 @@ from mmp.config import RecipeConfig
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.loading import EpochLoader, EpochShuffle, Split
-from mmp.masks import check_zeros, make_masks
+from mmp.masks import check_zeros, make_masks, satisfies
+from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.schedules import Cubic, OneShot, Stepwise
 from mmp.training import Classifier
 
@@ -80,10 +81,12 @@ class Crash(Callback):
             raise RuntimeError("power cut")
 
 
-def pruning_of(model: nn.Module, schedule: Any, sparsity: float = SPARSITY) -> MaskPruning:
+def pruning_of(
+    model: nn.Module, schedule: Any, sparsity: float = SPARSITY, pattern: Pattern = UNSTRUCTURED
+) -> MaskPruning:
     layers = prunable_layers(model)
     scores = {name: p.detach().abs() for name, p in prunable_parameters(model, layers).items()}
-    return MaskPruning(layers, scores, dict.fromkeys(scores, sparsity), schedule)
+    return MaskPruning(layers, scores, dict.fromkeys(scores, sparsity), schedule, pattern)
 
 
 def fit(
@@ -203,19 +206,39 @@ def checkpoints(folder: Path) -> list[Callback]:
     ]
 
 
-@pytest.mark.parametrize("schedule", [OneShot(0), Cubic(0, 2)], ids=["at once", "cubic"])
+@pytest.mark.parametrize("text", ["2:4", "4x2"])
+def test_a_ramp_ends_with_the_pattern(text: str, digits, tmp_path: Path) -> None:
+    model, pattern = network(), Pattern.parse(text)
+    pruning = pruning_of(model, Cubic(0, 2), pattern=pattern)
+    watch = Watch(pruning)
+    fit(model, digits, [pruning, watch], tmp_path)
+    assert watch.revived == 0
+    assert watch.sparsities == sorted(watch.sparsities)
+    first, second, _ = prunable_parameters(model, prunable_layers(model)).values()
+    assert not satisfies(first != 0, pattern)  # it has one input channel
+    assert satisfies(second != 0, pattern)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "pattern"),
+    [(OneShot(0), "none"), (Cubic(0, 2), "none"), (Cubic(0, 2), "2:4")],
+    ids=["at once", "cubic", "cubic to a pattern"],
+)
 @pytest.mark.parametrize("crash_in", [1, 2])
-def test_an_interrupted_run_ends_with_the_same_bits(schedule, crash_in: int, digits, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_with_the_same_bits(
+    schedule, pattern: str, crash_in: int, digits, tmp_path: Path
+) -> None:
+    kind = Pattern.parse(pattern)
     whole = network()
-    fit(whole, digits, [pruning_of(whole, schedule), *checkpoints(tmp_path / "a")], tmp_path / "a")
+    fit(whole, digits, [pruning_of(whole, schedule, pattern=kind), *checkpoints(tmp_path / "a")], tmp_path / "a")
 
     broken = network()
-    pruning = pruning_of(broken, schedule)
+    pruning = pruning_of(broken, schedule, pattern=kind)
     with pytest.raises(RuntimeError, match="power cut"):
         fit(broken, digits, [pruning, *checkpoints(tmp_path / "b"), Crash(crash_in)], tmp_path / "b")
 
     resumed = network()
-    fresh = pruning_of(resumed, schedule)
+    fresh = pruning_of(resumed, schedule, pattern=kind)
     fit(
         resumed,
         digits,

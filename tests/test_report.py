@@ -173,16 +173,19 @@ def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path: Path) -> No
         {"finetune": "none"},
         {"finetune": "none", "reconstruct": "least_squares"},
         {"budget": 0.9},
+        {"pattern": "2:4"},
     ]
     contents = [result("p30", 0.5, 0.9, 0.9, seed=s, drop=i + s, **c) for i, c in enumerate(settings) for s in (0, 1)]
     (group,) = write_report(write(tmp_path, *contents)).groups
     table = configurations_table(group)
     rows = [dict(zip(table.headings, cells, strict=True)) for cells in table.rows]
-    assert sorted((row["reconstruct"], row["finetune"], row["budget"], row["seeds"]) for row in rows) == [
-        ("", "", "0.9", "2"),
-        ("", "default", "", "2"),
-        ("", "none", "", "2"),
-        ("least_squares", "none", "", "2"),
+    columns = ("pattern", "reconstruct", "finetune", "budget", "seeds")
+    assert sorted(tuple(row[column] for column in columns) for row in rows) == [
+        ("", "", "", "0.9", "2"),
+        ("", "", "default", "", "2"),
+        ("", "", "none", "", "2"),
+        ("", "least_squares", "none", "", "2"),
+        ("2:4", "", "", "", "2"),
     ]
     assert {row["budget"] for row in rows_of(tmp_path)} == {"", "0.9"}
 
