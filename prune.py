@@ -47,7 +47,7 @@ from mmp.loggers import Artifact, finishing
 from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, satisfies, save_masks
 from mmp.match import with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
-from mmp.patterns import UNSTRUCTURED
+from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.reconstruct import LayerReport, reconstruct, summary_of
 from mmp.schedules import Schedule
 from mmp.signals import Scorer
@@ -191,10 +191,7 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             masks = make_masks(scores, sparsities, pattern)
             pruned = copy.deepcopy(dense)
             MaskEnforcer(prunable_parameters(pruned, layers)).set(masks)
-            if pattern != UNSTRUCTURED:
-                under = [mask.numel() for mask in masks.values() if satisfies(mask, pattern)]
-                share = 100 * sum(under) / masks.total
-                log.info("pattern %s: in %d of %d layers, %.1f %% of weights", pattern, len(under), len(masks), share)
+            tell_pattern(masks, pattern)
         models = {"dense": dense, "pruned": pruned}
         masked, reconstruction = pruned, None
         with watch("reconstruct"):
@@ -232,6 +229,14 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
             logger.log_artifacts(made(run))
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return result
+
+
+def tell_pattern(masks: Masks, pattern: Pattern) -> None:
+    """Log where masks satisfy a pattern; layers whose shape or range it does not fit go without."""
+    if pattern != UNSTRUCTURED:
+        under = [mask.numel() for mask in masks.values() if satisfies(mask, pattern)]
+        share = 100 * sum(under) / masks.total
+        log.info("pattern %s: in %d of %d layers, %.1f %% of weights", pattern, len(under), len(masks), share)
 
 
 class Solver:

@@ -93,11 +93,11 @@ def table(page: Any) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
 
 
-def points(page: Any) -> dict[int, tuple[float, float]]:
+def points(page: Any) -> dict[str, tuple[float, float]]:
     """Return the points of the chart by configuration, as Plotly has drawn them."""
     script = """() => Object.fromEntries(document.getElementById('pareto').data.filter(t => t.customdata)
         .flatMap(t => t.customdata.map((c, i) => [c, [t.x[i], t.y[i]]])))"""
-    return {int(index): tuple(point) for index, point in page.evaluate(script).items()}
+    return {one: tuple(point) for one, point in page.evaluate(script).items()}
 
 
 def test_the_table_says_what_the_csv_says(page: Any, folder: Path) -> None:
