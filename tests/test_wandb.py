@@ -5,47 +5,56 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import sweeping
 import wandb_server
+import warm
 from hydra import compose, initialize_config_dir
 from misbehaving import overrides
-from sweeping import ROOT, arguments, environment
+from omegaconf import OmegaConf
+from sweeping import environment
 from wandb_files import OfflineRun, offline_runs
 
 import mmp.workspace
+from mmp import wandb_runs
 from mmp.build import check
 from mmp.config import register
 from mmp.errors import MmpError
+from mmp.identity import digest
 from mmp.validate import validate
 
 pytestmark = pytest.mark.slow
-
-LIMIT = 240.0  # seconds of any process, far more than it needs; a shared machine is slow
 
 
 def sweep(results: Path, variables: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
     """Run a sweep with the W&B logger, and with TensorBoard's if it is installed."""
     logger = "many" if find_spec("tensorboard") else "wandb"
-    return subprocess.run(
-        arguments(results, f"logger={logger}", *more), cwd=ROOT, capture_output=True, text=True, check=False,
-        timeout=LIMIT, env=environment(**variables),
-    )  # fmt: skip
+    return sweeping.sweep(results, f"logger={logger}", *more, fresh=True, **variables)  # wandb is not to be forked
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three jobs in one process, the last of which fails; then one of them again, skipped, beside a baseline."""
-    folder = tmp_path_factory.mktemp("offline")
+    folder, begin = tmp_path_factory.mktemp("offline"), time.monotonic()
     home = wandb_server.isolated(folder / "home")
     for axes in (["strategy=p30,p50,p90"], ["strategy=p30", "criterion=none,lamp"]):
         done = sweep(folder, home, *axes, *overrides(p90="raise"))
         assert done.returncode == 1, done.stdout + done.stderr  # the sweep holds a failed run
         assert "W&B" not in done.stdout + done.stderr
+    (folder / "seconds").write_text(str(time.monotonic() - begin))
     return folder
+
+
+@pytest.fixture(scope="module")
+def usual(results: Path) -> float:
+    """Return the seconds of these two sweeps, which wait for no server."""
+    return float((results / "seconds").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +156,7 @@ def test_one_command_uploads_an_offline_sweep_with_its_lineage(results: Path, ru
     with wandb_server.serving() as server:
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", *map(str, folders)], cwd=results, capture_output=True, text=True,
-            check=False, timeout=LIMIT, env=environment(**wandb_server.environment(server.url, results / "home")),
+            check=False, timeout=warm.LIMIT, env=environment(**wandb_server.environment(server.url, results / "home")),
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(server.streams) == {run.id for run in runs.values()}
@@ -170,45 +179,90 @@ def test_other_loggers_write_beside_it(results: Path, runs: dict[str, OfflineRun
     assert {"val/accuracy", "train/loss", "final/accuracy"} <= set(events.Tags()["scalars"])
 
 
-DAYS = {
-    "healthy": {},
+FOREVER = 3600.0  # seconds; no test waits as long
+DAYS: dict[str, dict[str, Any] | None] = {
+    "slow": {"delay": 0.1},
     "refusing": None,
     "failing": {"fails": 503},
-    "failing later": {"fails": 500, "failing": "/file_stream"},
-    "slow": {"delay": 0.4},
+    "hanging": {"delay": FOREVER},
+    "hanging later": {"delay": FOREVER, "failing": "/file_stream"},
 }
+FAST = {"init_timeout": 3.0, "finish_timeout": 4.0}
+# A job and the sweep's summary may each wait for both, for ten seconds of wandb's own, and for twenty at a lost server.
+PATIENCE = 2 * (sum(FAST.values()) + 10 + 20)
 
 
 @pytest.mark.parametrize("day", DAYS)
-def test_no_server_changes_or_holds_up_a_sweep(day: str, results: Path, tmp_path: Path) -> None:
-    fast = ["logger.wandb.offline=false", "logger.wandb.init_timeout=3", "logger.wandb.finish_timeout=4"]
-    kind, jobs = DAYS[day], 2 if day in ("healthy", "refusing") else 1
-    axes = [f"strategy={','.join(['p30', 'p50'][:jobs])}", f"paths.cache={results}/cache", *overrides(p90="raise")]
+def test_no_server_changes_or_holds_up_a_sweep(day: str, results: Path, usual: float, tmp_path: Path) -> None:
+    kind, healthy = DAYS[day], day == "slow"
+    timeouts = [f"logger.wandb.{key}={60 if healthy else seconds}" for key, seconds in FAST.items()]
+    axes = ["strategy=p30", "logger.wandb.offline=false", f"paths.cache={results}/cache", *overrides(p90="raise")]
     with wandb_server.serving(**(kind or {})) as server:
         url = wandb_server.closed_port() if kind is None else server.url
         variables = {**wandb_server.environment(url, tmp_path / "home"), "WANDB_HTTP_TIMEOUT": "2"}
-        done = sweep(tmp_path, variables, *axes, *fast)
+        begin = time.monotonic()
+        done = sweep(tmp_path, variables, *axes, *timeouts)
+        seconds = time.monotonic() - begin
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
-    for path in tmp_path.glob("sweeps/sweep/cnn-*/result.json"):
-        ours = json.loads(path.read_text())
-        theirs = json.loads((results / "sweeps" / "sweep" / path.parent.name / "result.json").read_text())
-        assert (ours["accuracy"], ours["masks_hash"]) == (theirs["accuracy"], theirs["masks_hash"])
-    ids = {path.parent.name for path in tmp_path.glob("sweeps/sweep/cnn-*/result.json")}
-    assert len(ids) == jobs
-    if day in ("refusing", "failing"):  # nothing is lost, and the server is asked once, not by every job
-        assert {run.id for run in offline_runs(tmp_path)} > ids
+    (path,) = tmp_path.glob("sweeps/sweep/cnn-*/result.json")
+    ours = json.loads(path.read_text())
+    theirs = json.loads((results / "sweeps" / "sweep" / path.parent.name / "result.json").read_text())
+    assert (ours["accuracy"], ours["masks_hash"]) == (theirs["accuracy"], theirs["masks_hash"])
+    assert healthy or seconds < usual + PATIENCE
+    if day in ("refusing", "failing", "hanging"):  # nothing is lost, and the server is asked once, not by every run
+        assert {run.id for run in offline_runs(tmp_path)} > {path.parent.name}
         assert said.count("W&B does not answer") == 1
-    if day == "healthy":
-        assert set(server.streams) > ids
-        assert all(server.streams[key][-1]["exitcode"] == 0 for key in ids)
+    if day == "hanging":
+        assert ours["seconds"]["loggers"] > 0.9 * FAST["init_timeout"]  # which is not in the total
+    if healthy:
+        assert set(server.streams) > {path.parent.name}
+        assert server.streams[path.parent.name][-1]["exitcode"] == 0
         titles = {call["name"]: call["displayName"] for call in server.called("UpsertBucket") if call["displayName"]}
-        assert sorted(titles[key] for key in ids) == ["magnitude/p30/s0", "magnitude/p50/s0"]
-        assert len(server.called("UseArtifact")) == 4
+        assert titles[path.parent.name] == "magnitude/p30/s0"
+        assert len(server.called("UseArtifact")) == 2
         assert len({path for path in server.uploads if path.startswith("dense-")}) == 1
 
 
 # --- in this process ---
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_an_earlier_summary_stays_until_there_is_a_new_one(
+    failing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = f"sweep-{tmp_path.name}-{digest(str(tmp_path.resolve()))[:8]}"
+    earlier = tmp_path / "wandb" / f"offline-run-20260101_000000-{key}"
+    earlier.mkdir(parents=True)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.csv").write_text("name\np30\n")
+    (tmp_path / "report" / "index.html").write_text("<html></html>")
+    seen: list[bool] = []
+
+    def begin(**arguments: Any) -> Any:
+        assert arguments["id"] == key
+        if failing:
+            raise OSError("no space left")
+        run = MagicMock()
+        run.experiment.finish = lambda **_: seen.append(earlier.is_dir())
+        return run
+
+    monkeypatch.setattr(wandb_runs, "WandbRun", begin)
+    node = {"_target_": "mmp.wandb_runs.WandbRun", "offline": True}
+    config = OmegaConf.create({"logger": {"wandb": node}, "hydra": {"overrides": {"task": []}}})
+    wandb_runs.log_sweep(config, tmp_path, 0)
+    assert (earlier.is_dir(), seen) == ((True, []) if failing else (False, [True]))
+
+
+def test_a_folder_that_keeps_no_mark_silences_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(mode: str | None, **_: Any) -> str:
+        if mode is None:
+            raise TimeoutError
+        return mode
+
+    monkeypatch.setattr("wandb.init", init)
+    monkeypatch.setattr("wandb.teardown", lambda: None)
+    assert wandb_runs._open(tmp_path / "no such sweep" / "run", False, {}) == "offline"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import warm
 
 
 def test_a_parent_that_dies_is_told_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    scripts = iter(["read asked", "read asked; echo 3; read asked; echo 4", "read asked; echo 5; sleep 60", "exit"])
+    scripts = iter(["read asked", "read asked; echo 3; read asked; echo 4", "read asked; echo 5; sleep 60"])
 
     @functools.cache
     def server() -> Any:

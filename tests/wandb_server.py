@@ -21,7 +21,7 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         fails: The status of every answer whose path holds ``failing``; None answers properly.
-        delay: Seconds before every answer.
+        delay: Seconds before every such answer.
         calls: Operation and variables of what came by GraphQL, in order.
         streams: What came of each run's history, summary and exit code, by its id.
         artifacts: The id of every content that was announced, by name and digest; each is stored once.
@@ -111,10 +111,11 @@ class Handler(BaseHTTPRequestHandler):
     def respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server = self.server
-        time.sleep(server.delay)
-        if server.fails is not None and server.failing in self.path:
-            self.send(server.fails, b"bad day")
-            return
+        if server.failing in self.path:
+            time.sleep(server.delay)
+            if server.fails is not None:
+                self.send(server.fails, b"bad day")
+                return
         content: dict[str, Any] = {}
         if self.path == "/graphql":
             query = json.loads(body)
