@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import statistics
 from collections import defaultdict
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from result_files import full_sweep, result
+from result_files import STRATEGIES, full_sweep, result, write
 
 from mmp.report import write_comparison, write_report
 
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium on PATH (apt-get install chromium), nor in MMP_CHROMIUM"),
 ]
 
+LONG = "long" * 75
 HOSTILE = "<script>document.title='owned'</script><b>bold</b>"
 
 
@@ -43,6 +45,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result("p90", 0, 0, 0, status="failed", error={"type": "MmpError", "message": f"no {HOSTILE}"}),
     ]
     place = full_sweep(tmp_path_factory.mktemp("sweeps") / HOSTILE.replace("/", "|"), more=more)
+    write_report(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A long name, layers that are numbers and differ between seeds or are missing, and trainings of one epoch."""
+
+    def layers(lo: float, hi: float, *pruned: int) -> list[dict[str, Any]]:
+        known = {"role": "conv", "lo": lo, "hi": hi, "total": 200}
+        return [{"name": name, "pruned": n, **known} for name, n in zip(("0", "3", "10"), pruned, strict=True)]
+
+    def history(accuracy: float) -> list[dict[str, float]]:
+        return [{"epoch": 0, "val/accuracy": accuracy, "val/loss": 0.1, "train/loss": 0.2}]
+
+    contents = [
+        result("a", 0.5, 0.96, 0.95, seed=0),
+        result("a", 0.5, 0.96, 0.96, seed=1, layers=layers(0.2, 0.6, 40, 80, 100), history=history(0.96)),
+        result("a", 0.5, 0.96, 0.96, seed=2, layers=layers(0.1, 0.5, 60, 80, 100), history=history(0.95)),
+        result("b", 0.6, 0.94, 0.93, seed=0, layers=layers(0.2, 0.9, 100, 120, 140)),
+        result("c", 0.4, 0.99, 0.98),
+        result(LONG, 0.7, 0.92, 0.91),
+    ]
+    place = write(tmp_path_factory.mktemp("odd"), *contents)
     write_report(place)
     return place
 
@@ -93,11 +119,32 @@ def table(page: Any) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
 
 
+def efficient(truth: dict[str, dict[str, float]]) -> set[str]:
+    """Return what no other beats, by comparing each with each: of those with the most seeds."""
+    most = max(one["seeds"] for one in truth.values())
+    known = {
+        name: (round(one["sparsity"], 7), round(one["validation"], 7))
+        for name, one in truth.items()
+        if one["seeds"] == most
+    }
+
+    def beaten(mine: tuple[float, float]) -> bool:
+        return any(other != mine and other[0] >= mine[0] and other[1] >= mine[1] for other in known.values())
+
+    return {name for name, mine in known.items() if not beaten(mine)}
+
+
+def choose(page: Any, name: str) -> None:
+    """Choose a configuration in the table, and wait until it is shown."""
+    page.get_by_role("button", name=name, exact=True).click()
+    page.wait_for_selector("#command")
+
+
 def points(page: Any) -> dict[str, tuple[float, float]]:
     """Return the points of the chart by configuration, as Plotly has drawn them."""
     script = """() => Object.fromEntries(document.getElementById('pareto').data.filter(t => t.customdata)
         .flatMap(t => t.customdata.map((c, i) => [c, [t.x[i], t.y[i]]])))"""
-    return {one: tuple(point) for one, point in page.evaluate(script).items()}
+    return {name: tuple(point) for name, point in page.evaluate(script).items()}
 
 
 def test_the_table_says_what_the_csv_says(page: Any, folder: Path) -> None:
@@ -111,8 +158,18 @@ def test_the_table_says_what_the_csv_says(page: Any, folder: Path) -> None:
         assert float(cells["drop"]) == pytest.approx(one["drop"], abs=0.006)
         assert float(cells["sd"] or 0) == pytest.approx(one["sd"], abs=0.006)
         assert int(cells["seeds"]) == one["seeds"]
-        assert (cells["front"] == "*") == bool(one["pareto"])
-    assert sum(cells["front"] == "*" for cells in shown.values()) > 3
+    assert len(efficient(truth)) > 3
+    assert {name for name, cells in shown.items() if cells["front"] == "*"} == efficient(truth)
+
+
+def test_fewer_seeds_are_never_efficient(page: Any, folder: Path) -> None:
+    sparsest = f"magnitude/{HOSTILE}"  # has seed 0 alone
+    assert table(page)[sparsest]["front"] == ""
+    for seed in ("1", "2"):
+        page.locator("#filter-seed label", has_text=seed).click()
+    shown = table(page)
+    assert shown[sparsest]["front"] == "*"
+    assert {name for name, cells in shown.items() if cells["front"] == "*"} == efficient(expected(folder, seed="0"))
 
 
 def test_the_chart_has_a_point_for_each_configuration(page: Any, folder: Path) -> None:
@@ -151,10 +208,30 @@ def test_keys_alone_reach_a_configuration_with_its_layers_curve_and_commands(pag
     assert layers[0] == ["range", [0, 30, 50], pytest.approx([10, 60, 45])]
     assert layers[1] == ["sparsity", None, pytest.approx([2, 32, 52])]
     curve = page.evaluate("document.getElementById('curve').data.map(t => [t.name, t.x.length])")
-    assert curve == [["seed 0", 4], ["seed 1", 4], ["seed 2", 4], ["dense", 2]]
-    page.reload()  # the address names the configuration
-    page.wait_for_selector("#curve .main-svg")
-    assert page.locator("#detail-title").inner_text().startswith("gradient/p50")
+    assert curve == [["seed 0", 4], ["seed 1", 4], ["seed 2", 4]]
+
+
+def test_the_address_names_a_configuration_also_when_more_runs_are_there(browser: Any, tmp_path: Path) -> None:
+    place = full_sweep(tmp_path, seeds=(0,), signals=("gradient",))
+    write_report(place)
+    path = place / "report" / "index.html"
+    for page in opened(browser, path):
+        choose(page, "gradient/p50")
+        address = page.evaluate("location.hash")
+        full_sweep(tmp_path / "more", seeds=(0, 1), signals=("magnitude",), strategies=("p10", "p20"))
+        full_sweep(tmp_path / "again", seeds=(1,), signals=("gradient",), strategies=("p50",))
+        write_report(place)
+        page.reload()
+        page.wait_for_selector("#curve .main-svg")
+        assert page.locator("#detail-title").inner_text().startswith("gradient/p50")
+        assert len(page.locator("#command").inner_text().splitlines()) == 2
+        choose(page, "magnitude/p10")
+        page.locator("#filter-signal label", has_text="gradient").click()
+        page.evaluate("address => { location.hash = address; }", address)  # names what a filter leaves out
+        page.locator("#detail-title", has_text="gradient/p50").wait_for()
+        assert page.locator("#table tr[aria-current]").inner_text().startswith("gradient/p50")
+        page.evaluate("location.hash = 'gone'")
+        page.locator("#detail-body", has_text="does not have").wait_for()
 
 
 def test_commands_can_be_pasted_into_a_shell(page: Any) -> None:
@@ -197,8 +274,12 @@ def test_tables_are_sorted_by_numbers_with_a_click_or_a_key(page: Any) -> None:
     page.keyboard.press("Enter")  # the heading keeps the focus
     assert column("drop") == sorted(column("drop"), reverse=True)
     assert page.locator("#table th[aria-sort=descending]").inner_text().startswith("drop")
-    page.locator("#tables th button", has_text="better by").click()
-    assert page.locator("#tables th[aria-sort=ascending]").inner_text().startswith("better by")
+
+
+def test_cells_without_a_number_are_last_up_and_down(page: Any) -> None:
+    for _ in range(2):
+        page.locator("#table th button", has_text="sd").click()
+        assert list(table(page))[-1] == f"magnitude/{HOSTILE}"
 
 
 def test_other_axes_draw_other_numbers(page: Any, folder: Path) -> None:
@@ -225,12 +306,13 @@ def test_names_and_reasons_are_text(page: Any, folder: Path) -> None:
 
 def test_everything_has_a_name_for_those_who_listen(page: Any) -> None:
     page.locator("#table td button").first.click()
-    page.wait_for_selector("#layers[role=img]")
+    page.wait_for_selector("#layers[role=group]")
     for chart in ("pareto", "effect", "heat", "layers"):
         assert page.locator(f"#{chart}").get_attribute("aria-label")
     unnamed = """() => [...document.querySelectorAll('button, select, input')]
         .filter(e => !e.textContent.trim() && !e.labels?.length && !e.getAttribute('aria-label')).length"""
     assert page.evaluate(unnamed) == 0
+    assert page.locator("#pareto .modebar-btn").count() > 0
     assert page.locator("html").get_attribute("lang") == "en"
 
 
@@ -242,6 +324,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser: Any, folder
         page.locator("#table td button").first.click()
         page.wait_for_selector("#layers .main-svg")
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        assert page.locator(".modebar-btn").count() == 0
         light, dark = page.evaluate("""() => ['color', 'backgroundColor'].map(what =>
             getComputedStyle(document.body)[what].match(/\\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0))""")
         assert (light < dark) == (scheme == "light")
@@ -254,17 +337,147 @@ def test_print_has_the_whole_table_and_dark_text(browser: Any, folder: Path) -> 
         assert not page.locator("#filters").is_visible()
         box = page.evaluate("(e => [e.scrollHeight, e.clientHeight])(document.getElementById('table'))")
         assert box[0] == box[1]
-        assert len(page.pdf()) > 50_000
+
+
+def test_charts_are_drawn_for_paper_and_back(browser: Any, folder: Path) -> None:
+    charts = """() => Object.fromEntries([...document.querySelectorAll('.chart')].map(chart => [chart.id, [
+        chart.querySelector('.main-svg').clientWidth, getComputedStyle(chart.querySelector('.xtick text')).fill]]))"""
+    for page in opened(browser, folder / "report" / "index.html", color_scheme="dark"):
+        choose(page, "gradient/p50")
+        page.wait_for_selector("#curve .main-svg")
+        before = page.evaluate(charts)
+        page.evaluate(f"addEventListener('beforeprint', () => {{ window.printed = ({charts})(); }})")
+        pdf = page.pdf(format="A4")
+        printed = page.evaluate("window.printed")
+        assert set(printed) == {"pareto", "effect", "layers", "curve", "heat"}
+        assert {tuple(look) for look in printed.values()} == {(680, "rgb(0, 0, 0)")}
+        assert page.evaluate(charts) == before
+        assert 4 <= len(re.findall(rb"/Type /Page\b", pdf)) <= 6
+
+
+def test_paper_cuts_nothing_off(browser: Any, odd: Path) -> None:
+    width = 703  # of A4 between its margins
+    for page in opened(browser, odd / "report" / "index.html"):
+        choose(page, "magnitude/b")
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for chart in page.locator(".chart:has(.main-svg)").all():
+            inside = """e => { const [svg, box] = [e.querySelector('.main-svg'), e].map(x => x.getBoundingClientRect());
+                return svg.bottom <= box.bottom + 1 && svg.right <= innerWidth; }"""
+            assert chart.evaluate(inside)
+            assert chart.evaluate("e => getComputedStyle(e).breakInside") == "avoid"
+        assert page.locator("h3").first.evaluate("e => getComputedStyle(e).breakAfter") == "avoid"
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_a_long_name_leaves_room_for_the_numbers(browser: Any, odd: Path, width: int) -> None:
+    for page in opened(browser, odd / "report" / "index.html", viewport={"width": width, "height": 800}):
+        box, cell = (page.locator(f"#table {which}").first.bounding_box() for which in ("table", "td"))
+        assert cell["width"] < 0.65 * width
+        assert box["width"] < 1300
+        ticks = page.locator("#heat .xtick text").all_text_contents()
+        assert all(len(tick) <= 40 for tick in ticks)
+
+
+def test_layers_are_means_over_the_seeds_that_have_them(browser: Any, odd: Path) -> None:
+    for page in opened(browser, odd / "report" / "index.html"):
+        choose(page, "magnitude/a")
+        page.wait_for_selector("#layers .main-svg")
+        drawn, text, kind = page.evaluate("""() => { const e = document.getElementById('layers');
+            return [e.data.map(t => [t.y, t.base ?? null, t.x]), e.data[0].text[0], e.layout.yaxis.type]; }""")
+        names = ["0", "3", "10"]
+        assert drawn[0] == [names, pytest.approx([10] * 3), pytest.approx([50] * 3)]  # of both seeds' ranges
+        assert drawn[1] == [names, None, pytest.approx([25, 40, 50])]
+        assert "mean over 2 seeds" in text
+        assert "10 to 60 %, all seeds' together" in text
+        assert kind == "category"
+        heat = page.evaluate("""() => { const e = document.getElementById('heat');
+            return [e.data[0].y, e.data[0].z, e.layout.yaxis.type, e.innerHTML.includes('NaN')]; }""")
+        assert heat == [names, [pytest.approx(row) for row in ([25, 50], [40, 60], [50, 70])], "category", False]
+        choose(page, "magnitude/c")
+        assert page.locator("#layers").inner_text() == "No layers in the result files."
+
+
+def test_a_training_of_one_epoch_has_a_line_for_the_dense_model_and_points_apart(browser: Any, odd: Path) -> None:
+    for page in opened(browser, odd / "report" / "index.html"):
+        choose(page, "magnitude/a")
+        page.wait_for_selector("#curve .main-svg")
+        line = page.locator("#curve .shapelayer path").bounding_box()
+        assert line["width"] == pytest.approx(page.locator("#curve .nsewdrag").bounding_box()["width"], abs=2)
+        assert len(set(page.evaluate("document.getElementById('curve').data.map(t => t.marker.symbol)"))) == 2
+        low, high = page.evaluate("document.getElementById('curve').layout.yaxis.range")
+        assert low < 95  # a seed
+        assert high >= 99  # the dense model
+
+
+def test_the_dense_model_has_a_band_for_images_and_one_for_seeds(browser: Any, odd: Path) -> None:
+    def shapes() -> dict[str, Any]:
+        found = page.evaluate("document.getElementById('pareto').layout.shapes.map(s => [s.name, [s.y0, s.y1]])")
+        return {name.split(" (")[0]: pytest.approx(ends, abs=1e-6) for name, ends in found}
+
+    error, spread = 100 * (0.975 * 0.025 / 400) ** 0.5, statistics.stdev([2.5, 1.5, 1.5])
+    for page in opened(browser, odd / "report" / "index.html"):
+        images, seeds, dense = shapes().items()
+        assert images == ("± one standard error", [97.5 - error, 97.5 + error])
+        assert seeds == ("± spread over seeds", [97.5 - spread, 97.5 + spread])
+        assert dense == ("dense", [97.5, 97.5])
+        page.locator("#measure").select_option("drop")
+        assert shapes()["± spread over seeds"] == [-spread, spread]
+        page.locator("#measure").select_option("validation")  # the spread of a drop on test says nothing there
+        assert list(shapes()) == ["± one standard error", "dense"]
+
+
+def test_commands_are_copied_or_selected(browser: Any, folder: Path) -> None:
+    permissions = {"permissions": ["clipboard-read", "clipboard-write"]}
+    for page in opened(browser, folder / "report" / "index.html", **permissions):
+        choose(page, "gradient/p50")
+        commands = page.locator("#command").inner_text()
+        page.get_by_role("button", name="Copy").click()
+        page.locator("#copied[role=status]", has_text="Copied.").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()") == commands
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        page.get_by_role("button", name="Copy").click()
+        page.locator("#copied", has_text="Selected").wait_for()
+        assert page.evaluate("getSelection().toString().trim()") == commands
+
+
+def test_one_of_a_thing_is_singular(browser: Any, tmp_path: Path) -> None:
+    write_report(write(tmp_path, result("p50", 0.5, 0.96, 0.95)))
+    for page in opened(browser, tmp_path / "report" / "index.html"):
+        assert page.locator("#shown").inner_text() == "1 of 1 configuration, 1 run shown."
+        assert " of 1 configuration;" in page.locator("#pareto").get_attribute("aria-label")
+
+
+def test_markup_that_gets_in_can_do_nothing(page: Any) -> None:
+    policy = page.locator("meta[http-equiv=Content-Security-Policy]").get_attribute("content").split("; ")
+    assert {"default-src 'none'", "base-uri 'none'", "form-action 'none'"} <= set(policy)
+
+
+def better(page: Any) -> list[float]:
+    """Return how much better each row of a comparison's table says B is, in the order of the rows."""
+    headings = [heading.strip(" ▲▼") for heading in page.locator("#tables th").all_inner_texts()]
+    place = headings.index("B better by") + 1
+    return [float(text) for text in page.locator(f"#tables td:nth-child({place})").all_inner_texts()]
 
 
 def test_a_comparison_shows_both_sweeps_apart(browser: Any, folder: Path, tmp_path: Path) -> None:
-    other = full_sweep(tmp_path / "other", signals=("magnitude",))
+    others = [result(name, 0.5, 0.9, 0.9 + 0.001 * (7 * i % 10), seed=1) for i, name in enumerate(STRATEGIES)]
+    other = write(tmp_path / "other", *others)
     write_comparison(folder, other)
     (path,) = (other / "report").glob("*/index.html")
     for page in opened(browser, path):
         assert page.locator("#filter-sweep label").all_inner_texts() == [" A", " B"]
         assert page.locator("#table tbody tr").count() == 42
         assert page.locator("#tables tbody tr").count() == 10
+        heading = page.locator("#tables th button", has_text="better by")
+        heading.click()
+        assert better(page) == sorted(better(page))
+        page.keyboard.press("Enter")  # the heading keeps the focus
+        assert better(page) == sorted(better(page), reverse=True)
+        assert len(set(better(page))) == 10
+        assert page.locator("#tables th[aria-sort=descending]").inner_text().startswith("B better by")
         page.locator("#filter-sweep label", has_text="A").click()
         assert page.locator("#table tbody tr").count() == 10
 
@@ -280,8 +493,6 @@ def test_a_thousand_configurations(browser: Any, tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_any_result_is_a_page_of_failures(browser: Any, tmp_path: Path) -> None:
-    from result_files import write
-
     write(tmp_path, result("p50", 0, 0, 0, status="failed", error={"type": "MmpError", "message": "no images"}))
     write_report(tmp_path)
     page = browser.new_page()

@@ -28,6 +28,7 @@ function plot(id, label, traces, layout) {
     hoverlabel: {align: "left"},
     dragmode: coarse ? false : "zoom",  // a finger that scrolls the page must not zoom a chart
     legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: {size: 11}},
+    autosize: true,  // also to the former width, after printing
     ...(printing ? {width: PAPER.width} : {}),
     ...layout,
     xaxis: {...grid, ...layout.xaxis},
