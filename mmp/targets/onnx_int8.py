@@ -1,0 +1,55 @@
+"""Target ``onnx_int8``: weights and activations of eight bits, by onnxruntime's static quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmp.targets import Source, unable
+from mmp.targets.onnx_fp32 import INPUT, Onnx, _quietly, float_file
+
+# Attention multiplies activations; those products, norms and softmax stay in float32 (MatMulConstBOnly).
+QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul")
+
+
+class OnnxInt8(Onnx):
+    """ONNX in QDQ form: int8 weights per output channel, symmetric, so that zero stays zero; int8 activations.
+
+    The ranges of activations are the smallest and largest values on the calibration images.
+    """
+
+    name = "onnx_int8"
+    exact = False
+
+    def write(self, source: Source, path: Path) -> None:
+        """Write the file."""
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        original = float_file(source, self)
+        try:
+            with _quietly():
+                quantize_static(
+                    original,
+                    path,
+                    _Images(source),
+                    quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=list(QUANTIZED_OPERATORS),
+                    per_channel=True,
+                    activation_type=QuantType.QInt8,
+                    weight_type=QuantType.QInt8,
+                    calibrate_method=CalibrationMethod.MinMax,
+                    extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+                )
+        except Exception as error:  # whatever the quantizer raises
+            raise unable(source, self, "onnxruntime cannot quantize it", error) from error
+
+
+class _Images:
+    """Calibration images in batches, as onnxruntime asks for them."""
+
+    def __init__(self, source: Source) -> None:
+        self._batches: Iterator[dict[str, object]] = iter([{INPUT: images.numpy()} for images in source.batches])
+
+    def get_next(self) -> dict[str, object] | None:
+        """Return the next batch, None after the last."""
+        return next(self._batches, None)
