@@ -36,8 +36,8 @@ def as_card(content: Mapping[str, Any], usage: str) -> str:
         "",
         "## Accuracy",
         f"{100 * accuracy['file']:.2f} % on all {accuracy['samples']} test images; the same model in PyTorch "
-        f"{100 * accuracy['pytorch']:.2f} %, so {accuracy['difference']:+.2f} points. One image is {of_one:.2f} points. "
-        "Test images chose nothing.",
+        f"{100 * accuracy['pytorch']:.2f} %, so {accuracy['difference']:+.2f} points. One image is "
+        f"{of_one:.2f} points. Test images chose nothing.",
         "",
         "## Size",
         _sizes(content["bytes"]),
@@ -55,9 +55,9 @@ def as_card(content: Mapping[str, Any], usage: str) -> str:
         "```python",
         *usage.splitlines(),
         "```",
-        f"`images` are float32, (B, {images['channels']}, {size}, {size}) of any B, scaled to [0, 1] and normalised with "
-        f"mean {images['mean']} and standard deviation {images['std']}; resized with {images['interpolation']} "
-        f"interpolation, of which a {images['crop_mode']} crop of {images['crop_pct']} is kept.",
+        f"`images` are float32, (B, {images['channels']}, {size}, {size}) of any B, scaled to [0, 1] and normalised "
+        f"with mean {images['mean']} and standard deviation {images['std']}; photographs are resized first, with "
+        f"{images['interpolation']} interpolation and a {images['crop_mode']} crop of {images['crop_pct']}.",
         "",
         "## Versions",
         ", ".join(f"{name} {number}" for name, number in content["versions"].items()) + ".",

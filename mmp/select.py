@@ -30,10 +30,10 @@ FIELDS: dict[str, tuple[str, Callable[[Run], float | str]]] = {
     "seed": ("number", lambda run: run.seed),
 }
 _COMPARE: dict[str, Callable[[float | str, float | str], bool]] = {
-    "<": operator.lt,  # type: ignore[dict-item]
-    "<=": operator.le,  # type: ignore[dict-item]
-    ">": operator.gt,  # type: ignore[dict-item]
-    ">=": operator.ge,  # type: ignore[dict-item]
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
     "=": operator.eq,
     "==": operator.eq,
     "!=": operator.ne,

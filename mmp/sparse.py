@@ -1,7 +1,7 @@
 """Compact storage of tensors with many zeros: kept values, where they belong, and a checksum over every byte.
 
-A file is a safetensors file. A tensor of which few entries are zero lies in it as it is. Of any other tensor ``name`` it
-has ``name|values``, the entries that are not zero, and one of two records of where they belong, whichever is smaller:
+A file is a safetensors file. A tensor with few zeros lies in it as it is. Of any other tensor ``name`` it has
+``name|values``, the entries that are not zero, and one of two records of where they belong, whichever is smaller:
 
 - ``name|bits``: a bit for every entry, set where there is a value (``numpy.packbits``);
 - ``name|gaps``: a byte for every value, the number of zeros before it, at most 254; a byte 255 stands for 255 zeros

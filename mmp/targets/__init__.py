@@ -32,7 +32,7 @@ Engine = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Source:
+class Exportable:
     """What is exported.
 
     Attributes:
@@ -59,7 +59,7 @@ class Source:
         """A few calibration images, to try a file with."""
         return self.batches[0][:3]
 
-    def with_weights(self, model: nn.Module, scratch: Path) -> Source:
+    def with_weights(self, model: nn.Module, scratch: Path) -> Exportable:
         """Return the same architecture with other weights, none of them pruned."""
         return replace(self, model=copy.deepcopy(model).cpu().eval(), masks=Masks({}), scratch=scratch)
 
@@ -81,20 +81,20 @@ class Target(Protocol):
     packages: tuple[str, ...]
     exact: bool
 
-    def write(self, source: Source, path: Path) -> None:
+    def write(self, source: Exportable, path: Path) -> None:
         """Write the file of a model.
 
         Raises:
             MmpError: naming model, target and the way out, where this cannot be done.
         """
 
-    def open(self, path: Path, source: Source) -> Engine:
+    def open(self, path: Path, source: Exportable) -> Engine:
         """Return what runs a file."""
 
-    def weights(self, path: Path, source: Source) -> dict[str, Tensor]:
+    def weights(self, path: Path, source: Exportable) -> dict[str, Tensor]:
         """Return, from the file, the weights under each mask, in the mask's shape; of any type, zeros are 0."""
 
-    def usage(self, source: Source) -> str:
+    def usage(self, source: Exportable) -> str:
         """Return the lines of Python that load the file and run it on ``images``."""
 
 
@@ -113,7 +113,7 @@ def load_target(name: str) -> Target:
     return target
 
 
-def tried(engine: Engine, source: Source, target: Target) -> float:
+def tried(engine: Engine, source: Exportable, target: Target) -> float:
     """Run a file on one image and on a few, and compare it with the model.
 
     Returns:
@@ -141,7 +141,7 @@ def tried(engine: Engine, source: Source, target: Target) -> float:
     return worst / scale if scale else worst
 
 
-def unable(source: Source, target: Target, what: str, error: Exception | None = None) -> MmpError:
+def unable(source: Exportable, target: Target, what: str, error: Exception | None = None) -> MmpError:
     """Return the error that tells what an engine cannot do, and the way out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error else []
     why = f" ({type(error).__name__}: {' '.join(lines)[:300]})" if error else ""

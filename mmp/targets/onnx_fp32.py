@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmp.errors import MmpError
-from mmp.targets import Engine, Source, unable
+from mmp.targets import Engine, Exportable, unable
 
 if TYPE_CHECKING:
     import onnx
@@ -36,11 +36,11 @@ class Onnx:
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
     exact = True
 
-    def write(self, source: Source, path: Path) -> None:
+    def write(self, source: Exportable, path: Path) -> None:
         """Write the file."""
         shutil.copyfile(float_file(source, self), path)
 
-    def open(self, path: Path, source: Source) -> Engine:
+    def open(self, path: Path, source: Exportable) -> Engine:
         """Return onnxruntime's session of the file, on the CPU, with as many threads as PyTorch has."""
         import onnxruntime
 
@@ -53,7 +53,7 @@ class Onnx:
             raise unable(source, self, f"{self.engine} cannot load it", error) from error
         return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
-    def weights(self, path: Path, source: Source) -> dict[str, Tensor]:
+    def weights(self, path: Path, source: Exportable) -> dict[str, Tensor]:
         """Return the weights under each mask, float32 or int8 as they lie in the file."""
         import onnx
 
@@ -68,7 +68,7 @@ class Onnx:
             found[name] = torch.from_numpy(np.array(value.T if TRANSPOSED in held.removeprefix(name) else value))
         return found
 
-    def usage(self, source: Source) -> str:  # noqa: ARG002
+    def usage(self, source: Exportable) -> str:
         """Return the lines of Python that load the file."""
         return (
             "import onnxruntime\n"
@@ -77,7 +77,7 @@ class Onnx:
         )
 
 
-def float_file(source: Source, target: Onnx) -> Path:
+def float_file(source: Exportable, target: Onnx) -> Path:
     """Return the float32 file of a source, made once.
 
     Args:
@@ -116,7 +116,7 @@ def float_file(source: Source, target: Onnx) -> Path:
     return path
 
 
-def _name_weights(content: onnx.ModelProto, source: Source) -> None:
+def _name_weights(content: onnx.ModelProto, source: Exportable) -> None:
     """Give masked weights that were stored transposed their timm names back, with an ending that says so."""
     import onnx
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmp.targets import Source, unable
+from mmp.targets import Exportable, unable
 from mmp.targets.onnx_fp32 import INPUT, Onnx, _quietly, float_file
 
 # Attention multiplies activations; those products, norms and softmax stay in float32 (MatMulConstBOnly).
@@ -21,7 +21,7 @@ class OnnxInt8(Onnx):
     name = "onnx_int8"
     exact = False
 
-    def write(self, source: Source, path: Path) -> None:
+    def write(self, source: Exportable, path: Path) -> None:
         """Write the file."""
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -47,7 +47,7 @@ class OnnxInt8(Onnx):
 class _Images:
     """Calibration images in batches, as onnxruntime asks for them."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Exportable) -> None:
         self._batches: Iterator[dict[str, object]] = iter([{INPUT: images.numpy()} for images in source.batches])
 
     def get_next(self) -> dict[str, object] | None:

@@ -11,7 +11,7 @@ from mmp.errors import MmpError
 from mmp.files import tensors_digest
 from mmp.models import build_model
 from mmp.sparse import load_sparse, save_sparse
-from mmp.targets import Engine, Source
+from mmp.targets import Engine, Exportable
 
 
 class Sparse:
@@ -23,7 +23,7 @@ class Sparse:
     packages: tuple[str, ...] = ()
     exact = True
 
-    def write(self, source: Source, path: Path) -> None:
+    def write(self, source: Exportable, path: Path) -> None:
         """Write the state_dict, and read it back.
 
         Raises:
@@ -34,19 +34,19 @@ class Sparse:
         if tensors_digest(load_sparse(path)) != tensors_digest(state):
             raise MmpError(f"{path}: does not hold the bits of the model; is the disk sound?")
 
-    def open(self, path: Path, source: Source) -> Engine:
+    def open(self, path: Path, source: Exportable) -> Engine:
         """Return timm's model with the weights of the file."""
         with torch.random.fork_rng():
             model = build_model(source.config)
         model.load_state_dict(load_sparse(path))
         return torch.inference_mode()(model.eval())
 
-    def weights(self, path: Path, source: Source) -> dict[str, Tensor]:
+    def weights(self, path: Path, source: Exportable) -> dict[str, Tensor]:
         """Return the weights under each mask."""
         state = load_sparse(path)
         return {name: state[name] for name in source.masks}
 
-    def usage(self, source: Source) -> str:
+    def usage(self, source: Exportable) -> str:
         """Return the lines of Python that load the file."""
         config = source.config
         options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.kwargs}
