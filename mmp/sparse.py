@@ -131,15 +131,19 @@ def _gaps(positions: np.ndarray, total: int) -> np.ndarray:
 def _expand(stored: Mapping[str, Tensor], name: str, shape: list[int]) -> Tensor:
     """Return a whole tensor; the size of what is stored bounds its own, whatever a header may say."""
     values, total = stored[f"{name}|values"], math.prod(shape)
-    if f"{name}|bits" in stored:
-        bits = stored[f"{name}|bits"].numpy()
+    packed = f"{name}|bits" in stored
+    record = stored[f"{name}|bits" if packed else f"{name}|gaps"]
+    if record.dtype is not torch.uint8 or record.dim() != 1 or values.dim() != 1:
+        raise ValueError(f"{name!r} is stored as {record.dtype} of {record.dim()} dimensions")
+    if packed:
+        bits = record.numpy()
         if len(bits) != -(-total // 8):
             raise ValueError(f"{name!r} has {len(bits)} bytes of bits for {total} entries")
         where = torch.from_numpy(np.unpackbits(bits, count=total).view(bool))
         if int(where.count_nonzero()) != len(values):
             raise ValueError(f"{name!r} has {len(values)} values for {int(where.count_nonzero())} places")
         return torch.zeros(total, dtype=values.dtype).masked_scatter_(where, values).view(shape)
-    gaps = stored[f"{name}|gaps"].numpy()
+    gaps = record.numpy()
     ends = np.cumsum(np.where(gaps == _SKIP, _SKIP, gaps.astype(np.int64) + 1))
     places = ends[gaps != _SKIP] - 1
     if len(places) != len(values) or not 0 <= total - (ends[-1] if len(ends) else 0) < _SKIP:
