@@ -29,7 +29,7 @@ from mmp.files import write_atomically
 
 FORMAT = "mmp-sparse-1"
 _SKIP = 255
-_DIGEST = b'"sha256":"'  # what stands before 64 digits, of the file with zeros in their place
+_DIGEST = rb"{\"sha256\": \""  # what stands before 64 digits, of the file with zeros in their place
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -55,8 +55,8 @@ def save_sparse(path: Path, tensors: Mapping[str, Tensor]) -> None:
             stored |= {f"{name}|{part}": data for part, data in parts.items()}
         else:
             stored[name] = value.clone()  # safetensors refuses tensors that share memory
-    metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "sha256": "0" * 64}
-    content = safetensors.torch.save(stored, metadata)
+    notes = {"sha256": "0" * 64, "format": FORMAT, "shapes": shapes}
+    content = safetensors.torch.save(stored, {"mmp": json.dumps(notes)})  # of two entries, the order would be random
     at = content.index(_DIGEST) + len(_DIGEST)
     signed = content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + 64 :]
     write_atomically(path, lambda temporary: temporary.write_bytes(signed))
@@ -85,14 +85,13 @@ def load_sparse(path: Path | str) -> dict[str, Tensor]:
     if content[at : at + 64] != _digest(content, at).encode():
         raise MmpError(f"{path}: the contents do not match their checksum; the file is damaged, export it again")
     try:
-        metadata = json.loads(header)["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise MmpError(f"{path}: is of format {metadata['format']!r}, this version of mmp reads {FORMAT!r}")
+        notes = json.loads(json.loads(header)["__metadata__"]["mmp"])
+        if notes["format"] != FORMAT:
+            raise MmpError(f"{path}: is of format {notes['format']!r}, this version of mmp reads {FORMAT!r}")
         stored = safetensors.torch.load(content)
-        shapes = json.loads(metadata["shapes"])
         return {
             **{name: value for name, value in stored.items() if "|" not in name},
-            **{name: _expand(stored, name, shape) for name, shape in shapes.items()},
+            **{name: _expand(stored, name, shape) for name, shape in notes["shapes"].items()},
         }
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise MmpError(f"{path}: not a well-formed sparse file ({type(error).__name__}: {error})") from error

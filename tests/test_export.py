@@ -41,7 +41,7 @@ def export(*words: object) -> subprocess.CompletedProcess[str]:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pruned models of digits, each exported to all targets."""
     results = tmp_path_factory.mktemp("results")
-    options = ["model=cnn,vit", "strategy=p70", "budget=0.9", "dense.epochs=8", "finetune.epochs=2"]
+    options = ["model=cnn,vit", "strategy=p70", "budget=0.9", "dense.epochs=12", "finetune.epochs=3"]
     done = warm.run(arguments(results, *options)[1:], environment())
     assert done.returncode == 0, done.stderr
     folder = results / "sweeps/sweep"

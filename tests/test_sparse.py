@@ -124,8 +124,9 @@ def test_every_truncation_and_any_addition_is_noticed(small: tuple[Path, bytes])
 
 def signed(stored: dict[str, Tensor], shapes: object, version: str = FORMAT) -> bytes:
     """Return a file whose checksum is right, whatever else is wrong with it."""
-    content = safetensors.torch.save(stored, {"format": version, "shapes": json.dumps(shapes), "sha256": "0" * 64})
-    at = content.index(b'"sha256":"') + 10
+    notes = {"sha256": "0" * 64, "format": version, "shapes": shapes}
+    content = safetensors.torch.save(stored, {"mmp": json.dumps(notes)})
+    at = content.index(b"0" * 64)
     return content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + 64 :]
 
 

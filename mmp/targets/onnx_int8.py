@@ -8,8 +8,9 @@ from pathlib import Path
 from mmp.targets import Exportable, unable
 from mmp.targets.onnx_fp32 import INPUT, Onnx, _quietly, float_file
 
-# Attention multiplies activations; those products, norms and softmax stay in float32 (MatMulConstBOnly).
-QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul")
+# What has weights, and Relu, so that no range is spent on what it cuts off. Norms, softmax and products of activations
+# (MatMulConstBOnly) stay in float32: in eight bits they gained neither accuracy nor time on validation images.
+QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul", "Relu")
 
 
 class OnnxInt8(Onnx):
