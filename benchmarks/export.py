@@ -3,7 +3,7 @@
 ``python -m benchmarks.export trained`` prunes the demo's CNN, ViT and LeViT on digits, exports them to every target,
 and prints a table of them; what is there already is skipped.
 ``python -m benchmarks.export paper resnet18 swin_tiny`` exports the paper's models with random weights, pruned to 90 %
-by magnitude, at the size of images that they were trained on in the paper; all four if none is named.
+by magnitude; all four if none is named.
 ``python -m benchmarks.export load`` times the loading of a sparse file of thirty million weights.
 """
 
@@ -39,7 +39,7 @@ from mmp.targets import TARGETS, Exportable, load_target, tried
 
 SWEEP = Path("results/sweeps/export")
 TRAINED = (("cnn", "data.image_size=16"), ("vit", "data.image_size=16"), ("levit", "data.image_size=32"))
-PAPER = {"vgg11": 32, "resnet18": 32, "levit_384": 224, "swin_tiny": 224}  # images of timm's own size, but for VGG
+PAPER = {"vgg11": 32, "resnet18": 32, "levit_384": 224, "swin_tiny": 224}  # image sizes
 SPARSITY = 0.9
 BATCHES = {32: (1, 32), 224: (1,)}  # 32 images of 224x224 take seconds on one core
 SECONDS = 5.0

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ import onnxruntime
 import pytest
 import torch
 import warm
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from onnx import numpy_helper
 from sweeping import ROOT, arguments, environment
 from torch import Tensor
 
+from mmp.config import register
 from mmp.data import ImageData
 from mmp.export import export_run, main, read_options
 from mmp.export_subject import load_config
 from mmp.files import load_tensors, replaced_folder
 from mmp.masks import load_masks
-from mmp.models import build_model, load_weights
+from mmp.models import build_model, fill_input, load_weights
+from mmp.validate import validate
 
 pytestmark = pytest.mark.slow
 
@@ -72,18 +77,15 @@ def session_of(run: Path, target: str) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(run / "export" / target / "model.onnx", providers=["CPUExecutionProvider"])
 
 
-def test_images(run: Path) -> tuple[Tensor, Tensor]:
+def images_and_labels(run: Path) -> tuple[Tensor, Tensor]:
     config = load_config(run)
     batches = list(ImageData(config.data, config.seed).test_dataloader())
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
-test_images.__test__ = False  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_float32_is_as_accurate_as_pytorch_and_int8_nearly(run: Path) -> None:
-    images, labels = test_images(run)
+    images, labels = images_and_labels(run)
     config = load_config(run)
     model = build_model(config.model).eval()
     load_weights(model, run / "model.safetensors")
@@ -130,7 +132,7 @@ def test_zeros_survive_folding_and_rounding(run: Path, target: str) -> None:
 @pytest.mark.parametrize("target", ["onnx", "onnx_int8"])
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_any_batch_size(run: Path, target: str) -> None:
-    images = test_images(run)[0][:7].numpy()
+    images = images_and_labels(run)[0][:7].numpy()
     session = session_of(run, target)
     (together,) = session.run(["logits"], {"images": images})
     alone = np.concatenate([session.run(["logits"], {"images": images[i : i + 1]})[0] for i in range(7)])
@@ -146,7 +148,7 @@ def test_the_card_says_how_to_load_the_file(run: Path, target: str, monkeypatch:
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(code.splitlines()) <= 5
     monkeypatch.chdir(folder)
-    images = test_images(run)[0][:4]
+    images = images_and_labels(run)[0][:4]
     scope: dict[str, Any] = {"images": images}
     exec(code, scope)  # what a reader would paste
     model = build_model(load_config(run).model).eval()
@@ -259,6 +261,27 @@ def test_a_changed_run_is_exported_again(copied: Path) -> None:
     ((outcome, _, other),) = again(copied)
     assert outcome == "written"
     assert other["sha256"] == content["sha256"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["criterion=lamp", "budget=0.9"],
+        ["allocation=searched", "signal=obs_fisher", "reconstruct=least_squares", "finetune=auto"],
+        ["ranges=observed", "schedule=cubic", "finetune=strong", "logger=many"],
+        ["experiment=paper/swin_tiny_cifar100", "data.root=images", "strategy=p70"],
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_a_run_saved_is_what_it_is_exported_by(conf: Path, tmp_path: Path, overrides: list[str]) -> None:
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = validate(compose("prune", [*overrides, f"paths.results={tmp_path}"]))
+    fill_input(config)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    assert load_config(tmp_path) == config
+    moved = load_config(tmp_path, ["data.root=elsewhere", "data.eval_batch_size=8"])
+    assert (moved.data.root, moved.data.eval_batch_size) == ("elsewhere", 8)
 
 
 def test_a_dense_model_that_is_gone_is_replaced_by_one_of_its_size(copied: Path) -> None:

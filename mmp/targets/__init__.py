@@ -5,15 +5,14 @@ A target is a :class:`Target`; it needs no base class. ``mmp.export`` measures a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Protocol
 
-import hydra.utils
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +21,9 @@ from mmp.errors import MmpError, nearest
 from mmp.masks import Masks
 
 TARGETS = {
-    "onnx": "mmp.targets.onnx_fp32.Onnx",
-    "onnx_int8": "mmp.targets.onnx_int8.OnnxInt8",
-    "sparse": "mmp.targets.sparse.Sparse",
+    "onnx": "mmp.targets.onnx_fp32:Onnx",
+    "onnx_int8": "mmp.targets.onnx_int8:OnnxInt8",
+    "sparse": "mmp.targets.sparse:Sparse",
 }
 
 Engine = Callable[[Tensor], Tensor]
@@ -61,7 +60,7 @@ class Exportable:
 
     def with_weights(self, model: nn.Module, scratch: Path) -> Exportable:
         """Return the same architecture with other weights, none of them pruned."""
-        return replace(self, model=copy.deepcopy(model).cpu().eval(), masks=Masks({}), scratch=scratch)
+        return replace(self, model=model.eval(), masks=Masks({}), scratch=scratch)
 
 
 class Target(Protocol):
@@ -106,7 +105,7 @@ def load_target(name: str) -> Target:
     """
     if name not in TARGETS:
         raise MmpError(f"target={name}: no such target; {nearest(name, TARGETS)}")
-    target: Target = hydra.utils.get_class(TARGETS[name])()
+    target: Target = resolve_name(TARGETS[name])()
     missing = [package for package in (*target.packages, "zstandard") if find_spec(package) is None]
     if missing:
         raise MmpError(f"target={name} needs {' and '.join(missing)}: pip install 'mmp[export]'")
