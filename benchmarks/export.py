@@ -28,6 +28,7 @@ from mmp.conf import choose
 from mmp.config import ModelConfig, register
 from mmp.errors import MmpError
 from mmp.export_measure import compressed_size, count_weights, fill_pruned
+from mmp.export_measure import size as size_of
 from mmp.latency import Latency, compare_latency
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.markdown import table_of
@@ -102,7 +103,8 @@ def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
     dense = source.with_weights(filled, folder / "dense")
     dense_size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     for target in map(load_target, TARGETS):
-        path, dense_path = folder / target.file, dense.scratch / target.file
+        paths = [folder / one for one in target.files]
+        path, dense_path = paths[0], dense.scratch / target.files[0]
         target.write(source, path)
         target.write(dense, dense_path)
         engine, reference = target.open(path, source), target.open(dense_path, dense)
@@ -113,7 +115,7 @@ def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
         yield [
             name,
             target.name,
-            *_sizes(path.stat().st_size, compressed_size(path), dense_size),
+            *_sizes(size_of(paths), compressed_size(paths), dense_size),
             f"{100 * count_weights(target.weights(path, source), masks, name)['sparsity']:.2f}",
             f"{100 * tried(engine, source, target):.2g}",
             *_latencies(found),

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from mmp.errors import MmpError, nearest
 from mmp.export_card import as_card, as_line
-from mmp.export_measure import accuracy_of, compressed_size, count_weights, latencies, processor
+from mmp.export_measure import accuracy_of, compressed_size, count_weights, latencies, processor, size
 from mmp.export_subject import DATA_KEYS, Subject, completed_result
 from mmp.files import file_digest, replaced_folder, write_json, write_text
 from mmp.results import load_runs
@@ -105,7 +105,8 @@ def write_export(
         MmpError: if the target cannot hold the model, the engine cannot run it, or a pruned weight is not zero in it.
     """
     source, config, result = subject.source, subject.config, subject.result
-    path = folder / target.file
+    paths = [folder / name for name in target.files]
+    path = paths[0]
     target.write(source, path)
     weights = count_weights(target.weights(path, source), source.masks, f"{source.name} as target={target.name}")
     engine = target.open(path, source)
@@ -115,14 +116,13 @@ def write_export(
     if samples != result["samples"]["test"]:
         raise MmpError(f"{subject.run.path}: measured on {result['samples']['test']} test images, here are {samples}")
     dense, dense_weights = subject.dense
-    dense_path = dense.scratch / target.file
-    target.write(dense, dense_path)
+    dense_paths = [dense.scratch / name for name in target.files]
+    target.write(dense, dense_paths[0])
     content = {
         "schema_version": SCHEMA_VERSION,
         "target": target.name,
         "run": result["run_name"],
-        "file": target.file,
-        "sha256": file_digest(path),
+        "files": {one.name: file_digest(one) for one in paths},
         "engine": target.engine,
         "model": {key: getattr(config.model, key) for key in ("name", "label", "num_classes", "in_chans", "kwargs")},
         "images": {
@@ -138,13 +138,13 @@ def write_export(
         "logits_differ": difference,
         "bytes": {
             "dense_fp32": (subject.run.path / WEIGHTS).stat().st_size,
-            "file": path.stat().st_size,
-            "compressed": compressed_size(path),
-            "dense_file": dense_path.stat().st_size,
-            "dense_compressed": compressed_size(dense_path),
+            "file": size(paths),
+            "compressed": compressed_size(paths),
+            "dense_file": size(dense_paths),
+            "dense_compressed": compressed_size(dense_paths),
         },
         "weights": weights,
-        "latency": latencies(engine, target.open(dense_path, dense), source, seconds),
+        "latency": latencies(engine, target.open(dense_paths[0], dense), source, seconds),
         "threads": torch.get_num_threads(),
         "processor": processor(),
         "dense_weights": dense_weights,
@@ -160,8 +160,8 @@ def _there(place: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     """Return what export.json holds if the export is whole and of this very run."""
     try:
         content = json.loads((place / EXPORT_JSON).read_text(encoding="utf-8"))
-        whole = file_digest(place / content["file"]) == content["sha256"] and (place / CARD).is_file()
-        return content if whole and content["origin"] == origin else None
+        whole = all(file_digest(place / name) == digest for name, digest in content["files"].items())
+        return content if whole and (place / CARD).is_file() and content["origin"] == origin else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -32,7 +32,8 @@ def as_card(content: Mapping[str, Any], usage: str) -> str:
     lines = [
         f"# {escaped(content['run'])} as {content['target']}",
         "",
-        f"`{content['file']}` runs in {content['engine']}. Everything below was measured on this very file.",
+        f"{' with '.join(f'`{name}`' for name in content['files'])}, for {content['engine']}. Everything below was "
+        "measured on this very file.",
         "",
         "## Accuracy",
         f"{100 * accuracy['file']:.2f} % on all {accuracy['samples']} test images; the same model in PyTorch "

@@ -60,14 +60,19 @@ def accuracy_of(engine: Engine, batches: Iterable[Sequence[Tensor]]) -> tuple[fl
     return right / samples, samples
 
 
-def compressed_size(path: Path) -> int:
-    """Return how many bytes zstd makes of a file."""
+def size(paths: Iterable[Path]) -> int:
+    """Return the bytes of files."""
+    return sum(path.stat().st_size for path in paths)
+
+
+def compressed_size(paths: Iterable[Path]) -> int:
+    """Return how many bytes zstd makes of files."""
     import zstandard
 
     written = 0
-    with path.open("rb") as file:
-        for chunk in zstandard.ZstdCompressor(level=_ZSTD_LEVEL).read_to_iter(file):
-            written += len(chunk)
+    for path in paths:
+        with path.open("rb") as file:
+            written += sum(map(len, zstandard.ZstdCompressor(level=_ZSTD_LEVEL).read_to_iter(file)))
     return written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,10 @@ def pruned(config: ModelConfig, size: int, scratch: Path, sparsity: float = 0.9)
 def test_every_architecture_goes_through_every_target(architecture: str, tmp_path: Path) -> None:
     source = pruned(*ARCHITECTURES[architecture], tmp_path)
     for name in TARGETS:
+        if name == "openvino" and find_spec("openvino") is None:  # an extra of its own
+            continue
         target = load_target(name)
-        path = tmp_path / target.file
+        path = tmp_path / target.files[0]
         target.write(source, path)
         engine = target.open(path, source)
         assert tried(engine, source, target) < (0.5 if name == "onnx_int8" else 1e-4)

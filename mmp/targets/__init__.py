@@ -23,6 +23,7 @@ from mmp.masks import Masks
 TARGETS = {
     "onnx": "mmp.targets.onnx_fp32:Onnx",
     "onnx_int8": "mmp.targets.onnx_int8:OnnxInt8",
+    "openvino": "mmp.targets.openvino_ir:OpenVino",
     "sparse": "mmp.targets.sparse:Sparse",
 }
 
@@ -68,20 +69,22 @@ class Target(Protocol):
 
     Attributes:
         name: What a user asks for.
-        file: Name of the file.
+        files: Names of the files that it writes; the first is what its engine opens.
         engine: What runs it, for people.
-        packages: Distributions that it needs, besides those of mmp itself.
+        packages: What it imports, besides what mmp itself needs.
+        extra: The extras of mmp that bring them.
         exact: Whether the file computes what the model does, up to rounding in float32.
     """
 
     name: str
-    file: str
+    files: tuple[str, ...]
     engine: str
     packages: tuple[str, ...]
+    extra: str
     exact: bool
 
     def write(self, source: Exportable, path: Path) -> None:
-        """Write the file of a model.
+        """Write the files of a model; ``path`` is where the first one goes, beside it the others.
 
         Raises:
             MmpError: naming model, target and the way out, where this cannot be done.
@@ -108,7 +111,7 @@ def load_target(name: str) -> Target:
     target: Target = resolve_name(TARGETS[name])()
     missing = [package for package in (*target.packages, "zstandard") if find_spec(package) is None]
     if missing:
-        raise MmpError(f"target={name} needs {' and '.join(missing)}: pip install 'mmp[export]'")
+        raise MmpError(f"target={name} needs {' and '.join(missing)}: pip install 'mmp[{target.extra}]'")
     return target
 
 
@@ -147,5 +150,5 @@ def unable(source: Exportable, target: Target, what: str, error: Exception | Non
     others = " or ".join(f"target={name}" for name in TARGETS if name != target.name)
     return MmpError(
         f"{source.name} as target={target.name}: {what}{why}; nothing was written. Try {others}, or newer packages: "
-        "pip install --upgrade 'mmp[export]'"
+        f"pip install --upgrade 'mmp[{target.extra}]'"
     )

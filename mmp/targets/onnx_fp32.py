@@ -7,7 +7,7 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmp.errors import MmpError
-from mmp.targets import Engine, Exportable, unable
+from mmp.targets import Engine, Exportable, Target, unable
 
 if TYPE_CHECKING:
     import onnx
@@ -31,9 +31,10 @@ class Onnx:
     """ONNX with BatchNorm folded into convolutions, any batch size, weights under timm's names."""
 
     name = "onnx"
-    file = "model.onnx"
+    files: tuple[str, ...] = ("model.onnx",)
     engine = "onnxruntime"
     packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
+    extra = "export"
     exact = True
 
     def write(self, source: Exportable, path: Path) -> None:
@@ -57,27 +58,36 @@ class Onnx:
         """Return the weights under each mask, float32 or int8 as they lie in the file."""
         import onnx
 
-        stored = {one.name: one for one in onnx.load(path).graph.initializer}
-        found = {}
-        for name in source.masks:
-            names = [name + end + kind for end in ("", TRANSPOSED) for kind in ("", QUANTIZED)]
-            held = next((one for one in names if one in stored), None)
-            if held is None:
-                raise unable(source, self, f"weight {name!r} is not in the file, so its zeros cannot be counted")
-            value = onnx.numpy_helper.to_array(stored[held])
-            found[name] = torch.from_numpy(np.array(value.T if TRANSPOSED in held.removeprefix(name) else value))
-        return found
+        initializers = onnx.load(path).graph.initializer
+        return under_masks({one.name: onnx.numpy_helper.to_array(one) for one in initializers}, source, self)
 
     def usage(self, source: Exportable) -> str:
         """Return the lines of Python that load the file."""
         return (
             "import onnxruntime\n"
-            f'session = onnxruntime.InferenceSession("{self.file}", providers=["CPUExecutionProvider"])\n'
+            f'session = onnxruntime.InferenceSession("{self.files[0]}", providers=["CPUExecutionProvider"])\n'
             f'(logits,) = session.run(["{OUTPUT}"], {{"{INPUT}": images.numpy()}})'
         )
 
 
-def float_file(source: Exportable, target: Onnx) -> Path:
+def under_masks(stored: Mapping[str, np.ndarray], source: Exportable, target: Target) -> dict[str, Tensor]:
+    """Return the weight under each mask, in the mask's shape, of everything that a file stores by name.
+
+    Raises:
+        MmpError: naming the first weight that is not there.
+    """
+    found = {}
+    for name in source.masks:
+        names = [name + end + kind for end in ("", TRANSPOSED) for kind in ("", QUANTIZED)]
+        held = next((one for one in names if one in stored), None)
+        if held is None:
+            raise unable(source, target, f"weight {name!r} is not in the file, so its zeros cannot be counted")
+        value = stored[held]
+        found[name] = torch.from_numpy(np.array(value.T if TRANSPOSED in held.removeprefix(name) else value))
+    return found
+
+
+def float_file(source: Exportable, target: Target) -> Path:
     """Return the float32 file of a source, made once.
 
     Args:

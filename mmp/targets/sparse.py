@@ -18,9 +18,10 @@ class Sparse:
     """Compact storage (:mod:`mmp.sparse`), run by PyTorch after it was loaded back."""
 
     name = "sparse"
-    file = "model.sparse.safetensors"
+    files: tuple[str, ...] = ("model.sparse.safetensors",)
     engine = "PyTorch"
     packages: tuple[str, ...] = ()
+    extra = "export"
     exact = True
 
     def write(self, source: Exportable, path: Path) -> None:
@@ -55,6 +56,6 @@ class Sparse:
             "import timm\nfrom mmp.sparse import load_sparse\n"
             + ("import mmp.vgg  # registers the model\n" if config.name == "vgg11_bn_small" else "")
             + f"model = timm.create_model({arguments}).eval()\n"
-            f'model.load_state_dict(load_sparse("{self.file}"))\n'
+            f'model.load_state_dict(load_sparse("{self.files[0]}"))\n'
             "logits = model(images)"
         )
