@@ -50,12 +50,12 @@ class Options:
     data: tuple[str, ...] = ()
 
 
-def export_run(folder: Path, targets: Sequence[str], options: Options) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+def export_run(folder: Path, targets: Sequence[Target], options: Options) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Export a run to each of several targets.
 
     Args:
         folder: The run's folder.
-        targets: Names of targets.
+        targets: Kinds of files.
         options: What the user says.
 
     Yields:
@@ -63,14 +63,13 @@ def export_run(folder: Path, targets: Sequence[str], options: Options) -> Iterat
         that failed its ``error``.
 
     Raises:
-        MmpError: if the folder holds no completed pruned model, or a target is unknown or lacks a package.
+        MmpError: if the folder holds no completed pruned model.
     """
-    loaded = [load_target(name) for name in targets]
     run = RunFolder(folder)
     completed_result(run)
     with run.lock(), tempfile.TemporaryDirectory() as scratch:
         subject = Subject(folder, options.data, Path(scratch))
-        for target in loaded:
+        for target in targets:
             place = folder / EXPORT / target.name
             origin = {**subject.origin, "versions": _versions(target)}
             there = _there(place, origin)
@@ -249,17 +248,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     console, failed = Console(soft_wrap=True, highlight=False, markup=False), False
     try:
-        targets, options = read_options(parsed.settings)
-        for folder in runs_to_export(parsed.folder, options.select):
+        names, options = read_options(parsed.settings)
+        targets = [load_target(name) for name in names]
+        folders = runs_to_export(parsed.folder, options.select)
+    except MmpError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    for folder in folders:
+        try:
             for outcome, place, content in export_run(folder, targets, options):
                 if outcome == "failed":
                     failed = True
                     sys.stderr.write(f"error: {content['error']}\n")
                 else:
                     console.print(f"{as_line(content)}{', already there' if outcome == 'there' else ''}: {place}")
-    except (MmpError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        except (MmpError, OSError) as error:
+            failed = True
+            sys.stderr.write(f"error: {error}\n")
     return int(failed)
 
 

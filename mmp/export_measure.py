@@ -45,7 +45,7 @@ def count_weights(weights: dict[str, Tensor], masks: Masks, where: str) -> dict[
         "kept": kept,
         "nonzero": nonzero,
         "rounded_to_zero": kept - nonzero,
-        "sparsity": 1 - nonzero / masks.total,
+        "sparsity": 1 - nonzero / max(masks.total, 1),
         "sparsity_of_masks": masks.sparsity,
         "types": sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()}),
     }

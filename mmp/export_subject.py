@@ -122,6 +122,9 @@ def completed_result(run: RunFolder) -> dict[str, Any]:
     if result.get("status") != "completed" or missing or broken:
         what = f"{(missing or broken)[0]} is {'missing' if missing else 'not whole'}" if missing or broken else "failed"
         raise MmpError(f"{run.path}: is not a completed run ({what}); run it again")
+    for key in ("run_name", "data_fingerprint", "accuracy", "samples"):
+        if key not in result:
+            raise MmpError(f"{run.path}: {RESULT} lacks {key!r}; run it again")
     return result
 
 

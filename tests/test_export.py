@@ -26,9 +26,10 @@ from mmp.config import register
 from mmp.data import ImageData
 from mmp.export import export_run, main, read_options
 from mmp.export_subject import load_config
-from mmp.files import load_tensors, replaced_folder
+from mmp.files import load_tensors, replaced_folder, save_tensors
 from mmp.masks import load_masks
 from mmp.models import build_model, fill_input, load_weights
+from mmp.targets import load_target
 from mmp.validate import validate
 
 pytestmark = pytest.mark.slow
@@ -249,8 +250,9 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def again(run: Path, *words: str) -> list[tuple[str, Path, dict[str, Any]]]:
-    """Export a run as sparse, and return what came of it."""
-    return list(export_run(run, *read_options(["target=sparse", *QUICK, *words])))
+    """Export a run, as sparse unless the words say otherwise, and return what came of it."""
+    names, options = read_options(["target=sparse", *QUICK, *words])
+    return list(export_run(run, [load_target(name) for name in names], options))
 
 
 def test_a_changed_run_is_exported_again(copied: Path) -> None:
@@ -302,7 +304,7 @@ def test_latency_is_measured_at_one_and_32(copied: Path) -> None:
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_openvino_is_as_accurate_as_pytorch(copied: Path) -> None:
     openvino = pytest.importorskip("openvino")
-    ((outcome, place, content),) = export_run(copied, *read_options(["target=openvino", *QUICK]))
+    ((outcome, place, content),) = again(copied, "target=openvino")
     assert outcome == "written", content
     assert sorted(path.name for path in place.iterdir()) == ["README.md", "export.json", "model.bin", "model.xml"]
     assert content["accuracy"]["difference"] == pytest.approx(0, abs=1e-4)
@@ -313,7 +315,7 @@ def test_openvino_is_as_accurate_as_pytorch(copied: Path) -> None:
     logits = openvino.compile_model(place / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images.numpy())[0]
     assert float((logits.argmax(1) == labels.numpy()).mean()) == pytest.approx(content["accuracy"]["file"])
     (place / "model.bin").write_bytes(b"")
-    ((outcome, *_),) = export_run(copied, *read_options(["target=openvino", *QUICK]))
+    ((outcome, *_),) = again(copied, "target=openvino")
     assert outcome == "written"
 
 
@@ -366,11 +368,30 @@ def test_folders_that_cannot_be_exported_are_told(
     ):
         (copied / "result.json").write_text(json.dumps({**result, **changes}))
         assert part in told(copied, "force=true")
+    (copied / "result.json").write_text(json.dumps({key: result[key] for key in ("status", "files")}))
+    assert "result.json lacks 'run_name'" in told(copied)
     (copied / "result.json").write_text(json.dumps(result))
+    masks = load_tensors(copied / "masks.safetensors")
+    for name, shape, part in (("conv1.weight", (1, 1, 7, 7), "has shape (1, 1, 7, 7)"), ("x", (2,), "names no weight")):
+        save_tensors(copied / "masks.safetensors", {**masks, name: torch.ones(shape, dtype=torch.bool)})
+        sized = {**result["files"], "masks.safetensors": (copied / "masks.safetensors").stat().st_size}
+        (copied / "result.json").write_text(json.dumps({**result, "files": sized}))
+        assert part in told(copied)
     (copied / "config.yaml").write_text("model: [")
     assert "config.yaml: not the configuration of a run" in told(copied)
     (copied / "masks.safetensors").unlink()
     assert "masks.safetensors is missing" in told(copied)
+
+
+def test_a_run_that_fails_stops_no_other(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(sweep, tmp_path / "sweep"))
+    (damaged,) = folder.glob("cnn-*")
+    (damaged / "config.yaml").write_text("- 1")
+    assert main([str(folder), "target=sparse", "select=all", *QUICK]) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("vit-digits")
+    assert told.err.count("\n") == 1
+    assert str(damaged / "config.yaml") in told.err
 
 
 def test_select_exports_the_chosen_runs_only(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

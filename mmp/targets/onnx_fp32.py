@@ -104,7 +104,7 @@ def float_file(source: Exportable, target: Target) -> Path:
         return path
     images = torch.cat([source.images, source.images])[:2]  # two, because a dimension of one counts as fixed
     try:
-        with _quietly():
+        with quietly():
             program = torch.onnx.export(
                 source.model,
                 (images,),
@@ -158,7 +158,7 @@ def _tidy(content: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep the exporter's progress and remarks away from the terminal; what fails is raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmp.targets import Exportable, unable
-from mmp.targets.onnx_fp32 import INPUT, Onnx, _quietly, float_file
+from mmp.targets.onnx_fp32 import INPUT, Onnx, float_file, quietly
 
 # What has weights, and Relu, so that no range is spent on what it cuts off. Norms, softmax and products of activations
 # (MatMulConstBOnly) stay in float32: in eight bits they gained neither accuracy nor time on validation images.
@@ -28,7 +28,7 @@ class OnnxInt8(Onnx):
 
         original = float_file(source, self)
         try:
-            with _quietly():
+            with quietly():
                 quantize_static(
                     original,
                     path,
