@@ -39,7 +39,11 @@ from mmp.sparse import load_sparse, save_sparse
 from mmp.targets import TARGETS, Exportable, load_target, tried
 
 SWEEP = Path("results/sweeps/export")
-TRAINED = (("cnn", "data.image_size=16"), ("vit", "data.image_size=16"), ("levit", "data.image_size=32"))
+TRAINED = (  # small LeViTs reach no 90 %
+    ("model=cnn", "data.image_size=16", "budget=0.9"),
+    ("model=vit", "data.image_size=16", "budget=0.9"),
+    ("model=levit", "data.image_size=32", "budget=0.85"),
+)
 PAPER = {"vgg11": 32, "resnet18": 32, "levit_384": 224, "swin_tiny": 224}  # image sizes
 SPARSITY = 0.9
 BATCHES = {32: (1, 32), 224: (1,)}  # 32 images of 224x224 take seconds on one core
@@ -49,8 +53,8 @@ HEADINGS = ("model", "target", "MB", "of dense float32", "zstd", "sparsity in th
 
 def trained() -> str:
     """Prune, fine-tune and export the small models, and return their table."""
-    for model, size in TRAINED:
-        words = [f"model={model}", "strategy=p70", f"budget={SPARSITY}", size, "sweep=export", "logger=none"]
+    for settings in TRAINED:
+        words = [*settings, "strategy=p70", "sweep=export", "logger=none"]
         subprocess.run([sys.executable, "prune.py", "-m", *words], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
     words = ["select=all", f"target={','.join(TARGETS)}"]
     subprocess.run([sys.executable, "-m", "mmp.export", str(SWEEP), *words], check=True)  # noqa: S603
