@@ -131,7 +131,7 @@ def write_export(
         "accuracy": {
             "file": accuracy,
             "pytorch": expected,
-            "difference": round(100 * (accuracy - expected), 3) + 0.0,  # the run's accuracy is a float32; no -0.0
+            "difference": round(100 * (accuracy - expected), 4) + 0.0,  # the run's accuracy is a float32; no -0.0
             "samples": samples,
         },
         "logits_differ": difference,
