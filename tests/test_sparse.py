@@ -63,6 +63,21 @@ def test_gaps_of_every_length(tmp_path: Path, zeros: int) -> None:
     assert same(tmp_path / "x", tensors)
 
 
+def test_the_format_by_hand(tmp_path: Path) -> None:
+    far = torch.zeros(1000)
+    far[300], far[301], far[999] = 1, 2, 3  # after 300, none and 697 = 2 * 255 + 187 zeros
+    near = torch.tensor([0.0, 4, 0, 5, 0, 0, 0, 0, 6, 0])
+    save_sparse(tmp_path / "x", {"far": far, "near": near, "full": torch.ones(2)})
+    stored = safetensors.torch.load_file(tmp_path / "x")
+    assert {name: value.tolist() for name, value in stored.items()} == {
+        "far|values": [1, 2, 3],
+        "far|gaps": [255, 45, 0, 255, 255, 187],
+        "near|values": [4, 5, 6],
+        "near|bits": [0b01010000, 0b10000000],
+        "full": [1, 1],
+    }
+
+
 def test_values_that_only_look_like_zero(tmp_path: Path) -> None:
     odd = torch.zeros(1000)
     odd[3], odd[500], odd[999] = -0.0, torch.tensor(1, dtype=torch.int32).view(torch.float32), float("nan")
