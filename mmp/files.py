@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -90,6 +91,37 @@ def remove_unfinished(path: Path) -> None:
     """Remove what :func:`write_atomically` leaves beside a file when its process dies; nobody may be writing it now."""
     for temporary in path.parent.glob(f".{path.name}.*{path.suffix}"):
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Fill a new folder in a ``with`` block; it takes the place of ``path`` at the end, and is removed on an error.
+
+    Whoever calls this holds a lock on the folder above; what a process that died had begun is removed.
+
+    Raises:
+        MmpError: if the folder cannot be written; the message names it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+            fresh, old = Path(temporary) / "fresh", Path(temporary) / "old"
+            fresh.mkdir()
+            yield fresh
+            if path.exists():
+                path.rename(old)
+            fresh.rename(path)
+            _flush(path.parent)
+    except OSError as error:
+        raise MmpError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -296,11 +296,13 @@ def check_zeros(weights: Mapping[str, Tensor], masks: Masks) -> None:
         masks: Masks of some of them.
 
     Raises:
-        MmpError: naming the first weight with a pruned entry that is not zero.
+        MmpError: naming the first weight with a pruned entry that is not zero, or a mask that belongs to no weight.
     """
     for name, mask in masks.items():
         if name not in weights:
             raise MmpError(f"mask {name!r} names no weight of this model; was it made for another one?")
+        if mask.shape != weights[name].shape:
+            raise MmpError(f"mask {name!r} has shape {tuple(mask.shape)}, its weight has {tuple(weights[name].shape)}")
         alive = int((weights[name].detach() != 0)[~mask.to(weights[name].device)].count_nonzero())
         if alive:
             raise MmpError(f"{alive} pruned weights of {name!r} are not zero; something wrote to them")

@@ -1,0 +1,179 @@
+"""Exported files: accuracy, bytes and latency of each target.
+
+``python -m benchmarks.export trained`` prunes the demo's CNN, ViT and LeViT on digits, exports them to every target,
+and prints a table of them; what is there already is skipped.
+``python -m benchmarks.export paper resnet18 swin_tiny`` exports the paper's models with random weights, pruned to 90 %
+by magnitude; all four if none is named.
+``python -m benchmarks.export load`` times the loading of a sparse file of thirty million weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from mmp.conf import choose
+from mmp.config import ModelConfig, register
+from mmp.errors import MmpError
+from mmp.export_measure import compressed_size, count_weights, fill_pruned
+from mmp.export_measure import size as size_of
+from mmp.latency import Latency, compare_latency
+from mmp.layers import prunable_layers, prunable_parameters
+from mmp.markdown import table_of
+from mmp.masks import MaskEnforcer, make_masks
+from mmp.models import build_model
+from mmp.sizes import MEGABYTE
+from mmp.sparse import load_sparse, save_sparse
+from mmp.targets import TARGETS, Exportable, load_target, tried
+
+SWEEP = Path("results/sweeps/export")
+TRAINED = (  # small LeViTs reach no 90 %
+    ("model=cnn", "data.image_size=16", "budget=0.9"),
+    ("model=vit", "data.image_size=16", "budget=0.9"),
+    ("model=levit", "data.image_size=32", "budget=0.85"),
+)
+PAPER = {"vgg11": 32, "resnet18": 32, "levit_384": 224, "swin_tiny": 224}  # image sizes
+SPARSITY = 0.9
+BATCHES = {32: (1, 32), 224: (1,)}  # 32 images of 224x224 take seconds on one core
+SECONDS = 5.0
+HEADINGS = ("model", "target", "MB", "of dense float32", "zstd", "sparsity in the file %")
+
+
+def trained() -> str:
+    """Prune, fine-tune and export the small models, and return their table."""
+    for settings in TRAINED:
+        words = [*settings, "strategy=p70", "sweep=export", "logger=none"]
+        subprocess.run([sys.executable, "prune.py", "-m", *words], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    words = ["select=all", f"target={','.join(TARGETS)}"]
+    subprocess.run([sys.executable, "-m", "mmp.export", str(SWEEP), *words], check=True)  # noqa: S603
+    rows = []
+    for path in sorted(SWEEP.glob("*/export/*/export.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sizes, accuracy = content["bytes"], content["accuracy"]
+        rows.append(
+            [
+                content["model"]["label"],
+                content["target"],
+                *_sizes(sizes["file"], sizes["compressed"], sizes["dense_fp32"]),
+                f"{100 * content['weights']['sparsity']:.2f}",
+                f"{100 * accuracy['pytorch']:.2f}",
+                f"{100 * accuracy['file']:.2f}",
+                f"{accuracy['difference']:+.2f}",
+                *(_ratio(one["ratio"], one["quartiles"]) for one in content["latency"]),
+            ]
+        )
+    return table_of([*HEADINGS, "PyTorch %", "file %", "points", "latency, 1", "latency, 32"], rows)
+
+
+def paper(names: Sequence[str]) -> str:
+    """Export the paper's models with random weights, and return their table."""
+    rows = []
+    for name in names:
+        if name not in PAPER:
+            raise MmpError(f"{name}: not one of the paper's models; choose from: {', '.join(PAPER)}")
+        with tempfile.TemporaryDirectory() as folder:
+            rows += list(_paper_rows(name, PAPER[name], Path(folder)))
+    return table_of([*HEADINGS, "largest logit error %", "latency, 1", "latency, 32"], rows)
+
+
+def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
+    torch.manual_seed(0)
+    config: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.to_container(choose("model", name))))
+    model = build_model(config).eval()
+    for module in model.modules():  # some start with zeros, which would make the weights before them zero as well
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    weights = prunable_parameters(model, prunable_layers(model))
+    scores = {key: weight.detach().abs() for key, weight in weights.items()}
+    masks = make_masks(scores, dict.fromkeys(weights, SPARSITY))
+    MaskEnforcer(weights).set(masks)
+    images = tuple(torch.randn(8, config.in_chans, size, size) for _ in range(2))
+    (folder / "dense").mkdir()
+    source = Exportable(config, model, masks, images, folder)
+    filled = copy.deepcopy(model)
+    fill_pruned(filled, masks)
+    dense = source.with_weights(filled, folder / "dense")
+    dense_size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    for target in map(load_target, TARGETS):
+        paths = [folder / one for one in target.files]
+        path, dense_path = paths[0], dense.scratch / target.files[0]
+        target.write(source, path)
+        target.write(dense, dense_path)
+        engine, reference = target.open(path, source), target.open(dense_path, dense)
+        found = [
+            compare_latency(engine, reference, torch.randn(batch, *images[0].shape[1:]), SECONDS)
+            for batch in BATCHES[size]
+        ]
+        yield [
+            name,
+            target.name,
+            *_sizes(size_of(paths), compressed_size(paths), dense_size),
+            f"{100 * count_weights(target.weights(path, source), masks, name)['sparsity']:.2f}",
+            f"{100 * tried(engine, source, target):.2g}",
+            *_latencies(found),
+        ]
+
+
+def load() -> str:
+    """Return how long the loading of a sparse file of thirty million weights takes."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for sparsity in (0.0, 0.5, 0.8, 0.9, 0.95):
+            state = {f"{i}.weight": torch.randn(1000, 1000, generator=generator) for i in range(30)}
+            for value in state.values():
+                value.masked_fill_(torch.rand(value.shape, generator=generator) < sparsity, 0)
+            path = Path(folder) / "model.sparse.safetensors"
+            save_sparse(path, state)
+            seconds = []
+            for _ in range(7):
+                start = time.perf_counter()
+                load_sparse(path)
+                seconds.append(time.perf_counter() - start)
+            share = path.stat().st_size / (4 * 30e6)
+            rows.append(
+                [f"{100 * sparsity:g}", f"{share:.3f}", f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"]
+            )
+    return table_of(["sparsity %", "of dense float32", "seconds, median of 7", "slowest"], rows)
+
+
+def _sizes(file: int, compressed: int, dense: int) -> list[str]:
+    return [f"{file / MEGABYTE:.3f}", f"{file / dense:.3f}", f"{compressed / dense:.3f}"]
+
+
+def _latencies(found: Sequence[Latency]) -> list[str]:
+    return [*(_ratio(one.ratio, one.quartiles) for one in found), *[""] * (2 - len(found))]
+
+
+def _ratio(ratio: float, quartiles: Sequence[float]) -> str:
+    return f"{ratio:.2f} ({quartiles[0]:.2f} to {quartiles[1]:.2f})"
+
+
+def main(words: Sequence[str]) -> str:
+    """Return the table that a command line asks for."""
+    command, *names = words or [""]
+    if command == "trained":
+        return trained()
+    if command == "paper":
+        return paper(names or list(PAPER))
+    if command == "load":
+        return load()
+    raise MmpError("python -m benchmarks.export trained, paper or load")
+
+
+if __name__ == "__main__":
+    register()
+    torch.set_num_threads(1)
+    sys.stdout.write(main(sys.argv[1:]) + "\n")

@@ -1,0 +1,133 @@
+"""A run that is exported: its model, data and dense counterpart, read once for all targets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmp.config import PruneConfig
+from mmp.data import ImageData
+from mmp.dense import dense_file
+from mmp.errors import MmpError
+from mmp.export_measure import fill_pruned
+from mmp.files import file_digest
+from mmp.masks import check_zeros, load_masks
+from mmp.models import build_model, load_weights
+from mmp.store import CONFIG, MASKS, RESULT, WEIGHTS, RunFolder
+from mmp.targets import Exportable
+from mmp.validate import validate
+
+DATA_KEYS = ("root", "workers", "eval_batch_size")  # of a run's data, what another machine may have to change
+
+
+class Subject:
+    """A completed run, and what its exports have in common: model, data, calibration images, dense counterpart.
+
+    Args:
+        folder: The run's folder.
+        changes: Of its data configuration, such as ``data.root=images``.
+        scratch: A folder for intermediate files.
+
+    Raises:
+        MmpError: if the folder holds no completed pruned model.
+    """
+
+    def __init__(self, folder: Path, changes: Sequence[str], scratch: Path) -> None:
+        self.run, self._scratch = RunFolder(folder), scratch
+        self.result = completed_result(self.run)
+        self.config = load_config(folder, changes)
+        self.origin = {name: file_digest(folder / name) for name in (WEIGHTS, MASKS, CONFIG)}
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set of the run.
+
+        Raises:
+            MmpError: if it is not the one that the run was measured on.
+        """
+        data = ImageData(self.config.data, self.config.seed)
+        if data.fingerprint != self.result["data_fingerprint"]:
+            raise MmpError(
+                f"data={self.config.data.name}: these images are not those of the run {self.run.path}, so accuracies "
+                "cannot be compared; set data.root to where they are"
+            )
+        return data
+
+    @cached_property
+    def source(self) -> Exportable:
+        """The pruned model."""
+        masks = load_masks(self.run.path / MASKS)
+        model = build_model(self.config.model)
+        load_weights(model, self.run.path / WEIGHTS)
+        check_zeros(model.state_dict(), masks)
+        batches = tuple(images for images, _ in self.data.calibration_dataloader())
+        return Exportable(self.config.model, model.eval(), masks, batches, _made(self._scratch / "pruned"))
+
+    @cached_property
+    def dense(self) -> tuple[Exportable, str]:
+        """The dense model, and where its weights are from: latency and size do not depend on what they are."""
+        _, path = dense_file(self.config, self.data)
+        model = copy.deepcopy(self.source.model)
+        if path.is_file():
+            load_weights(model, path)
+            told = "trained"
+        else:
+            fill_pruned(model, self.source.masks)
+            told = "random where the run pruned them"
+        return self.source.with_weights(model, _made(self._scratch / "dense")), told
+
+
+def load_config(folder: Path, changes: Sequence[str] = ()) -> PruneConfig:
+    """Return the configuration of a run.
+
+    Args:
+        folder: The run's folder.
+        changes: Of its data configuration, such as ``data.root=images``.
+
+    Raises:
+        MmpError: if the file is missing or damaged, or a change is not one of where images lie and how they are read.
+    """
+    for change in changes:
+        key = change.partition("=")[0].removeprefix("data.")
+        if key not in DATA_KEYS:
+            raise MmpError(f"{change}: of a run's data only this can change: {', '.join(DATA_KEYS)}")
+    try:
+        saved = OmegaConf.load(folder / CONFIG)
+        merged = OmegaConf.merge(OmegaConf.structured(PruneConfig), saved, OmegaConf.from_dotlist(list(changes)))
+    except Exception as error:  # of the file system, of YAML, or of OmegaConf
+        told = str(error).splitlines()[0]
+        raise MmpError(f"{folder / CONFIG}: not the configuration of a run ({told}); run it again") from error
+    return validate(cast(DictConfig, merged))
+
+
+def completed_result(run: RunFolder) -> dict[str, Any]:
+    """Return what ``result.json`` of a run holds.
+
+    Raises:
+        MmpError: if the run is not completed and whole, or of a dense model.
+    """
+    result = run.result
+    if result is None:
+        raise MmpError(f"{run.path}: holds no {RESULT}; give the folder of a completed run of prune.py")
+    if result.get("kind") == "dense":
+        raise MmpError(f"{run.path}: is a dense model of train.py; export needs a run of prune.py")
+    files = result.get("files") or {}
+    missing = [name for name in (WEIGHTS, MASKS, CONFIG) if not (run.path / name).is_file()]
+    broken = [name for name, size in files.items() if name not in missing and (run.path / name).stat().st_size != size]
+    if result.get("status") != "completed" or missing or broken:
+        what = f"{(missing or broken)[0]} is {'missing' if missing else 'not whole'}" if missing or broken else "failed"
+        raise MmpError(f"{run.path}: is not a completed run ({what}); run it again")
+    for key in ("run_name", "data_fingerprint", "accuracy", "samples"):
+        if key not in result:
+            raise MmpError(f"{run.path}: {RESULT} lacks {key!r}; run it again")
+    return result
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

@@ -1,0 +1,448 @@
+"""``python -m mmp.export`` as a user runs it: what it writes, judged by reading and running the files anew."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import warm
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from onnx import numpy_helper
+from sweeping import ROOT, arguments, environment
+from torch import Tensor
+
+from mmp.config import register
+from mmp.data import ImageData
+from mmp.export import export_run, main, read_options
+from mmp.export_subject import load_config
+from mmp.files import load_tensors, replaced_folder, save_tensors
+from mmp.masks import load_masks
+from mmp.models import build_model, fill_input, load_weights
+from mmp.targets import load_target
+from mmp.validate import validate
+
+pytestmark = pytest.mark.slow
+
+TARGETS = ("onnx", "onnx_int8", "sparse")
+MODELS = ("cnn", "vit")
+QUICK = ("seconds=0",)
+
+
+def export(*words: object) -> subprocess.CompletedProcess[str]:
+    return warm.run(["-m", "mmp.export", *map(str, words)], environment())
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pruned models of digits, each exported to all targets."""
+    results = tmp_path_factory.mktemp("results")
+    options = ["model=cnn,vit", "strategy=p70", "budget=0.9", "dense.epochs=12", "finetune.epochs=3"]
+    done = warm.run(arguments(results, *options)[1:], environment())
+    assert done.returncode == 0, done.stderr
+    folder = results / "sweeps/sweep"
+    done = export(folder, "select=all", f"target={','.join(TARGETS)}", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(MODELS) * len(TARGETS)
+    return folder
+
+
+@pytest.fixture
+def run(sweep: Path, request: pytest.FixtureRequest) -> Path:
+    """The folder of one of the two; the CNN unless a test says otherwise."""
+    (folder,) = sweep.glob(f"{getattr(request, 'param', 'cnn')}-*")
+    return folder
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the CNN's folder, to do harm to."""
+    return Path(shutil.copytree(run, tmp_path / run.name))
+
+
+def read(run: Path, target: str) -> dict[str, Any]:
+    return json.loads((run / "export" / target / "export.json").read_text())
+
+
+def session_of(run: Path, target: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(run / "export" / target / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def images_and_labels(run: Path) -> tuple[Tensor, Tensor]:
+    config = load_config(run)
+    batches = list(ImageData(config.data, config.seed).test_dataloader())
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_float32_is_as_accurate_as_pytorch_and_int8_nearly(run: Path) -> None:
+    images, labels = images_and_labels(run)
+    config = load_config(run)
+    model = build_model(config.model).eval()
+    load_weights(model, run / "model.safetensors")
+    with torch.inference_mode():
+        expected = 100 * float((model(images).argmax(1) == labels).double().mean())
+    found = {}
+    for target in ("onnx", "onnx_int8"):
+        (logits,) = session_of(run, target).run(["logits"], {"images": images.numpy()})
+        found[target] = 100 * float((logits.argmax(1) == labels.numpy()).mean())
+        told = read(run, target)["accuracy"]
+        assert told["samples"] == len(labels) == 360
+        assert 100 * told["file"] == pytest.approx(found[target])
+        assert 100 * told["pytorch"] == pytest.approx(expected, abs=1e-4)
+        assert told["difference"] == pytest.approx(found[target] - expected, abs=1e-4)
+    assert abs(found["onnx"] - expected) <= 0.05
+    one_image = 100 / 360  # 0.28 points, so the 0.5 points that are promised for CNNs are one image
+    assert abs(found["onnx_int8"] - found["onnx"]) <= (0.5 if "cnn" in run.name else 4 * one_image)
+    assert read(run, "sparse")["accuracy"]["file"] == pytest.approx(expected / 100)
+
+
+@pytest.mark.parametrize("target", ["onnx", "onnx_int8"])
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_zeros_survive_folding_and_rounding(run: Path, target: str) -> None:
+    graph = onnx.load(run / "export" / target / "model.onnx").graph
+    stored = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    masks, nonzero = load_masks(run / "masks.safetensors"), 0
+    for name, mask in masks.items():
+        (held,) = [key for key in stored if re.fullmatch(rf"{re.escape(name)}(\.T)?(_quantized)?", key)]
+        assert stored[held].dtype == (np.int8 if target == "onnx_int8" else np.float32)
+        weight = stored[held].T if ".T" in held.removeprefix(name) else stored[held]
+        assert not weight[~mask.numpy()].any()
+        nonzero += int(np.count_nonzero(weight))
+    told, kept = read(run, target)["weights"], masks.total - sum(masks.pruned.values())
+    assert (told["prunable"], told["kept"], told["nonzero"]) == (masks.total, kept, nonzero)
+    assert told["sparsity"] == pytest.approx(1 - nonzero / masks.total)
+    assert told["rounded_to_zero"] == kept - nonzero
+    if target == "onnx":
+        assert nonzero == kept
+        assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    else:
+        assert 0 <= kept - nonzero < 0.01 * kept
+
+
+@pytest.mark.parametrize("target", ["onnx", "onnx_int8"])
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_any_batch_size(run: Path, target: str) -> None:
+    images = images_and_labels(run)[0][:7].numpy()
+    session = session_of(run, target)
+    (together,) = session.run(["logits"], {"images": images})
+    alone = np.concatenate([session.run(["logits"], {"images": images[i : i + 1]})[0] for i in range(7)])
+    assert together.shape == (7, 10)
+    assert np.abs(together - alone).max() < 1e-4 * np.abs(together).max()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_the_card_says_how_to_load_the_file(run: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run / "export" / target
+    card = (folder / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(code.splitlines()) <= 5
+    monkeypatch.chdir(folder)
+    images = images_and_labels(run)[0][:4]
+    scope: dict[str, Any] = {"images": images}
+    exec(code, scope)  # what a reader would paste
+    model = build_model(load_config(run).model).eval()
+    load_weights(model, run / "model.safetensors")
+    expected = model(images).detach()
+    difference = (torch.as_tensor(scope["logits"]).detach() - expected).abs().max() / expected.abs().max()
+    assert float(difference) < (0.2 if target == "onnx_int8" else 1e-4)
+    content = read(run, target)
+    assert f"{100 * content['accuracy']['file']:.2f} %" in card
+    assert f"{content['bytes']['compressed'] / 1e6:.3f}" in card
+    assert f"onnxruntime {onnxruntime.__version__}" in card or target == "sparse"
+    assert "Not measured" in card
+
+
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_sizes_are_those_of_the_files(run: Path) -> None:
+    dense = (run / "model.safetensors").stat().st_size
+    for target in TARGETS:
+        content = read(run, target)
+        sizes = content["bytes"]
+        assert sizes["file"] == (run / "export" / target / next(iter(content["files"]))).stat().st_size
+        assert sizes["dense_fp32"] == dense
+        assert sizes["compressed"] < 0.3 * sizes["dense_compressed"]
+        assert content["dense_weights"] == "trained"
+    assert read(run, "sparse")["bytes"]["file"] <= 0.20 * dense
+    assert read(run, "onnx_int8")["bytes"]["file"] < 0.35 * dense
+
+
+def test_no_file_tells_of_this_machine(run: Path) -> None:
+    for path in (run / "export").rglob("*"):
+        if path.is_file():
+            assert str(ROOT).encode() not in path.read_bytes(), path
+            assert b"site-packages" not in path.read_bytes(), path
+
+
+def test_a_sparse_file_holds_the_bits_of_the_run(run: Path) -> None:
+    from mmp.sparse import load_sparse
+
+    state = load_sparse(run / "export/sparse/model.sparse.safetensors")
+    expected = load_tensors(run / "model.safetensors")
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_the_same_command_again_makes_only_what_is_not_whole(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {target: copied / "export" / target / next(iter(read(copied, target)["files"])) for target in TARGETS}
+    before = {target: path.stat().st_mtime_ns for target, path in files.items()}
+    content = bytearray(files["sparse"].read_bytes())
+    content[-1] ^= 1
+    files["sparse"].write_bytes(content)
+    (copied / "export/.sparse.dead/fresh").mkdir(parents=True)
+    assert main([str(copied), f"target={','.join(TARGETS)}", *QUICK]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["already there" in line for line in lines] == [True, True, False]
+    after = {target: path.stat().st_mtime_ns for target, path in files.items()}
+    assert [after[target] == before[target] for target in TARGETS] == [True, True, False]
+    assert not list((copied / "export").glob(".*"))
+    assert main([str(copied), "target=sparse", "force=true", *QUICK]) == 0
+    assert "already" not in capsys.readouterr().out
+
+
+def test_what_fails_leaves_the_rest_and_nothing_half_written(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copied / "export/onnx")
+    old = read(copied, "onnx_int8")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    assert main([str(copied), "target=onnx,onnx_int8,sparse", "force=true", *QUICK]) == 1
+    told = capsys.readouterr()
+    assert [line.split(":")[0] for line in told.err.splitlines()] == ["error", "error"]
+    for part in ("cnn as target=onnx:", "no such operator", "target=sparse", "pip install --upgrade 'mmp[export]'"):
+        assert part in told.err
+    assert len(told.out.splitlines()) == 1
+    assert not (copied / "export/onnx").exists()
+    assert read(copied, "onnx_int8") == old
+    assert not list((copied / "export").glob(".*"))
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        with replaced_folder(tmp_path / "made") as fresh:
+            (fresh / f"{attempt}").touch()
+
+    def fail() -> None:
+        with replaced_folder(tmp_path / "made") as fresh:
+            (fresh / "3").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "2"]
+
+
+def again(run: Path, *words: str) -> list[tuple[str, Path, dict[str, Any]]]:
+    """Export a run, as sparse unless the words say otherwise, and return what came of it."""
+    names, options = read_options(["target=sparse", *QUICK, *words])
+    return list(export_run(run, [load_target(name) for name in names], options))
+
+
+def test_a_changed_run_is_exported_again(copied: Path) -> None:
+    ((outcome, _, content),) = again(copied)
+    assert outcome == "there"
+    with (copied / "config.yaml").open("a") as file:
+        file.write("# moved\n")
+    ((outcome, _, other),) = again(copied)
+    assert outcome == "written"
+    assert other["files"] == content["files"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["criterion=lamp", "budget=0.9"],
+        ["allocation=searched", "signal=obs_fisher", "reconstruct=least_squares", "finetune=auto"],
+        ["ranges=observed", "schedule=cubic", "finetune=strong", "logger=many"],
+        ["experiment=paper/swin_tiny_cifar100", "data.root=images", "strategy=p70"],
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_a_run_saved_is_what_it_is_exported_by(conf: Path, tmp_path: Path, overrides: list[str]) -> None:
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = validate(compose("prune", [*overrides, f"paths.results={tmp_path}"]))
+    fill_input(config)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    assert load_config(tmp_path) == config
+    moved = load_config(tmp_path, ["data.root=elsewhere", "data.eval_batch_size=8"])
+    assert (moved.data.root, moved.data.eval_batch_size) == ("elsewhere", 8)
+
+
+def test_a_dense_model_that_is_gone_is_replaced_by_one_of_its_size(copied: Path) -> None:
+    text = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(re.sub(r"cache: .*", f"cache: {copied}/nowhere", text))
+    ((outcome, _, content),) = again(copied)
+    assert outcome == "written"
+    assert content["dense_weights"] == "random where the run pruned them"
+    assert content["bytes"]["dense_compressed"] > 0.8 * content["bytes"]["dense_fp32"]
+
+
+def test_latency_is_measured_at_one_and_32(copied: Path) -> None:
+    ((_, place, content),) = again(copied, "force=true", "seconds=0.01")
+    assert [(one["batch"], one["pairs"] >= 5) for one in content["latency"]] == [(1, True), (32, True)]
+    assert "quartiles of the ratio" in (place / "README.md").read_text()
+
+
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_openvino_is_as_accurate_as_pytorch(copied: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    ((outcome, place, content),) = again(copied, "target=openvino")
+    assert outcome == "written", content
+    assert sorted(path.name for path in place.iterdir()) == ["README.md", "export.json", "model.bin", "model.xml"]
+    assert content["accuracy"]["difference"] == pytest.approx(0, abs=1e-4)
+    assert content["weights"]["nonzero"] == content["weights"]["kept"]
+    assert content["bytes"]["file"] == sum((place / name).stat().st_size for name in ("model.xml", "model.bin"))
+    assert str(ROOT) not in (place / "model.xml").read_text()
+    images, labels = images_and_labels(copied)
+    logits = openvino.compile_model(place / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images.numpy())[0]
+    assert float((logits.argmax(1) == labels.numpy()).mean()) == pytest.approx(content["accuracy"]["file"])
+    (place / "model.bin").write_bytes(b"")
+    ((outcome, *_),) = again(copied, "target=openvino")
+    assert outcome == "written"
+
+
+# --- mistakes and hostile files ---
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["target=onx"], ["target=onx", "'onnx'"]),
+        ([], ["target", "must be set"]),
+        (["target=onnx", "selekt=pareto"], ["selekt", "'select'"]),
+        (["target=onnx", "select=pareto"], ["single run"]),
+        (["target=onnx", "force=yes"], ["force=yes", "true or false"]),
+        (["target=onnx", "seconds=nan"], ["seconds=nan", "at least 0"]),
+        (["target=onnx", "data.classes=3"], ["data.classes=3", "root"]),
+        (["onnx"], ["key=value"]),
+    ],
+    ids=lambda value: "-".join(value)[-24:] if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(
+    run: Path, words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), *words]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert len(told.splitlines()) == 1
+    for part in parts:
+        assert part in told
+
+
+def test_folders_that_cannot_be_exported_are_told(
+    sweep: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(folder: Path, *words: str) -> str:
+        assert main([str(folder), "target=sparse", *QUICK, *words]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "no such folder" in told(tmp_path / "nowhere")
+    assert "holds 2 runs; choose with select=pareto" in told(sweep)
+    assert "no such field 'dorp'; did you mean 'drop'?" in told(sweep, "select=dorp<1")
+    assert "no run is like that" in told(sweep, "select=size_mb<0.001")
+    result = json.loads((copied / "result.json").read_text())
+    for changes, part in (
+        ({"data_fingerprint": "other"}, "not those of the run"),
+        ({"kind": "dense"}, "dense model"),
+        ({"status": "failed"}, "not a completed run"),
+        ({"samples": {**result["samples"], "test": 359}}, "359"),
+    ):
+        (copied / "result.json").write_text(json.dumps({**result, **changes}))
+        assert part in told(copied, "force=true")
+    (copied / "result.json").write_text(json.dumps({key: result[key] for key in ("status", "files")}))
+    assert "result.json lacks 'run_name'" in told(copied)
+    (copied / "result.json").write_text(json.dumps(result))
+    masks = load_tensors(copied / "masks.safetensors")
+    for name, shape, part in (("conv1.weight", (1, 1, 7, 7), "has shape (1, 1, 7, 7)"), ("x", (2,), "names no weight")):
+        save_tensors(copied / "masks.safetensors", {**masks, name: torch.ones(shape, dtype=torch.bool)})
+        sized = {**result["files"], "masks.safetensors": (copied / "masks.safetensors").stat().st_size}
+        (copied / "result.json").write_text(json.dumps({**result, "files": sized}))
+        assert part in told(copied)
+    (copied / "config.yaml").write_text("model: [")
+    assert "config.yaml: not the configuration of a run" in told(copied)
+    (copied / "masks.safetensors").unlink()
+    assert "masks.safetensors is missing" in told(copied)
+
+
+def test_a_run_that_fails_stops_no_other(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(sweep, tmp_path / "sweep"))
+    (damaged,) = folder.glob("cnn-*")
+    (damaged / "config.yaml").write_text("- 1")
+    assert main([str(folder), "target=sparse", "select=all", *QUICK]) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("vit-digits")
+    assert told.err.count("\n") == 1
+    assert str(damaged / "config.yaml") in told.err
+
+
+def test_select_exports_the_chosen_runs_only(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(sweep), "target=sparse", "select=pareto,model=vit", *QUICK]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("vit-digits")
+
+
+def test_a_run_with_foreign_or_pickled_weights_is_refused(copied: Path, tmp_path: Path) -> None:
+    path, result = copied / "model.safetensors", json.loads((copied / "result.json").read_text())
+
+    def refused(content: bytes) -> str:
+        path.write_bytes(content)
+        result["files"]["model.safetensors"] = len(content)
+        (copied / "result.json").write_text(json.dumps(result))
+        ((outcome, _, told),) = again(copied, "force=true")
+        assert outcome == "failed"
+        return told["error"]
+
+    whole = path.read_bytes()
+    assert "not a readable safetensors file" in refused(whole[: len(whole) // 2])
+    assert "checksum" in refused(whole[:-1] + bytes([whole[-1] ^ 1]))
+    torch.save({"fc.weight": Evil(tmp_path / "executed")}, tmp_path / "evil.pt")
+    assert "not a readable safetensors file" in refused((tmp_path / "evil.pt").read_bytes())
+    assert not (tmp_path / "executed").exists()
+
+
+class Evil:
+    """A pickle that makes a file when it is read as one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_with_code_executes_nothing(tmp_path: Path, conv_net: torch.nn.Module) -> None:
+    from mmp.errors import MmpError
+
+    state = conv_net.state_dict()
+    torch.save({"state_dict": {**state, "0.weight": Evil(tmp_path / "executed")}}, tmp_path / "evil.ckpt")
+    with pytest.raises(MmpError, match="refused or unreadable"):
+        load_weights(conv_net, tmp_path / "evil.ckpt")
+    assert not (tmp_path / "executed").exists()
+    torch.save(state, tmp_path / "whole.ckpt")
+    whole = (tmp_path / "whole.ckpt").read_bytes()
+    for length in range(0, len(whole), len(whole) // 40):
+        (tmp_path / "cut.ckpt").write_bytes(whole[:length])
+        with pytest.raises(MmpError, match="refused or unreadable"):
+            load_weights(conv_net, tmp_path / "cut.ckpt")
+    torch.save({**state, "0.weight": torch.zeros(1, 2, 3, 3)}, tmp_path / "shape.ckpt")
+    with pytest.raises(MmpError, match=re.escape("0.weight is (1, 2, 3, 3) instead of (6, 2, 3, 3)")):
+        load_weights(conv_net, tmp_path / "shape.ckpt")

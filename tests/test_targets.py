@@ -1,0 +1,271 @@
+"""Targets, selection and latency, each by itself: every architecture of the paper, and what cannot be done."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import result_files
+import torch
+from torch import Tensor, nn
+
+import mmp.latency
+from mmp import targets
+from mmp.config import ModelConfig
+from mmp.configurations import groups_of
+from mmp.errors import MmpError
+from mmp.export_measure import count_weights, fill_pruned
+from mmp.latency import FEWEST, compare_latency
+from mmp.layers import prunable_layers, prunable_parameters
+from mmp.masks import MaskEnforcer, Masks, make_masks
+from mmp.models import build_model
+from mmp.results import load_runs
+from mmp.select import select
+from mmp.targets import TARGETS, Exportable, load_target, tried
+
+# The paper's four, and the small LeViT; without the repetitions that only cost time.
+ARCHITECTURES: dict[str, tuple[ModelConfig, int]] = {
+    "vgg11": (ModelConfig("vgg11_bn_small", num_classes=10), 32),
+    "resnet18": (ModelConfig("resnet18", num_classes=43), 32),
+    "levit": (
+        ModelConfig(
+            "levit_384",
+            num_classes=10,
+            kwargs={"embed_dim": [48, 64, 96], "key_dim": 16, "num_heads": [2, 3, 4], "depth": [1, 1, 1]},
+        ),
+        224,
+    ),
+    "swin": (
+        ModelConfig(
+            "swin_tiny_patch4_window7_224",
+            num_classes=10,
+            kwargs={"depths": [2, 1], "num_heads": [2, 4], "embed_dim": 32, "img_size": 56},
+        ),
+        56,
+    ),
+}
+
+
+def pruned(config: ModelConfig, size: int, scratch: Path, sparsity: float = 0.9) -> Exportable:
+    """Return a random model with its smallest weights pruned, and batch norms that do something."""
+    torch.manual_seed(0)
+    model = build_model(config)
+    images = tuple(torch.randn(4, config.in_chans, size, size) for _ in range(2))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    layers = prunable_layers(model)
+    weights = prunable_parameters(model, layers)
+    masks = make_masks(
+        {name: weight.detach().abs() for name, weight in weights.items()}, dict.fromkeys(weights, sparsity)
+    )
+    MaskEnforcer(weights).set(masks)
+    return Exportable(config, model.eval(), masks, images, scratch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_goes_through_every_target(architecture: str, tmp_path: Path) -> None:
+    source = pruned(*ARCHITECTURES[architecture], tmp_path)
+    for name in TARGETS:
+        if name == "openvino" and find_spec("openvino") is None:  # an extra of its own
+            continue
+        target = load_target(name)
+        path = tmp_path / target.files[0]
+        target.write(source, path)
+        engine = target.open(path, source)
+        assert tried(engine, source, target) < (0.5 if name == "onnx_int8" else 1e-4)
+        assert engine(source.batches[0]).shape == (4, source.config.num_classes)
+        weights = target.weights(path, source)
+        assert {key: value.shape for key, value in weights.items()} == {k: m.shape for k, m in source.masks.items()}
+        told = count_weights(weights, source.masks, name)
+        assert told["rounded_to_zero"] <= (0.02 * told["kept"] if name == "onnx_int8" else 0)
+        assert told["types"] == (["int8"] if name == "onnx_int8" else ["float32"])
+
+
+class Branches(nn.Module):
+    """Goes two ways, by what is in the images; no graph can hold that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        return self.fc(flat) if flat.sum() > 0 else self.fc(-flat)
+
+
+class FixedBatch(nn.Module):
+    """Only takes two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.reshape(2, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "part"), [(Branches, "torch cannot export it"), (FixedBatch, "onnxruntime cannot run it")]
+)
+@pytest.mark.parametrize("name", ["onnx", "onnx_int8"])
+def test_what_cannot_be_exported_is_told(kind: type[nn.Module], part: str, name: str, tmp_path: Path) -> None:
+    masks = Masks({"fc.weight": torch.ones(3, 4, dtype=torch.bool)})
+    source = Exportable(ModelConfig("x", label="odd"), kind().eval(), masks, (torch.ones(2, 1, 2, 2),), tmp_path)
+    target = load_target(name)
+
+    def export() -> None:
+        target.write(source, tmp_path / "file")
+        tried(target.open(tmp_path / "file", source), source, target)
+
+    with pytest.raises(MmpError) as told:
+        export()
+    for words in (f"odd as target={name}: {part}", "nothing was written", "target=sparse"):
+        assert words in str(told.value)
+
+
+def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    source = Exportable(ModelConfig("x", label="odd"), model, Masks({}), (torch.ones(5, 1, 2, 2),), tmp_path)
+    target = load_target("sparse")
+
+    def engine(change: Any) -> targets.Engine:
+        return lambda images: change(model(images).detach())
+
+    assert tried(engine(lambda x: x), source, target) == 0
+    for change, part in (
+        (lambda x: x + 0.1, "differ by 0.1"),
+        (lambda x: x[:, :2], "shape (3, 2)"),
+        (lambda x: x[:1], "shape (1, 3)"),
+        (lambda x: x / 0, "infinity"),
+        (lambda x: x.reshape(3, 3), "cannot run it (RuntimeError"),
+    ):
+        with pytest.raises(MmpError) as told:
+            tried(engine(change), source, target)
+        assert part in str(told.value)
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    with pytest.raises(MmpError, match=r"target=onnx_int8 needs onnxruntime: pip install 'mmp\[export\]'"):
+        load_target("onnx_int8")
+    assert load_target("sparse").name == "sparse"
+
+
+def test_a_pruned_weight_that_is_not_zero_in_a_file_is_an_error() -> None:
+    masks = Masks({"a": torch.tensor([True, False, False, True])})
+    told = count_weights({"a": torch.tensor([1, 0, 0, 0], dtype=torch.int8)}, masks, "x")
+    assert (told["nonzero"], told["rounded_to_zero"], told["sparsity"]) == (1, 1, 0.75)
+    for wrong in (1.0, float("nan")):
+        with pytest.raises(MmpError, match="1 pruned weights of 'a' are not zero"):
+            count_weights({"a": torch.tensor([1.0, wrong, 0.0, 1.0])}, masks, "x")
+
+
+def test_a_dense_stand_in_has_no_zeros(conv_net: nn.Module) -> None:
+    weights = prunable_parameters(conv_net, prunable_layers(conv_net))
+    masks = Masks({name: torch.rand(weight.shape) < 0.5 for name, weight in weights.items()})
+    MaskEnforcer(weights).set(masks)
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    fill_pruned(conv_net, masks)
+    for name, weight in weights.items():
+        assert (weight != 0).all()
+        assert torch.equal(weight[masks[name]], before[name][masks[name]])
+
+
+# --- selection ---
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Any]:
+    contents = [
+        result_files.result("p30", 0.3, 0.990, 0.5),
+        result_files.result("p50", 0.5, 0.970, 0.9),
+        result_files.result("p70", 0.7, 0.980, 0.9, seed=1),
+        result_files.result("p90", 0.9, 0.900, 0.9, model="vit"),
+        {**result_files.result("balanced", 0.5, 0.9, 0.9), "status": "failed", "error": {"type": "E", "message": "m"}},
+    ]
+    return load_runs(result_files.write(tmp_path, *contents))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "chosen"),
+    [
+        ("all", ["p30", "p50", "p70", "p90"]),
+        ("pareto", ["p30", "p70", "p90"]),
+        ("drop<1.5", ["p30", "p70"]),  # of validation; on test p30 loses most
+        ("drop<=2.0001,drop>0.5", ["p50", "p70"]),
+        ("size_mb<2", ["p70", "p90"]),
+        ("pareto, sparsity >= 0.7", ["p70", "p90"]),
+        ("accuracy>0.975", ["p30", "p70"]),
+        ("model=cnn,seed!=1", ["p30", "p50"]),
+        ("strategy==p50", ["p50"]),
+        ("sparsity_all<0.3", ["p30"]),
+    ],
+)
+def test_conditions(runs: list[Any], conditions: str, chosen: list[str]) -> None:
+    assert sorted(run.strategy for run in select(runs, conditions)) == chosen
+
+
+def test_pareto_is_that_of_the_report(runs: list[Any]) -> None:
+    efficient = {one.name for group in groups_of(runs) for one in group.configurations if one.efficient}
+    assert {run.configuration for run in select(runs, "pareto")} == efficient
+
+
+@pytest.mark.parametrize(
+    ("conditions", "parts"),
+    [
+        ("sise_mb<5", ["sise_mb", "did you mean 'size_mb'?"]),
+        ("test>0.9", ["no such field 'test'", "accuracy"]),
+        ("paretto", ["paretto", "'pareto'"]),
+        ("drop<low", ["drop is a number", "'low'"]),
+        ("model<cnn", ["model is a name", "= or !="]),
+        ("drop<1.5 or True", ["must be pareto"]),
+        ("__import__('os').system('x')<1", ["must be pareto"]),
+        ("", ["must be pareto"]),
+        ("drop<-50", ["no run is like that"]),
+    ],
+)
+def test_conditions_that_are_wrong(runs: list[Any], conditions: str, parts: list[str]) -> None:
+    with pytest.raises(MmpError) as told:
+        select(runs, conditions)
+    for part in parts:
+        assert part in str(told.value)
+
+
+def test_nothing_completed(runs: list[Any]) -> None:
+    with pytest.raises(MmpError, match="none of these runs is completed"):
+        select([run for run in runs if run.status != "completed"], "all")
+
+
+# --- latency ---
+
+
+def test_latency_is_a_ratio_of_what_was_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def model(_: Tensor) -> None:
+        called.append("model")
+
+    def dense(_: Tensor) -> None:
+        called.append("dense")
+
+    seconds = iter([2, 4, 4, 1, 3, 6, 8, 4, 2, 1])  # of model and dense in turns, the first of each pair alternating
+
+    def timed(which: Any, images: Tensor) -> float:
+        which(images)
+        return float(next(seconds))
+
+    monkeypatch.setattr(mmp.latency, "_timed", timed)
+    found = compare_latency(model, dense, torch.zeros(3, 1, 2, 2), budget=0.0)
+    assert called == ["model", "dense", *["model", "dense", "dense", "model"] * 2, "model", "dense"]
+    assert (found.batch, found.pairs) == (3, FEWEST)
+    assert (found.seconds, found.dense_seconds) == (2.0, 4.0)  # of 2, 1, 3, 4, 2 and 4, 4, 6, 8, 1
+    assert found.ratio == 0.5  # of 2/4, 1/4, 3/6, 4/8, 2/1
+    assert found.quartiles == (0.5, 0.5)
+    assert found.to_dict()["quartiles"] == [0.5, 0.5]
