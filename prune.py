@@ -29,7 +29,7 @@ from callbacks.averaging import AverageAtTarget
 from callbacks.progress import NoteProgress
 from callbacks.pruning import MaskPruning
 from mmp.allocation import Allocator
-from mmp.build import build_loggers, check, instantiate
+from mmp.build import check, instantiate, opened_loggers
 from mmp.calibration import Calibration
 from mmp.checkpoints import open_checkpoints
 from mmp.cli import command
@@ -43,7 +43,7 @@ from mmp.files import save_tensors
 from mmp.finetune import finetune_best
 from mmp.identity import NO_CRITERION, SEARCHED, configuration_of, identity, label, protocol_of
 from mmp.layers import Layer, prunable_layers, prunable_parameters
-from mmp.loggers import Artifact, finishing
+from mmp.loggers import Artifact
 from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, satisfies, save_masks
 from mmp.match import with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
@@ -161,12 +161,7 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         head["signal"] or head["criterion"],
         head["strategy"],
     ]
-    with watch(LOGGERS):
-        loggers = build_loggers(config, run.path, run.head["run_name"], "prune", tags)
-    with finishing(loggers):
-        with watch(LOGGERS):
-            for logger in loggers:
-                logger.log_hyperparams(identity(config))
+    with opened_loggers(config, run, "prune", tags, watch) as loggers:
         with watch("dense"):
             dense, dense_cached = dense_model(config, data, watchers=[NoteProgress(run.notes)])
         with watch("scores"):

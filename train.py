@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.progress import NoteProgress
-from mmp.build import build_callbacks, build_loggers, check
+from mmp.build import build_callbacks, check, opened_loggers
 from mmp.cli import command, explain, quiet
 from mmp.conf import FOLDER
 from mmp.config import TrainConfig, register
@@ -26,10 +26,10 @@ from mmp.devices import lease_gpu
 from mmp.errors import MmpError
 from mmp.files import save_tensors, write_text
 from mmp.identity import digest, identity, run_name
-from mmp.loggers import Artifact, finishing
+from mmp.loggers import Artifact
 from mmp.models import fill_input
 from mmp.slurm import requeued_in_time, use_own_cores
-from mmp.store import CONFIG, LOGGERS, WEIGHTS, RunFolder, Stopwatch, versions
+from mmp.store import CONFIG, WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.training import accuracy
 from mmp.validate import validate
 
@@ -53,12 +53,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     check(config, run.path)
     data = ImageData(config.data, config.seed)
     tags = [run.head["model"], run.head["data"], "dense"]
-    with watch(LOGGERS):
-        loggers = build_loggers(config, run.path, run.head["run_name"], "dense", tags)
-    with finishing(loggers):
-        with watch(LOGGERS):
-            for logger in loggers:
-                logger.log_hyperparams(identity(config))
+    with opened_loggers(config, run, "dense", tags, watch) as loggers:
         with watch("dense"):
             callbacks = list(build_callbacks(config, run.path).values())
             model, cached = dense_model(config, data, callbacks, loggers, [NoteProgress(run.notes)])

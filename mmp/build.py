@@ -6,7 +6,8 @@ import inspect
 import logging
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +25,10 @@ from mmp.config import PruneConfig, TrainConfig
 from mmp.data import ImageData
 from mmp.display import is_shown
 from mmp.errors import MmpError, nearest
-from mmp.loggers import Recorder, SafeLogger
+from mmp.identity import identity
+from mmp.loggers import Recorder, SafeLogger, finishing
 from mmp.slurm import job_id
+from mmp.store import LOGGERS, RunFolder, Stopwatch
 from mmp.training import check_recipe
 
 log = logging.getLogger(__name__)
@@ -85,6 +88,28 @@ def build_loggers(
             arguments = {"id": run_id, "job_type": job_type, "tags": list(tags), **arguments}
         loggers.append(SafeLogger(partial(instantiate, arguments, f"logger.{key}"), key))
     return loggers
+
+
+@contextmanager
+def opened_loggers(
+    config: TrainConfig, run: RunFolder, job_type: str, tags: Sequence[str], watch: Stopwatch
+) -> Iterator[list[SafeLogger]]:
+    """Open the loggers of a run, told of its settings, for a ``with`` block; they are closed however that ends.
+
+    Args:
+        config: The run's configuration.
+        run: Where they write, and the run's name.
+        job_type: ``prune`` or ``dense``.
+        tags: What W&B shall be able to filter by.
+        watch: Counts what opening takes apart from the run's own phases.
+    """
+    with watch(LOGGERS):
+        loggers = build_loggers(config, run.path, run.head["run_name"], job_type, tags)
+    with finishing(loggers):
+        with watch(LOGGERS):
+            for logger in loggers:
+                logger.log_hyperparams(identity(config))
+        yield loggers
 
 
 def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]:

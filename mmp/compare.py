@@ -31,18 +31,16 @@ class Comparison:
     noise: float
 
     @property
-    def words(self) -> str:
-        """Which sweep's loses less, if the difference is more than noise; or why that is not to be said."""
+    def obstacle(self) -> str:
+        """Why there is no verdict; "" if there is one."""
         if any(a.dense_test != b.dense_test for a, b in self.pairs):
             return "other dense model"
-        if any(abs(a.sparsity - b.sparsity) >= _EQUAL for a, b in self.pairs):
-            return "not equally sparse"
-        return outcome(self.better, self.noise, "B loses less", "A loses less")
+        return "not equally sparse" if any(abs(a.sparsity - b.sparsity) >= _EQUAL for a, b in self.pairs) else ""
 
     @property
-    def fair(self) -> bool:
-        """Whether its words are a verdict."""
-        return self.words in ("B loses less", "A loses less", "within the noise")
+    def words(self) -> str:
+        """Which sweep's loses less, if the difference is more than noise; or why that is not to be said."""
+        return self.obstacle or outcome(self.better, self.noise, "B loses less", "A loses less")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class GroupComparison:
     def summary(self) -> list[str]:
         """Return what was found, in words."""
         lines = [f"{self.title}: {len(self.comparisons)} configurations are in both sweeps, paired by seed and data."]
-        fair = [comparison for comparison in self.comparisons if comparison.fair]
+        fair = [comparison for comparison in self.comparisons if not comparison.obstacle]
         if fair:
             count = Counter(comparison.words for comparison in fair)
             counted = (f"{words} in {count[words]}" for words in ("B loses less", "A loses less"))
@@ -70,8 +68,8 @@ class GroupComparison:
             lines.append(_overall(fair))
         unfair = defaultdict(list)
         for comparison in self.comparisons:
-            if not comparison.fair:
-                unfair[comparison.words].append(comparison.name)
+            if comparison.obstacle:
+                unfair[comparison.obstacle].append(comparison.name)
         lines += [f"No verdict, {words}: {_some(names)}." for words, names in sorted(unfair.items())]
         return [*lines, *self.left_out]
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ def _name(descriptor: int) -> str:
     return f"{found.st_dev}:{found.st_ino}" if stat.S_ISFIFO(found.st_mode) else "no pipe"
 
 
-class Display:
+class Display(ABC):
     """Looks at a sweep's files from a thread of its own. If that fails it is told once, and the sweep goes on.
 
     Args:
@@ -108,13 +109,13 @@ class Display:
         """Wait until a time, and return whether it is time to end."""
         return bool(select.select([self._woken], [], [], max(until - time.monotonic(), 0))[0])
 
+    @abstractmethod
     def _show(self, ended: Sequence[Job]) -> None:
         """Show where the sweep is.
 
         Args:
             ended: The jobs that have ended since the last time.
         """
-        raise NotImplementedError
 
     def _fail(self, told: str) -> None:
         log.warning(told)

@@ -148,7 +148,7 @@ def write_export(
         "processor": processor(),
         "dense_weights": dense_weights,
         "origin": origin,
-        "versions": _versions(target),
+        "versions": origin["versions"],
     }
     write_json(folder / EXPORT_JSON, content)
     write_text(folder / CARD, as_card(content, target.usage(source)))

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmp.errors import MmpError
+from mmp.files import file_digest
 from mmp.match import matched_weights
 from mmp.patterns import UNSTRUCTURED
 
@@ -124,8 +125,7 @@ def _plain(node: Any) -> Any:
 
 @lru_cache
 def _file_digest(path: str, _changed: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(Path(path))
 
 
 def digest(content: Any) -> str:

@@ -10,9 +10,11 @@ import html
 import json
 import math
 import re
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmp.charts import colours_of
@@ -21,7 +23,6 @@ from mmp.configurations import Configuration, Group
 from mmp.identity import digest
 from mmp.report_tables import Table, comparison_table, verdicts_table
 from mmp.results import SETTINGS, Run
-from mmp.summary import summary_of
 
 if TYPE_CHECKING:
     from mmp.report import Report
@@ -33,8 +34,8 @@ _CURVE = ("epoch", "train/loss", "val/loss", "val/accuracy", "sparsity")
 def page_of(report: Report) -> str:
     """Return the page of one sweep."""
     groups = [
-        _group([(group, "")], summary_of(group), [table] if (table := verdicts_table(group)).rows else [])
-        for group in report.groups
+        _group([(report, group, "")], summary, [table] if (table := verdicts_table(group)).rows else [])
+        for group, summary in zip(report.groups, report.summaries, strict=True)
     ]
     return _page(f"Sweep {report.folder.name}", f"{report.counts}.", groups, [(report, "")])
 
@@ -50,7 +51,7 @@ def comparison_page(a: Report, b: Report, compared: Sequence[GroupComparison]) -
     groups = []
     for comparison in compared:
         pairs = [
-            (group, name)
+            (report, group, name)
             for report, name in ((a, "A"), (b, "B"))
             for group in report.groups
             if group.title == comparison.title
@@ -100,8 +101,10 @@ def _ended(report: Report, sweep: str) -> str:
     return "".join(found)
 
 
-def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: Sequence[Table]) -> dict[str, Any]:
-    group = sweeps[0][0]
+def _group(
+    sweeps: Sequence[tuple[Report, Group, str]], summary: Sequence[str], tables: Sequence[Table]
+) -> dict[str, Any]:
+    group = sweeps[0][1]
     ranges: dict[Any, int] = {}
     return {
         "title": group.title,
@@ -111,7 +114,9 @@ def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: 
             "seeds": _rounded(statistics.median(spreads)) if (spreads := group.spreads()) else None,
         },
         "configurations": [
-            _configuration(one, sweep, ranges) for members, sweep in sweeps for one in members.configurations
+            _configuration(one, report, sweep, ranges)
+            for report, members, sweep in sweeps
+            for one in members.configurations
         ],
         "ranges": [
             [dict(zip(("name", "role", "lo", "hi", "total"), layer, strict=True)) for layer in layers]
@@ -123,7 +128,7 @@ def _group(sweeps: Sequence[tuple[Group, str]], summary: Sequence[str], tables: 
     }
 
 
-def _configuration(one: Configuration, sweep: str, ranges: dict[Any, int]) -> dict[str, Any]:
+def _configuration(one: Configuration, report: Report, sweep: str, ranges: dict[Any, int]) -> dict[str, Any]:
     run = one.runs[0]
     settings = {what: getattr(run, what) for what in SETTINGS}
     made_of = [run.model, run.data, run.configuration, *settings.values(), run.settings, sweep]
@@ -137,7 +142,7 @@ def _configuration(one: Configuration, sweep: str, ranges: dict[Any, int]) -> di
         **settings,
         "other": one.other,
         "twins": one.twins,
-        "runs": [_run(run, ranges) for run in one.runs],
+        "runs": [{**_run(run, ranges), "export": _export(report.folder / run.folder)} for run in one.runs],
     }
 
 
@@ -154,6 +159,13 @@ def _run(run: Run, ranges: dict[Any, int]) -> dict[str, Any]:
         "layers": [_rounded(layer.sparsity) for layer in run.layers],
         "history": [[_rounded(epoch.get(what)) for what in _CURVE] for epoch in run.history],
     }
+
+
+def _export(folder: Path) -> str:
+    """Return the command that exports a run, from where the report was made if the run lies below."""
+    here = Path.cwd()
+    place = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return shlex.join(["python", "-m", "mmp.export", str(place), "target=onnx"])
 
 
 def _rounded(value: Any) -> Any:

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,11 @@ class Report:
     groups: list[Group]
     failed: list[Run]
     unfinished: list[Run]
+
+    @cached_property
+    def summaries(self) -> list[list[str]]:
+        """What was found in each group, in words."""
+        return [summary_of(group) for group in self.groups]
 
     @property
     def counts(self) -> str:
@@ -157,8 +163,8 @@ def tables_of(group: Group) -> list[Table]:
 def as_markdown(report: Report) -> str:
     """Return the report as Markdown."""
     lines = [f"# Sweep {escaped(report.folder.name)}", "", f"{report.counts}.", ""]
-    for group in report.groups:
-        lines += [f"## {escaped(group.title)}", "", *(f"- {escaped(line)}" for line in summary_of(group)), ""]
+    for group, summary in zip(report.groups, report.summaries, strict=True):
+        lines += [f"## {escaped(group.title)}", "", *(f"- {escaped(line)}" for line in summary), ""]
         for table in tables_of(group):
             lines += [_as_markdown(table), ""]
     return "\n".join([*lines, *_ended(report)])
@@ -184,10 +190,10 @@ def _as_markdown(table: Table) -> str:
 
 def show(report: Report, console: Console, tables: bool = False) -> None:
     """Print what was found about each model, what failed and why, and with ``tables`` every configuration."""
-    for group in report.groups:
+    for group, summary in zip(report.groups, report.summaries, strict=True):
         for table in tables_of(group) if tables else ():
             _print(table, console)
-        _print_lines(summary_of(group), console)
+        _print_lines(summary, console)
         console.print()
     _print_ended(report, "", console)
     console.print(report.counts)

@@ -55,9 +55,7 @@ def select(runs: Iterable[Run], conditions: str) -> list[Run]:
     chosen = [run for group in groups for run in group.runs]
     if not chosen:
         raise MmpError(f"select={conditions}: none of these runs is completed")
-    efficient = {
-        run.folder for group in groups for one in group.configurations if one.efficient for run in one.runs
-    }  # fmt: skip
+    efficient = {run.folder for group in groups for one in group.configurations if one.efficient for run in one.runs}
     for condition in conditions.split(","):
         if condition.strip() == PARETO:
             chosen = [run for run in chosen if run.folder in efficient]

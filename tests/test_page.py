@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import shlex
 import shutil
 import statistics
 from collections import defaultdict
@@ -204,6 +206,11 @@ def test_keys_alone_reach_a_configuration_with_its_layers_curve_and_commands(pag
     assert page.locator("#command").inner_text().splitlines() == [
         f"python prune.py signal=gradient strategy=p50 seed={seed}" for seed in (0, 1, 2)
     ]
+    exports = [shlex.split(line) for line in page.locator("#export").inner_text().splitlines()]
+    assert [words[:3] + words[4:] for words in exports] == [["python", "-m", "mmp.export", "target=onnx"]] * 3
+    for words, seed in zip(exports, (0, 1, 2), strict=True):
+        result = json.loads((Path(words[3]) / "result.json").read_text())
+        assert (result["signal"], result["strategy"], result["seed"]) == ("gradient", "p50", seed)
     layers = page.evaluate("document.getElementById('layers').data.map(t => [t.name, t.base ?? null, t.x])")
     assert layers[0] == ["range", [0, 30, 50], pytest.approx([10, 60, 45])]
     assert layers[1] == ["sparsity", None, pytest.approx([2, 32, 52])]

@@ -12,7 +12,6 @@ function drawDetail() {
   }
   const commands = make("pre", {id: "command", textContent: one.runs.map(run => run.command).join("\n")});
   const copied = make("span", {id: "copied", role: "status"});
-  const files = one.runs.map(run => `${run.folder}/model.safetensors`).join("\n");
   const heading = textContent => make("h4", {textContent});
   by("detail-body").replaceChildren(
     factsOf(one),
@@ -20,8 +19,8 @@ function drawDetail() {
     commands,
     make("p", {className: "copy"},
       make("button", {type: "button", textContent: "Copy", onclick: () => copy(commands, copied)}), " ", copied),
-    heading("Weights, below the sweep's folder"),
-    make("pre", {textContent: files}),
+    heading("Export it"),
+    make("pre", {id: "export", textContent: one.runs.map(run => run.export).join("\n")}),
     heading("Layers: sparsity, and the range it may lie in"),
     make("div", {id: "layers", className: "chart"}),
     heading("Training"),
