@@ -168,12 +168,21 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         )
     except MisconfigurationException as error:
         raise MmpError(f"trainer: Lightning refuses to train ({' '.join(str(error).split())})") from error
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning would have a sweep go on, deaf to the next
-            signal.signal(signal.SIGINT, interrupt)
-            raise error.__context__ from None
+    except (Exception, SystemExit) as error:
+        # Lightning makes an exit of Ctrl-C, torch an error if it was writing a file; a sweep would go on after either.
+        if pressed := _interrupt_behind(error):
+            signal.signal(signal.SIGINT, interrupt)  # Lightning has made it deaf
+            raise pressed from None
         raise
     recorder_of(trainer).replay()
+
+
+def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the Ctrl-C that an exception came from, if it did."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, KeyboardInterrupt):
+        behind = behind.__context__
+    return behind
 
 
 def recorder_of(trainer: pl.Trainer) -> Recorder:

@@ -113,6 +113,29 @@ def test_a_training_stopped_within_an_epoch_ends_with_the_same_bits(
     assert [epoch for epoch, _ in reached[0]] == list(range(config.finetune.epochs))
 
 
+class InterruptedWrite(pl.Callback):
+    """Ctrl-C while a file is being written, of which torch makes an error of its own."""
+
+    def on_train_batch_end(self, *_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("unexpected pos") from None
+
+
+class Interrupted(pl.Callback):
+    def on_train_batch_end(self, *_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("callback", [InterruptedWrite, Interrupted])
+def test_ctrl_c_stays_what_it_is(config: PruneConfig, callback: type[pl.Callback], tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, ImageData(config.data, config.seed), tmp_path, callback())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_metrics_that_are_not_finite_do_not_spoil_a_result(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / METRICS)
     recorder.log_metrics({"epoch": 0, "val/loss": float("nan"), "val/accuracy": 0.5}, step=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import signal
 import subprocess
@@ -16,7 +17,6 @@ from submitit.helpers import DelayedSubmission
 from sweeping import environment
 from warm import LIMIT
 
-from hydra_plugins.mmp_launchers import Slurm
 from mmp import slurm
 from mmp.checkpoints import SaveInTime
 
@@ -63,6 +63,7 @@ def test_a_signal_that_comes_while_a_training_fails_is_for_the_next_job(requeues
 
 
 def test_a_signal_while_a_job_is_being_imported_is_for_that_job(requeues: list[None]) -> None:
+    Slurm = importlib.import_module("hydra_plugins.mmp_launchers").Slurm  # noqa: N806 (Hydra may have loaded it anew)
     sent = cloudpickle.dumps(DelayedSubmission(Slurm(params=Signals()), Signals()))
     assert isinstance(pickle.loads(sent).function, Slurm)
     assert len(requeues) == 0
