@@ -42,9 +42,10 @@ from mmp.errors import MmpError
 from mmp.files import save_tensors
 from mmp.finetune import finetune_best
 from mmp.identity import NO_CRITERION, SEARCHED, configuration_of, identity, label, protocol_of
+from mmp.keep import satisfies
 from mmp.layers import Layer, prunable_layers, prunable_parameters
 from mmp.loggers import Artifact
-from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, satisfies, save_masks
+from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
 from mmp.match import with_axes
 from mmp.models import build_skeleton, fill_input, require_finite
 from mmp.patterns import UNSTRUCTURED, Pattern

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, optim
 
 from mmp.errors import MmpError
 from mmp.layers import Layer, prunable_parameters
@@ -17,6 +17,9 @@ from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.schedules import Schedule
 
 log = logging.getLogger(__name__)
+
+# Optimizers that step each weight by its own gradient alone, so that those of pruned weights touch no other.
+ELEMENTWISE = frozenset({optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad})
 
 
 class MaskPruning(pl.Callback):
@@ -97,8 +100,8 @@ class MaskPruning(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Zero gradients of pruned weights before they are clipped, so gradient norms ignore them."""
-        if self._enforcer is not None:
+        """Zero gradients of pruned weights where something looks at many at once: clipping, or a norm in the step."""
+        if self._enforcer is not None and (trainer.gradient_clip_val or type(optimizer) not in ELEMENTWISE):
             self._enforcer.zero_gradients()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -21,8 +21,8 @@ from mmp.config import BudgetConfig, PruneConfig
 from mmp.criteria import CRITERIA, Criterion, criterion
 from mmp.errors import MmpError, nearest
 from mmp.identity import NO_CRITERION, SEARCHED, STRATEGY, digest, identity
+from mmp.keep import pruned_count
 from mmp.layers import prunable_layers
-from mmp.masks import pruned_count
 from mmp.match import matched_weights
 from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.plan import budget_target, choose_sparsities, layer_ranges, make_plan, to_budget

@@ -21,8 +21,8 @@ from mmp.criteria import Criterion, criterion
 from mmp.data import ImageData
 from mmp.files import tensors_digest
 from mmp.identity import digest
+from mmp.keep import pruned_count
 from mmp.layers import Layer, prunable_parameters
-from mmp.masks import pruned_count
 from mmp.reconstruct import dense_targets
 from mmp.signals import PAPER_SIGNALS, Scorer, normalise, score
 from mmp.sizes import MEGABYTE

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmp.errors import MmpError, nearest
+from mmp.keep import keep_highest, pruned_count
 from mmp.layers import Layer
-from mmp.masks import Masks, keep_highest, pruned_count
+from mmp.masks import Masks
 from mmp.patterns import sparsity_of
 from mmp.signals import Fisher, Magnitude
 from mmp.strategies import whole_weights

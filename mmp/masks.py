@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from mmp.errors import MmpError
 from mmp.files import load_tensors, save_tensors
+from mmp.keep import keep_highest_each, keep_patterned, pruned_count
 from mmp.patterns import UNSTRUCTURED, Pattern
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Masks(Mapping[str, Tensor]):
@@ -82,92 +84,6 @@ class Masks(Mapping[str, Tensor]):
         return self.keys() == other.keys() and all(not (self[n] & ~other[n]).any() for n in self)
 
 
-def keep_highest(scores: Tensor, pruned: int) -> Tensor:
-    """Return a bool mask that drops exactly the ``pruned`` lowest scores.
-
-    Equal scores are ordered by flat index, the lower index goes first, so the mask depends on nothing else.
-
-    Args:
-        scores: Tensor of any shape, finite.
-        pruned: How many to drop, from 0 to ``scores.numel()``.
-
-    Raises:
-        MmpError: if a score is not finite, or the number is out of bounds.
-    """
-    flat = scores.detach().flatten()
-    if not 0 <= pruned <= flat.numel():
-        raise MmpError(f"cannot prune {pruned} of {flat.numel()} weights")
-    _require_finite(flat)
-    keep = torch.ones_like(flat, dtype=torch.bool)
-    if pruned:
-        threshold = torch.kthvalue(flat, pruned).values
-        keep = flat > threshold
-        tied = (flat == threshold).nonzero().flatten()
-        spared = flat.numel() - int(keep.count_nonzero()) - pruned
-        if spared:
-            keep[tied[-spared:]] = True
-    return keep.view(scores.shape)
-
-
-def _require_finite(scores: Tensor) -> None:
-    if not torch.isfinite(scores).all():
-        raise MmpError("scores hold NaN or infinity; check the weights and the calibration data")
-
-
-def keep_patterned(scores: Tensor, pruned: int, pattern: Pattern) -> Tensor:
-    """Return a bool mask that drops the lowest scores so that a pattern holds, or comes to hold as more are dropped.
-
-    Blocks are ordered by the sum of their scores. First go those that the pattern takes whatever the sparsity: of
-    every M neighbours the M - N lowest; then all others. So masks for rising numbers contain each other, and once the
-    pattern holds, no mask that satisfies it and prunes as many keeps higher scores. Equal sums go by flat index.
-
-    Args:
-        scores: (outputs, inputs, kernel...), finite, of a shape that the pattern fits.
-        pruned: How many weights to drop; rounded down to whole blocks.
-        pattern: The pattern.
-
-    Raises:
-        MmpError: if a score is not finite, or the number is out of bounds.
-    """
-    _require_finite(scores)
-    parts = _parts(scores.detach(), pattern)
-    blocks = parts.sum((1, 4), dtype=torch.float64)
-    lowest = blocks.argsort(dim=2, stable=True)[:, :, : max(0, pattern.of - pattern.kept)]
-    first = torch.zeros_like(blocks, dtype=torch.bool).scatter_(2, lowest, True)
-    count, most = pruned // pattern.unit, int(first.count_nonzero())
-    keep = torch.ones_like(first)
-    keep[first] = keep_highest(blocks[first], min(count, most))
-    keep[~first] = keep_highest(blocks[~first], max(0, count - most))
-    return keep[:, None, :, :, None].expand_as(parts).reshape(scores.shape)
-
-
-def satisfies(mask: Tensor, pattern: Pattern) -> bool:
-    """Return whether a mask (outputs, inputs, kernel...) has a pattern; one that the pattern does not fit has not."""
-    if not pattern.fits(mask.shape):
-        return False
-    parts = _parts(mask, pattern)
-    blocks = parts.all(4).all(1)
-    return torch.equal(blocks, parts.any(4).any(1)) and bool((blocks.sum(2) <= pattern.kept).all())
-
-
-def _parts(values: Tensor, pattern: Pattern) -> Tensor:
-    """View a layer as (outputs / R, R, groups, M, C, kernel...): M neighbouring blocks of R outputs by C inputs."""
-    outputs, inputs, *kernel = values.shape
-    groups = inputs // (pattern.of * pattern.columns)
-    return values.reshape(outputs // pattern.rows, pattern.rows, groups, pattern.of, pattern.columns, *kernel)
-
-
-def pruned_count(sparsity: float, total: int) -> int:
-    """Return floor(sparsity * total), the exact number of weights that a layer loses.
-
-    Raises:
-        MmpError: if the sparsity is outside [0, 1].
-    """
-    if not 0.0 <= sparsity <= 1.0:
-        raise MmpError(f"sparsity {sparsity} is outside [0, 1]")
-    return math.floor(sparsity * total)
-
-
 def make_masks(
     scores: Mapping[str, Tensor],
     sparsities: Mapping[str, float],
@@ -187,18 +103,44 @@ def make_masks(
     Raises:
         MmpError: if the names differ, a sparsity is outside [0, 1] or a score is not finite.
     """
-    if scores.keys() != sparsities.keys():
-        odd = sorted(scores.keys() ^ sparsities.keys())
-        raise MmpError(f"scores and sparsities name different layers: {', '.join(odd[:5])}")
-    masks = {}
+    return make_grid(scores, {"": sparsities}, pattern, fraction)[""]
+
+
+def make_grid(
+    scores: Mapping[str, Tensor],
+    strategies: Mapping[str, Mapping[str, float]],
+    pattern: Pattern = UNSTRUCTURED,
+    fraction: float = 1.0,
+) -> dict[str, Masks]:
+    """Return the masks of several strategies, each that of :func:`make_masks`, from one look at the scores.
+
+    Args:
+        scores: One tensor per layer, of the weight's shape; higher is more important.
+        strategies: For each strategy, by its name, one fraction per layer.
+        pattern: As in :func:`make_masks`.
+        fraction: As in :func:`make_masks`.
+
+    Raises:
+        MmpError: if the names of layers differ, a sparsity is outside [0, 1] or a score is not finite.
+    """
+    for sparsities in strategies.values():
+        if scores.keys() != sparsities.keys():
+            odd = sorted(scores.keys() ^ sparsities.keys())
+            raise MmpError(f"scores and sparsities name different layers: {', '.join(odd[:5])}")
+    masks: dict[str, dict[str, Tensor]] = {strategy: {} for strategy in strategies}
     for name, score in scores.items():
+        wanted = [sparsities[name] for sparsities in strategies.values()]
         try:
-            pruned = pruned_count(fraction * sparsities[name], score.numel())
-            patterned = pattern != UNSTRUCTURED and pattern.takes(score.shape, sparsities[name])
-            masks[name] = keep_patterned(score, pruned, pattern) if patterned else keep_highest(score, pruned)
+            counts = [pruned_count(fraction * sparsity, score.numel()) for sparsity in wanted]
+            patterned = [pattern != UNSTRUCTURED and pattern.takes(score.shape, sparsity) for sparsity in wanted]
+            single = iter(
+                keep_highest_each(score, [n for n, is_so in zip(counts, patterned, strict=True) if not is_so])
+            )
+            for strategy, count, is_so in zip(strategies, counts, patterned, strict=True):
+                masks[strategy][name] = keep_patterned(score, count, pattern) if is_so else next(single)
         except MmpError as error:
             raise MmpError(f"layer {name!r}: {error}") from error
-    return Masks(masks)
+    return {strategy: Masks(layers) for strategy, layers in masks.items()}
 
 
 def save_masks(masks: Masks, path: Path) -> None:
@@ -228,7 +170,7 @@ class MaskEnforcer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = dict(parameters)
-        self._pruned: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self.masks: Masks | None = None
 
@@ -249,13 +191,13 @@ class MaskEnforcer:
             if tuple(mask.shape) != shape:
                 raise MmpError(f"mask {name!r} has shape {tuple(mask.shape)}, its weight has {shape}")
         self.masks = masks
-        self._pruned = {name: ~mask.to(self._parameters[name].device) for name, mask in masks.items()}
+        self._kept = {name: _integers(mask, self._parameters[name]) for name, mask in masks.items()}
         self.zero_weights()
         for optimizer in optimizers:
-            for name, pruned in self._pruned.items():
+            for name, kept in self._kept.items():
                 for value in optimizer.state.get(self._parameters[name], {}).values():
-                    if isinstance(value, Tensor) and value.shape == pruned.shape:
-                        value.masked_fill_(pruned, 0)
+                    if isinstance(value, Tensor) and value.shape == kept.shape:
+                        value.masked_fill_(kept == 0, 0)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero pruned weights after every step of this optimizer, until :meth:`detach`."""
@@ -266,18 +208,15 @@ class MaskEnforcer:
         while self._handles:
             self._handles.pop().remove()
 
-    @torch.no_grad()
     def zero_weights(self) -> None:
         """Set pruned weights to +0.0."""
-        for name, pruned in self._pruned.items():
-            self._parameters[name].masked_fill_(pruned, 0)
+        _zero([self._parameters[name] for name in self._kept], list(self._kept.values()))
 
     def zero_gradients(self) -> None:
         """Set the gradients of pruned weights to zero, so that gradient norms ignore them."""
-        for name, pruned in self._pruned.items():
-            gradient = self._parameters[name].grad
-            if gradient is not None:
-                gradient.masked_fill_(pruned, 0)
+        gradients = {name: self._parameters[name].grad for name in self._kept}
+        there = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        _zero(list(there.values()), [self._kept[name] for name in there])
 
     def check(self) -> None:
         """Raise if a pruned weight is not exactly zero.
@@ -286,6 +225,22 @@ class MaskEnforcer:
             MmpError: naming the weight and how many of its entries came back to life.
         """
         check_zeros(self._parameters, self.masks or Masks({}))
+
+
+def _integers(mask: Tensor, weight: Tensor) -> Tensor:
+    """Return a mask as 0 and 1 in integers of the weight's width, where and how the weight lies."""
+    return torch.empty_like(weight, dtype=_INTEGERS[weight.element_size()], requires_grad=False).copy_(mask)
+
+
+@torch.no_grad()
+def _zero(values: list[Tensor], kept: list[Tensor]) -> None:
+    """Set values to +0.0 where ``kept`` is 0, leave them where it is 1.
+
+    Their bits are multiplied: a product of floating-point numbers would make -0.0, and NaN of infinity, and filling by
+    mask takes seven times as long on a CPU.
+    """
+    if values:
+        torch._foreach_mul_([value.view(kind.dtype) for value, kind in zip(values, kept, strict=True)], kept)
 
 
 def check_zeros(weights: Mapping[str, Tensor], masks: Masks) -> None:

@@ -20,8 +20,8 @@ from mmp.cli import command, quiet
 from mmp.conf import choices_of, choose
 from mmp.config import BudgetConfig, PlanConfig, RangesConfig, StrategyConfig, register
 from mmp.errors import MmpError, nearest
+from mmp.keep import pruned_count
 from mmp.layers import Layer, prunable_layers
-from mmp.masks import pruned_count
 from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.ranges import Range, allow_pattern, constrain, observed_ranges, resolve_groups, rule_ranges
 from mmp.sizes import MEGABYTE, Sizes

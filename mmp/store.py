@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from mmp.errors import MmpError
 from mmp.files import is_locked, load_tensors, locked, remove_unfinished, save_tensors, write_json
+from mmp.keep import satisfies
 from mmp.layers import Layer
-from mmp.masks import Masks, satisfies
+from mmp.masks import Masks
 from mmp.notes import Notes
 from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.ranges import Range

@@ -22,9 +22,9 @@ from mmp.conf import choices_of
 from mmp.config import PlanConfig
 from mmp.errors import MmpError
 from mmp.graph import Graph
+from mmp.keep import pruned_count
 from mmp.layers import Layer
 from mmp.markdown import table_of
-from mmp.masks import pruned_count
 from mmp.models import build_skeleton
 from mmp.plan import Plan, load_strategy, make_plan
 from mmp.strategies import Strategy

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,17 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import mmp.keep
 from mmp.errors import MmpError
-from mmp.masks import (
-    MaskEnforcer,
-    Masks,
-    check_zeros,
-    keep_highest,
-    load_masks,
-    make_masks,
-    pruned_count,
-    save_masks,
-)
+from mmp.keep import keep_highest, keep_highest_each, pruned_count
+from mmp.masks import MaskEnforcer, Masks, check_zeros, load_masks, make_grid, make_masks, save_masks
+from mmp.patterns import Pattern
 
 
 def bits(*values: int) -> Tensor:
@@ -47,16 +42,51 @@ def test_flat_index_is_that_of_the_shape_not_of_the_memory() -> None:
     assert keep_highest(scores, 3).tolist() == [[False, False, False], [True, True, True]]
 
 
+both_ways = pytest.mark.parametrize("few", [0, 2**15], ids=["by leading bits", "by sorting"])
+
+
+@both_ways
 @given(
-    st.lists(st.sampled_from([-3.0, -1.0, -0.0, 0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=12),
+    st.lists(
+        st.sampled_from([-3.0, -1.0, -1e-45, -0.0, 0.0, 1e-45, 0.5, 1.0, 1.0000001, 2.0, 3e38]), min_size=1, max_size=12
+    ),
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
 )
-def test_mask_is_that_of_a_sort_by_score_and_index(values: list[float], dtype: torch.dtype) -> None:
-    scores = torch.tensor(values, dtype=dtype)
-    order = sorted(range(len(values)), key=lambda i: (values[i], i))
-    for pruned in range(len(values) + 1):
+def test_mask_is_that_of_a_sort_by_score_and_index(few: int, values: list[float], dtype: torch.dtype) -> None:
+    scores = torch.tensor(values, dtype=dtype).clamp(-6e4, 6e4 if dtype is torch.float16 else None)
+    ordered = scores.tolist()
+    order = sorted(range(len(values)), key=lambda i: (ordered[i], i))
+    counts = range(len(values) + 1)
+    with mock.patch.object(mmp.keep, "_FEW", few):
+        together = keep_highest_each(scores, counts)
+        alone = [keep_highest(scores, count) for count in counts]
+    for pruned in counts:
         gone = set(order[:pruned])
-        assert keep_highest(scores, pruned).tolist() == [i not in gone for i in range(len(values))]
+        assert together[pruned].tolist() == alone[pruned].tolist() == [i not in gone for i in range(len(values))]
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.randn(300, 200, generator=torch.Generator().manual_seed(0)).abs(),
+        torch.randn(300, 200, generator=torch.Generator().manual_seed(1)).t(),
+        torch.randn(60_000, generator=torch.Generator().manual_seed(2)).mul(8).round(),
+        torch.zeros(60_000),
+        torch.linspace(1.0, 1.01, 60_000),  # all leading bits alike
+        torch.randint(-9, 9, (60_000,), generator=torch.Generator().manual_seed(3)).mul(1e-45),  # subnormal
+    ],
+    ids=["magnitudes", "both signs, transposed", "ties", "equal", "close", "tiny"],
+)
+def test_masks_of_many_scores_are_those_of_a_stable_sort(scores: Tensor) -> None:
+    counts = [0, 1, 18_001, 30_000, 30_000, 59_999, 60_000, 7]
+    order = scores.flatten().argsort(stable=True)
+    for count, mask in zip(counts, keep_highest_each(scores, counts), strict=True):
+        assert mask.shape == scores.shape
+        assert torch.equal(mask.flatten()[order], torch.arange(60_000) >= count)
+
+
+def test_no_numbers_no_masks() -> None:
+    assert keep_highest_each(torch.ones(3), []) == []
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
@@ -126,6 +156,21 @@ def test_each_layer_is_pruned_by_its_own_sparsity() -> None:
     assert masks["a"].tolist() == [True, False, False, False]
     assert masks["b"].tolist() == [[False], [True], [True]]
     assert list(masks) == ["a", "b"]
+
+
+@pytest.mark.parametrize("pattern", ["none", "2:4", "4x1"])
+def test_a_grid_is_the_masks_of_each_strategy(pattern: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = {"a": torch.randn(256, 256, generator=generator).abs(), "b": torch.randn(8, 12, generator=generator)}
+    strategies = {"low": {"a": 0.2, "b": 0.7}, "high": {"a": 0.9, "b": 0.3}, "same": {"a": 0.9, "b": 0.8}}
+    for fraction in (0.5, 1.0):
+        grid = make_grid(scores, strategies, Pattern.parse(pattern), fraction)
+        assert list(grid) == list(strategies)
+        for name, sparsities in strategies.items():
+            assert grid[name] == make_masks(scores, sparsities, Pattern.parse(pattern), fraction)
+    assert make_grid(scores, {}) == {}
+    with pytest.raises(MmpError, match="different layers: b"):
+        make_grid(scores, {"low": strategies["low"], "odd": {"a": 0.5}})
 
 
 def test_make_masks_names_the_layer_that_is_wrong() -> None:
@@ -339,6 +384,26 @@ def test_negative_weights_become_positive_zeros() -> None:
     MaskEnforcer({"w": weight}).set(Masks({"w": bits(0, 1)}))
     assert weight.tolist() == [0.0, -2.0]
     assert weight.signbit().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_whatever_becomes_of_a_pruned_weight_it_is_zero_again(dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.zeros(5, dtype=dtype))
+    enforcer = MaskEnforcer({"w": weight})
+    enforcer.set(Masks({"w": bits(0, 0, 0, 1, 1)}))
+    with torch.no_grad():
+        weight.copy_(torch.tensor([float("nan"), -float("inf"), -3.0, -float("inf"), -0.0]))
+    enforcer.zero_weights()
+    assert weight.tolist() == [0.0, 0.0, 0.0, -float("inf"), 0.0]
+    assert weight.signbit().tolist() == [False, False, False, True, True]
+
+
+def test_weights_that_lie_channels_last_are_zeroed_where_their_mask_says() -> None:
+    weight = nn.Parameter(torch.ones(2, 3, 2, 2).to(memory_format=torch.channels_last))
+    mask = torch.arange(24).view(2, 3, 2, 2) % 5 > 0
+    MaskEnforcer({"w": weight}).set(Masks({"w": mask}))
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(weight.detach(), mask.float())
 
 
 @all_optimizers

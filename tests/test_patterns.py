@@ -19,8 +19,9 @@ from mmp.allocation import Allocator
 from mmp.config import PruneConfig, register
 from mmp.errors import MmpError
 from mmp.identity import identity, protocol_of, run_name, run_title
+from mmp.keep import keep_highest, keep_patterned, pruned_count, satisfies
 from mmp.layers import Layer, prunable_layers
-from mmp.masks import keep_highest, keep_patterned, load_masks, make_masks, pruned_count, satisfies
+from mmp.masks import load_masks, make_masks
 from mmp.match import matched_weights
 from mmp.models import build_skeleton
 from mmp.patterns import UNSTRUCTURED, Pattern, sparsity_of

@@ -13,13 +13,14 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks.pruning import MaskPruning
+from callbacks.pruning import ELEMENTWISE, MaskPruning
 from callbacks.selection import CheckpointAtTarget, EarlyStoppingAtTarget
 from mmp.config import RecipeConfig
 from mmp.errors import MmpError
+from mmp.keep import satisfies
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.loading import EpochLoader, EpochShuffle, Split
-from mmp.masks import check_zeros, make_masks, satisfies
+from mmp.masks import check_zeros, make_masks
 from mmp.patterns import UNSTRUCTURED, Pattern
 from mmp.schedules import Cubic, OneShot, Stepwise
 from mmp.training import Classifier
@@ -181,7 +182,8 @@ def test_final_masks_are_exactly_those_made_from_the_scores(digits, tmp_path: Pa
     assert all(((state[name] != 0) == mask).all() for name, mask in expected.items())
 
 
-def test_gradient_norms_ignore_pruned_weights(digits, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("optimizer", "options"), [("adamw", {"gradient_clip_val": 1.0}), ("lamb", {}), ("muon", {})])
+def test_gradient_norms_ignore_pruned_weights(optimizer: str, options: dict, digits, tmp_path: Path) -> None:
     class Norms(Callback):
         alive: float = 0.0
 
@@ -195,8 +197,27 @@ def test_gradient_norms_ignore_pruned_weights(digits, tmp_path: Path) -> None:
     model = network()
     pruning = pruning_of(model, OneShot(0))
     norms = Norms()
-    fit(model, digits, [pruning, norms], tmp_path, epochs=1)
+    fit(model, digits, [pruning, norms], tmp_path, epochs=1, recipe={"optimizer": optimizer}, **options)
     assert norms.alive == 0.0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "nadam", "radam", "rmsprop", "adagrad"])
+def test_optimizers_called_elementwise_are(optimizer: str, digits, tmp_path: Path) -> None:
+    class Noise(Callback):
+        """Makes the gradients of pruned weights large."""
+
+        def on_after_backward(self, trainer, pl_module) -> None:
+            for name, parameter in prunable_parameters(pl_module.model, prunable_layers(pl_module.model)).items():
+                parameter.grad.masked_fill_(~pruning.masks[name], 1e3)
+
+    models = []
+    for disturbed in ([], [Noise()]):
+        models.append(network())
+        pruning = pruning_of(models[-1], OneShot(0))
+        trainer = fit(models[-1], digits, [pruning, *disturbed], tmp_path, epochs=1, recipe={"optimizer": optimizer})
+        assert type(trainer.optimizers[0]) in ELEMENTWISE
+    for left, right in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(left, right)
 
 
 def checkpoints(folder: Path) -> list[Callback]:

@@ -13,7 +13,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from mmp.errors import MmpError
-from mmp.masks import keep_highest, make_masks
+from mmp.keep import keep_highest
+from mmp.masks import make_masks
 from mmp.signals import PAPER_SIGNALS, Fisher, Gradient, Magnitude, Product, normalise, score
 from mmp.statistics import STATISTICS, collect
 
