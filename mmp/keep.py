@@ -12,7 +12,7 @@ from torch import Tensor
 from mmp.errors import MmpError
 from mmp.patterns import Pattern
 
-_FEW = 2**15  # scores of which a whole sort costs less than a histogram
+_FEW = 2**12  # scores of which a whole sort costs less than a histogram
 
 
 def pruned_count(sparsity: float, total: int) -> int:
@@ -70,7 +70,8 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
     if keys.min() < 0:  # bits of negative numbers fall as the numbers rise; adding 0 makes -0.0 equal to 0.0
         keys = (scores + np.float32(0)).view(np.int32)
         keys = keys ^ ((keys >> 31) & 0x7FFFFFFF)
-    bins = (keys >> 16) + 0x8000
+    bins = keys >> 16
+    bins += 0x8000
     ends = (
         torch.bincount(torch.from_numpy(bins), minlength=0x10000).cumsum(0).numpy()
     )  # numpy's takes five times as long
