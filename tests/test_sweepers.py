@@ -1,0 +1,85 @@
+"""The sweeper hands to launchers what it has checked, once."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf
+
+from mmp.conf import FOLDER
+from mmp.config import register
+
+JOBS = [["signal=product", "seed=1"], ["strategy=p70", "finetune.epochs=3"]]
+
+
+class Counted:
+    """Hydra's loader, which counts what it composes."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.composed = loader, list[list[str]]()
+
+    def load_sweep_config(self, master_config: Any, sweep_overrides: list[str]) -> Any:
+        self.composed.append(sweep_overrides)
+        return self.loader.load_sweep_config(master_config, sweep_overrides)
+
+    def get_group_options(self, group: str) -> list[str]:
+        return self.loader.get_group_options(group)
+
+
+@pytest.fixture
+def grid():
+    register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        config = hydra.compose_config("prune", [], RunMode.MULTIRUN, from_shell=False)
+        counted = Counted(hydra.config_loader)
+        plugins = importlib.import_module("hydra_plugins.mmp_sweepers")  # which Hydra has just loaded anew
+        sweeper = plugins.Grid(max_batch_size=None, params=None)
+        context = HydraContext(config_loader=counted, callbacks=None)
+        sweeper.setup(hydra_context=context, task_function=lambda _: None, config=config)
+        yield sweeper, counted, config
+
+
+def test_a_checked_configuration_is_launched_without_composing_it_again(grid) -> None:
+    sweeper, counted, config = grid
+    loader = sweeper.launcher.hydra_context.config_loader
+    sweeper.validate_batch_is_legal(JOBS)
+    assert counted.composed == JOBS
+    for job in JOBS:
+        launched = loader.load_sweep_config(config, job)
+        expected = counted.loader.load_sweep_config(config, job)
+        assert OmegaConf.to_container(launched, resolve=False) == OmegaConf.to_container(expected, resolve=False)
+    assert counted.composed == JOBS
+
+
+def test_a_configuration_is_handed_out_once_since_launchers_change_it(grid) -> None:
+    sweeper, counted, config = grid
+    loader = sweeper.launcher.hydra_context.config_loader
+    sweeper.validate_batch_is_legal(JOBS[:1])
+    first, second = (loader.load_sweep_config(config, JOBS[0]) for _ in range(2))
+    assert first is not second
+    assert counted.composed == [JOBS[0], JOBS[0]]
+
+
+def test_few_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeper, counted, config = grid
+    loader = sweeper.launcher.hydra_context.config_loader
+    monkeypatch.setitem(type(loader).keep.__globals__, "_MOST", 1)
+    sweeper.validate_batch_is_legal(JOBS)
+    assert loader.__getstate__() == {"_loader": counted, "_configs": {}}
+    sent = pickle.loads(pickle.dumps(type(loader)({"a": 1})))
+    assert list(sent.keys()) == ["a"]
+    for job in JOBS:
+        loader.load_sweep_config(config, job)
+    assert counted.composed == [*JOBS, JOBS[1]]
+
+
+def test_in_all_else_it_is_hydras_loader(grid) -> None:
+    sweeper, _, _ = grid
+    assert "generic" in sweeper.launcher.hydra_context.config_loader.get_group_options("ranges")
