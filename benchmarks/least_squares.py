@@ -1,0 +1,110 @@
+"""What a reconstruction takes, over the forward passes and the matrix products that its sizes need.
+
+``python -m benchmarks.least_squares`` re-solves the demo's models and ResNet-18 on random images, masked by
+strategy p70. Needed are: one forward pass each of the dense and of the pruned network; for each layer the products of its
+inputs with themselves and with its targets, in float32; for each of its rows a Cholesky factorisation of k^3 / 3
+operations in float64, k being the weights that it keeps, or fifty conjugate-gradient steps in float32 where these take less.
+Operations count at the rate that this machine multiplies matrices of 2048 x 2048 with.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import time
+from unittest import mock
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import mmp.reconstruct
+from benchmarks.timing import Claim, table
+from mmp.conf import choose
+from mmp.layers import prunable_layers, prunable_parameters
+from mmp.masks import make_masks
+from mmp.plan import make_plan
+from mmp.reconstruct import reconstruct
+
+REPEATS, SIDE = 5, 2048
+CASES = {"cnn": ("generic", 1, 28, 512), "vit": ("generic", 1, 28, 512), "resnet18": ("resnet", 3, 32, 512)}
+
+
+def rate(dtype: torch.dtype) -> float:
+    """Return operations a second of matrix products."""
+    left, right = (torch.randn(SIDE, SIDE, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return 2 * SIDE**3 / statistics.median(seconds)
+
+
+def operations(systems: list[tuple[int, Tensor]]) -> tuple[float, float]:
+    """Return how many operations in float32 and in float64 some layers need.
+
+    Args:
+        systems: For each, the number of rows of its inputs, and what is kept, (groups, outputs, columns).
+    """
+    single = double = 0.0
+    for rows, kept in systems:
+        groups, outputs, columns = kept.shape
+        single += 2.0 * rows * groups * columns * (columns + outputs)
+        factors = float((kept.sum(2).double() ** 3).sum()) / 3
+        steps = 50.0 * 2 * groups * outputs * columns**2
+        if factors < steps:
+            double += factors
+        else:
+            single += steps
+    return single, double
+
+
+def measure(name: str) -> list[Claim]:
+    """Return what is measured of a model."""
+    ranges, channels, size, images = CASES[name]
+    torch.manual_seed(0)
+    config = choose("model", name)
+    options = dict(config.get("kwargs", {}))
+    if name == "vit":
+        options |= {"img_size": size, "patch_size": 4}
+    model = timm.create_model(config.name, num_classes=10, in_chans=channels, **options).eval()
+    weights = prunable_parameters(model, prunable_layers(model))
+    scores = {key: weight.detach().abs() for key, weight in weights.items()}
+    masks = make_masks(scores, make_plan(model, ranges).sparsities["p70"])
+    batches = torch.randn(images, channels, size, size).split(64)
+    systems: list[tuple[int, Tensor]] = []
+    solve = mmp.reconstruct.solve_rows
+
+    def noting(moments, mask, *rest):  # noqa: ANN001, ANN002, ANN202
+        systems.append((moments.rows, mask.reshape(moments.yx.shape)))
+        return solve(moments, mask, *rest)
+
+    with mock.patch.object(mmp.reconstruct, "solve_rows", noting):
+        reconstruct(copy.deepcopy(model), masks, batches)
+    single, double = operations(systems)
+    ratios = []
+    for _ in range(REPEATS):
+        forward = _forward(model, batches)
+        pruned = copy.deepcopy(model)
+        start = time.perf_counter()
+        reconstruct(pruned, masks, batches, dense=model)
+        seconds = time.perf_counter() - start
+        needed = 2 * forward + single / rate(torch.float32) + double / rate(torch.float64)
+        ratios.append(seconds / needed)
+    return [Claim(f"{name}, {images} images of {size}x{size}", ratios, most=1.5, note=f"{seconds:.1f} s")]
+
+
+def _forward(model: nn.Module, batches: tuple[Tensor, ...]) -> float:
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(__doc__)
+    sys.stdout.write(table([claim for name in CASES for claim in measure(name)]) + "\n")
