@@ -1,10 +1,10 @@
 """What a reconstruction takes, over the forward passes and the matrix products that its sizes need.
 
-``python -m benchmarks.least_squares`` re-solves the demo's models and ResNet-18 on random images, masked by
-strategy p70. Needed are: one forward pass each of the dense and of the pruned network; for each layer the products of its
-inputs with themselves and with its targets, in float32; for each of its rows a Cholesky factorisation of k^3 / 3
-operations in float64, k being the weights that it keeps, or fifty conjugate-gradient steps in float32 where these take less.
-Operations count at the rate that this machine multiplies matrices of 2048 x 2048 with.
+``python -m benchmarks.least_squares`` re-solves the demo's models and ResNet-18 on random images, masked by strategy p70.
+Needed are: one forward pass each of the dense and of the pruned network; for each layer the products of its inputs with
+themselves and with its targets, in float32; for each of its rows a Cholesky factorisation of k^3 / 3 operations in
+float64, k being the weights that it keeps, or fifty conjugate-gradient steps in float32 where these take less.
+Operations count at the rate at which this machine multiplies matrices of 2048 x 2048.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def measure(name: str) -> list[Claim]:
     systems: list[tuple[int, Tensor]] = []
     solve = mmp.reconstruct.solve_rows
 
-    def noting(moments, mask, *rest):  # noqa: ANN001, ANN002, ANN202
+    def noting(moments, mask, *rest):
         systems.append((moments.rows, mask.reshape(moments.yx.shape)))
         return solve(moments, mask, *rest)
 

@@ -29,7 +29,7 @@ from mmp.errors import MmpError
 from mmp.masks import Masks
 from mmp.modes import evaluating
 from mmp.solve import Moments, solve_rows
-from mmp.unfold import product_of
+from mmp.unfold import pieces_of, product_of
 from mmp.walk import Walk
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,8 @@ def _reconstruct_layer(
     assert isinstance(weight, Tensor)
     centred = norm is not None or all(bias is not None for bias in biases)
     batches = zip(walk.inputs(name), products, strict=True)
-    moments = Moments.of((x, y.to(x.device)) for batch in batches for x, y in zip(*batch, strict=True))
+    calls = ((*read, y) for batch in batches for read, y in zip(*batch, strict=True))
+    moments = Moments.of(pair for module, inputs, y in calls for pair in pieces_of(module, inputs, y.to(inputs.device)))
     before = moments.error(weight)
     if not math.isfinite(before):
         return None, None, "what it reads or should make is not finite"

@@ -12,6 +12,7 @@ from torch import Tensor
 _CONJUGATE_STEPS = 200
 _TOLERANCE = 1e-4
 _LEAST_SPREAD = 0.01
+_SINGLE = 2**14  # rows that are summed in float32, before they are added in float64
 _BLOCK = 2**24  # numbers in one batch of systems: 128 MiB
 
 
@@ -41,22 +42,32 @@ class Moments:
     def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Moments:
         """Take them over a stream of pairs, of which one is in memory at a time.
 
-        The products of a pair are taken in float32, less the means of the first pair, so that little cancels.
+        The products of some pairs are summed in float32, less the means of the first pair, so that little cancels.
 
         Args:
             pairs: X (groups, rows, columns) and Y (groups, rows, outputs per group), at least one.
         """
-        rows, sums, shifts = 0, list[Tensor](), list[Tensor]()
+        rows, pending, sums, parts, shifts = 0, 0, list[Tensor](), list[Tensor](), list[Tensor]()
         for inputs, targets in pairs:
             if not shifts:
                 shifts = [inputs.mean(1, keepdim=True), targets.mean(1, keepdim=True)]
+                groups, columns, outputs = len(inputs), inputs.shape[2], targets.shape[2]
+                shapes = ((columns,), (outputs,), (columns, columns), (outputs, columns), (outputs,))
+                parts = [inputs.new_zeros(groups, *shape) for shape in shapes]
+                sums = [part.double() for part in parts]
             x, y = inputs - shifts[0], targets - shifts[1]
-            parts = [x.sum(1), y.sum(1), x.transpose(1, 2) @ x, y.transpose(1, 2) @ x, y.square().sum(1)]
-            sums = (
-                [part.double() for part in parts] if not sums else [s.add_(p) for s, p in zip(sums, parts, strict=True)]
-            )
-            rows += x.shape[1]
-        x, y, xx, yx, yy = (total.div_(rows) for total in sums)
+            parts[0].add_(x.sum(1))
+            parts[1].add_(y.sum(1))
+            parts[2].baddbmm_(x.transpose(1, 2), x)
+            parts[3].baddbmm_(y.transpose(1, 2), x)
+            parts[4].add_(y.square().sum(1))
+            rows, pending = rows + x.shape[1], pending + x.shape[1]
+            if pending >= _SINGLE:
+                pending = 0
+                for total, part in zip(sums, parts, strict=True):
+                    total.add_(part)
+                    part.zero_()
+        x, y, xx, yx, yy = (total.add_(part).div_(rows) for total, part in zip(sums, parts, strict=True))
         return cls(
             rows=rows,
             x=x + shifts[0].squeeze(1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from timm.layers import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
+
+_PIECE = 2**21  # numbers in the unfolded inputs of a few images: 8 MiB
 
 
 def why_no_product(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> str | None:
@@ -65,6 +68,26 @@ def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
         return _by_group(chosen.flatten(2), module.groups)
     patches = unfold(inputs.unsqueeze(2) if one else inputs, kernel, dilation, 0, stride)
     return _by_group(patches, module.groups)
+
+
+def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows that a layer's weight is multiplied by and the products beside them, a few images at a time.
+
+    Unfolded, the inputs of a convolution are many times as large; fresh memory for all of them would cost more than the
+    work on them.
+
+    Args:
+        module: A linear, or a convolution of one or two dimensions.
+        inputs: What it reads.
+        products: For all of its rows, (groups, rows, outputs per group).
+    """
+    weight, (groups, rows, _) = module.weight, products.shape
+    assert isinstance(weight, Tensor)
+    each = rows // len(inputs)
+    count = max(1, _PIECE // (groups * each * weight[0].numel()))
+    for first in range(0, len(inputs), count):
+        part = columns_of(module, inputs[first : first + count])
+        yield part, products[:, first * each : (first + count) * each]
 
 
 def product_of(module: nn.Module, output: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mmp.unfold import columns_of, product_of, why_no_product
+from mmp.unfold import product_of, why_no_product
 
 
 class _EnoughError(Exception):
@@ -26,12 +26,23 @@ class _EnoughError(Exception):
 
 @dataclass
 class _Calls:
-    """When a module ran in a forward pass: positions of its first entry and last exit, and how often."""
+    """When and how a module ran in a forward pass.
+
+    Attributes:
+        first: Position of its first entry.
+        last: Position of its last exit.
+        count: How often it ran.
+        changes_inputs: Whether it changes what it reads in place.
+        changed: Whether what it puts out is changed in place by what follows.
+        shrinks: Whether it puts out less than it reads.
+    """
 
     first: int = -1
     last: int = -1
     count: int = 0
     changes_inputs: bool = False
+    changed: bool = False
+    shrinks: bool = False
 
 
 _MOST_KEPT = 4 * 2**30  # bytes of outputs that one walk keeps; what goes beyond is computed again
@@ -86,13 +97,13 @@ class Walk:
         """Return the bias of every module that uses a weight."""
         return [module.bias if isinstance(module.bias, Tensor) else None for module in self._users[name]]
 
-    def inputs(self, name: str) -> Iterator[list[Tensor]]:
-        """Yield what a weight is multiplied by in each batch of images, call by call, (groups, rows, columns) each.
+    def inputs(self, name: str) -> Iterator[list[tuple[nn.Module, Tensor]]]:
+        """Yield, for each batch of images, the modules that use a weight with what each reads, call by call.
 
         Args:
             name: Name of the weight, one of ``order``.
         """
-        return self._record(name, lambda module, arguments, _: columns_of(module, arguments[0]), before=True)
+        return self._record(name, lambda module, arguments, _: (module, arguments[0]), before=True)
 
     def products(self, name: str) -> Iterator[list[Tensor]]:
         """Yield what a weight makes of each batch: outputs less biases, (groups, rows, outputs per group) each.
@@ -127,18 +138,18 @@ class Walk:
             for handle in handles:
                 handle.remove()
 
-    def _record(self, name: str, take: Callable[..., Tensor], before: bool) -> Iterator[list[Tensor]]:
+    def _record(self, name: str, take: Callable[..., Any], before: bool) -> Iterator[list[Any]]:
         users = [module for module in self._users[name] if self._calls[module].count]
         wanted = sum(self._calls[module].count for module in users)
         finished = self._finished(min(self._calls[module].first for module in users))
         self._kept = {module: self._kept.get(module, {}) for module in finished}
         self._room = _MOST_KEPT - sum(_bytes_of(output) for kept in self._kept.values() for output in kept.values())
         for number, images in enumerate(self._images):
-            seen: list[Tensor] = []
+            seen: list[Any] = []
 
-            def see(module: nn.Module, arguments: Any, output: Any = None, seen: list[Tensor] = seen) -> None:
+            def see(module: nn.Module, arguments: Any, output: Any = None, seen: list[Any] = seen) -> None:
                 taken = take(module, arguments, output)
-                seen.append(taken.clone() if wanted > 1 else taken)  # what follows may change it in place
+                seen.append(_cloned(taken) if wanted > 1 else taken)  # what follows may change it in place
                 if len(seen) == wanted:
                     raise _EnoughError
 
@@ -156,22 +167,24 @@ class Walk:
     @contextmanager
     def _remembering(self, number: int) -> Iterator[None]:
         for module, kept in self._kept.items():
-            module.forward = self._recall(module.forward, kept, number)
+            own = _cloned if self._calls[module].changed else _same
+            module.forward = self._recall(module.forward, kept, number, own)
         try:
             yield
         finally:
             for module in self._kept:
                 del module.forward  # the class's own forward is in force again
 
-    def _recall(self, forward: Callable[..., Any], kept: dict[int, Any], number: int) -> Callable[..., Any]:
-        # Clones, because what follows may change a tensor in place.
+    def _recall(
+        self, forward: Callable[..., Any], kept: dict[int, Any], number: int, own: Callable[[Any], Any]
+    ) -> Callable[..., Any]:
         def recall(*arguments: Any, **options: Any) -> Any:
             if number in kept:
-                return _cloned(kept[number])
+                return own(kept[number])
             output = forward(*arguments, **options)
             if (needed := _bytes_of(output)) <= self._room:
                 self._room -= needed
-                kept[number] = _cloned(output)
+                kept[number] = own(output)
             return output
 
         return recall
@@ -179,8 +192,8 @@ class Walk:
     def _finished(self, here: int) -> list[nn.Module]:
         """Modules that ran once and were done before a position, and lie in no other such module.
 
-        Those without parameters (activations, dropout) are computed again; to keep what they put out costs more memory
-        than it saves time.
+        Those without parameters (activations, dropout) are computed again, unless they put out less than they read
+        (pooling); to keep what they put out costs more memory than it saves time.
         """
         found: list[nn.Module] = []
         inside: set[str] = set()
@@ -189,7 +202,7 @@ class Walk:
                 continue
             calls = self._calls[module]
             bare = "forward" not in vars(module)
-            costly = any(True for _ in module.parameters())
+            costly = calls.shrinks or any(True for _ in module.parameters())
             if path and bare and costly and calls.count == 1 and calls.last < here and not calls.changes_inputs:
                 found.append(module)
                 inside.add(path)
@@ -202,6 +215,7 @@ class Walk:
         outputs: dict[int, tuple[Tensor, int, nn.Module]] = {}  # by address; held, so that no other tensor takes it
         readers: dict[int, list[nn.Module | None]] = {}  # of those outputs; a batch norm, or None for anything else
         versions: dict[nn.Module, list[tuple[Tensor, int]]] = {}
+        made: list[tuple[_Calls, Tensor, int]] = []
         owned = {user: name for name, users in self._users.items() for user in users}
 
         def enter(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -222,7 +236,10 @@ class Walk:
             calls = self._calls[module]
             calls.last, calls.count = clock, calls.count + 1
             clock += 1
-            calls.changes_inputs |= any(tensor._version != before for tensor, before in versions.pop(module, []))
+            read = versions.pop(module, [])
+            calls.changes_inputs |= any(tensor._version != before for tensor, before in read)
+            calls.shrinks |= _bytes_of(output) < _bytes_of([tensor for tensor, _ in read])
+            made.extend((calls, leaf, leaf._version) for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
             if module in owned:
                 if isinstance(output, Tensor):
                     outputs[output.data_ptr()] = (output, output._version, module)
@@ -238,6 +255,8 @@ class Walk:
         finally:
             for handle in handles:
                 handle.remove()
+        for calls, tensor, before in made:
+            calls.changed |= tensor._version != before
         norms: dict[nn.Module, _BatchNorm] = {}
         for address, (_, _, module) in outputs.items():
             behind = readers.get(address, [])
@@ -283,6 +302,10 @@ def _same_channels(read: Tensor, output: Tensor, version: int, owner: nn.Module)
 
 def _cloned(value: Any) -> Any:
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _bytes_of(value: Any) -> int:

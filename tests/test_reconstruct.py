@@ -482,8 +482,9 @@ def test_a_walk_sees_what_hooks_see_and_computes_little_twice() -> None:
             for images in IMAGES:
                 model(images.clone())
             handle.remove()
-            for expected, (found,) in zip(seen, walk.inputs(name), strict=True):
-                assert torch.equal(found, columns_of(owner, expected)), name
+            for expected, ((module, found),) in zip(seen, walk.inputs(name), strict=True):
+                assert module is owner
+                assert torch.equal(found, expected), name
         counted = Walk(model, masks, IMAGES)
         model[3].conv1.register_forward_hook(count)
         for name in walk.order:
