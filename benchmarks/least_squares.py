@@ -1,6 +1,6 @@
 """What a reconstruction takes, over the forward passes and the matrix products that its sizes need.
 
-``python -m benchmarks.least_squares`` re-solves the demo's models and ResNet-18 on random images, masked by strategy p70.
+``python -m benchmarks.least_squares`` re-solves the demo's models and ResNet-18 on random images, masked by p70.
 Needed are: one forward pass each of the dense and of the pruned network; for each layer the products of its inputs with
 themselves and with its targets, in float32; for each of its rows a Cholesky factorisation of k^3 / 3 operations in
 float64, k being the weights that it keeps, or fifty conjugate-gradient steps in float32 where these take less.
