@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mmp import unfold
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import Masks, make_masks
 from mmp.reconstruct import LayerReport, dense_targets, reconstruct, summary_of
 from mmp.signals import Magnitude, score
 from mmp.solve import Moments, _by_conjugate_gradients, _by_factors, solve_rows
-from mmp.unfold import columns_of, product_of
+from mmp.unfold import columns_of, pieces_of, product_of
 from mmp.walk import Walk
 
 
@@ -55,6 +56,20 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "one dimension": (nn.Conv1d(3, 4, 3, padding=1), (6, 3, 11)),
     "tensorflow's padding": (timm.layers.Conv2dSame(3, 4, 3, stride=2), (6, 3, 7, 8)),
 }
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("numbers", [1, 300, 2**21])
+def test_pieces_are_the_whole(kind: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, shape = LAYERS[kind]
+    inputs = torch.randn(shape)
+    products = product_of(layer, layer(inputs)).detach()
+    monkeypatch.setattr(unfold, "_PIECE", numbers)
+    pieces = list(pieces_of(layer, inputs, products))
+    assert len(pieces) == (1 if numbers == 2**21 else len(pieces))
+    assert numbers > 1 or len(pieces) == len(inputs)
+    assert torch.equal(torch.cat([x for x, _ in pieces], 1), columns_of(layer, inputs))
+    assert torch.equal(torch.cat([y for _, y in pieces], 1), products)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -490,6 +505,54 @@ def test_a_walk_sees_what_hooks_see_and_computes_little_twice() -> None:
         for name in walk.order:
             list(counted.inputs(name))
     assert runs <= 3 * len(IMAGES)  # seven layers follow it
+
+
+class CountedPool(nn.MaxPool2d):
+    """Counts how often it computes."""
+
+    runs = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.runs += 1
+        return super().forward(images)
+
+
+class InPlace(nn.Module):
+    """Changes what its first layer puts out, and what a pooling does, after both have returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pool = nn.Conv2d(3, 4, 3, padding=1), CountedPool(2)
+        self.second, self.third = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        x.relu_()
+        x = self.pool(x)
+        x += 1
+        y = self.second(x)
+        y.mul_(2)
+        return self.third(y)
+
+
+def test_what_is_changed_in_place_is_remembered_as_it_was_and_pools_run_once() -> None:
+    model = InPlace().eval()
+    names = [f"{name}.weight" for name in ("first", "second", "third")]
+    with torch.no_grad():
+        whole = {"second": [], "third": []}
+        for name, seen in whole.items():
+            with_hook = model.get_submodule(name).register_forward_pre_hook(
+                lambda _, arguments, seen=seen: seen.append(arguments[0].clone())
+            )
+            for images in IMAGES:
+                model(images.clone())
+            with_hook.remove()
+        walk = Walk(model, names, IMAGES)
+        model.pool.runs = 0
+        for name in ("second", "third"):
+            for expected, ((_, found),) in zip(whole[name], walk.inputs(f"{name}.weight"), strict=True):
+                assert torch.equal(found, expected), name
+    assert model.pool.runs == len(IMAGES)
 
 
 def test_norms_are_found_behind_layers_only_where_nothing_else_reads_them() -> None:
