@@ -1,9 +1,9 @@
 """timm's training augmentations for whole batches of images in memory, each image with random numbers of its own.
 
 One image at a time, Python and PIL cost more than a small network does. Here a batch goes through a handful of tensor
-operations, on the device that holds it, as in airbench (Jordan 2024, arXiv 2404.00498) and kornia. Crop, resizing and
-mirroring are two matrix products an image, with PIL's own coefficients; every step rounds where PIL does, so the
-same crop, flip and factors give the same pixels (but for the last bit of a float, which may round to the next level).
+operations, on the device that holds it, as in airbench (Jordan 2024, arXiv 2404.00498). Crop, resizing and mirroring
+are two matrix products an image, with PIL's own coefficients, and every step rounds where PIL does: the same box, flips
+and factors make the same pixels. (Where images shrink, a level more or less: PIL then may do columns before rows.)
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def augmentation_of(transform: Any) -> Augmentation | None:
     known: dict[str, Any] = {"flips": (0.0, 0.0)}
     for step in transform.transforms:
         match step:
-            case RandomResizedCropAndInterpolation() if getattr(step.interpolation, "value", None) in KERNELS:
+            case RandomResizedCropAndInterpolation():
                 known |= {"size": tuple(step.size), "scale": tuple(step.scale), "ratio": tuple(step.ratio)}
-                known["kernel"] = step.interpolation.value
+                known["kernel"] = getattr(step.interpolation, "value", "")  # several where it is random
             case RandomHorizontalFlip():
                 known["flips"] = (step.p, known["flips"][1])
             case RandomVerticalFlip():
@@ -134,7 +134,7 @@ def augmentation_of(transform: Any) -> Augmentation | None:
                 known["erase_ratio"] = (math.exp(-low), math.exp(-high))
             case _:
                 return None
-    return Augmentation(**known) if {"size", "mean"} <= known.keys() else None
+    return Augmentation(**known) if known.get("kernel") in KERNELS else None
 
 
 def crops(uniforms: Tensor, image: Sequence[int], scale: Range, ratio: Range) -> Tensor:
@@ -185,9 +185,9 @@ def jittered(images: Tensor, factors: Tensor, orders: Tensor) -> Tensor:
         grey = _grey(images)
         middle = (grey.mean((2, 3), keepdim=True) + 0.5).floor()
         kind = which.view(-1, 1, 1, 1)
-        away = torch.where(kind == _SATURATION, grey, torch.where(kind == _CONTRAST, middle, 0))
+        away = grey * (kind == _SATURATION) + middle * (kind == _CONTRAST)
         factor = factors.gather(1, which.unsqueeze(1)).view(-1, 1, 1, 1)
-        images = ((images - away) * factor).add_(away).clamp_(0, 255).floor_()
+        images = torch.addcmul(away, images - away, factor).clamp_(0, 255).floor_()
     return images
 
 
@@ -231,8 +231,7 @@ def _coefficients(
     place = torch.where(mirrored.unsqueeze(1), outside - 1 - place, place).unsqueeze(2)
     step = length / outside
     centre = first + (place + 0.5) * step
-    weight = kernel((pixel + 0.5 - centre) / step.clamp(min=1))
-    weight = weight.masked_fill((pixel < first) | (pixel >= first + length), 0)
+    weight = kernel((pixel + 0.5 - centre) / step.clamp(min=1)) * ((pixel >= first) & (pixel < first + length))
     return weight / weight.sum(2, keepdim=True)
 
 
@@ -241,8 +240,9 @@ def _levels(values: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Return PIL's grey (B, 1, H, W) of images (B, 1 or 3, H, W): every number in it is whole and below 2^24."""
+    """Return PIL's grey (B, 1, H, W) of images (B, 1 or 3, H, W), exactly: its coefficients are multiples of 2^-16."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor()
+    grey = (red * (19595 / 65536)).add_(green, alpha=38470 / 65536).add_(blue, alpha=7471 / 65536)
+    return grey.add_(0.5).floor_()

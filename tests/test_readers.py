@@ -16,7 +16,7 @@ from small_files import write_cifar10, write_cifar_batch, write_gtsrb
 from mmp.config import DataConfig
 from mmp.data import ImageData, split_indices
 from mmp.errors import MmpError
-from mmp.images import TensorImages, TransformedImages, transform_of
+from mmp.images import AugmentedImages, TensorImages, transform_of
 from mmp.readers import READERS
 
 NATIVE = {"channels": 3, "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "batch_size": 16}
@@ -198,7 +198,7 @@ def test_augmentation_changes_training_images_only(tmp_path: Path) -> None:
     write_cifar10(tmp_path)
     cfg = config("cifar10", tmp_path, augment={"scale": [0.3, 0.5], "hflip": 0.5, "color_jitter": None})
     source = READERS["cifar10"](cfg)
-    assert isinstance(source.train, TransformedImages)
+    assert isinstance(source.train, AugmentedImages)
     assert isinstance(source.plain, TensorImages)
     torch.manual_seed(0)
     seen = [source.train[0][0] for _ in range(4)]
