@@ -103,9 +103,10 @@ def configuration_of(settings: dict[str, Any]) -> str:
 
 
 def _of_data(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what counts of a data set: what is augmented one by one is what it was before batches could be."""
+    """Return what counts of a data set: without batches or a copy in memory, runs are what they were before those."""
     in_batches = settings.get("augment") is not None and settings.get("augment_batches")
-    return settings if in_batches else {key: value for key, value in settings.items() if key != "augment_batches"}
+    absent = {"augment_batches": not in_batches, "in_memory": not settings.get("in_memory")}
+    return {key: value for key, value in settings.items() if not absent.get(key)}
 
 
 def _matched(settings: dict[str, Any]) -> Any:

@@ -266,6 +266,29 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
     return AugmentedImages(pixels, labels, augmentation), plain
 
 
+def of_files(samples: Samples, root: Path, cfg: DataConfig) -> tuple[Images, Images]:
+    """Return images of files as they are trained on and as they are evaluated; read now if they are kept in memory.
+
+    Args:
+        samples: Path and class of every image.
+        root: Folder that all paths lie in.
+        cfg: Channels, size, normalisation and augmentation.
+
+    Raises:
+        MmpError: on an augmentation that timm refuses, or a damaged file that is read.
+    """
+    grey = cfg.channels == 1
+    plain = FileImages(samples, root, grey, transform_of(cfg, training=False))
+    if not cfg.in_memory:
+        return FileImages(samples, root, grey, transform_of(cfg, training=True)), plain
+    assert cfg.image_size is not None
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.mean, cfg.std))
+    pixels = torch.empty(len(plain), cfg.channels, cfg.image_size, cfg.image_size, dtype=torch.uint8)
+    for index, levels in enumerate(pixels):
+        levels.copy_(((plain[index][0] * std + mean) * 255).round())
+    return in_memory(pixels, plain.labels, cfg)
+
+
 def _pixels_digest(images: Tensor, labels: Tensor) -> str:
     sha = hashlib.sha256(images.numpy().data)
     sha.update(labels.numpy().data)

@@ -232,7 +232,8 @@ def test_runs_augmented_in_batches_are_not_those_augmented_one_by_one(conf: Path
     plain, batched = settings(), settings("+data.augment={hflip: 0.5}")
     one_by_one = settings("+data.augment={hflip: 0.5}", "data.augment_batches=false")
     assert settings("data.augment_batches=false") == plain
-    assert "augment_batches" not in {**plain["data"], **one_by_one["data"]}  # as results of old have it
+    assert not {"augment_batches", "in_memory"} & {**plain["data"], **one_by_one["data"]}.keys()  # as in old results
+    assert settings("data.in_memory=true")["data"] == {**plain["data"], "in_memory": True}
     assert batched["data"] == {**one_by_one["data"], "augment_batches": True}
     assert protocol_of(batched) != protocol_of(one_by_one)  # never compared with each other
 
