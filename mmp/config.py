@@ -50,6 +50,8 @@ class DataConfig:
     Null in ``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` or ``crop_mode`` is what timm states for
     the model.
     ``augment`` holds arguments of timm's ``create_transform`` for training images; null is no augmentation.
+    ``augment_batches`` augments images in memory a batch at a time where all of ``augment`` can be; else one by one.
+    ``in_memory`` reads image files once, as they are evaluated, and crops and augments what that makes of them.
     """
 
     name: str = MISSING
@@ -66,6 +68,8 @@ class DataConfig:
     crop_pct: Optional[float] = None
     crop_mode: Optional[str] = None
     augment: Any = None  # a dictionary; OmegaConf cannot override an optional one that is null
+    augment_batches: bool = True
+    in_memory: bool = False
     validation: float = 0.1
     calibration: float = 0.1
     test: float = 0.2

@@ -110,7 +110,7 @@ class ImageData(pl.LightningDataModule):
         self._sets: dict[str, Any] = {
             name: Split(plain, indices.tolist()) for name, indices in self.indices.items() if name != "train"
         }
-        self._sets["train"] = Split(train, self.indices["train"].tolist(), seed if cfg.augment else None)
+        self._sets["train"] = Split(train, self.indices["train"].tolist(), None if cfg.augment is None else seed)
         if test is not None:
             self._sets["test"] = test
         for images, chosen in ((plain, self.indices.get("test", ())), (test, range(len(test or ())))):

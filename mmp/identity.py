@@ -38,6 +38,7 @@ def identity(cfg: Any) -> dict[str, Any]:
     for section, incidental in _INCIDENTAL_IN.items():
         if section in kept:
             kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
+    kept["data"] = _of_data(kept["data"])
     for key in ("checkpoint", "pretrained_file"):  # what a file holds counts, not where it lies
         if (path := kept["model"][key]) and Path(path).is_file():
             kept["model"] = {**kept["model"], key: _file_digest(path, Path(path).stat().st_mtime_ns)}
@@ -99,6 +100,13 @@ def configuration_of(settings: dict[str, Any]) -> str:
     model = {key: value for key, value in settings["model"].items() if key != "checkpoint"}
     kept = {key: value for key, value in settings.items() if key not in ("seed", "match")}
     return digest({**kept, "model": model})[:16]
+
+
+def _of_data(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what counts of a data set: without batches or a copy in memory, runs are what they were before those."""
+    in_batches = settings.get("augment") is not None and settings.get("augment_batches")
+    absent = {"augment_batches": not in_batches, "in_memory": not settings.get("in_memory")}
+    return {key: value for key, value in settings.items() if not absent.get(key)}
 
 
 def _matched(settings: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mmp.augment import DRAWS, Augmentation, augmentation_of
 from mmp.config import DataConfig
 from mmp.errors import MmpError, nearest
 
@@ -89,8 +90,42 @@ class TensorImages:
         return _pixels_digest(self.images, self.labels)
 
 
+class AugmentedImages:
+    """Images in memory, augmented and normalised a whole batch at a time.
+
+    Args:
+        images: uint8 tensor (N, C, H, W) with one or three channels.
+        labels: int64 tensor (N,).
+        augmentation: What to do with them.
+
+    Attributes:
+        draws: How many random numbers an image takes.
+    """
+
+    draws = DRAWS
+
+    def __init__(self, images: Tensor, labels: Tensor, augmentation: Augmentation) -> None:
+        self.images, self.labels, self._augmentation = images, labels, augmentation
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.augmented([index], torch.rand(1, DRAWS))
+        return images[0], labels[0]
+
+    def augmented(self, indices: list[int], uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Return one batch, float32 (B, C, H, W) and int64 (B,), of random numbers (B, draws) in [0, 1)."""
+        where = torch.as_tensor(indices)
+        return self._augmentation(self.images[where], uniforms), self.labels[where]
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of pixels and labels."""
+        return _pixels_digest(self.images, self.labels)
+
+
 class TransformedImages:
-    """Images in memory that go through a transform one by one: resized, or augmented.
+    """Images in memory that go through a transform one by one: resized, or augmented as no batch can be.
 
     Args:
         images: uint8 tensor (N, C, H, W) with one or three channels.
@@ -224,7 +259,34 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
         plain = TransformedImages(pixels, labels, transform_of(cfg, training=False))
     if cfg.augment is None:
         return plain, plain
-    return TransformedImages(pixels, labels, transform_of(cfg, training=True)), plain
+    transform = transform_of(cfg, training=True)
+    augmentation = augmentation_of(transform) if cfg.augment_batches and cfg.channels in (1, 3) else None
+    if augmentation is None:
+        return TransformedImages(pixels, labels, transform), plain
+    return AugmentedImages(pixels, labels, augmentation), plain
+
+
+def of_files(samples: Samples, root: Path, cfg: DataConfig) -> tuple[Images, Images]:
+    """Return images of files as they are trained on and as they are evaluated; read now if they are kept in memory.
+
+    Args:
+        samples: Path and class of every image.
+        root: Folder that all paths lie in.
+        cfg: Channels, size, normalisation and augmentation.
+
+    Raises:
+        MmpError: on an augmentation that timm refuses, or a damaged file that is read.
+    """
+    grey = cfg.channels == 1
+    plain = FileImages(samples, root, grey, transform_of(cfg, training=False))
+    if not cfg.in_memory:
+        return FileImages(samples, root, grey, transform_of(cfg, training=True)), plain
+    assert cfg.image_size is not None
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.mean, cfg.std))
+    pixels = torch.empty(len(plain), cfg.channels, cfg.image_size, cfg.image_size, dtype=torch.uint8)
+    for index, levels in enumerate(pixels):
+        levels.copy_(((plain[index][0] * std + mean) * 255).round())
+    return in_memory(pixels, plain.labels, cfg)
 
 
 def _pixels_digest(images: Tensor, labels: Tensor) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 
@@ -65,6 +66,7 @@ class Split(Dataset[Any]):
 
     def __init__(self, images: Any, indices: Sequence[int], seed: int | None = None) -> None:
         self.images, self.indices, self._seed = images, indices, seed
+        self._drawn: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -73,6 +75,8 @@ class Split(Dataset[Any]):
         epoch, place = divmod(index, len(self))
         if self._seed is None:
             return self.images[self.indices[place]]
+        if hasattr(self.images, "augmented"):
+            return tuple(part[0] for part in self.__getitems__([index]))
         with isolate_rng(include_cuda=False):
             random.seed(mixed(self._seed, epoch, place))
             np.random.seed(random.getrandbits(32))  # noqa: NPY002 (what transforms draw from)
@@ -82,7 +86,21 @@ class Split(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> Any:
         if self._seed is None and hasattr(self.images, "__getitems__"):
             return self.images.__getitems__([self.indices[index % len(self)] for index in indices])
+        if self._seed is not None and hasattr(self.images, "augmented"):
+            chosen = [self.indices[index % len(self)] for index in indices]
+            return self.images.augmented(chosen, self._uniforms(torch.as_tensor(indices), self._seed))
         return [self[index] for index in indices]
+
+    def _uniforms(self, indices: Tensor, seed: int) -> Tensor:
+        """Return random numbers in [0, 1), a row an image: those of all images of an epoch are drawn at once."""
+        epochs = indices // len(self)
+        rows = torch.empty(len(indices), self.images.draws)
+        for epoch in epochs.unique().tolist():
+            if self._drawn[0] != epoch:
+                generator = torch.Generator().manual_seed(mixed(seed, epoch))
+                self._drawn = epoch, torch.rand(len(self), self.images.draws, generator=generator)
+            rows[epochs == epoch] = self._drawn[1][indices[epochs == epoch] % len(self)]
+        return rows
 
 
 class EpochLoader(DataLoader[Any]):

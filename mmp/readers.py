@@ -17,7 +17,7 @@ import torch
 from mmp.config import DataConfig
 from mmp.errors import MmpError
 from mmp.files import locked
-from mmp.images import FileImages, Images, Samples, Source, in_memory, transform_of
+from mmp.images import Images, Samples, Source, in_memory, of_files
 
 
 def read_digits(cfg: DataConfig) -> Source:
@@ -209,11 +209,9 @@ def read_gtsrb(cfg: DataConfig) -> Source:
             f"{root / 'gtsrb'}: the test images or GT-final_test.csv are missing or damaged ({error})"
         ) from error
     tracks = [f"{Path(path).parent.name}/{Path(path).stem.split('_')[0]}" for path, _ in train]
-    grey = cfg.channels == 1
     return Source(
-        FileImages(train, root, grey, transform_of(cfg, training=True)),
-        FileImages(train, root, grey, transform_of(cfg, training=False)),
-        FileImages(test, root, grey, transform_of(cfg, training=False)),
+        *of_files(train, root, cfg),
+        of_files(test, root, cfg)[1],
         np.unique(tracks, return_inverse=True)[1],
     )
 
@@ -226,16 +224,14 @@ def read_imagefolder(cfg: DataConfig) -> Source:
     """
     root = Path(cfg.root or ".")
     train, classes = _class_folders(root / "train", cfg)
-    grey, plain = cfg.channels == 1, transform_of(cfg, training=False)
     test = None
     if (root / "test").is_dir():
         samples, found = _class_folders(root / "test", cfg)
         if found != classes:
             differing = ", ".join(sorted(set(found) ^ set(classes)))
             raise MmpError(f"{root / 'test'}: its class folders differ from those of training ({differing})")
-        test = FileImages(samples, root, grey, plain)
-    training = FileImages(train, root, grey, transform_of(cfg, training=True))
-    return Source(training, FileImages(train, root, grey, plain), test)
+        test = of_files(samples, root, cfg)[1]
+    return Source(*of_files(train, root, cfg), test)
 
 
 def _class_folders(folder: Path, cfg: DataConfig) -> tuple[Samples, list[str]]:

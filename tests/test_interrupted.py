@@ -88,10 +88,18 @@ def leave() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("steps", [(1,), (4,), (2, 3, 7, 9, 11)], ids=str)
+@pytest.mark.parametrize(
+    ("steps", "batches"), [((1,), True), ((4,), False), ((2, 3, 7, 9, 11), True), ((2, 3, 7, 9, 11), False)], ids=str
+)
 def test_a_training_stopped_within_an_epoch_ends_with_the_same_bits(
-    config: PruneConfig, steps: tuple[int, ...], workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: PruneConfig,
+    steps: tuple[int, ...],
+    batches: bool,
+    workers: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    config.data.augment_batches = batches
     data = ImageData(config.data, config.seed)
     assert len(data.train_dataloader()) == 4  # so steps 4 and 8 begin an epoch
     whole = train(config, data, tmp_path / "whole")

@@ -16,7 +16,7 @@ from small_files import write_cifar10, write_cifar_batch, write_gtsrb
 from mmp.config import DataConfig
 from mmp.data import ImageData, split_indices
 from mmp.errors import MmpError
-from mmp.images import TensorImages, TransformedImages, transform_of
+from mmp.images import AugmentedImages, TensorImages, transform_of
 from mmp.readers import READERS
 
 NATIVE = {"channels": 3, "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "batch_size": 16}
@@ -166,6 +166,21 @@ def test_a_file_that_is_no_image_is_named_before_training_where_it_is_read_last(
         ImageData(of_gtsrb(tmp_path), seed=0)
 
 
+def test_small_traffic_signs_are_kept_in_memory_as_they_are_evaluated(tmp_path: Path) -> None:
+    write_gtsrb(tmp_path, tracks=2, frames=2)
+    chosen = {"augment": {"scale": [0.8, 1.0], "hflip": 0.0, "color_jitter": 0.2}, "crop_pct": 1.0}
+    read, kept = (READERS["gtsrb"](of_gtsrb(tmp_path, in_memory=in_memory, **chosen)) for in_memory in (False, True))
+    assert isinstance(kept.train, AugmentedImages)
+    assert torch.equal(kept.train.labels, read.train.labels)
+    for ours, theirs in ((kept.plain, read.plain), (kept.test, read.test)):
+        assert isinstance(ours, TensorImages)
+        assert all(torch.allclose(ours[i][0], theirs[i][0], atol=1e-5) for i in range(0, len(ours), 7))
+    broken = tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00005.ppm"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(MmpError, match=f"{broken}: not a readable image"):
+        READERS["gtsrb"](of_gtsrb(tmp_path, in_memory=True, **chosen))
+
+
 def test_a_damaged_table_of_test_labels_is_named(tmp_path: Path) -> None:
     write_gtsrb(tmp_path, tracks=1, frames=1)
     table = tmp_path / "gtsrb" / "GT-final_test.csv"
@@ -198,7 +213,7 @@ def test_augmentation_changes_training_images_only(tmp_path: Path) -> None:
     write_cifar10(tmp_path)
     cfg = config("cifar10", tmp_path, augment={"scale": [0.3, 0.5], "hflip": 0.5, "color_jitter": None})
     source = READERS["cifar10"](cfg)
-    assert isinstance(source.train, TransformedImages)
+    assert isinstance(source.train, AugmentedImages)
     assert isinstance(source.plain, TensorImages)
     torch.manual_seed(0)
     seen = [source.train[0][0] for _ in range(4)]

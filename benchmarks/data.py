@@ -1,0 +1,140 @@
+"""Images a second: batches of images in memory against per-image transforms, and a fine-tuning epoch against the model.
+
+``python -m benchmarks.data`` makes batches of random images of CIFAR's size, in one process: as they are evaluated,
+with the augmentation of ``data=cifar10``, and with timm's defaults. The other route is torchvision's as it is mostly
+written: a DataLoader, PIL, and timm's transform of one image. Then it trains through Lightning, augmented, and after
+every epoch as many steps of the bare model, loss and optimizer on one batch that is already where it is needed: on a
+GPU if there is one, in bfloat16 and channels-last, with four worker processes; else all in this process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from benchmarks.timing import Claim, in_turns, ratios, shown, table
+from mmp.conf import choose
+from mmp.config import DataConfig, FinetuneConfig, ModelConfig
+from mmp.images import TransformedImages, in_memory, transform_of
+from mmp.loading import EpochLoader, EpochShuffle, Split
+from mmp.models import build_model
+from mmp.training import Classifier
+
+GPU = torch.cuda.is_available()
+IMAGES, STEPS = (50_000, 390) if GPU else (2560, 10)
+BATCH, CLASSES, REPEATS = 128, 10, 7
+MODELS = ("cnn", "resnet18")
+
+
+def settings(augment: Any) -> DataConfig:
+    """Return those of images like CIFAR's."""
+    state = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
+    return DataConfig(name="random", reader="", classes=CLASSES, image_size=32, augment=augment, **state)
+
+
+def pipeline(what: str, pixels: Tensor, labels: Tensor, augment: Any) -> Claim:
+    """Return how many times the images of per-image transforms come out of ours."""
+    config = settings(augment)
+    chosen, transform = in_memory(pixels, labels, config)[0], transform_of(config, training=augment is not None)
+    ours = Split(chosen, range(len(labels)), None if augment is None else 0)
+    few = len(labels) // 5
+    theirs = DataLoader(TransformedImages(pixels[:few], labels[:few], transform), BATCH)
+
+    def batches() -> None:
+        for first in range(0, len(labels), BATCH):
+            ours.__getitems__(list(range(first, min(first + BATCH, len(labels)))))
+
+    found = in_turns({"ours": batches, "theirs": lambda: list(theirs)}, REPEATS)
+    rates = [count / statistics.median(found[name]) for name, count in (("ours", len(labels)), ("theirs", few))]
+    times = [ratio * len(labels) / few for ratio in ratios(found["theirs"], found["ours"])]
+    return Claim(f"{what}: ours over one by one", times, note=f"{shown(rates[0])} images/s over {shown(rates[1])}")
+
+
+class BareSteps(pl.Callback):
+    """After each epoch, takes as many steps of a model on a batch that stays where it is; both are timed.
+
+    Args:
+        model: What is trained.
+        recipe: Its optimizer.
+    """
+
+    def __init__(self, model: nn.Module, recipe: FinetuneConfig) -> None:
+        device = "cuda" if GPU else "cpu"
+        self._model = model.to(device).train()
+        self._optimizer = create_optimizer_v2(model, opt=recipe.optimizer, lr=1e-4, weight_decay=recipe.weight_decay)
+        images = torch.randn(BATCH, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+        self._batch = images, torch.randint(CLASSES, (BATCH,), device=device)
+        self._start = 0.0
+        self.seconds: dict[str, list[float]] = {"epoch": [], "bare": []}
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        """Start the clock."""
+        self._start = now()
+
+    def on_train_epoch_end(self, *_: object) -> None:
+        """Read it, and take the bare steps."""
+        middle = now()
+        images, labels = self._batch
+        for _step in range(STEPS):
+            self._optimizer.zero_grad()
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=GPU):
+                loss = nn.functional.cross_entropy(self._model(images), labels)
+            loss.backward()
+            self._optimizer.step()
+        self.seconds["epoch"].append(middle - self._start)
+        self.seconds["bare"].append(now() - middle)
+
+
+def now() -> float:
+    """Return the time when everything until now is done."""
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def epoch(name: str, pixels: Tensor, labels: Tensor, augment: Any) -> Claim:
+    """Return the share of the bare model's images a second that a fine-tuning epoch has."""
+    recipe = FinetuneConfig(epochs=REPEATS + 1, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
+    config = ModelConfig(**{**OmegaConf.to_container(choose("model", name), resolve=True), "num_classes": CLASSES})
+    models = [build_model(config).to(memory_format=torch.channels_last) for _ in range(2)]
+    images = Split(in_memory(pixels, labels, settings(augment))[0], range(BATCH * STEPS), seed=0)
+    workers = {"num_workers": 4, "persistent_workers": True, "pin_memory": True} if GPU else {}
+    loader = EpochLoader(images, BATCH, EpochShuffle(len(images), seed=0), **workers)
+    bare = BareSteps(models[0], recipe)
+    trainer = pl.Trainer(
+        max_epochs=recipe.epochs, devices=1, precision="bf16-mixed" if GPU else "32-true", callbacks=[bare],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Classifier(models[1], recipe, CLASSES), train_dataloaders=loader)
+    seconds = {route: values[1:] for route, values in bare.seconds.items()}
+    rates = [BATCH * STEPS / statistics.median(seconds[route]) for route in ("epoch", "bare")]
+    note = f"{shown(rates[0])} images/s over {shown(rates[1])}"
+    what = f"{name}, augmented fine-tuning epoch over the bare model on one batch"
+    return Claim(what, ratios(seconds["bare"], seconds["epoch"]), least=0.8, note=note)
+
+
+def measure() -> list[Claim]:
+    """Return all claims."""
+    pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(IMAGES) % CLASSES
+    recipe = OmegaConf.to_container(choose("data", "cifar10").augment)
+    few = slice(0, 2560)
+    routes = {"not augmented": None, "augmented as data=cifar10": recipe, "augmented with timm's defaults": {}}
+    claims = [pipeline(what, pixels[few], labels[few], augment) for what, augment in routes.items()]
+    return [*claims, *(epoch(name, pixels, labels, recipe) for name in MODELS)]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(__doc__)
+    torch.manual_seed(0)
+    sys.stdout.write(table(measure()) + "\n")
