@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from mmp.identity import digest
 from mmp.keep import pruned_count
 from mmp.layers import Layer, prunable_parameters
 from mmp.reconstruct import dense_targets
-from mmp.signals import PAPER_SIGNALS, Scorer, normalise, score
+from mmp.signals import PAPER_SIGNALS, Scorer, score
 from mmp.sizes import MEGABYTE
 from mmp.statistics import collect
-from mmp.store import cached_tensors
+from mmp.store import cached_set, cached_tensors
 
 _MOST_SHARED = 10**9  # bytes of covariances that are worth a file
 
@@ -82,25 +83,24 @@ class Calibration:
     def scores(self, signal: Scorer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return one score tensor per layer, and where they came from.
 
-        One calibration pass serves the three signals of the paper and this one; a sweep shares its file.
+        One calibration pass serves the three signals of the paper and this one; a sweep shares their files.
         """
         signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
         key = digest([self.key, {name: _source_of(type(known)) for name, known in signals.items()}, source_code()])
-        path = self.cache / "scores" / f"{key[:16]}.safetensors"
+        parameters = prunable_parameters(self.model, self.layers)
+        paths = {name: self.cache / "scores" / key[:16] / f"{name}.safetensors" for name in signals}
 
-        def compute() -> dict[str, Tensor]:
-            parameters = prunable_parameters(self.model, self.layers)
+        @cache
+        def statistics() -> dict[str, dict[str, Tensor]]:
             needs = frozenset[str]().union(*(s.needs for s in signals.values()))
             shared = {"input_covariance": self._covariances(parameters)} if "input_covariance" in needs else {}
-            statistics = collect(self.model, parameters, self.batches, self.loss, needs - shared.keys()) | shared
-            return {
-                f"{name}/{layer}": value.cpu()
-                for name, s in signals.items()
-                for layer, value in normalise(score(s, parameters, statistics)).items()
-            }
+            return collect(self.model, parameters, self.batches, self.loss, needs - shared.keys()) | shared
 
-        scores, cached = cached_tensors(path, compute, prefix=f"{signal.name}/")
-        return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
+        def compute(name: str) -> dict[str, Tensor]:
+            return score(signals[name], parameters, statistics(), normalised=True)
+
+        scores, cached = cached_set(paths, signal.name, compute)
+        return {layer.name: scores[layer.name] for layer in self.layers}, {"key": key[:16], "cached": cached}
 
     def criterion_scores(self, criterion: Criterion, temperature: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return a criterion's scores as they are, comparable between layers, and where they came from.

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,17 +160,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Returns:
         The digest of the tensors.
     """
-    # Clones, because safetensors refuses tensors that share memory (tied weights).
-    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    uses = Counter(value.untyped_storage().data_ptr() for value in plain.values())
+    for name, value in plain.items():
+        if uses[value.untyped_storage().data_ptr()] > 1:  # tied weights, which safetensors refuses
+            plain[name] = value.clone()
     digest = tensors_digest(plain)
     write_atomically(path, lambda temporary: save_file(plain, temporary, metadata={"sha256": digest}))
     return digest
 
 
-def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Read the tensors whose names begin with ``prefix``; the prefix is cut off.
-
-    Whole files (no prefix) that carry a digest are checked against it.
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors; a file that carries a digest is checked against it.
 
     Raises:
         MmpError: if the file is missing, not a safetensors file, truncated or altered.
@@ -178,11 +180,10 @@ def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         raise MmpError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
-            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             expected = (file.metadata() or {}).get("sha256")
     except (SafetensorError, OSError, ValueError) as error:
         raise MmpError(f"{path}: not a readable safetensors file ({error})") from error
-    if expected and not prefix and tensors_digest(tensors) != expected:
+    if expected and tensors_digest(tensors) != expected:
         raise MmpError(f"{path}: the contents do not match their checksum; the file was altered")
     return tensors

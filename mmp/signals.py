@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
+from mmp.keep import all_finite
 
 
 class Scorer(Protocol):
@@ -91,7 +92,10 @@ PAPER_SIGNALS: tuple[Scorer, ...] = (Magnitude(), Gradient(), Product())
 
 
 def score(
-    scorer: Scorer, parameters: Mapping[str, nn.Parameter], statistics: Mapping[str, Mapping[str, Tensor]]
+    scorer: Scorer,
+    parameters: Mapping[str, nn.Parameter],
+    statistics: Mapping[str, Mapping[str, Tensor]],
+    normalised: bool = False,
 ) -> dict[str, Tensor]:
     """Return one score tensor per weight, as the signal or criterion defines it.
 
@@ -99,6 +103,7 @@ def score(
         scorer: The signal.
         parameters: Weights by name.
         statistics: What ``mmp.statistics.collect`` returned, with everything that the signal needs.
+        normalised: Whether to :func:`normalise` each.
 
     Raises:
         MmpError: if a needed statistic is missing, or a weight is not finite; never a silent fallback.
@@ -108,20 +113,18 @@ def score(
     scores = {}
     for name, parameter in parameters.items():
         weight = parameter.detach()
-        if not torch.isfinite(weight).all():
+        if not all_finite(weight):
             raise MmpError(f"weight {name!r} holds NaN or infinity; the checkpoint is damaged or training diverged")
-        scores[name] = scorer.score(weight, {need: statistics[need][name] for need in scorer.needs})
+        found = scorer.score(weight, {need: statistics[need][name] for need in scorer.needs})
+        scores[name] = normalise(found) if normalised else found
     return scores
 
 
-def normalise(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scale each layer's scores by a power of two so that its largest lies in [0.5, 1).
+def normalise(scores: Tensor) -> Tensor:
+    """Scale a layer's scores by a power of two so that the largest lies in [0.5, 1).
 
     A power of two scales exactly (float32 scores down to 1e-38 of the largest), so no two different scores become
     equal and masks do not change.
     """
-    result = {}
-    for name, value in scores.items():
-        exponent = int(torch.frexp(value.max()).exponent)
-        result[name] = value * 2.0 ** -max(exponent, -126)
-    return result
+    exponent = int(torch.frexp(scores.max()).exponent)
+    return scores * 2.0 ** -max(exponent, -126)

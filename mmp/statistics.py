@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmp.errors import MmpError
+from mmp.keep import all_finite
 from mmp.modes import evaluating
 from mmp.unfold import columns_of, rows_of
 from mmp.walk import Walk
@@ -29,10 +30,10 @@ MOST_IMAGES = 512  # of the calibration split, for input_covariance and squared_
 
 
 # Statistics of a batch's gradients that one backward pass gives.
-_FIRST_ORDER: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
-    "gradient": list,
-    "absolute_gradient": lambda gradients: list(torch._foreach_abs(gradients)),
-    "squared_batch_gradient": lambda gradients: list(torch._foreach_mul(gradients, gradients)),
+_FIRST_ORDER: dict[str, Callable[[Tensor], Tensor]] = {
+    "gradient": lambda gradient: gradient,
+    "absolute_gradient": torch.abs,
+    "squared_batch_gradient": torch.square,
 }
 
 
@@ -91,7 +92,7 @@ def collect(
             statistics["hessian_gradient"] = _hessian_gradient(model, parameters, batches, loss, temperature)
     for values in statistics.values():
         for name, value in values.items():
-            if not torch.isfinite(value).all():
+            if not all_finite(value):
                 raise MmpError(f"the calibration gradient of {name!r} is not finite; check weights and data")
     return statistics
 
@@ -103,14 +104,21 @@ def _first_order(
     sums = {kind: [torch.zeros_like(p) for p in parameters.values()] for kind in kinds}
     samples = 0
     for inputs, targets in batches:
-        gradients = _gradients(loss(model(inputs), targets), parameters)
         samples += len(inputs)
+        gradients = _gradients(loss(model(inputs), targets), parameters)
         for kind in kinds:
-            torch._foreach_add_(sums[kind], _FIRST_ORDER[kind](gradients), alpha=len(inputs))
+            _add(sums[kind], map(_FIRST_ORDER[kind], gradients), len(inputs))
+        del gradients  # before the next are made
     _require(samples)
     for values in sums.values():
         torch._foreach_div_(values, samples)
     return {kind: dict(zip(parameters, values, strict=True)) for kind, values in sums.items()}
+
+
+def _add(totals: Iterable[Tensor], values: Iterable[Tensor], times: int) -> None:
+    """Add values to totals, layer by layer, so that values which are made on the way are in memory one at a time."""
+    for total, value in zip(totals, values, strict=True):
+        total.add_(value, alpha=times)
 
 
 def _squared_gradient(
@@ -122,6 +130,7 @@ def _squared_gradient(
         for i in range(len(inputs)):
             gradients = _gradients(loss(model(inputs[i : i + 1]), targets[i : i + 1]), parameters)
             torch._foreach_addcmul_(total, gradients, gradients)
+            del gradients  # before the next are made
         samples += len(inputs)
     _require(samples)
     torch._foreach_div_(total, samples)
@@ -194,22 +203,23 @@ def _hessian_gradient(
     def scaled(outputs: Tensor, targets: Tensor) -> Tensor:
         return loss(outputs / temperature, targets)
 
+    def product(inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
+        """Return a batch's Hessian times the mean gradient; nothing else of its graph is left."""
+        gradients = _gradients(scaled(model(inputs), targets), parameters, create_graph=True)
+        inner = torch.stack([(g * mean[n]).sum() for n, g in zip(parameters, gradients, strict=True)]).sum()
+        if not inner.requires_grad:  # the loss is linear in the weights
+            return list(map(torch.zeros_like, parameters.values()))
+        # A weight in which the loss is linear has no path to the second derivative: zeros, not an error.
+        return torch.autograd.grad(inner, list(parameters.values()), allow_unused=True, materialize_grads=True)
+
     # Fused attention kernels have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
         mean = _first_order(model, parameters, batches, scaled, {"gradient"})["gradient"]
         total = [torch.zeros_like(p) for p in parameters.values()]
         samples = 0
         for inputs, targets in batches:
-            value = scaled(model(inputs), targets)
-            gradients = _gradients(value, parameters, create_graph=True)
-            inner = torch.stack([(g * mean[n]).sum() for n, g in zip(parameters, gradients, strict=True)]).sum()
-            if inner.requires_grad:  # else the loss is linear in the weights, and H is zero
-                # A weight in which the loss is linear has no path to the second derivative: zeros, not an error.
-                second = torch.autograd.grad(
-                    inner, list(parameters.values()), allow_unused=True, materialize_grads=True
-                )
-                torch._foreach_add_(total, second, alpha=len(inputs))
             samples += len(inputs)
+            _add(total, product(inputs, targets), len(inputs))
     _require(samples)
     torch._foreach_div_(total, samples)
     return dict(zip(parameters, total, strict=True))

@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mmp.errors import MmpError
 from mmp.files import load_tensors, save_tensors, tensors_digest, write_atomically, write_json
-from mmp.store import cached_tensors
+from mmp.store import cached_set, cached_tensors
 
 WORKERS = 8
 
@@ -125,13 +126,13 @@ def test_tensors_of_any_kind_come_back(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["t.safetensors"]
 
 
-def test_prefix_selects_and_is_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "t.safetensors"
-    save_tensors(path, tensors())
-    assert {name: value.flatten().tolist() for name, value in load_tensors(path, "score/").items()} == {
-        "a": [0, 1, 2, 3, 4, 5],
-        "b": [7],
-    }
+def test_only_tensors_that_share_memory_are_copied_to_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, tied = torch.ones(3), torch.zeros(2)
+    saved: dict[str, Tensor] = {}
+    monkeypatch.setattr("mmp.files.save_file", lambda plain, *_, **__: saved.update(plain))
+    save_tensors(tmp_path / "t.safetensors", {"alone": alone, "one": tied, "other": tied.view(2, 1)})
+    assert saved["alone"].data_ptr() == alone.data_ptr()
+    assert saved["one"].data_ptr() != saved["other"].data_ptr()
 
 
 def test_digest_sees_name_type_shape_and_value_but_not_order() -> None:
@@ -204,31 +205,33 @@ def test_cache_computes_once_and_then_reads(tmp_path: Path) -> None:
     assert compute.runs == 1
 
 
-def test_cache_gives_the_same_prefix_computed_or_read(tmp_path: Path) -> None:
-    path, compute = tmp_path / "scores.safetensors", Counted()
-    for expected_hit in (False, True):
-        found, hit = cached_tensors(path, compute, prefix="score/")
+def test_cache_of_sets_makes_all_for_one_and_never_holds_two(tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.safetensors" for name in "abc"}
+    made: dict[str, weakref.ref[Tensor]] = {}
+
+    def compute(name: str) -> dict[str, Tensor]:
+        assert not any(one() is not None for one in made.values())
+        tensor = torch.full((3,), float(ord(name)))
+        made[name] = weakref.ref(tensor)
+        return {"x": tensor}
+
+    for wanted, expected_hit in (("b", False), ("a", True), ("b", True)):
+        found, hit = cached_set(paths, wanted, compute)
         assert hit is expected_hit
-        assert {name: value.flatten().tolist() for name, value in found.items()} == {
-            "a": [0, 1, 2, 3, 4, 5],
-            "b": [7],
-        }
-    assert_is_content(cached_tensors(path, compute)[0])  # the file holds everything
-    assert compute.runs == 1
+        assert found["x"].tolist() == [ord(wanted)] * 3
+        del found
+    assert sorted(made) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "altered"])
-@pytest.mark.parametrize("prefix", ["", "score/"])
-def test_cache_recovers_from_a_damaged_file(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, prefix: str
-) -> None:
+def test_cache_recovers_from_a_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     path, compute = tmp_path / "scores.safetensors", Counted()
     cached_tensors(path, compute)
     whole = path.read_bytes()
     flipped = whole[:-1] + bytes([whole[-1] ^ 1])
     path.write_bytes({"empty": b"", "truncated": whole[:-3], "altered": flipped}[damage])
     with caplog.at_level(logging.WARNING):
-        _, hit = cached_tensors(path, compute, prefix)
+        _, hit = cached_tensors(path, compute)
     assert not hit
     assert str(path) in caplog.text
     found, hit = cached_tensors(path, compute)

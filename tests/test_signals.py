@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Mapping
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -176,6 +178,32 @@ def test_hessian_gradient_goes_through_attention(kind: str) -> None:
         assert (value != 0).any()
 
 
+# --- memory ---
+
+
+@pytest.mark.parametrize("kind", ["gradient", "absolute_gradient", "squared_gradient", "hessian_gradient"])
+def test_nothing_of_a_batch_is_in_memory_when_the_next_begins(
+    row: nn.Linear, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[weakref.ref[Tensor]] = []
+    left: list[int] = []
+    grad = torch.autograd.grad
+
+    def remember(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        found = grad(*arguments, **options)
+        taken.extend(map(weakref.ref, found))
+        return found
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        left.append(sum(one() is not None for one in taken))
+        return half_square(outputs, targets)
+
+    monkeypatch.setattr("torch.autograd.grad", remember)
+    collect(row, weights(row), UNEVEN, loss, [kind])
+    assert len(taken) >= 2
+    assert not any(left)
+
+
 # --- signals on one network ---
 
 
@@ -293,7 +321,7 @@ def test_hessian_gradient_of_a_linear_loss_is_zero(row: nn.Linear) -> None:
 
 def test_normalise_by_hand() -> None:
     values = {"a": torch.tensor([3.0, 0.75]), "b": torch.tensor([0.25, 0.0]), "c": torch.zeros(2)}
-    found = {name: value.tolist() for name, value in normalise(values).items()}
+    found = {name: normalise(value).tolist() for name, value in values.items()}
     assert found == {"a": [0.75, 0.1875], "b": [0.5, 0.0], "c": [0.0, 0.0]}
 
 
@@ -303,7 +331,7 @@ magnitudes = st.one_of(st.just(0.0), st.floats(2.0**-100, 2.0**20, width=32))
 @given(st.lists(magnitudes, min_size=1, max_size=12), st.sampled_from([torch.float32, torch.float64]))
 def test_normalise_keeps_order_ties_and_zeros(values: list[float], dtype: torch.dtype) -> None:
     scores = torch.tensor(values, dtype=dtype)
-    scaled = normalise({"a": scores})["a"]
+    scaled = normalise(scores)
     assert scaled.dtype is dtype
     assert torch.equal(scaled.sign(), scores.sign())
     assert torch.equal(scaled[:, None] < scaled, scores[:, None] < scores)
@@ -312,8 +340,17 @@ def test_normalise_keeps_order_ties_and_zeros(values: list[float], dtype: torch.
     assert 0.5 <= scaled.max() < 1.0 or not scores.any()
 
 
+def test_scores_are_normalised_layer_by_layer_where_asked(conv_net: nn.Module) -> None:
+    parameters = weights(conv_net)
+    plain, scaled = (score(Magnitude(), parameters, {}, normalised) for normalised in (False, True))
+    assert plain["0.weight"].max() < 0.5
+    assert {name: value.tolist() for name, value in scaled.items()} == {
+        name: normalise(value).tolist() for name, value in plain.items()
+    }
+
+
 def test_normalise_lifts_tiny_scores() -> None:
-    scaled = normalise({"a": torch.tensor([1e-30, 5e-31, 0.0])})["a"]
+    scaled = normalise(torch.tensor([1e-30, 5e-31, 0.0]))
     assert 0.5 <= scaled[0] < 1.0
     assert scaled[1] == scaled[0] / 2
     assert scaled[2] == 0.0

@@ -1,0 +1,76 @@
+"""Scores against the passes that they are made of: plain forward and backward over the same calibration samples.
+
+``python -m benchmarks.scores`` times three signals in one pass, normalised, and GraSP's criterion, both in turns with a
+loop that does nothing but take the gradients, on the demo's CNN and ViT and on ResNet-18 at 32x32.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.timing import Claim, in_turns, ratios, table
+from mmp.conf import choose
+from mmp.config import ModelConfig
+from mmp.criteria import criterion
+from mmp.layers import prunable_layers, prunable_parameters
+from mmp.models import build_model
+from mmp.modes import evaluating
+from mmp.signals import PAPER_SIGNALS, score
+from mmp.statistics import Batches, collect
+
+MODELS = ("cnn", "vit", "resnet18")
+SIZES, SAMPLES, REPEATS = (128, 64), 256, 5
+
+
+def plain(model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches) -> None:
+    """Take the gradients of every batch."""
+    with evaluating(model):
+        for inputs, targets in batches:
+            torch.autograd.grad(F.cross_entropy(model(inputs), targets), list(parameters.values()))
+
+
+def three_signals(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches
+) -> list[dict[str, Tensor]]:
+    """Return the scores that a sweep over the paper's signals uses."""
+    needs = frozenset[str]().union(*(signal.needs for signal in PAPER_SIGNALS))
+    statistics = collect(model, parameters, batches, F.cross_entropy, needs)
+    return [score(signal, parameters, statistics, normalised=True) for signal in PAPER_SIGNALS]
+
+
+def grasp(model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches) -> dict[str, Tensor]:
+    """Return GraSP's scores."""
+    scorer = criterion("grasp")
+    return score(scorer, parameters, collect(model, parameters, batches, F.cross_entropy, scorer.needs, 200.0))
+
+
+def measure(name: str, size: int) -> list[Claim]:
+    """Return what is measured on a model with batches of a size."""
+    config = OmegaConf.to_object(
+        OmegaConf.merge(ModelConfig, choose("model", name), {"in_chans": 3, "num_classes": 10})
+    )
+    model = build_model(config)
+    parameters = prunable_parameters(model, prunable_layers(model))
+    batches = [(x, torch.randint(10, (len(x),))) for x in torch.randn(SAMPLES, 3, 32, 32).split(size)]
+    routes = {"plain": plain, "signals": three_signals, "grasp": grasp}
+    found = in_turns(
+        {key: lambda route=route: route(model, parameters, batches) for key, route in routes.items()}, REPEATS
+    )
+    label = f"{name}, batches of {size}"
+    return [
+        Claim(f"{label}: three signals over plain passes", ratios(found["signals"], found["plain"]), most=1.05),
+        Claim(f"{label}: GraSP over plain passes", ratios(found["grasp"], found["plain"]), most=3.5),
+    ]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(__doc__)
+    torch.manual_seed(0)
+    sys.stdout.write(table([claim for name in MODELS for size in SIZES for claim in measure(name, size)]) + "\n")
