@@ -15,6 +15,7 @@ from mmp.results import SETTINGS, Run
 # Overrides that say nothing about a configuration's settings, or are in its name anyway.
 _NAMED = {"model", "data", "signal", "strategy", "criterion", "seed", "match", "sweep", "force", *SETTINGS}
 _INCIDENTAL = ("paths", "logger", "hydra", "debug")
+_MOST_TWINS = 8  # that are named
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Configuration:
         """Signal and strategy, or criterion and budget; and whatever else tells it from others of its group."""
         settings = (f"{what}={value}" for what in self.varied if (value := getattr(self.runs[0], what)))
         return " ".join(filter(None, (self.runs[0].configuration, *settings, self.other)))
+
+    @property
+    def named_twins(self) -> list[str]:
+        """The names of the first few twins, and how many more there are: a list that does not grow with the sweep."""
+        more = len(self.twins) - _MOST_TWINS
+        return [*self.twins[:_MOST_TWINS], *([f"and {more} more"] if more > 0 else [])]
 
     @property
     def seeds(self) -> int:

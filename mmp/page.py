@@ -141,7 +141,7 @@ def _configuration(one: Configuration, report: Report, sweep: str, ranges: dict[
         "sweep": sweep,
         **settings,
         "other": one.other,
-        "twins": one.twins,
+        "twins": one.named_twins,
         "runs": [{**_run(run, ranges), "export": _export(report.folder / run.folder)} for run in one.runs],
     }
 

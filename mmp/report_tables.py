@@ -56,7 +56,7 @@ def results_csv(groups: Sequence[Group], ended: Sequence[Run]) -> str:
         for one in group.configurations:
             for run in one.runs:
                 cells = [getattr(run, column) for column in _RUN_COLUMNS]
-                writer.writerow([*cells, one.other, int(one.efficient), "; ".join(one.twins), run.folder, ""])
+                writer.writerow([*cells, one.other, int(one.efficient), "; ".join(one.named_twins), run.folder, ""])
     for run in ended:
         cells = [getattr(run, column) for column in _RUN_COLUMNS[:_KNOWN_OF_FAILED]]
         blank = [""] * (len(_RUN_COLUMNS) - _KNOWN_OF_FAILED + 3)
@@ -99,7 +99,7 @@ def configurations_table(group: Group) -> Table:
         "epochs": lambda one: f"{one.mean('epochs'):.3g} {_choices(one)}".strip(),
         "s": lambda one: f"{one.mean('seconds'):.1f}",
         "front": lambda one: "*" if one.efficient else "",
-        "same masks as": lambda one: ", ".join(one.twins),
+        "same masks as": lambda one: ", ".join(one.named_twins),
     }
     shown = {heading: cell for heading, cell in columns.items() if cell}
     rows = [[cell(one) for cell in shown.values()] for one in members]

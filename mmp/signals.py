@@ -70,7 +70,7 @@ class Product:
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return |w| times the mean of |g|."""
-        return weight.abs() * statistics["absolute_gradient"]
+        return weight.abs().mul_(statistics["absolute_gradient"])
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,17 @@ def test_the_front_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> 
     assert [one.name for one in group.configurations if one.efficient] == ["magnitude/good on validation"]
 
 
+def test_of_many_configurations_with_the_same_masks_each_names_a_few(tmp_path: Path) -> None:
+    write(tmp_path, *(result(f"s{i:02}", 0.5, 0.9, 0.9, masks_hash="same") for i in range(12)))
+    report = write_report(tmp_path)
+    told = [f"magnitude/s{i:02}" for i in range(1, 9)] + ["and 3 more"]
+    assert rows_of(tmp_path)[0]["identical_to"] == "; ".join(told)
+    assert ", ".join(told) in (tmp_path / "report" / "results.md").read_text()
+    assert json.dumps(told, separators=(",", ":")) in (tmp_path / "report" / "index.html").read_text()
+    one = report.groups[0].configurations[0]
+    assert (len(one.twins), one.named_twins) == (11, told)
+
+
 def test_reconstruction_is_shown_where_a_run_has_it(tmp_path: Path) -> None:
     layer = {"name": "a.weight", "kept": 7, "before": 0.5, "after": 0.25, "status": "solved", "seconds": 0.1}
     solved = result("p90", 0.9, 0.9, 0.85, reconstruction={"layers": [layer]})
