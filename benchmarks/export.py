@@ -5,6 +5,7 @@ and prints a table of them; what is there already is skipped.
 ``python -m benchmarks.export paper resnet18 swin_tiny`` exports the paper's models with random weights, pruned to 90 %
 by magnitude; all four if none is named.
 ``python -m benchmarks.export load`` times the loading of a sparse file of thirty million weights.
+``python -m benchmarks.export int8 RUN_FOLDER ...`` compares quantizers (:mod:`benchmarks.export_int8`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from benchmarks.export_int8 import int8
 from mmp.conf import choose
 from mmp.config import ModelConfig, register
 from mmp.errors import MmpError
@@ -170,7 +172,9 @@ def main(words: Sequence[str]) -> str:
         return paper(names or list(PAPER))
     if command == "load":
         return load()
-    raise MmpError("python -m benchmarks.export trained, paper or load")
+    if command == "int8":
+        return int8(names)
+    raise MmpError("python -m benchmarks.export trained, paper, load or int8")
 
 
 if __name__ == "__main__":

@@ -319,6 +319,28 @@ def test_openvino_is_as_accurate_as_pytorch(copied: Path) -> None:
     assert outcome == "written"
 
 
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_executorch_is_as_accurate_as_pytorch(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("executorch")
+    ((outcome, place, content),) = again(copied, "target=executorch")
+    assert outcome == "written", content
+    assert capfd.readouterr() == ("", "")
+    assert sorted(path.name for path in place.iterdir()) == ["README.md", "export.json", "model.pte"]
+    assert content["accuracy"]["difference"] == pytest.approx(0, abs=1e-4)
+    assert content["weights"]["nonzero"] == content["weights"]["kept"]
+    assert "executorch" in content["versions"]
+    assert str(ROOT).encode() not in (place / "model.pte").read_bytes()
+    images, labels = images_and_labels(copied)
+    (code,) = re.findall(r"```python\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 5
+    monkeypatch.chdir(place)
+    scope: dict[str, Any] = {"images": images}
+    exec(code, scope)  # all images at once
+    assert float((scope["logits"].argmax(1) == labels).double().mean()) == pytest.approx(content["accuracy"]["file"])
+
+
 # --- mistakes and hostile files ---
 
 
