@@ -6,6 +6,7 @@ and prints a table of them; what is there already is skipped.
 by magnitude; all four if none is named.
 ``python -m benchmarks.export load`` times the loading of a sparse file of thirty million weights.
 ``python -m benchmarks.export int8 RUN_FOLDER ...`` compares quantizers (:mod:`benchmarks.export_int8`).
+``python -m benchmarks.export zeros`` times engines on zeros that lie anywhere (:mod:`benchmarks.zeros_xnnpack`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from benchmarks.export_int8 import int8
+from benchmarks.zeros_xnnpack import xnnpack_rows
 from mmp.conf import choose
 from mmp.config import ModelConfig, register
 from mmp.errors import MmpError
@@ -151,6 +153,11 @@ def load() -> str:
     return table_of(["sparsity %", "of dense float32", "seconds, median of 7", "slowest"], rows)
 
 
+def zeros() -> str:
+    """Return whether engines that have sparse kernels gain from zeros that lie anywhere."""
+    return table_of(["engine", "sparsity %", "ms, dense", "ms, zeros", "ratio"], list(xnnpack_rows()))
+
+
 def _sizes(file: int, compressed: int, dense: int) -> list[str]:
     return [f"{file / MEGABYTE:.3f}", f"{file / dense:.3f}", f"{compressed / dense:.3f}"]
 
@@ -174,7 +181,9 @@ def main(words: Sequence[str]) -> str:
         return load()
     if command == "int8":
         return int8(names)
-    raise MmpError("python -m benchmarks.export trained, paper, load or int8")
+    if command == "zeros":
+        return zeros()
+    raise MmpError("python -m benchmarks.export trained, paper, load, int8 or zeros")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Eight bits by onnxruntime's static quantization, as target=onnx_int8 has it, and by torchao's for torch.export (pt2e).
+"""Eight bits by onnxruntime's static quantization, as target=onnx_int8 has it, and by torchao's pt2e.
 
-``python -m benchmarks.export int8 RUN_FOLDER ...`` quantizes runs both ways with the same calibration images. Nothing is
-written into the runs.
+``python -m benchmarks.export int8 RUN_FOLDER ...`` quantizes runs both ways with the same calibration images. Nothing
+is written into the runs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmp.export_measure import accuracy_of
@@ -18,34 +19,48 @@ from mmp.export_subject import Subject
 from mmp.markdown import table_of
 from mmp.targets import Engine, Exportable, load_target
 
+SPLITS, FLOAT = ("validation", "test"), "float32"
+
 
 def int8(folders: Sequence[str]) -> str:
-    """Return a table of the accuracy of each run in PyTorch, and in eight bits by each quantizer."""
-    return table_of(
-        ["run", "quantizer", "validation %", "points", "test %", "points"],
-        [row for folder in folders for row in _rows(Path(folder))],
-    )
+    """Return a table of what eight bits cost runs by each quantizer, in points of accuracy; the mean comes last."""
+    names, rows = list[str](), []
+    for folder in map(Path, folders):
+        found = _accuracies(folder)
+        names = list(found)
+        points = [[one[split] - found[FLOAT][split] for one in found.values()] for split in range(len(SPLITS))]
+        rows.append((folder.name, found[FLOAT], points))
+    told = [[name, *_cells(exact, points)] for name, exact, points in rows]
+    if rows:
+        exacts, points = ([row[i] for row in rows] for i in (1, 2))
+        told.append(["mean", *_cells(np.mean(exacts, axis=0).tolist(), np.mean(points, axis=0).tolist())])
+    headings = [heading for split in SPLITS for heading in (f"{split}, {FLOAT} %", *names[1:])]
+    return table_of(["run", *headings], told)
 
 
-def _rows(folder: Path) -> Iterator[list[str]]:
+def _cells(exact: Sequence[float], points: Sequence[Sequence[float]]) -> list[str]:
+    pairs = zip(exact, points, strict=True)
+    return [cell for one, (_, *lost) in pairs for cell in (f"{one:.2f}", *(f"{value:+.2f}" for value in lost))]
+
+
+def _accuracies(folder: Path) -> dict[str, list[float]]:
+    """Return the accuracy of a run in percent on each of `SPLITS`, by each quantizer, float32 first."""
     with tempfile.TemporaryDirectory() as scratch:
         subject = Subject(folder, (), Path(scratch))
         loaders = (subject.data.val_dataloader(), subject.data.test_dataloader())
-        exact: list[float] = []
-        for name, engine in _engines(subject.source, Path(scratch)):
-            found = [100 * accuracy_of(engine, loader)[0] for loader in loaders]
-            exact = exact or found
-            cells = [(f"{ours:.2f}", f"{ours - theirs:+.2f}") for ours, theirs in zip(found, exact, strict=True)]
-            yield [folder.name, name, *cells[0], *cells[1]]
+        return {
+            name: [100 * accuracy_of(engine, loader)[0] for loader in loaders]
+            for name, engine in _engines(subject.source, Path(scratch))
+        }
 
 
 def _engines(source: Exportable, scratch: Path) -> Iterator[tuple[str, Engine]]:
-    yield "none, float32", torch.inference_mode()(source.model)
+    yield FLOAT, torch.inference_mode()(source.model)
     target, path = load_target("onnx_int8"), scratch / "model.onnx"
     target.write(source, path)
-    yield "onnxruntime, static", target.open(path, source)
-    yield "pt2e, XNNPACK's", _pt2e(source, _xnnpack())
-    yield "pt2e, X86 Inductor's", _pt2e(source, _x86())
+    yield "onnxruntime", target.open(path, source)
+    yield "pt2e, XNNPACK", _pt2e(source, _xnnpack())
+    yield "pt2e, X86", _pt2e(source, _x86())
 
 
 def _xnnpack() -> Any:
