@@ -138,7 +138,7 @@ def test_what_executorch_cannot_do_is_told(kind: type[nn.Module], tmp_path: Path
     with pytest.raises(MmpError, match=r"odd as target=executorch: torch cannot export it .* nothing was written"):
         load_target("executorch").write(source, tmp_path / "model.pte")
     (tmp_path / "model.pte").write_bytes(b"no program")
-    with pytest.raises(MmpError, match="odd as target=executorch: ExecuTorch with XNNPACK cannot load it"):
+    with pytest.raises(MmpError, match="odd as target=executorch: ExecuTorch with XNNPACK cannot run it"):
         load_target("executorch").open(tmp_path / "model.pte", source)
 
 

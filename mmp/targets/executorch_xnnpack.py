@@ -51,17 +51,17 @@ class ExecuTorch:
             raise unable(source, self, "ExecuTorch cannot compile it", error) from error
 
     def open(self, path: Path, source: Exportable) -> Engine:
-        """Return the program, run by ExecuTorch's own runtime."""
+        """Return the program, run by ExecuTorch's own runtime, once already: what fails tells the terminal of it."""
+
+        def run(images: Tensor) -> Tensor:
+            return torch.cat([method.execute([some.contiguous()])[0] for some in images.split(LARGEST)])
+
         try:
             with _silently():
                 method = _runtime().load_program(path).load_method("forward")
+                run(source.images)
         except Exception as error:  # whatever the runtime raises
-            raise unable(source, self, f"{self.engine} cannot load it", error) from error
-
-        def run(images: Tensor) -> Tensor:
-            with _silently():
-                return torch.cat([method.execute([some.contiguous()])[0] for some in images.split(LARGEST)])
-
+            raise unable(source, self, f"{self.engine} cannot run it", error) from error
         return run
 
     def weights(self, path: Path, source: Exportable) -> dict[str, Tensor]:
