@@ -4,6 +4,8 @@
 and prints a table of them; what is there already is skipped.
 ``python -m benchmarks.export paper resnet18 swin_tiny`` exports the paper's models with random weights, pruned to 90 %
 by magnitude; all four if none is named.
+``python -m benchmarks.export points SWEEP_FOLDER`` prints what each exported configuration lost, over its seeds.
+``python -m benchmarks.export zeros`` times what engines offer for zeros that lie anywhere.
 ``python -m benchmarks.export load`` times the loading of a sparse file of thirty million weights.
 """
 
@@ -36,7 +38,7 @@ from mmp.masks import MaskEnforcer, make_masks
 from mmp.models import build_model
 from mmp.sizes import MEGABYTE
 from mmp.sparse import load_sparse, save_sparse
-from mmp.targets import TARGETS, Exportable, load_target, tried
+from mmp.targets import TARGETS, Engine, Exportable, load_target, tried
 
 SWEEP = Path("results/sweeps/export")
 TRAINED = (  # small LeViTs reach no 90 %
@@ -48,6 +50,7 @@ PAPER = {"vgg11": 32, "resnet18": 32, "levit_384": 224, "swin_tiny": 224}  # ima
 SPARSITY = 0.9
 BATCHES = {32: (1, 32), 224: (1,)}  # 32 images of 224x224 take seconds on one core
 SECONDS = 5.0
+RATE = 0.75  # share of zeros above which OpenVINO may store a layer compressed
 HEADINGS = ("model", "target", "MB", "of dense float32", "zstd", "sparsity in the file %")
 
 
@@ -77,6 +80,25 @@ def trained() -> str:
     return table_of([*HEADINGS, "PyTorch %", "file %", "points", "latency, 1", "latency, 32"], rows)
 
 
+def points(folder: Path) -> str:
+    """Return the points that exporting cost each configuration of a sweep: mean and standard deviation over seeds."""
+    found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for path in sorted(folder.glob("*/export/*/export.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads((path.parents[2] / "result.json").read_text(encoding="utf-8"))
+        key = content["model"]["label"], f"{result['signal']}/{result['strategy']}", content["target"]
+        for one in (key, (key[0], "all", key[2])):
+            found.setdefault(one, []).append((content["accuracy"]["pytorch"], content["accuracy"]["difference"]))
+    rows = []
+    for key, pairs in sorted(found.items(), key=lambda item: (item[0][1] == "all", item[0])):
+        pytorch, lost = zip(*pairs, strict=True)
+        spread = f"{statistics.stdev(lost):.2f}" if len(lost) > 1 else ""
+        extremes = f"{min(lost):+.2f} to {max(lost):+.2f}"
+        accuracy = f"{100 * statistics.mean(pytorch):.2f}"
+        rows.append([*key, str(len(lost)), accuracy, f"{statistics.mean(lost):+.3f}", spread, extremes])
+    return table_of(["model", "configuration", "target", "runs", "PyTorch %", "points", "spread", "from, to"], rows)
+
+
 def paper(names: Sequence[str]) -> str:
     """Export the paper's models with random weights, and return their table."""
     rows = []
@@ -88,20 +110,55 @@ def paper(names: Sequence[str]) -> str:
     return table_of([*HEADINGS, "largest logit error %", "latency, 1", "latency, 32"], rows)
 
 
-def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
+def zeros() -> str:
+    """Return the latency of engines that are told to look for zeros, over the same file when they are not."""
+    rows = [*openvino_zeros()]
+    return table_of(["engine", "what", "sparsity %", "batch", "latency, of that without"], rows)
+
+
+def openvino_zeros() -> Iterable[list[str]]:
+    """Time a ViT in eight bits with OpenVINO's decompression of sparse weights; the CPU needs AMX for it."""
+    size, target = 32, load_target("onnx_int8")
+    config = ModelConfig("vit_base_patch16_224", num_classes=10, kwargs={"depth": 4, "img_size": size})
+    for sparsity in (0.8, 0.9, 0.95):
+        with tempfile.TemporaryDirectory() as folder:
+            source = _pruned(config, size, sparsity, Path(folder))
+            path = source.scratch / target.files[0]
+            target.write(source, path)
+            engines = _openvino(path, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE=RATE), _openvino(path)
+            for batch in BATCHES[size]:
+                found = compare_latency(*engines, torch.randn(batch, config.in_chans, size, size), SECONDS)
+                ratio = _ratio(found.ratio, found.quartiles)
+                yield ["OpenVINO", "sparse weights decompression, int8", f"{100 * sparsity:g}", str(batch), ratio]
+
+
+def _openvino(path: Path, **options: Any) -> Engine:
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads(), **options})
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+
+
+def _pruned(config: ModelConfig, size: int, sparsity: float, folder: Path) -> Exportable:
+    """Return a model with random weights, of which the smallest of every layer are zero."""
     torch.manual_seed(0)
-    config: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.to_container(choose("model", name))))
     model = build_model(config).eval()
     for module in model.modules():  # some start with zeros, which would make the weights before them zero as well
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
     weights = prunable_parameters(model, prunable_layers(model))
     scores = {key: weight.detach().abs() for key, weight in weights.items()}
-    masks = make_masks(scores, dict.fromkeys(weights, SPARSITY))
+    masks = make_masks(scores, dict.fromkeys(weights, sparsity))
     MaskEnforcer(weights).set(masks)
     images = tuple(torch.randn(8, config.in_chans, size, size) for _ in range(2))
+    return Exportable(config, model, masks, images, folder)
+
+
+def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
+    config: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.to_container(choose("model", name))))
+    source = _pruned(config, size, SPARSITY, folder)
     (folder / "dense").mkdir()
-    source = Exportable(config, model, masks, images, folder)
+    model, masks = source.model, source.masks
     filled = copy.deepcopy(model)
     fill_pruned(filled, masks)
     dense = source.with_weights(filled, folder / "dense")
@@ -113,7 +170,7 @@ def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
         target.write(dense, dense_path)
         engine, reference = target.open(path, source), target.open(dense_path, dense)
         found = [
-            compare_latency(engine, reference, torch.randn(batch, *images[0].shape[1:]), SECONDS)
+            compare_latency(engine, reference, torch.randn(batch, *source.images.shape[1:]), SECONDS)
             for batch in BATCHES[size]
         ]
         yield [
@@ -166,11 +223,15 @@ def main(words: Sequence[str]) -> str:
     command, *names = words or [""]
     if command == "trained":
         return trained()
+    if command == "points" and len(names) == 1:
+        return points(Path(names[0]))
     if command == "paper":
         return paper(names or list(PAPER))
+    if command == "zeros":
+        return zeros()
     if command == "load":
         return load()
-    raise MmpError("python -m benchmarks.export trained, paper or load")
+    raise MmpError("python -m benchmarks.export trained, points SWEEP_FOLDER, paper, zeros or load")
 
 
 if __name__ == "__main__":
