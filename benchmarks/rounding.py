@@ -24,7 +24,7 @@ from mmp.solve import Moments, factorise, solve_rows, with_ridge
 from mmp.targets import Engine, Exportable, load_target
 from mmp.walk import Walk
 
-IMAGES, RIDGE = 512, 0.01
+IMAGES, RIDGE = 256, 0.01
 RULES = ("nearest", "nearest, bias refitted", "least squares")
 
 
