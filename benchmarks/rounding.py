@@ -1,7 +1,7 @@
 """Weights rounded to eight and to four bits: each to the nearest, or all of a layer so that it puts out what it did.
 
-``python -m benchmarks.rounding SWEEP_FOLDER...`` prints, for the runs of each sweep, what becomes of the logits on
-validation images: of the rounded weights alone, and of target=onnx_int8 made of them.
+``python -m benchmarks.rounding RUN_FOLDER...`` prints, over these runs, what becomes of the logits on validation
+images: of the rounded weights alone, and of target=onnx_int8 made of them.
 """
 
 from __future__ import annotations
@@ -130,19 +130,13 @@ def of_run(folder: Path) -> Iterator[tuple[tuple[str, str, str], tuple[float, fl
 
 
 def table(folders: Sequence[Path]) -> str:
-    """Return means and standard deviations over the runs of each sweep."""
-    rows = []
+    """Return means and standard deviations over runs."""
+    found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
     for folder in folders:
-        found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
-        runs = sorted(path.parent for path in folder.glob("*/result.json"))
-        for run in runs:
-            for key, values in of_run(run):
-                found.setdefault(key, []).append(values)
-        for key, values in found.items():
-            rows.append([f"{folder.name}, {len(runs)} runs", *key, *map(_spread, zip(*values, strict=True))])
-    return table_of(
-        ["sweep", "bits", "rounded", "what", "error of logits %", "predictions changed %", "points lost"], rows
-    )
+        for key, values in of_run(folder):
+            found.setdefault(key, []).append(values)
+    rows = [[*key, *map(_spread, zip(*values, strict=True))] for key, values in found.items()]
+    return table_of(["bits", "rounded", "what", "error of logits %", "predictions changed %", "points lost"], rows)
 
 
 def _spread(values: Sequence[float]) -> str:
