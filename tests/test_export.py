@@ -130,6 +130,18 @@ def test_zeros_survive_folding_and_rounding(run: Path, target: str) -> None:
         assert 0 <= kept - nonzero < 0.01 * kept
 
 
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_linear_layers_read_eight_bits_and_put_out_float32(run: Path) -> None:
+    graph = onnx.load(run / "export/onnx_int8/model.onnx").graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    readers = [(node, name) for node in graph.node for name in node.input]
+    linear = [node for node in graph.node if node.op_type in ("Gemm", "MatMul") and ".weight" in node.input[1]]
+    assert linear
+    for node in linear:
+        assert made[node.input[0]] == made[node.input[1]] == "DequantizeLinear"
+        assert "QuantizeLinear" not in {reader.op_type for reader, name in readers if name in node.output}
+
+
 @pytest.mark.parametrize("target", ["onnx", "onnx_int8"])
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_any_batch_size(run: Path, target: str) -> None:
