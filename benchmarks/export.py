@@ -30,7 +30,7 @@ from benchmarks.export_int8 import int8
 from mmp.conf import choose
 from mmp.config import ModelConfig, register
 from mmp.errors import MmpError
-from mmp.export_measure import compressed_size, count_weights
+from mmp.export_measure import compressed_size, count_weights, fill_pruned
 from mmp.export_measure import size as size_of
 from mmp.latency import Latency, compare_latency
 from mmp.layers import prunable_layers, prunable_parameters
