@@ -4,7 +4,9 @@
 and prints a table of them; what is there already is skipped.
 ``python -m benchmarks.export paper resnet18 swin_tiny`` exports the paper's models with random weights, pruned to 90 %
 by magnitude; all four if none is named.
+``python -m benchmarks.export points SWEEP_FOLDER`` prints what each exported configuration lost, over its seeds.
 ``python -m benchmarks.export load`` times the loading of a sparse file of thirty million weights.
+``python -m benchmarks.export int8 RUN_FOLDER ...`` compares quantizers (:mod:`benchmarks.export_int8`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from benchmarks.export_int8 import int8
 from mmp.conf import choose
 from mmp.config import ModelConfig, register
 from mmp.errors import MmpError
@@ -71,10 +74,29 @@ def trained() -> str:
                 f"{100 * accuracy['pytorch']:.2f}",
                 f"{100 * accuracy['file']:.2f}",
                 f"{accuracy['difference']:+.2f}",
-                *(_ratio(one["ratio"], one["quartiles"]) for one in content["latency"]),
+                *(ratio_of(one["ratio"], one["quartiles"]) for one in content["latency"]),
             ]
         )
     return table_of([*HEADINGS, "PyTorch %", "file %", "points", "latency, 1", "latency, 32"], rows)
+
+
+def points(folder: Path) -> str:
+    """Return the points that exporting cost each configuration of a sweep: mean and standard deviation over seeds."""
+    found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for path in sorted(folder.glob("*/export/*/export.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads((path.parents[2] / "result.json").read_text(encoding="utf-8"))
+        key = content["model"]["label"], f"{result['signal']}/{result['strategy']}", content["target"]
+        for one in (key, (key[0], "all", key[2])):
+            found.setdefault(one, []).append((content["accuracy"]["pytorch"], content["accuracy"]["difference"]))
+    rows = []
+    for key, pairs in sorted(found.items(), key=lambda item: (item[0][1] == "all", item[0])):
+        pytorch, lost = zip(*pairs, strict=True)
+        spread = f"{statistics.stdev(lost):.2f}" if len(lost) > 1 else ""
+        extremes = f"{min(lost):+.2f} to {max(lost):+.2f}"
+        accuracy = f"{100 * statistics.mean(pytorch):.2f}"
+        rows.append([*key, str(len(lost)), accuracy, f"{statistics.mean(lost):+.3f}", spread, extremes])
+    return table_of(["model", "configuration", "target", "runs", "PyTorch %", "points", "spread", "from, to"], rows)
 
 
 def paper(names: Sequence[str]) -> str:
@@ -88,20 +110,26 @@ def paper(names: Sequence[str]) -> str:
     return table_of([*HEADINGS, "largest logit error %", "latency, 1", "latency, 32"], rows)
 
 
-def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
+def pruned(config: ModelConfig, size: int, sparsity: float, folder: Path) -> Exportable:
+    """Return a model with random weights, of which the smallest of every layer are zero."""
     torch.manual_seed(0)
-    config: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.to_container(choose("model", name))))
     model = build_model(config).eval()
     for module in model.modules():  # some start with zeros, which would make the weights before them zero as well
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
     weights = prunable_parameters(model, prunable_layers(model))
     scores = {key: weight.detach().abs() for key, weight in weights.items()}
-    masks = make_masks(scores, dict.fromkeys(weights, SPARSITY))
+    masks = make_masks(scores, dict.fromkeys(weights, sparsity))
     MaskEnforcer(weights).set(masks)
     images = tuple(torch.randn(8, config.in_chans, size, size) for _ in range(2))
+    return Exportable(config, model, masks, images, folder)
+
+
+def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
+    config: Any = OmegaConf.to_object(OmegaConf.merge(ModelConfig, OmegaConf.to_container(choose("model", name))))
+    source = pruned(config, size, SPARSITY, folder)
     (folder / "dense").mkdir()
-    source = Exportable(config, model, masks, images, folder)
+    model, masks = source.model, source.masks
     filled = copy.deepcopy(model)
     fill_pruned(filled, masks)
     dense = source.with_weights(filled, folder / "dense")
@@ -113,7 +141,7 @@ def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
         target.write(dense, dense_path)
         engine, reference = target.open(path, source), target.open(dense_path, dense)
         found = [
-            compare_latency(engine, reference, torch.randn(batch, *images[0].shape[1:]), SECONDS)
+            compare_latency(engine, reference, torch.randn(batch, *source.images.shape[1:]), SECONDS)
             for batch in BATCHES[size]
         ]
         yield [
@@ -154,10 +182,11 @@ def _sizes(file: int, compressed: int, dense: int) -> list[str]:
 
 
 def _latencies(found: Sequence[Latency]) -> list[str]:
-    return [*(_ratio(one.ratio, one.quartiles) for one in found), *[""] * (2 - len(found))]
+    return [*(ratio_of(one.ratio, one.quartiles) for one in found), *[""] * (2 - len(found))]
 
 
-def _ratio(ratio: float, quartiles: Sequence[float]) -> str:
+def ratio_of(ratio: float, quartiles: Sequence[float]) -> str:
+    """Return a ratio and its quartiles as a cell."""
     return f"{ratio:.2f} ({quartiles[0]:.2f} to {quartiles[1]:.2f})"
 
 
@@ -166,11 +195,15 @@ def main(words: Sequence[str]) -> str:
     command, *names = words or [""]
     if command == "trained":
         return trained()
+    if command == "points" and len(names) == 1:
+        return points(Path(names[0]))
     if command == "paper":
         return paper(names or list(PAPER))
     if command == "load":
         return load()
-    raise MmpError("python -m benchmarks.export trained, paper or load")
+    if command == "int8":
+        return int8(names)
+    raise MmpError("python -m benchmarks.export trained, points SWEEP_FOLDER, paper, load or int8 RUN_FOLDER ...")
 
 
 if __name__ == "__main__":

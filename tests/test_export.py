@@ -130,6 +130,18 @@ def test_zeros_survive_folding_and_rounding(run: Path, target: str) -> None:
         assert 0 <= kept - nonzero < 0.01 * kept
 
 
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_linear_layers_read_eight_bits_and_put_out_float32(run: Path) -> None:
+    graph = onnx.load(run / "export/onnx_int8/model.onnx").graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    readers = [(node, name) for node in graph.node for name in node.input]
+    linear = [node for node in graph.node if node.op_type in ("Gemm", "MatMul") and ".weight" in node.input[1]]
+    assert linear
+    for node in linear:
+        assert made[node.input[0]] == made[node.input[1]] == "DequantizeLinear"
+        assert "QuantizeLinear" not in {reader.op_type for reader, name in readers if name in node.output}
+
+
 @pytest.mark.parametrize("target", ["onnx", "onnx_int8"])
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_any_batch_size(run: Path, target: str) -> None:
@@ -317,6 +329,28 @@ def test_openvino_is_as_accurate_as_pytorch(copied: Path) -> None:
     (place / "model.bin").write_bytes(b"")
     ((outcome, *_),) = again(copied, "target=openvino")
     assert outcome == "written"
+
+
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_executorch_is_as_accurate_as_pytorch(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("executorch")
+    ((outcome, place, content),) = again(copied, "target=executorch")
+    assert outcome == "written", content
+    assert capfd.readouterr() == ("", "")
+    assert sorted(path.name for path in place.iterdir()) == ["README.md", "export.json", "model.pte"]
+    assert content["accuracy"]["difference"] == pytest.approx(0, abs=1e-4)
+    assert content["weights"]["nonzero"] == content["weights"]["kept"]
+    assert "executorch" in content["versions"]
+    assert str(ROOT).encode() not in (place / "model.pte").read_bytes()
+    images, labels = images_and_labels(copied)
+    (code,) = re.findall(r"```python\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 5
+    monkeypatch.chdir(place)
+    scope: dict[str, Any] = {"images": images}
+    exec(code, scope)  # all images at once
+    assert float((scope["logits"].argmax(1) == labels).double().mean()) == pytest.approx(content["accuracy"]["file"])
 
 
 # --- mistakes and hostile files ---

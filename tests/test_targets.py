@@ -72,7 +72,7 @@ def pruned(config: ModelConfig, size: int, scratch: Path, sparsity: float = 0.9)
 def test_every_architecture_goes_through_every_target(architecture: str, tmp_path: Path) -> None:
     source = pruned(*ARCHITECTURES[architecture], tmp_path)
     for name in TARGETS:
-        if name == "openvino" and find_spec("openvino") is None:  # an extra of its own
+        if name in ("openvino", "executorch") and find_spec(name) is None:  # extras of their own
             continue
         target = load_target(name)
         path = tmp_path / target.files[0]
@@ -128,6 +128,75 @@ def test_what_cannot_be_exported_is_told(kind: type[nn.Module], part: str, name:
         export()
     for words in (f"odd as target={name}: {part}", "nothing was written", "target=sparse"):
         assert words in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Branches, FixedBatch])
+def test_what_executorch_cannot_do_is_told(kind: type[nn.Module], tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    source = Exportable(ModelConfig("x", label="odd"), kind().eval(), Masks({}), (torch.ones(2, 1, 2, 2),), tmp_path)
+    with pytest.raises(MmpError, match=r"odd as target=executorch: torch cannot export it .* nothing was written"):
+        load_target("executorch").write(source, tmp_path / "model.pte")
+    (tmp_path / "model.pte").write_bytes(b"no program")
+    with pytest.raises(MmpError, match="odd as target=executorch: ExecuTorch with XNNPACK cannot run it"):
+        load_target("executorch").open(tmp_path / "model.pte", source)
+
+
+class Convolutions(nn.Module):
+    """A wide convolution, a depthwise one, and a linear layer: XNNPACK stores each in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 6, (3, 2), bias=False), nn.BatchNorm2d(6)
+        self.depthwise, self.fc = nn.Conv2d(6, 6, (3, 2), groups=6), nn.Linear(36, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.depthwise(self.norm(self.conv(images))).flatten(1))
+
+
+@pytest.mark.slow
+def test_zeros_are_counted_in_the_bytes_of_an_executorch_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("executorch")
+    torch.manual_seed(0)
+    model, target = Convolutions().eval(), load_target("executorch")
+    nn.init.uniform_(model.norm.weight, -1.5, -0.5)
+    layers = ("conv", "depthwise", "fc")
+    masks = Masks({f"{name}.weight": torch.rand(model.get_submodule(name).weight.shape) < 0.3 for name in layers})
+    MaskEnforcer({name: model.get_parameter(name) for name in masks}).set(masks)
+    source, path = Exportable(ModelConfig("x"), model, masks, (torch.randn(3, 2, 6, 5),), tmp_path), tmp_path / "m.pte"
+    target.write(source, path)
+    engine = target.open(path, source)
+    assert tried(engine, source, target) < 1e-5
+    many = torch.randn(70, 2, 6, 5)  # more than the file takes at a time
+    torch.testing.assert_close(engine(many), model(many).detach(), rtol=1e-4, atol=1e-5)
+    assert capfd.readouterr() == ("", "")
+
+    content = path.read_bytes()
+    scale = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
+    expected = {
+        "conv.weight": (model.conv.weight * scale.view(-1, 1, 1, 1)).detach(),
+        "depthwise.weight": model.depthwise.weight.detach(),
+        "fc.weight": model.fc.weight.detach(),
+    }
+    orders = {"conv.weight": (0, 2, 3, 1), "depthwise.weight": (2, 3, 0, 1), "fc.weight": (0, 1)}
+    found = target.weights(path, source)
+    assert count_weights(found, masks, "x")["rounded_to_zero"] == 0
+    for name, right in expected.items():
+        torch.testing.assert_close(found[name], right)
+        held = found[name].permute(orders[name])
+        start = content.index(held.numpy().tobytes())  # in this order they lie in the file
+        place = int((~masks[name]).permute(orders[name]).flatten().nonzero()[-1])
+        changed = bytearray(content)
+        changed[start + 4 * place + 2] = 1
+        path.write_bytes(changed)
+        with pytest.raises(MmpError, match=f"1 pruned weights of '{name}' are not zero"):
+            count_weights(target.weights(path, source), masks, "x")
+        changed[start : start + held.numel() * 4] = bytes(range(held.numel())) * 4
+        path.write_bytes(changed)
+        with pytest.raises(MmpError, match=f"weight '{name}' is not in the file"):
+            target.weights(path, source)
 
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ TARGETS = {
     "onnx": "mmp.targets.onnx_fp32:Onnx",
     "onnx_int8": "mmp.targets.onnx_int8:OnnxInt8",
     "openvino": "mmp.targets.openvino_ir:OpenVino",
+    "executorch": "mmp.targets.executorch_xnnpack:ExecuTorch",
     "sparse": "mmp.targets.sparse:Sparse",
 }
 
