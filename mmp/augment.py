@@ -3,7 +3,8 @@
 One image at a time, Python and PIL cost more than a small network does. Here a batch goes through a handful of tensor
 operations, on the device that holds it, as in airbench (Jordan 2024, arXiv 2404.00498). Crop, resizing and mirroring
 are two matrix products an image, with PIL's own coefficients, and every step rounds where PIL does: the same box, flips
-and factors make the same pixels. (Where images shrink, a level more or less: PIL then may do columns before rows.)
+and factors make the same pixels. (Except where a crop shrinks: PIL then may do columns before rows, so that bilinear
+results are a level or two apart; bicubic ones, clipped in between, sometimes more.)
 """
 
 from __future__ import annotations
