@@ -270,11 +270,17 @@ def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
 def made_from(job: Job, data: ImageData, cache: Path, scores: Mapping[str, Any]) -> list[Artifact]:
     """Return the files that a pruned model comes from: the dense one, and scores that this run may have computed."""
     name, path = dense_file(job.config, data)
-    folder = "scores" if job.allocator.baseline is None else "criteria"
-    scored = cache / folder / f"{scores['key']}.safetensors"
+    key, signal = scores["key"], job.signal.name
+    baseline = job.allocator.baseline is not None
+    scored = cache / (f"criteria/{key}" if baseline else f"scores/{key}/{signal}")
     return [
         Artifact(f"dense-{name}", "model", path, made=False),
-        Artifact(f"scores-{scores['key']}", "scores", scored, made=not scores["cached"]),
+        Artifact(
+            f"scores-{key}" if baseline else f"scores-{signal}-{key}",
+            "scores",
+            Path(f"{scored}.safetensors"),
+            made=not scores["cached"],
+        ),
     ]
 
 
