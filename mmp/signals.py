@@ -115,8 +115,9 @@ def score(
         weight = parameter.detach()
         if not all_finite(weight):
             raise MmpError(f"weight {name!r} holds NaN or infinity; the checkpoint is damaged or training diverged")
-        found = scorer.score(weight, {need: statistics[need][name] for need in scorer.needs})
-        scores[name] = normalise(found) if normalised else found
+        scores[name] = scorer.score(weight, {need: statistics[need][name] for need in scorer.needs})
+        if normalised:
+            scores[name] = normalise(scores[name])
     return scores
 
 

@@ -31,7 +31,7 @@ MOST_IMAGES = 512  # of the calibration split, for input_covariance and squared_
 
 # Statistics of a batch's gradients that one backward pass gives.
 _FIRST_ORDER: dict[str, Callable[[Tensor], Tensor]] = {
-    "gradient": lambda gradient: gradient,
+    "gradient": torch.Tensor.detach,
     "absolute_gradient": torch.abs,
     "squared_batch_gradient": torch.square,
 }
@@ -107,7 +107,7 @@ def _first_order(
         samples += len(inputs)
         gradients = _gradients(loss(model(inputs), targets), parameters)
         for kind in kinds:
-            _add(sums[kind], map(_FIRST_ORDER[kind], gradients), len(inputs))
+            _add(sums[kind], gradients, len(inputs), _FIRST_ORDER[kind])
         del gradients  # before the next are made
     _require(samples)
     for values in sums.values():
@@ -115,10 +115,15 @@ def _first_order(
     return {kind: dict(zip(parameters, values, strict=True)) for kind, values in sums.items()}
 
 
-def _add(totals: Iterable[Tensor], values: Iterable[Tensor], times: int) -> None:
-    """Add values to totals, layer by layer, so that values which are made on the way are in memory one at a time."""
+def _add(
+    totals: Iterable[Tensor],
+    values: Iterable[Tensor],
+    times: int,
+    made: Callable[[Tensor], Tensor] = torch.Tensor.detach,
+) -> None:
+    """Add what is made of values to totals; it is in memory one layer at a time."""
     for total, value in zip(totals, values, strict=True):
-        total.add_(value, alpha=times)
+        total.add_(made(value), alpha=times)
 
 
 def _squared_gradient(
