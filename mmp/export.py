@@ -27,10 +27,11 @@ from mmp.files import file_digest, replaced_folder, write_json, write_text
 from mmp.results import load_runs
 from mmp.select import conditions_help, select
 from mmp.store import CONFIG, RESULT, WEIGHTS, RunFolder, versions
-from mmp.targets import TARGETS, Target, load_target, tried
+from mmp.targets import TARGETS, Target, load_target, tried, unable
 
 EXPORT, EXPORT_JSON, CARD = "export", "export.json", "README.md"
 SCHEMA_VERSION = 1
+MOST_POINTS = 0.05  # by which the accuracy of an exact file may differ from the run's, or one image
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,10 @@ def write_export(
     expected = result["accuracy"]["finetuned"]["test"]
     if samples != result["samples"]["test"]:
         raise MmpError(f"{subject.run.path}: measured on {result['samples']['test']} test images, here are {samples}")
+    points = round(100 * (accuracy - expected), 4) + 0.0  # the run's accuracy is a float32; no -0.0
+    if target.exact and abs(points) > max(MOST_POINTS, 100 / samples) + 1e-3:
+        what = f"its test accuracy is {100 * accuracy:.2f} %, that of the run was {100 * expected:.2f} %"
+        raise unable(source, target, what)
     dense, dense_weights = subject.dense
     dense_paths = [dense.scratch / name for name in target.files]
     target.write(dense, dense_paths[0])
@@ -131,7 +136,7 @@ def write_export(
         "accuracy": {
             "file": accuracy,
             "pytorch": expected,
-            "difference": round(100 * (accuracy - expected), 4) + 0.0,  # the run's accuracy is a float32; no -0.0
+            "difference": points,
             "samples": samples,
         },
         "logits_differ": difference,

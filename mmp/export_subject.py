@@ -17,7 +17,7 @@ from mmp.errors import MmpError
 from mmp.export_measure import fill_pruned
 from mmp.files import file_digest
 from mmp.masks import check_zeros, load_masks
-from mmp.models import build_model, load_weights
+from mmp.models import build_bare, load_weights
 from mmp.store import CONFIG, MASKS, RESULT, WEIGHTS, RunFolder
 from mmp.targets import Exportable
 from mmp.validate import validate
@@ -60,11 +60,19 @@ class Subject:
 
     @cached_property
     def source(self) -> Exportable:
-        """The pruned model."""
+        """The pruned model.
+
+        Raises:
+            MmpError: if weights or masks are damaged, or not those that the run has written.
+        """
         masks = load_masks(self.run.path / MASKS)
-        model = build_model(self.config.model)
+        model = build_bare(self.config.model)
         load_weights(model, self.run.path / WEIGHTS)
         check_zeros(model.state_dict(), masks)
+        digests = self.result.get("digests") or {}  # results of earlier versions have none
+        changed = [name for name in (MASKS, WEIGHTS) if digests.get(name, self.origin[name]) != self.origin[name]]
+        if masks.digest() != self.result["masks_hash"] or changed:
+            raise MmpError(f"{self.run.path / (changed or [MASKS])[0]}: is not what the run has written; run it again")
         batches = tuple(images for images, _ in self.data.calibration_dataloader())
         return Exportable(self.config.model, model.eval(), masks, batches, _made(self._scratch / "pruned"))
 

@@ -341,7 +341,49 @@ def test_executorch_is_as_accurate_as_pytorch(
     assert float((scope["logits"].argmax(1) == labels).double().mean()) == pytest.approx(content["accuracy"]["file"])
 
 
+@pytest.mark.parametrize("file", ["null", "/nowhere/weights.safetensors"])
+def test_pretrained_weights_are_not_asked_for_again(copied: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    text = (copied / "config.yaml").read_text().replace("pretrained_file: null", f"pretrained_file: {file}")
+    (copied / "config.yaml").write_text(text.replace("pretrained: false", "pretrained: true"))
+    create = timm.create_model
+
+    def without_network(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
+        assert not pretrained
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", without_network)
+    assert load_config(copied).model.pretrained
+    ((outcome, _, content),) = again(copied)
+    assert outcome == "written", content
+
+
 # --- mistakes and hostile files ---
+
+
+def test_weights_or_masks_of_another_run_are_refused(copied: Path) -> None:
+    result, before = json.loads((copied / "result.json").read_text()), read(copied, "sparse")
+    weights, masks = (load_tensors(copied / f"{name}.safetensors") for name in ("model", "masks"))
+
+    def refused(new_weights: dict[str, Tensor], new_masks: dict[str, Tensor], keys: set[str]) -> str:
+        save_tensors(copied / "model.safetensors", new_weights)
+        save_tensors(copied / "masks.safetensors", new_masks)
+        (copied / "result.json").write_text(json.dumps({key: result[key] for key in result.keys() & keys}))
+        ((outcome, _, content),) = again(copied, "force=true")
+        assert outcome == "failed", content["accuracy"]
+        assert read(copied, "sparse") == before
+        return content["error"]
+
+    zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+    ones = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    old = {*result} - {"digests"}  # a run of before there were any
+    assert "masks.safetensors: is not what the run has written" in refused(zeros, ones, old)
+    assert "its test accuracy is" in refused(zeros, masks, old)
+    assert "model.safetensors: is not what the run has written" in refused(zeros, masks, {*result})
+    save_tensors(copied / "model.safetensors", weights)
+    ((outcome, *_),) = again(copied, "force=true")
+    assert outcome == "written"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmp.errors import MmpError
 from mmp.files import tensors_digest
-from mmp.models import build_model
+from mmp.models import build_bare
 from mmp.sparse import load_sparse, save_sparse
 from mmp.targets import Engine, Exportable
 
@@ -38,7 +38,7 @@ class Sparse:
     def open(self, path: Path, source: Exportable) -> Engine:
         """Return timm's model with the weights of the file."""
         with torch.random.fork_rng():
-            model = build_model(source.config)
+            model = build_bare(source.config)
         model.load_state_dict(load_sparse(path))
         return torch.inference_mode()(model.eval())
 
