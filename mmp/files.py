@@ -193,14 +193,18 @@ def load_pickled(path: Path) -> Any:
     """Read a file of ``torch.save`` onto the CPU, with ``weights_only=True``: one that would execute code is refused.
 
     Raises:
-        MmpError: if the file is unsafe, not of this kind or damaged, by its checksums, too; torch does not look at them.
+        MmpError: if the file is unsafe, damaged or of another kind. Its checksums count, too, which torch ignores.
     """
+    damaged, content = None, None
     try:
         if is_zipfile(path):
             with ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"{damaged} does not match its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
+                damaged = archive.testzip()
+        if not damaged:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MmpError(f"{path}: refused or unreadable ({reason})") from error
+    if damaged:
+        raise MmpError(f"{path}: refused or unreadable ({damaged} does not match its checksum)")
+    return content

@@ -180,8 +180,9 @@ def _read_state(path: Path, key: str) -> dict[str, Tensor]:
 
 
 def _is_plain(value: object) -> bool:
-    plain = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_nested
-    return plain and not (value.is_meta or value.is_quantized)
+    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+        return False
+    return value.layout is torch.strided and not (value.is_nested or value.is_meta)
 
 
 def _odd_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -53,9 +53,9 @@ class Sparse:
         options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.kwargs}
         arguments = ", ".join([repr(config.name), *(f"{key}={value!r}" for key, value in options.items())])
         return (
-            "import timm\nfrom mmp.sparse import load_sparse\n"
-            + ("import mmp.vgg  # registers the model\n" if config.name == "vgg11_bn_small" else "")
-            + f"model = timm.create_model({arguments}).eval()\n"
+            f"import timm{', mmp.vgg  # which registers the model' if config.name == 'vgg11_bn_small' else ''}\n"
+            "from mmp.sparse import load_sparse\n"
+            f"model = timm.create_model({arguments}).eval()\n"
             f'model.load_state_dict(load_sparse("{self.files[0]}"))\n'
             "logits = model(images)"
         )
