@@ -141,9 +141,9 @@ def keep_patterned(scores: Tensor, pruned: int, pattern: Pattern) -> Tensor:
     return keep[:, None, :, :, None].expand_as(parts).reshape(scores.shape)
 
 
-def satisfies(mask: Tensor, pattern: Pattern) -> bool:
+def satisfies(mask: Tensor, pattern: Pattern, groups: int = 1) -> bool:
     """Return whether a mask (outputs, inputs, kernel...) has a pattern; one that the pattern does not fit has not."""
-    if not pattern.fits(mask.shape):
+    if not pattern.fits(mask.shape, groups):
         return False
     parts = _parts(mask, pattern)
     blocks = parts.all(4).all(1)
@@ -173,6 +173,7 @@ def make_masks(
     sparsities: Mapping[str, float],
     pattern: Pattern = UNSTRUCTURED,
     fraction: float = 1.0,
+    groups: Mapping[str, int] | None = None,
 ) -> Masks:
     """Return masks that prune floor(sparsity * n) lowest-scored weights in each layer.
 
@@ -183,6 +184,7 @@ def make_masks(
             go as are in floor(sparsity * n) weights.
         fraction: Share of all sparsities that is in force, for a ramp. Masks of lower fractions prune parts of what
             those of higher ones do; the pattern holds from 1 on.
+        groups: Groups of each convolution that has more than one, which blocks stay within.
 
     Raises:
         MmpError: if the names differ, a sparsity is outside [0, 1] or a score is not finite.
@@ -194,7 +196,9 @@ def make_masks(
     for name, score in scores.items():
         try:
             pruned = pruned_count(fraction * sparsities[name], score.numel())
-            patterned = pattern != UNSTRUCTURED and pattern.takes(score.shape, sparsities[name])
+            patterned = pattern != UNSTRUCTURED and pattern.takes(
+                score.shape, sparsities[name], (groups or {}).get(name, 1)
+            )
             masks[name] = keep_patterned(score, pruned, pattern) if patterned else keep_highest(score, pruned)
         except MmpError as error:
             raise MmpError(f"layer {name!r}: {error}") from error

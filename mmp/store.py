@@ -170,7 +170,7 @@ def describe(
                 "sparsity": sparsities[layer.name],
                 "pruned": gone[layer.name],
                 "total": layer.size,
-                "pattern": str(pattern) if patterned and satisfies(masks[layer.name], pattern) else None,
+                "pattern": str(pattern) if patterned and satisfies(masks[layer.name], pattern, layer.groups) else None,
             }
             for layer in layers
         ],

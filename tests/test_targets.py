@@ -108,7 +108,7 @@ def test_onnxruntime_is_told_how_to_compute(tmp_path: Path, monkeypatch: pytest.
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
     for name, mask in source.masks.items():
-        (scale,) = (value for key, value in stored.items() if key.startswith(name) and key.endswith("_scale"))
+        (scale,) = (value for key, value in stored.items() if key in (f"{name}_scale", f"{name}.T_scale"))
         assert scale.shape == (len(mask),)  # one of every output channel
 
 
