@@ -43,6 +43,8 @@ def as_card(content: Mapping[str, Any], usage: str) -> str:
         "## Size",
         _sizes(content["bytes"]),
         "",
+        f"Weights of the dense model: {content['dense_weights']}.",
+        "",
         "## Weights",
         f"Of {weights['prunable']} prunable weights, {weights['nonzero']} are not zero in the file, counted there: "
         f"sparsity {100 * weights['sparsity']:.2f} %. The masks prune {100 * weights['sparsity_of_masks']:.2f} %, and "
@@ -105,6 +107,5 @@ def _latency(content: Mapping[str, Any]) -> list[str]:
         "",
         f"Medians, timed in turns with the dense model exported alike in the same engine, {content['threads']} "
         f"thread(s), {content['processor']}. A ratio below 1 is faster; where 1 lies between the quartiles, no "
-        "difference was seen. Weights of the dense model: "
-        f"{content['dense_weights']}.",
+        "difference was seen.",
     ]

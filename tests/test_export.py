@@ -35,6 +35,7 @@ from mmp.export_subject import Subject, load_config
 from mmp.files import is_locked, load_tensors, replaced_folder, save_tensors
 from mmp.masks import load_masks
 from mmp.models import build_model, fill_input, load_weights
+from mmp.readers import READERS
 from mmp.targets import load_target
 from mmp.validate import validate
 
@@ -257,7 +258,8 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def again(run: Path, *words: str) -> list[tuple[str, Path, dict[str, Any]]]:
     """Export a run, as sparse unless the words say otherwise, and return what came of it."""
-    names, options = read_options(["target=sparse", *QUICK, *words])
+    chosen = [] if any(word.startswith("target=") for word in words) else ["target=sparse"]
+    names, options = read_options([*chosen, *QUICK, *words])
     return list(export_run(run, [load_target(name) for name in names], options))
 
 
@@ -327,10 +329,13 @@ def test_the_dense_model_is_exported_alike(run: Path, tmp_path: Path) -> None:
 
 def test_eight_bits_are_calibrated_on_the_calibration_split(run: Path, tmp_path: Path) -> None:
     source = Subject(run, (), tmp_path).source
-    data = ImageData(load_config(run).data, load_config(run).seed)
+    config = load_config(run)
+    data = ImageData(config.data, config.seed)
+    plain, chosen = READERS["digits"](config.data).plain, data.indices["calibration"].tolist()
+    expected = torch.stack([plain[index][0] for index in chosen])
     for _ in range(2):
         images = torch.cat(list(source.batches))
-        assert torch.equal(images, torch.stack([image for image, _ in data._sets["calibration"]]))
+        assert torch.equal(images, expected)
     assert torch.equal(source.images, images[:3])
 
 
@@ -441,13 +446,20 @@ def test_the_recipe_of_files_is_timms(conf: Path, tmp_path: Path, channels: int)
     from PIL import Image
 
     noise = np.random.default_rng(0)
-    for number in range(24):
+    for number in range(60):
         path = tmp_path / "train" / f"class{number % 2}" / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(path)
     shape = ["data.classes=2", f"data.channels={channels}", f"model.in_chans={channels}", "data.image_size=32"]
     scale = [f"data.mean={[0.4] * channels}", f"data.std={[0.2] * channels}", "data.crop_pct=0.9"]
-    settings = ["data=imagefolder", f"data.root={tmp_path}", *shape, *scale, "data.interpolation=bilinear"]
+    settings = [
+        "data=imagefolder",
+        f"data.root={tmp_path}",
+        "data.calibration=0.1",
+        *shape,
+        *scale,
+        "data.interpolation=bilinear",
+    ]
     data = ImageData(config_of(conf, *settings).data, 0)
     convert, create = code_in(data.recipe)
     paths = sorted((tmp_path / "train").rglob("*.png"))
@@ -563,7 +575,7 @@ def test_weights_or_masks_of_another_run_are_refused(copied: Path) -> None:
         (["target=onnx", "force=yes"], ["force=yes", "true or false"]),
         (["target=onnx", "seconds=nan"], ["seconds=nan", "at least 0"]),
         (["target=onnx", "select=all", "select=pareto"], ["select=pareto", "join conditions by commas"]),
-        (["target=onnx", "data.workers=abc"], ["data.workers=abc", "integer"]),
+        (["target=onnx", "data.workers=abc"], ["data.workers=abc", "Integer"]),
         (["target=onnx", "data.classes=3"], ["data.classes=3", "root"]),
         (["onnx"], ["key=value"]),
     ],
