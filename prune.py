@@ -175,19 +175,21 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
         with watch("ranges"):
             sizes = Sizes.of(dense, layers)
             solver, pattern = Solver(config, dense, calibration), job.allocator.pattern
+            groups = {layer.name: layer.groups for layer in layers}
 
             def reach(sparsities: Mapping[str, float]) -> float:
-                return validated(solver.solve(make_masks(scores, sparsities, pattern))[0], config, data)
+                masks = make_masks(scores, sparsities, pattern, groups=groups)
+                return validated(solver.solve(masks)[0], config, data)
 
             allocation = job.allocator.allocate(
                 calibration, scores, sizes, reach, lambda: validated(dense, config, data)
             )
             ranges, sparsities = allocation.ranges, allocation.sparsities
         with watch("masks"):
-            masks = make_masks(scores, sparsities, pattern)
+            masks = make_masks(scores, sparsities, pattern, groups=groups)
             pruned = copy.deepcopy(dense)
             MaskEnforcer(prunable_parameters(pruned, layers)).set(masks)
-            tell_pattern(masks, pattern)
+            tell_pattern(masks, pattern, groups)
         models = {"dense": dense, "pruned": pruned}
         masked, reconstruction = pruned, None
         with watch("reconstruct"):
@@ -227,10 +229,10 @@ def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[s
     return result
 
 
-def tell_pattern(masks: Masks, pattern: Pattern) -> None:
+def tell_pattern(masks: Masks, pattern: Pattern, groups: Mapping[str, int]) -> None:
     """Log where masks satisfy a pattern; layers whose shape or range it does not fit go without."""
     if pattern != UNSTRUCTURED:
-        under = [mask.numel() for mask in masks.values() if satisfies(mask, pattern)]
+        under = [mask.numel() for name, mask in masks.items() if satisfies(mask, pattern, groups[name])]
         share = 100 * sum(under) / masks.total
         log.info("pattern %s: in %d of %d layers, %.1f %% of weights", pattern, len(under), len(masks), share)
 

@@ -139,7 +139,8 @@ class MaskPruning(pl.Callback):
         self._sparsities = dict(self._configured)
 
     def _masks_at(self, fraction: float) -> Masks:
-        return make_masks(self._scores, self._sparsities, self._pattern, fraction)
+        groups = {layer.name: layer.groups for layer in self._layers}
+        return make_masks(self._scores, self._sparsities, self._pattern, fraction, groups)
 
     @staticmethod
     def _compare_ranks(trainer: pl.Trainer, masks: Masks) -> None:

@@ -107,10 +107,12 @@ class Allocator:
         """
         config = self.config
         layers = prunable_layers(model)
-        if not any(self.pattern.fits(layer.shape) for layer in layers):
+        if not any(self.pattern.fits(layer.shape, layer.groups) for layer in layers):
             raise MmpError(f"pattern={self.pattern} fits the shape of no layer of this model; see docs/patterns.md")
         pruned = self._pruned(Sizes.of(model, layers))
-        forced = sum(self.pattern.forced(layer.shape) for layer in layers if self.pattern.fits(layer.shape))
+        forced = sum(
+            self.pattern.forced(layer.shape) for layer in layers if self.pattern.fits(layer.shape, layer.groups)
+        )
         if pruned is not None and pruned < forced:
             share = forced / sum(layer.size for layer in layers)
             raise MmpError(f"pattern={self.pattern} alone prunes {share:.4f} of the weights; raise the budget to that")

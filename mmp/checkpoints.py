@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
-import pickle
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +16,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mmp import slurm
-from mmp.files import write_atomically, write_json
+from mmp.errors import MmpError
+from mmp.files import load_pickled, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +79,10 @@ def last_checkpoint(folder: Path) -> Path | None:
     if not path.is_file():
         return None
     try:
-        states = _read(path)["callbacks"].values()
+        states = load_pickled(path)["callbacks"].values()
         for name in {Path(state["best_model_path"]).name for state in states if state.get("best_model_path")}:
-            _read(folder / name)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, BadZipFile) as error:
+            load_pickled(folder / name)
+    except (MmpError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged (%s); the training starts anew", folder, str(error).partition("\n")[0])
         for damaged in folder.glob("*.ckpt"):
             damaged.unlink()
@@ -91,22 +90,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, whose contents must match their checksums; torch does not look at those."""
-    with ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"{path.name}: {damaged} does not match its checksum")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def epochs_of(path: Path) -> int:
     """Return how many epochs are over in a checkpoint of an epoch's end."""
-    return _read(path)["epoch"] + 1
+    return load_pickled(path)["epoch"] + 1
 
 
 def loader_state(path: Path) -> dict[str, int]:
     """Return how far the training batches of a checkpoint had come (``mmp.loading.EpochLoader.state_dict``)."""
-    return _read(path)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    return load_pickled(path)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
 
 
 class SaveInTime(pl.Callback):

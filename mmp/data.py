@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from mmp.config import DataConfig
 from mmp.errors import MmpError, nearest
-from mmp.images import FileImages
+from mmp.images import FileImages, recipe_of
 from mmp.loading import EpochLoader, EpochShuffle, Split, collate
 from mmp.readers import READERS
 
@@ -104,6 +104,7 @@ class ImageData(pl.LightningDataModule):
                 worst = int(images.labels.max())
                 raise MmpError(f"data.classes={cfg.classes}, but a {part} image of {cfg.name} has a label {worst}")
         self.indices = split_indices(labels, cfg, seed, test is not None, source.groups)
+        self.recipe = recipe_of(plain, cfg)  # for whoever runs a model elsewhere
         self.fingerprint = hashlib.sha256(
             (plain.fingerprint() + (test.fingerprint() if test is not None else "")).encode()
         ).hexdigest()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from filelock import FileLock, Timeout
@@ -187,3 +188,24 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if expected and tensors_digest(tensors) != expected:
         raise MmpError(f"{path}: the contents do not match their checksum; the file was altered")
     return tensors
+
+
+def load_pickled(path: Path) -> Any:
+    """Read a file of ``torch.save`` onto the CPU, with ``weights_only=True``: one that would execute code is refused.
+
+    Raises:
+        MmpError: if the file is unsafe, damaged or of another kind. Its checksums count, too, which torch ignores.
+    """
+    damaged, content = None, None
+    try:
+        if is_zipfile(path):
+            with ZipFile(path) as archive:
+                damaged = archive.testzip()
+        if not damaged:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MmpError(f"{path}: refused or unreadable ({reason})") from error
+    if damaged:
+        raise MmpError(f"{path}: refused or unreadable ({damaged} does not match its checksum)")
+    return content

@@ -67,10 +67,19 @@ class TensorImages:
         labels: int64 tensor (N,).
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, of pixels in [0, 1].
+        original: Height and width that the images had before they were resized.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        original: Sequence[int] | None = None,
+    ) -> None:
         self.images, self.labels = images, labels
+        self.original = tuple(original or images.shape[-2:])
         self._scale = (1 / (255 * torch.tensor(std))).view(-1, 1, 1)
         self._shift = (torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1)
 
@@ -217,19 +226,35 @@ def transform_of(cfg: DataConfig, training: bool) -> Callable[[Image.Image], Ten
     for key in augment:
         if key not in AUGMENTATIONS:
             raise MmpError(f"data.augment.{key}: no such augmentation; {nearest(key, AUGMENTATIONS)}")
-    stated: dict[str, Any] = {"interpolation": cfg.interpolation, "crop_pct": cfg.crop_pct, "crop_mode": cfg.crop_mode}
-    options = {key: value for key, value in stated.items() if value is not None}
+    options = _stated(cfg)
     try:
-        return create_transform(
-            (cfg.channels, cfg.image_size, cfg.image_size),
-            is_training=training and cfg.augment is not None,
-            mean=tuple(cfg.mean or ()),
-            std=tuple(cfg.std or ()),
-            **options,
-            **augment,
-        )
+        return create_transform(**options, is_training=training and cfg.augment is not None, **augment)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise MmpError(f"data.augment={augment} with {options}: timm refuses it ({error})") from error
+
+
+def _stated(cfg: DataConfig) -> dict[str, Any]:
+    """Return the arguments of timm's ``create_transform`` that a data set states."""
+    stated = {"interpolation": cfg.interpolation, "crop_pct": cfg.crop_pct, "crop_mode": cfg.crop_mode}
+    size = (cfg.channels, cfg.image_size, cfg.image_size)
+    fixed = {"input_size": size, "mean": tuple(cfg.mean or ()), "std": tuple(cfg.std or ())}
+    return fixed | {key: value for key, value in stated.items() if value is not None}
+
+
+def recipe_of(images: Images, cfg: DataConfig) -> str:
+    """Return how images as they are evaluated come from those of the data set, with the Python that does the same."""
+    if not isinstance(images, TensorImages):
+        mode = f"`image.convert({'L' if cfg.channels == 1 else 'RGB'!r})`"
+        arguments = ", ".join(f"{key}={value!r}" for key, value in _stated(cfg).items())
+        return f"each is made of a PIL image, {mode}, by `timm.data.create_transform({arguments})`"
+    size = tuple(images.images.shape[-2:])
+    told = f"{images.original[0]}x{images.original[1]} pixels of 0 to 255 "
+    if images.original == size:
+        told += "as they are"
+    else:
+        resized = f"interpolate(pixels.float(), {size}, mode='bilinear', antialias=True).round().clamp(0, 255)"
+        told += f"resized by `torch.nn.functional.{resized}`"
+    return f"{told}, then `(pixels / 255 - mean) / std` with mean {cfg.mean} and std {cfg.std} of each channel"
 
 
 def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool = True) -> tuple[Images, Images]:
@@ -254,7 +279,7 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
         if pixels.shape[-2:] != size:
             resized = interpolate(pixels.float(), size, mode="bilinear", antialias=True)
             exact = resized.round().clamp(0, 255).to(torch.uint8)
-        plain = TensorImages(exact, labels, cfg.mean or (), cfg.std or ())
+        plain = TensorImages(exact, labels, cfg.mean or (), cfg.std or (), pixels.shape[-2:])
     else:
         plain = TransformedImages(pixels, labels, transform_of(cfg, training=False))
     if cfg.augment is None:

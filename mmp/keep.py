@@ -128,9 +128,9 @@ def keep_patterned(scores: Tensor, pruned: int, pattern: Pattern) -> Tensor:
     return keep[:, None, :, :, None].expand_as(parts).reshape(scores.shape)
 
 
-def satisfies(mask: Tensor, pattern: Pattern) -> bool:
+def satisfies(mask: Tensor, pattern: Pattern, groups: int = 1) -> bool:
     """Return whether a mask (outputs, inputs, kernel...) has a pattern; one that the pattern does not fit has not."""
-    if not pattern.fits(mask.shape):
+    if not pattern.fits(mask.shape, groups):
         return False
     parts = _parts(mask, pattern)
     blocks = parts.all(4).all(1)

@@ -35,6 +35,7 @@ class Layer:
             embedding and a classifier stand outside the stages.
         depth: Position among the model's n prunable layers, i / (n - 1), in [0, 1]; 0 for an only layer.
         shape: Shape of the tensor.
+        groups: Groups of a convolution: outputs of one see the inputs of that one only.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layer:
     stage: int | None
     depth: float
     shape: tuple[int, ...]
+    groups: int = 1
 
     @property
     def size(self) -> int:
@@ -86,6 +88,7 @@ def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
             stage,
             i / span,
             tuple(w.parameter.shape),
+            getattr(w.owner, "groups", 1) if w.is_conv else 1,
         )
         for i, (w, role, stage) in enumerate(zip(weights, roles, stages, strict=True))
     )

@@ -89,6 +89,7 @@ def make_masks(
     sparsities: Mapping[str, float],
     pattern: Pattern = UNSTRUCTURED,
     fraction: float = 1.0,
+    groups: Mapping[str, int] | None = None,
 ) -> Masks:
     """Return masks that prune floor(sparsity * n) lowest-scored weights in each layer.
 
@@ -99,11 +100,12 @@ def make_masks(
             go as are in floor(sparsity * n) weights.
         fraction: Share of all sparsities that is in force, for a ramp. Masks of lower fractions prune parts of what
             those of higher ones do; the pattern holds from 1 on.
+        groups: Groups of each convolution that has more than one, which blocks stay within.
 
     Raises:
         MmpError: if the names differ, a sparsity is outside [0, 1] or a score is not finite.
     """
-    return make_grid(scores, {"": sparsities}, pattern, fraction)[""]
+    return make_grid(scores, {"": sparsities}, pattern, fraction, groups)[""]
 
 
 def make_grid(
@@ -111,6 +113,7 @@ def make_grid(
     strategies: Mapping[str, Mapping[str, float]],
     pattern: Pattern = UNSTRUCTURED,
     fraction: float = 1.0,
+    groups: Mapping[str, int] | None = None,
 ) -> dict[str, Masks]:
     """Return the masks of several strategies, each that of :func:`make_masks`, from one look at the scores.
 
@@ -119,6 +122,7 @@ def make_grid(
         strategies: For each strategy, by its name, one fraction per layer.
         pattern: As in :func:`make_masks`.
         fraction: As in :func:`make_masks`.
+        groups: As in :func:`make_masks`.
 
     Raises:
         MmpError: if the names of layers differ, a sparsity is outside [0, 1] or a score is not finite.
@@ -132,12 +136,14 @@ def make_grid(
         wanted = [sparsities[name] for sparsities in strategies.values()]
         try:
             counts = [pruned_count(fraction * sparsity, score.numel()) for sparsity in wanted]
-            patterned = [pattern != UNSTRUCTURED and pattern.takes(score.shape, sparsity) for sparsity in wanted]
-            single = iter(
-                keep_highest_each(score, [n for n, is_so in zip(counts, patterned, strict=True) if not is_so])
-            )
+            patterned = [
+                pattern != UNSTRUCTURED and pattern.takes(score.shape, sparsity, (groups or {}).get(name, 1))
+                for sparsity in wanted
+            ]
+            freely = [count for count, is_so in zip(counts, patterned, strict=True) if not is_so]
+            free = iter(keep_highest_each(score, freely))
             for strategy, count, is_so in zip(strategies, counts, patterned, strict=True):
-                masks[strategy][name] = keep_patterned(score, count, pattern) if is_so else next(single)
+                masks[strategy][name] = keep_patterned(score, count, pattern) if is_so else next(free)
         except MmpError as error:
             raise MmpError(f"layer {name!r}: {error}") from error
     return {strategy: Masks(layers) for strategy, layers in masks.items()}

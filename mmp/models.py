@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,11 @@ from torch import Tensor, nn
 import mmp.vgg  # noqa: F401 - registers the paper's VGG-11 with timm
 from mmp.config import ModelConfig, TrainConfig
 from mmp.errors import MmpError, nearest
-from mmp.files import load_tensors
+from mmp.files import load_pickled, load_tensors
 from mmp.layers import prunable_layers
+
+# Arguments of timm that read files, or bring weights in: keys of their own do that here, and check what they read.
+_LOADING = frozenset({"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
 
 
 def require_known(name: str) -> None:
@@ -33,10 +35,14 @@ def build_model(cfg: ModelConfig) -> nn.Module:
     """Create a timm model, with pretrained weights if the configuration says so.
 
     Raises:
-        MmpError: on a name that timm does not know (with the nearest), arguments that the model refuses, pretrained
-            weights that cannot be had, or a file of weights that belongs to another model.
+        MmpError: on a name that timm does not know (with the nearest), arguments that the model refuses or that would
+            load a file, pretrained weights that cannot be had, or a file of weights that belongs to another model.
     """
     require_known(cfg.name)
+    for key in cfg.kwargs:
+        if key in _LOADING:
+            way_out = "set model.pretrained, model.pretrained_file or model.checkpoint instead"
+            raise MmpError(f"model.kwargs.{key}: models load no files by their arguments; {way_out}")
     options: dict[str, Any] = {"num_classes": cfg.num_classes, "in_chans": cfg.in_chans, **cfg.kwargs}
     if cfg.pretrained_file:
         return _build_from_file(cfg, options)
@@ -49,18 +55,26 @@ def build_model(cfg: ModelConfig) -> nn.Module:
         raise MmpError(f"model.name={cfg.name}: timm cannot build it with {cfg.kwargs} ({error})") from error
 
 
+def build_bare(cfg: ModelConfig) -> nn.Module:
+    """Create a timm model whose weights are about to be overwritten: no pretrained ones are asked for.
+
+    Raises:
+        MmpError: on a name that timm does not know (with the nearest), or arguments that the model refuses.
+    """
+    return build_model(replace(cfg, pretrained=False, pretrained_file=None))
+
+
 def build_skeleton(cfg: ModelConfig) -> nn.Module:
     """Create a timm model without memory for its weights, on the ``meta`` device; shapes and names are what counts.
 
     Raises:
         MmpError: on a name that timm does not know (with the nearest), or arguments that the model refuses.
     """
-    bare = replace(cfg, pretrained=False, pretrained_file=None)
     try:
         with torch.device("meta"):
-            return build_model(bare)
+            return build_bare(cfg)
     except MmpError:
-        return build_model(bare)  # a constructor that computes with values, or a real mistake
+        return build_bare(cfg)  # a constructor that computes with values, or a real mistake
 
 
 def _build_from_file(cfg: ModelConfig, options: dict[str, Any]) -> nn.Module:
@@ -69,13 +83,15 @@ def _build_from_file(cfg: ModelConfig, options: dict[str, Any]) -> nn.Module:
     path = Path(str(cfg.pretrained_file))
     state = _read_state(path, "model.pretrained_file")
     with torch.random.fork_rng():  # so that the second model begins with the same numbers
-        untouched = build_model(replace(cfg, pretrained=False, pretrained_file=None))
+        untouched = build_bare(cfg)
     try:
         overlay = {"state_dict": state}
         model = timm.create_model(cfg.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:
         raise MmpError(f"{path}: not the weights of {cfg.name} ({str(error).splitlines()[0]})") from error
     before, after = untouched.state_dict(), model.state_dict()
+    if problems := _odd_types(state, after):
+        raise MmpError(f"{path}: not the weights of {cfg.name} ({problems[0]})")
     layers = [layer.name for layer in prunable_layers(model) if layer.role != "classifier"]
     missed = [name for name in layers if torch.equal(before[name], after[name])]
     if missed:
@@ -135,10 +151,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
+    problems += _odd_types(state, expected)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise MmpError(f"{path}: not a checkpoint of this model ({'; '.join(problems[:3])}{more}); check model.name")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # a tensor that cannot be copied
+        raise MmpError(f"{path}: not a checkpoint of this model ({' '.join(str(error).split())})") from error
     require_finite(model, str(path))
 
 
@@ -148,16 +168,34 @@ def _read_state(path: Path, key: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise MmpError(f"{key}={path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MmpError(f"{path}: refused or unreadable ({first}); use a safetensors file or a state_dict") from error
+        content = load_pickled(path)
+    except MmpError as error:
+        raise MmpError(f"{error}; use a safetensors file or a state_dict") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise MmpError(f"{path}: holds no state_dict")
+    if not isinstance(state, Mapping) or not all(isinstance(n, str) and _is_plain(v) for n, v in state.items()):
+        raise MmpError(f"{path}: holds no state_dict of plain tensors by name")
     if state and all(name.startswith("model.") for name in state):
         return {name.removeprefix("model."): value for name, value in state.items()}
     return dict(state)
+
+
+def _is_plain(value: object) -> bool:
+    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+        return False
+    return value.layout is torch.strided and not (value.is_nested or value.is_meta)
+
+
+def _odd_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return what is of a type that would lose something, silently, when it is copied into a model's tensor."""
+
+    def kind(value: Tensor) -> tuple[bool, bool, bool]:
+        return value.is_floating_point(), value.is_complex(), value.dtype is torch.bool
+
+    return [
+        f"{name} is {value.dtype} instead of {expected[name].dtype}"
+        for name, value in state.items()
+        if name in expected and kind(value) != kind(expected[name])
+    ]
 
 
 def require_finite(model: nn.Module, source: str) -> None:

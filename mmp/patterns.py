@@ -4,8 +4,9 @@
 arXiv 2104.08378); any ``N:M`` is the same with other numbers. ``4x1`` prunes blocks of four outputs by one input as a
 whole, the idea of LPViT (Xu et al. 2024, arXiv 2407.02068). Imports no torch; :mod:`mmp.masks` makes the masks.
 
-A weight is (outputs, inputs, kernel...). What stands beside each other are its inputs, at one kernel position: the
-columns of a linear's matrix, and of a channels-last convolution's.
+A weight is (outputs, inputs, kernel...), that of a grouped convolution (outputs, inputs per group, kernel...). What
+stands beside each other are its inputs, at one kernel position: the columns of a linear's matrix, and of a
+channels-last convolution's, of which a grouped one has one per group.
 """
 
 from __future__ import annotations
@@ -67,28 +68,35 @@ class Pattern:
         """Number of weights that are kept or pruned together."""
         return self.rows * self.columns
 
-    def fits(self, shape: Sequence[int]) -> bool:
-        """Return whether a weight of this shape divides into whole groups and blocks; one that does not has none."""
-        return len(shape) > 1 and shape[0] % self.rows == 0 and shape[1] % (self.columns * self.of) == 0
+    def fits(self, shape: Sequence[int], groups: int = 1) -> bool:
+        """Return whether a weight divides into whole blocks, N:M into whole M of them; one that does not has none.
+
+        Args:
+            shape: (outputs, inputs per group, kernel...).
+            groups: Groups of a convolution; no block may reach from one into the next.
+        """
+        if len(shape) < 2:
+            return False
+        return shape[0] % (groups * self.rows) == 0 and shape[1] % (self.columns * self.of) == 0
 
     def forced(self, shape: Sequence[int]) -> int:
         """Return how many weights of a layer must go so that the pattern can hold."""
         return math.prod(shape) // self.of * max(0, self.of - self.kept)
 
-    def takes(self, shape: Sequence[int], sparsity: float) -> bool:
+    def takes(self, shape: Sequence[int], sparsity: float, groups: int = 1) -> bool:
         """Return whether a layer's mask of this sparsity satisfies it: the shape fits, and enough weights go.
 
         This is the rule for who has the pattern; every other layer is pruned weight by weight.
         """
-        return self.fits(shape) and math.floor(sparsity * math.prod(shape)) >= self.forced(shape)
+        return self.fits(shape, groups) and math.floor(sparsity * math.prod(shape)) >= self.forced(shape)
 
-    def least(self, shape: Sequence[int]) -> float:
+    def least(self, shape: Sequence[int], groups: int = 1) -> float:
         """Return the least sparsity at which a layer takes it, 1 - N/M; 0 where the shape does not fit."""
-        return sparsity_of(self.forced(shape), math.prod(shape)) if self.fits(shape) else 0.0
+        return sparsity_of(self.forced(shape), math.prod(shape)) if self.fits(shape, groups) else 0.0
 
-    def whole(self, shape: Sequence[int], sparsity: float) -> float:
+    def whole(self, shape: Sequence[int], sparsity: float, groups: int = 1) -> float:
         """Return what a layer's sparsity comes to where whole blocks go; as it is where single weights do."""
-        if self.unit == 1 or not self.fits(shape):
+        if self.unit == 1 or not self.fits(shape, groups):
             return sparsity
         total = math.prod(shape)
         return sparsity_of(math.floor(sparsity * total) // self.unit * self.unit, total)

@@ -72,7 +72,7 @@ class Plan:
 
     def patterned(self, layer: Layer, strategy: str) -> bool:
         """Return whether a layer's mask will satisfy the pattern under a strategy."""
-        return self.pattern.takes(layer.shape, self.sparsities[strategy][layer.name])
+        return self.pattern.takes(layer.shape, self.sparsities[strategy][layer.name], layer.groups)
 
     def summary(self, strategy: str) -> dict[str, Any]:
         """Return a strategy's sparsity over prunable weights and over all parameters, what is left, and the bytes.
@@ -262,7 +262,7 @@ def to_budget(
         MmpError: if the target is out of reach; the message says what can be reached.
     """
     if target is None:
-        return {layer.name: pattern.whole(layer.shape, sparsities[layer.name]) for layer in layers}
+        return {layer.name: pattern.whole(layer.shape, sparsities[layer.name], layer.groups) for layer in layers}
     ceiling = min(BUDGET_CEILING, ranges.constraints.ceiling)
     small = frozenset(layer.name for layer in layers if layer.size < ranges.constraints.small_below)
     least, most = reachable(layers, sparsities, small, ceiling, pattern)

@@ -147,7 +147,7 @@ def _layer_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
 
 def _pattern_of(plan: Plan, layer: Layer) -> str:
     """Return the pattern of a layer, or why it has none."""
-    if not plan.pattern.fits(layer.shape):
+    if not plan.pattern.fits(layer.shape, layer.groups):
         return "no: shape"
     taken, strategies = sum(plan.patterned(layer, name) for name in plan.sparsities), len(plan.sparsities)
     if not taken:

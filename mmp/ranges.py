@@ -215,8 +215,8 @@ def allow_pattern(layers: Sequence[Layer], ranges: Mapping[str, Range], pattern:
     result = dict(ranges)
     for layer in layers:
         allowed = ranges[layer.name]
-        if pattern.takes(layer.shape, allowed.hi):
-            result[layer.name] = Range(max(allowed.lo, pattern.least(layer.shape)), allowed.hi)
+        if pattern.takes(layer.shape, allowed.hi, layer.groups):
+            result[layer.name] = Range(max(allowed.lo, pattern.least(layer.shape, layer.groups)), allowed.hi)
     return result
 
 

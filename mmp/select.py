@@ -5,12 +5,14 @@ Everything that can be chosen by is known before test data are: accuracies are t
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 from mmp.configurations import groups_of
 from mmp.errors import MmpError, nearest
+from mmp.patterns import UNSTRUCTURED
 from mmp.results import Run
 
 PARETO, ALL = "pareto", "all"
@@ -27,6 +29,11 @@ FIELDS: dict[str, tuple[str, Callable[[Run], float | str]]] = {
     "data": ("name", lambda run: run.data),
     "signal": ("name, or that of the criterion of a baseline", lambda run: run.signal),
     "strategy": ("name", lambda run: run.strategy),
+    "pattern": ("none, 2:4, 4x1, ...", lambda run: run.pattern or str(UNSTRUCTURED)),
+    "ranges": ("name", lambda run: run.ranges),
+    "schedule": ("name", lambda run: run.schedule),
+    "reconstruct": ("name", lambda run: run.reconstruct),
+    "finetune": ("name", lambda run: run.finetune),
     "seed": ("number", lambda run: run.seed),
 }
 _COMPARE: dict[str, Callable[[float | str, float | str], bool]] = {
@@ -60,7 +67,10 @@ def select(runs: Iterable[Run], conditions: str) -> list[Run]:
         if condition.strip() == PARETO:
             chosen = [run for run in chosen if run.folder in efficient]
         elif condition.strip() != ALL:
-            meets = _read(condition.strip())
+            try:
+                meets = _read(condition.strip())
+            except MmpError as error:
+                raise MmpError(f"select={conditions}: {error}") from None
             chosen = [run for run in chosen if meets(run)]
     if not chosen:
         raise MmpError(f"select={conditions}: no run is like that; python -m mmp.report FOLDER --tables shows them")
@@ -72,20 +82,26 @@ def _read(condition: str) -> Callable[[Run], bool]:
     if match is None:
         word = re.match(r"\w*", condition)
         told = nearest(word.group() if word else "", [PARETO, ALL, *FIELDS])
-        raise MmpError(f"select={condition}: must be {PARETO}, {ALL}, or a comparison such as drop<0.5; {told}")
+        raise MmpError(f"{condition!r} must be {PARETO}, {ALL}, or a comparison such as drop<0.5; {told}")
     field, sign, text = match.groups()
     if field not in FIELDS:
-        raise MmpError(f"select={condition}: no such field {field!r}; {nearest(field, FIELDS)}")
+        raise MmpError(f"no such field {field!r}; {nearest(field, FIELDS)}")
     value = FIELDS[field][1]
     wanted: float | str = text
     if not isinstance(value(Run("", "")), str):
-        try:
-            wanted = float(text)
-        except ValueError:
-            raise MmpError(f"select={condition}: {field} is a number, {text!r} is not") from None
+        wanted = _number(text)
+        if math.isnan(wanted):
+            raise MmpError(f"{field} is a number, {text!r} is not")
     elif sign not in ("=", "==", "!="):
-        raise MmpError(f"select={condition}: {field} is a name; compare it with = or !=")
+        raise MmpError(f"{field} is a name; compare it with = or !=")
     return lambda run: _COMPARE[sign](value(run), wanted)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def conditions_help(indent: str = "  ") -> str:

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mmp.errors import MmpError
@@ -31,6 +30,10 @@ FORMAT = "mmp-sparse-1"
 _SKIP = 255
 _DIGEST = rb"{\"sha256\": \""  # what stands before 64 digits, of the file with zeros in their place
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_TYPES = (  # that safetensors both writes and reads
+    torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
+    torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32, torch.float64,
+)  # fmt: skip
 
 
 def save_sparse(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -41,13 +44,16 @@ def save_sparse(path: Path, tensors: Mapping[str, Tensor]) -> None:
         tensors: Tensors by name, for instance a state_dict.
 
     Raises:
-        MmpError: if a name holds the sign ``|``, or the file cannot be written.
+        MmpError: if a name holds the sign ``|``, a tensor is of a kind that safetensors files cannot hold, or the file
+            cannot be written.
     """
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
         if "|" in name:
             raise MmpError(f"tensor {name!r}: a sparse file cannot hold a name with '|'")
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _TYPES:
+            raise MmpError(f"tensor {name!r}: a sparse file cannot hold {tensor.dtype}, {tensor.layout} there")
         value = tensor.detach().cpu().contiguous()
         parts = _compress(value.flatten())
         if parts:
@@ -86,15 +92,13 @@ def load_sparse(path: Path | str) -> dict[str, Tensor]:
         raise MmpError(f"{path}: the contents do not match their checksum; the file is damaged, export it again")
     try:
         notes = json.loads(json.loads(header)["__metadata__"]["mmp"])
-        if notes["format"] != FORMAT:
-            raise MmpError(f"{path}: is of format {notes['format']!r}, this version of mmp reads {FORMAT!r}")
-        stored = safetensors.torch.load(content)
-        return {
-            **{name: value for name, value in stored.items() if "|" not in name},
-            **{name: _expand(stored, name, shape) for name, shape in notes["shapes"].items()},
-        }
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        version = notes["format"]
+        tensors = _tensors(safetensors.torch.load(content), notes["shapes"]) if version == FORMAT else {}
+    except Exception as error:  # whatever contents lead to that somebody knew how to sign
         raise MmpError(f"{path}: not a well-formed sparse file ({type(error).__name__}: {error})") from error
+    if version != FORMAT:
+        raise MmpError(f"{path}: is of format {version!r}, this version of mmp reads {FORMAT!r}")
+    return tensors
 
 
 def _digest(content: bytes, at: int) -> str:
@@ -108,14 +112,16 @@ def _compress(flat: Tensor) -> dict[str, Tensor]:
     """Return the parts of a flat tensor; none if it is smallest as it is."""
     if flat.element_size() not in _INTEGERS or not flat.numel():
         return {}
-    kept = flat.view(_INTEGERS[flat.element_size()]).numpy() != 0
     size = flat.element_size()
+    entries = flat.view(_INTEGERS[size])
+    kept = entries.numpy() != 0
     positions = np.flatnonzero(kept)
     bits, gaps = -(-len(kept) // 8), _gaps(positions, len(kept))
     if len(positions) * size + min(bits, len(gaps)) >= len(kept) * size:
         return {}
     where = {"gaps": gaps} if len(gaps) < bits else {"bits": np.packbits(kept)}
-    return {"values": flat[torch.from_numpy(kept)], **{key: torch.from_numpy(value) for key, value in where.items()}}
+    values = entries[torch.from_numpy(kept)].view(flat.dtype)
+    return {"values": values, **{key: torch.from_numpy(value) for key, value in where.items()}}
 
 
 def _gaps(positions: np.ndarray, total: int) -> np.ndarray:
@@ -127,26 +133,39 @@ def _gaps(positions: np.ndarray, total: int) -> np.ndarray:
     return gaps
 
 
+def _tensors(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """Return all tensors of a file; everything that it stores must be part of one."""
+    whole = {name: value for name, value in stored.items() if "|" not in name}
+    parts = {f"{name}|{part}" for name in shapes for part in ("values", "bits", "gaps")}
+    if odd := sorted((whole.keys() & shapes.keys()) | (stored.keys() - whole.keys() - parts)):
+        raise ValueError(f"{odd[0]!r} belongs to no tensor, or to one that is stored twice")
+    return {**whole, **{name: _expand(stored, name, shape) for name, shape in shapes.items()}}
+
+
 def _expand(stored: Mapping[str, Tensor], name: str, shape: list[int]) -> Tensor:
     """Return a whole tensor; the size of what is stored bounds its own, whatever a header may say."""
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f"{name!r} has the shape {shape}")
     values, total = stored[f"{name}|values"], math.prod(shape)
-    packed = f"{name}|bits" in stored
-    record = stored[f"{name}|bits" if packed else f"{name}|gaps"]
+    (where,) = {f"{name}|bits", f"{name}|gaps"} & stored.keys()
+    packed, record = where.endswith("bits"), stored[where]
     if record.dtype is not torch.uint8 or record.dim() != 1 or values.dim() != 1:
         raise ValueError(f"{name!r} is stored as {record.dtype} of {record.dim()} dimensions")
+    entries = values.view(_INTEGERS[values.element_size()])
     if packed:
         bits = record.numpy()
         if len(bits) != -(-total // 8):
             raise ValueError(f"{name!r} has {len(bits)} bytes of bits for {total} entries")
-        where = torch.from_numpy(np.unpackbits(bits, count=total).view(bool))
-        if int(where.count_nonzero()) != len(values):
-            raise ValueError(f"{name!r} has {len(values)} values for {int(where.count_nonzero())} places")
-        return torch.zeros(total, dtype=values.dtype).masked_scatter_(where, values).view(shape)
+        kept = np.unpackbits(bits).view(bool)
+        if int(kept.sum()) != len(values) or kept[total:].any():
+            raise ValueError(f"{name!r} has {len(values)} values for {int(kept.sum())} places among {total}")
+        flat = torch.zeros(total, dtype=entries.dtype)
+        return flat.masked_scatter_(torch.from_numpy(kept[:total]), entries).view(values.dtype).view(shape)
     gaps = record.numpy()
     ends = np.cumsum(np.where(gaps == _SKIP, _SKIP, gaps.astype(np.int64) + 1))
     places = ends[gaps != _SKIP] - 1
     if len(places) != len(values) or not 0 <= total - (ends[-1] if len(ends) else 0) < _SKIP:
         raise ValueError(f"{name!r} has {len(values)} values and {len(gaps)} gaps for {total} entries")
-    flat = torch.zeros(total, dtype=values.dtype)
-    flat[torch.from_numpy(places)] = values
-    return flat.view(shape)
+    flat = torch.zeros(total, dtype=entries.dtype)
+    flat[torch.from_numpy(places)] = entries
+    return flat.view(values.dtype).view(shape)

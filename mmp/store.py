@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
-from mmp.files import is_locked, load_tensors, locked, remove_unfinished, save_tensors, write_json
+from mmp.files import file_digest, is_locked, load_tensors, locked, remove_unfinished, save_tensors, write_json
 from mmp.keep import satisfies
 from mmp.layers import Layer
 from mmp.masks import Masks
@@ -187,7 +187,7 @@ def describe(
                 "sparsity": sparsities[layer.name],
                 "pruned": gone[layer.name],
                 "total": layer.size,
-                "pattern": str(pattern) if patterned and satisfies(masks[layer.name], pattern) else None,
+                "pattern": str(pattern) if patterned and satisfies(masks[layer.name], pattern, layer.groups) else None,
             }
             for layer in layers
         ],
@@ -294,12 +294,14 @@ class RunFolder:
         """Write ``result.json`` atomically; from now on the run is completed.
 
         Args:
-            files: Names of what belongs to the result; their sizes are kept, to know later whether they are whole.
+            files: Names of what belongs to the result; sizes and checksums are kept, to know later whether they are
+                whole, and those of this run.
             content: What it holds besides the head.
         """
         sizes = {name: _size(self.path / name) for name in files}
+        digests = {name: file_digest(self.path / name) for name, size in sizes.items() if size is not None}
         head = {"schema_version": SCHEMA_VERSION, "status": "completed", **self.head}
-        write_json(self.path / RESULT, {**head, **content, "files": sizes})
+        write_json(self.path / RESULT, {**head, **content, "files": sizes, "digests": digests})
         self.say("completed")
 
     def fail(self, error: BaseException, detail: str) -> None:

@@ -175,8 +175,8 @@ def reachable(
 
 def _floors(layers: Sequence[Layer], sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, float]:
     """Return how far down each layer may be shifted: to 0, or to where it still takes the pattern that it takes."""
-    taken = {layer.name: pattern.takes(layer.shape, sparsities[layer.name]) for layer in layers}
-    return {layer.name: pattern.least(layer.shape) if taken[layer.name] else 0.0 for layer in layers}
+    taken = {layer.name: pattern.takes(layer.shape, sparsities[layer.name], layer.groups) for layer in layers}
+    return {layer.name: pattern.least(layer.shape, layer.groups) if taken[layer.name] else 0.0 for layer in layers}
 
 
 def inwards(least: float, most: float, digits: int = 4) -> str:
@@ -211,7 +211,7 @@ def whole_weights(
         prune less than the smallest block of a layer below that.
     """
     exact = {layer.name: layer.size * sparsities[layer.name] for layer in layers}
-    unit = {layer.name: pattern.unit if pattern.fits(layer.shape) else 1 for layer in layers}
+    unit = {layer.name: pattern.unit if pattern.fits(layer.shape, layer.groups) else 1 for layer in layers}
     counts = {name: math.floor(value) // unit[name] * unit[name] for name, value in exact.items()}
     floors = _floors(layers, sparsities, pattern)
     inside = [name for name, s in sparsities.items() if name not in fixed and floors[name] < s < ceiling]
@@ -243,6 +243,6 @@ def with_pattern(layers: Sequence[Layer], sparsities: Mapping[str, float], patte
     """
     if pattern == UNSTRUCTURED:
         return dict(sparsities)
-    raised = {layer.name: max(sparsities[layer.name], pattern.least(layer.shape)) for layer in layers}
+    raised = {layer.name: max(sparsities[layer.name], pattern.least(layer.shape, layer.groups)) for layer in layers}
     shifted = meet_budget(layers, raised, global_sparsity(layers, sparsities), pattern=pattern)
     return whole_weights(layers, shifted, pattern=pattern)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,19 @@ from onnx import numpy_helper
 from sweeping import ROOT, arguments, environment
 from torch import Tensor
 
-from mmp.config import register
+import mmp.export
+import mmp.latency
+from mmp.config import PruneConfig, register
 from mmp.data import ImageData
+from mmp.dense import dense_file
 from mmp.export import export_run, main, read_options
-from mmp.export_subject import load_config
-from mmp.files import load_tensors, replaced_folder, save_tensors
+from mmp.export_card import as_card
+from mmp.export_measure import compressed_size
+from mmp.export_subject import Subject, load_config
+from mmp.files import is_locked, load_tensors, replaced_folder, save_tensors
 from mmp.masks import load_masks
 from mmp.models import build_model, fill_input, load_weights
+from mmp.readers import READERS
 from mmp.targets import load_target
 from mmp.validate import validate
 
@@ -263,7 +270,8 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def again(run: Path, *words: str) -> list[tuple[str, Path, dict[str, Any]]]:
     """Export a run, as sparse unless the words say otherwise, and return what came of it."""
-    names, options = read_options(["target=sparse", *QUICK, *words])
+    chosen = [] if any(word.startswith("target=") for word in words) else ["target=sparse"]
+    names, options = read_options([*chosen, *QUICK, *words])
     return list(export_run(run, [load_target(name) for name in names], options))
 
 
@@ -288,10 +296,7 @@ def test_a_changed_run_is_exported_again(copied: Path) -> None:
     ids=lambda value: value[0],
 )
 def test_what_a_run_saved_is_what_it_is_exported_by(conf: Path, tmp_path: Path, overrides: list[str]) -> None:
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = validate(compose("prune", [*overrides, f"paths.results={tmp_path}"]))
-    fill_input(config)
+    config = config_of(conf, *overrides, f"paths.results={tmp_path}")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     assert load_config(tmp_path) == config
     moved = load_config(tmp_path, ["data.root=elsewhere", "data.eval_batch_size=8"])
@@ -305,6 +310,180 @@ def test_a_dense_model_that_is_gone_is_replaced_by_one_of_its_size(copied: Path)
     assert outcome == "written"
     assert content["dense_weights"] == "random where the run pruned them"
     assert content["bytes"]["dense_compressed"] > 0.8 * content["bytes"]["dense_fp32"]
+
+
+def test_a_dense_model_that_is_damaged_is_replaced_and_that_is_told(
+    copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(copied)
+    _, path = dense_file(config, ImageData(config.data, config.seed))
+    text = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(re.sub(r"cache: .*", f"cache: {tmp_path}/cache", text))
+    (tmp_path / "cache/dense").mkdir(parents=True)
+    (tmp_path / "cache/dense" / path.name).write_bytes(path.read_bytes()[:-8])
+    ((outcome, place, content),) = again(copied)
+    assert outcome == "written", content
+    told = "random where the run pruned them, because the trained ones cannot be read"
+    assert content["dense_weights"] == told
+    assert told in (place / "README.md").read_text()
+    assert path.name in caplog.text
+
+
+def test_the_dense_model_is_exported_alike(run: Path, tmp_path: Path) -> None:
+    from mmp.sparse import save_sparse
+
+    config, sizes = load_config(run), read(run, "sparse")["bytes"]
+    _, path = dense_file(config, ImageData(config.data, config.seed))
+    save_sparse(tmp_path / "dense", load_tensors(path))
+    assert sizes["dense_file"] == (tmp_path / "dense").stat().st_size
+    assert sizes["dense_compressed"] == compressed_size([tmp_path / "dense"]) < sizes["dense_file"]
+
+
+def test_eight_bits_are_calibrated_on_the_calibration_split(run: Path, tmp_path: Path) -> None:
+    source = Subject(run, (), tmp_path).source
+    config = load_config(run)
+    data = ImageData(config.data, config.seed)
+    plain, chosen = READERS["digits"](config.data).plain, data.indices["calibration"].tolist()
+    expected = torch.stack([plain[index][0] for index in chosen])
+    for _ in range(2):
+        images = torch.cat(list(source.batches))
+        assert torch.equal(images, expected)
+    assert torch.equal(source.images, images[:3])
+
+
+def test_the_run_is_locked_while_it_is_exported(copied: Path) -> None:
+    names, options = read_options(["target=sparse,onnx", *QUICK])
+    outcomes = export_run(copied, [load_target(name) for name in names], options)
+    next(outcomes)
+    assert is_locked(copied / ".lock")
+    assert len(list(outcomes)) == 1
+    assert not is_locked(copied / ".lock")
+
+
+def test_latency_is_that_of_the_file_over_that_of_the_dense_model(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned, images = Subject(copied, (), tmp_path).source.model, images_and_labels(copied)[0][:4]
+    seconds: list[float] = []
+
+    def timed(model: Any, _: Tensor) -> float:
+        seconds.append(1.0 if torch.equal(model(images), pruned(images)) else 4.0)
+        return seconds[-1]
+
+    monkeypatch.setattr(mmp.latency, "_timed", timed)
+    ((_, place, content),) = again(copied, "force=true", "seconds=0.01")
+    assert {*seconds} == {1.0, 4.0}
+    assert [(one["seconds"], one["dense_seconds"], one["ratio"]) for one in content["latency"]] == [(1, 4, 0.25)] * 2
+    assert ", no difference seen" not in (place / "README.md").read_text()
+
+
+def test_a_card_tells_where_no_difference_was_seen(run: Path) -> None:
+    timing = {"batch": 1, "pairs": 9, "seconds": 1.0, "dense_seconds": 1.0, "ratio": 0.9}
+    for quartiles, seen in (([0.8, 0.99], True), ([0.8, 1.0], False), ([0.9, 1.3], False), ([1.01, 1.3], True)):
+        content = {**read(run, "sparse"), "latency": [{**timing, "quartiles": quartiles}]}
+        assert ("| 0.90, no difference seen |" in as_card(content, "")) != seen
+
+
+def test_an_export_without_latency_is_made_again_to_have_it(copied: Path) -> None:
+    for seconds, outcome in (("0", "there"), ("0.01", "written"), ("0.01", "there"), ("0", "there")):
+        ((found, *_),) = again(copied, f"seconds={seconds}")
+        assert found == outcome
+
+
+def test_a_package_is_found_by_what_it_is_imported_as(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"onnxruntime-gpu": "1.2.3"}
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return numbers.get(name, "0")
+
+    monkeypatch.setattr(mmp.export, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    monkeypatch.setattr(mmp.export, "version", version)
+    ((outcome, _, content),) = again(copied, "target=onnx")
+    assert outcome == "written"
+    assert content["versions"]["onnxruntime"] == "1.2.3"
+
+
+def test_targets_add_up(copied: Path) -> None:
+    names, _ = read_options(["target=sparse,onnx", "target=onnx_int8,sparse", "target=onnx"])
+    assert names == ["sparse", "onnx", "onnx_int8"]
+
+
+def test_ctrl_c_is_no_traceback(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read(copied, "sparse")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mmp.export, "write_export", interrupt)
+    assert main([str(copied), "target=sparse", "force=true", *QUICK]) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+    assert read(copied, "sparse") == before
+    assert not list((copied / "export").glob(".*"))
+
+
+def config_of(conf: Path, *overrides: str) -> PruneConfig:
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = validate(compose("prune", list(overrides)))
+    fill_input(config)
+    return config
+
+
+def code_in(recipe: str) -> list[str]:
+    return re.findall(r"`(.*?)`", recipe)
+
+
+@pytest.mark.parametrize("size", [8, 16, 20])
+def test_the_recipe_makes_the_images_of_the_raw_ones(conf: Path, size: int) -> None:
+    from sklearn.datasets import load_digits
+
+    config = config_of(conf, "data=digits", f"data.image_size={size}", "data.crop_pct=0.9")
+    data = ImageData(config.data, 0)
+    pixels = torch.from_numpy(load_digits().images * 255 / 16).round()[:, None][data.indices["test"]]
+    *resize, scale = code_in(data.recipe)
+    assert ("as they are" in data.recipe) == (size == 8) == (not resize)
+    scope: dict[str, Any] = {"torch": torch, "mean": config.data.mean[0], "std": config.data.std[0]}
+    for code in (*resize, scale):
+        pixels = eval(code, {**scope, "pixels": pixels})
+    torch.testing.assert_close(torch.cat([x for x, _ in data.test_dataloader()]), pixels.float())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_recipe_of_files_is_timms(conf: Path, tmp_path: Path, channels: int) -> None:
+    import timm.data
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    for number in range(60):
+        path = tmp_path / "train" / f"class{number % 2}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(path)
+    shape = ["data.classes=2", f"data.channels={channels}", f"model.in_chans={channels}", "data.image_size=32"]
+    scale = [f"data.mean={[0.4] * channels}", f"data.std={[0.2] * channels}", "data.crop_pct=0.9"]
+    settings = [
+        "data=imagefolder",
+        f"data.root={tmp_path}",
+        "data.calibration=0.1",
+        *shape,
+        *scale,
+        "data.interpolation=bilinear",
+    ]
+    data = ImageData(config_of(conf, *settings).data, 0)
+    convert, create = code_in(data.recipe)
+    paths = sorted((tmp_path / "train").rglob("*.png"))
+    with Image.open(paths[data.indices["validation"][0]]) as image:
+        expected = eval(create, {"timm": timm})(eval(convert, {"image": image}))
+    assert torch.equal(next(iter(data.val_dataloader()))[0][0], expected)
+
+
+def test_the_card_tells_the_recipe(run: Path) -> None:
+    config = load_config(run)
+    recipe = ImageData(config.data, config.seed).recipe
+    assert f"of any B: {recipe}." in (run / "export/sparse/README.md").read_text()
 
 
 def test_latency_is_measured_at_one_and_32(copied: Path) -> None:
@@ -353,7 +532,49 @@ def test_executorch_is_as_accurate_as_pytorch(
     assert float((scope["logits"].argmax(1) == labels).double().mean()) == pytest.approx(content["accuracy"]["file"])
 
 
+@pytest.mark.parametrize("file", ["null", "/nowhere/weights.safetensors"])
+def test_pretrained_weights_are_not_asked_for_again(copied: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    text = (copied / "config.yaml").read_text().replace("pretrained_file: null", f"pretrained_file: {file}")
+    (copied / "config.yaml").write_text(text.replace("pretrained: false", "pretrained: true"))
+    create = timm.create_model
+
+    def without_network(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
+        assert not pretrained
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", without_network)
+    assert load_config(copied).model.pretrained
+    ((outcome, _, content),) = again(copied)
+    assert outcome == "written", content
+
+
 # --- mistakes and hostile files ---
+
+
+def test_weights_or_masks_of_another_run_are_refused(copied: Path) -> None:
+    result, before = json.loads((copied / "result.json").read_text()), read(copied, "sparse")
+    weights, masks = (load_tensors(copied / f"{name}.safetensors") for name in ("model", "masks"))
+
+    def refused(new_weights: dict[str, Tensor], new_masks: dict[str, Tensor], keys: set[str]) -> str:
+        save_tensors(copied / "model.safetensors", new_weights)
+        save_tensors(copied / "masks.safetensors", new_masks)
+        (copied / "result.json").write_text(json.dumps({key: result[key] for key in result.keys() & keys}))
+        ((outcome, _, content),) = again(copied, "force=true")
+        assert outcome == "failed", content["accuracy"]
+        assert read(copied, "sparse") == before
+        return content["error"]
+
+    zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+    ones = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    old = {*result} - {"digests"}  # a run of before there were any
+    assert "masks.safetensors: is not what the run has written" in refused(zeros, ones, old)
+    assert "its test accuracy is" in refused(zeros, masks, old)
+    assert "model.safetensors: is not what the run has written" in refused(zeros, masks, {*result})
+    save_tensors(copied / "model.safetensors", weights)
+    ((outcome, *_),) = again(copied, "force=true")
+    assert outcome == "written"
 
 
 @pytest.mark.parametrize(
@@ -365,6 +586,8 @@ def test_executorch_is_as_accurate_as_pytorch(
         (["target=onnx", "select=pareto"], ["single run"]),
         (["target=onnx", "force=yes"], ["force=yes", "true or false"]),
         (["target=onnx", "seconds=nan"], ["seconds=nan", "at least 0"]),
+        (["target=onnx", "select=all", "select=pareto"], ["select=pareto", "join conditions by commas"]),
+        (["target=onnx", "data.workers=abc"], ["data.workers=abc", "Integer"]),
         (["target=onnx", "data.classes=3"], ["data.classes=3", "root"]),
         (["onnx"], ["key=value"]),
     ],
@@ -402,6 +625,22 @@ def test_folders_that_cannot_be_exported_are_told(
     ):
         (copied / "result.json").write_text(json.dumps({**result, **changes}))
         assert part in told(copied, "force=true")
+    for changes, part in (
+        ({"accuracy": {}}, "lacks 'accuracy.finetuned.test'"),
+        ({"accuracy": "high"}, "lacks 'accuracy.finetuned.test'"),
+        ({"accuracy": {"finetuned": {"test": "0.9"}}}, "accuracy.finetuned.test='0.9'"),
+        ({"accuracy": {"finetuned": {"test": float("nan")}}}, "accuracy.finetuned.test=nan"),
+        ({"accuracy": {"finetuned": {"test": 99}}}, "accuracy.finetuned.test=99"),
+        ({"samples": 5}, "lacks 'samples.test'"),
+        ({"samples": {"test": 360.0}}, "samples.test=360.0"),
+        ({"masks_hash": 3}, "masks_hash=3"),
+        ({"run_name": ["x"]}, "run_name=['x']"),
+        ({"files": [1]}, "not a completed run"),
+        ({"files": None}, "not a completed run"),
+        ({"files": {"../../../nope": 3}}, "not a completed run"),
+    ):
+        (copied / "result.json").write_text(json.dumps({**result, **changes}))
+        assert part in told(copied, "force=true"), changes
     (copied / "result.json").write_text(json.dumps({key: result[key] for key in ("status", "files")}))
     assert "result.json lacks 'run_name'" in told(copied)
     (copied / "result.json").write_text(json.dumps(result))
@@ -426,6 +665,14 @@ def test_a_run_that_fails_stops_no_other(sweep: Path, tmp_path: Path, capsys: py
     assert told.out.startswith("vit-digits")
     assert told.err.count("\n") == 1
     assert str(damaged / "config.yaml") in told.err
+
+
+def test_runs_without_a_result_are_named(sweep: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = Path(shutil.copytree(sweep, tmp_path / "sweep"))
+    (failed,) = folder.glob("cnn-*")
+    (failed / "result.json").unlink()
+    assert main([str(folder), "target=sparse", "select=all", *QUICK]) == 0
+    assert f"{failed} is left out, because it is failed (result.json is gone" in caplog.text
 
 
 def test_select_exports_the_chosen_runs_only(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

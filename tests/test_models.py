@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,85 @@ def test_a_file_that_is_not_of_this_model_is_refused(tmp_path: Path) -> None:
 def test_weights_that_do_not_exist_are_one_sentence() -> None:
     with pytest.raises(MmpError, match=r"vgg11_bn_small with pretrained weights: No pretrained.*pretrained_file"):
         build_model(ModelConfig(name="vgg11_bn_small", num_classes=10, pretrained=True))
+
+
+class Evil:
+    """A pickle that makes a file when it is read as one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "key", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained", "cache_dir"]
+)
+def test_no_argument_of_a_model_loads_a_file(key: str, tmp_path: Path) -> None:
+    torch.save({"fc.weight": Evil(tmp_path / "executed")}, tmp_path / "evil.pt")
+    with pytest.raises(MmpError, match=rf"model\.kwargs\.{key}: models load no files .* model\.checkpoint"):
+        build_model(model_config(kwargs={**TINY, key: str(tmp_path / "evil.pt")}))
+    assert not (tmp_path / "executed").exists()
+
+
+def repacked(content: bytes, at: float, flip: int) -> bytes:
+    """Return a file of torch.save with a byte of its pickle changed, and checksums that say that all is well."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, io.BytesIO() as changed:
+        with zipfile.ZipFile(changed, "w") as other:
+            for name in archive.namelist():
+                data = bytearray(archive.read(name))
+                if name.endswith("data.pkl"):
+                    data[int(at * len(data))] ^= flip
+                other.writestr(name, bytes(data))
+        return changed.getvalue()
+
+
+@pytest.mark.parametrize("form", ["zip", "signed zip", "legacy"])
+def test_a_damaged_checkpoint_is_told_whichever_byte_it_is(form: str, tmp_path: Path) -> None:
+    model, path, numbers = nn.Linear(3, 2), tmp_path / "x.ckpt", random.Random(0)
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, path, _use_new_zipfile_serialization=form != "legacy")
+    content, refused = path.read_bytes(), 0
+    for _ in range(300):
+        at, flip = numbers.random(), numbers.randrange(1, 256)
+        changed = bytearray(content)
+        changed[int(at * len(content))] ^= flip
+        path.write_bytes(repacked(content, at, flip) if form == "signed zip" else changed)
+        try:
+            load_weights(model, path)
+        except MmpError:
+            refused += 1
+    assert refused > 100
+
+
+def test_values_of_a_zip_are_checked_against_their_checksum(tmp_path: Path) -> None:
+    model, path = nn.Linear(3, 2), tmp_path / "x.ckpt"
+    torch.save(model.state_dict(), path)
+    content = path.read_bytes()
+    at = content.index(model.bias.detach().numpy().tobytes())
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(MmpError, match=r"x\.ckpt: refused or unreadable .* does not match its checksum"):
+        load_weights(model, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({7: torch.zeros(2)}, "no state_dict of plain tensors"),
+        ({"bias": 3}, "no state_dict of plain tensors"),
+        ({"bias": torch.zeros(2).to_sparse()}, "no state_dict of plain tensors"),
+        ({"bias": torch.zeros(2, device="meta")}, "no state_dict of plain tensors"),
+        ({"bias": torch.zeros(2, dtype=torch.complex64)}, "bias is torch.complex64 instead of torch.float32"),
+        ({"bias": torch.zeros(2, dtype=torch.int64)}, "bias is torch.int64 instead of torch.float32"),
+        ({"bias": torch.zeros(2, dtype=torch.bool)}, "bias is torch.bool instead of torch.float32"),
+    ],
+    ids=str,
+)
+def test_weights_that_are_no_plain_floats_are_refused(change: dict[Any, Any], part: str, tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    torch.save({**model.state_dict(), **change}, tmp_path / "x.ckpt")
+    with pytest.raises(MmpError, match=part):
+        load_weights(model, tmp_path / "x.ckpt")
 
 
 def test_a_skeleton_has_shapes_and_no_memory() -> None:

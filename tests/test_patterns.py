@@ -97,6 +97,46 @@ def test_a_shape_fits_if_it_divides_into_whole_groups_and_blocks(text: str, shap
     assert Pattern.parse(text).fits(shape) == fits
 
 
+@pytest.mark.parametrize(
+    ("text", "shape", "groups", "fits"),
+    [
+        ("4x1", (64, 1, 3, 3), 1, True),  # a stem of grey images
+        ("4x1", (64, 1, 3, 3), 64, False),  # depthwise: every output has an input of its own
+        ("4x1", (64, 1, 3, 3), 16, True),
+        ("4x2", (12, 4, 3, 3), 2, False),  # six outputs a group: the second block of four would straddle
+        ("3x2", (12, 4, 3, 3), 2, True),
+        ("2:4", (12, 4, 3, 3), 2, True),  # along the inputs of one output, which are of one group
+        ("2:4", (12, 2, 3, 3), 2, False),
+    ],
+)
+def test_blocks_stay_within_the_groups_of_a_convolution(
+    text: str, shape: tuple[int, ...], groups: int, fits: bool
+) -> None:
+    pattern = Pattern.parse(text)
+    assert pattern.fits(shape, groups) == fits
+    assert pattern.takes(shape, 0.75, groups) == fits
+    assert (pattern.whole(shape, 0.7001, groups) != 0.7001) == (fits and pattern.unit > 1)
+    (mask,) = make_masks({"a": torch.rand(shape)}, {"a": 0.75}, pattern, groups={"a": groups}).values()
+    assert satisfies(mask, pattern, groups) == fits
+    assert int((~mask).sum()) == (0.75 * math.prod(shape) // (pattern.unit if fits else 1)) * (
+        pattern.unit if fits else 1
+    )
+
+
+def test_layers_know_their_groups_and_plans_and_budgets_keep_to_them() -> None:
+    net = nn.Sequential(nn.Conv2d(8, 64, 1), nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 12, 3, groups=2))
+    layers, pattern = prunable_layers(net), Pattern.parse("4x1")
+    assert [one.groups for one in layers] == [1, 64, 2]
+    raised = allow_pattern(layers, {one.name: Range(0.0, 0.9) for one in layers}, TWO_FOUR)
+    assert [raised[one.name].lo for one in layers] == [0.5, 0.0, 0.5]
+    shares = whole_weights(layers, dict.fromkeys((one.name for one in layers), 0.5001), pattern=pattern)
+    masks = make_masks(
+        {one.name: torch.rand(one.shape) for one in layers}, shares, pattern, groups={n.name: n.groups for n in layers}
+    )
+    held = [satisfies(masks[one.name], pattern, one.groups) for one in layers]
+    assert held == [True, False, False]
+
+
 def test_a_layer_takes_n_of_m_from_the_very_weight_on_that_makes_it_possible() -> None:
     assert TWO_FOUR.least((3, 8)) == 0.5
     assert TWO_FOUR.takes((3, 8), 0.5)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmp.errors import MmpError
-from mmp.sparse import FORMAT, load_sparse, save_sparse
+from mmp.sparse import _TYPES, FORMAT, load_sparse, save_sparse
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -49,6 +49,32 @@ def test_every_bit_comes_back(
     tensors = {"x": (10 * zeroed(*shape, sparsity=1 - kept, seed=seed)).to(dtype)}
     save_sparse(path, tensors)
     assert same(path, tensors)
+
+
+@pytest.mark.parametrize("dtype", _TYPES, ids=str)
+@pytest.mark.parametrize("sparsity", [0.0, 0.7, 0.99])  # as it is, bits, gaps
+def test_every_type_comes_back(dtype: torch.dtype, sparsity: float, tmp_path: Path) -> None:
+    size = torch.zeros(1, dtype=dtype).element_size()
+    count = torch.ones(600, dtype=torch.uint8).masked_fill_(zeroed(600, sparsity=sparsity) == 0, 0)
+    tensors = {"x": count.repeat_interleave(size).view(dtype)}
+    save_sparse(tmp_path / "x", tensors)
+    assert same(tmp_path / "x", tensors)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.zeros(8, dtype=torch.complex64),
+        torch.zeros(8, dtype=torch.complex128),
+        torch.zeros(8).to_sparse(),
+        torch.zeros(8, device="meta"),
+    ],
+    ids=lambda odd: f"{odd.dtype}-{odd.layout}-{odd.device}",
+)
+def test_what_cannot_be_read_back_is_not_written(odd: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(MmpError, match="tensor 'odd': a sparse file cannot hold"):
+        save_sparse(tmp_path / "x", {"a": torch.ones(2), "odd": odd})
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 253, 254, 255, 256, 509, 510, 511, 5000])
@@ -164,6 +190,22 @@ def gaps(*numbers: int) -> Tensor:
         ({}, {"x": [8]}),
         ({}, [1, 2]),
         ({"x|values": torch.ones(2), "x|bits": gaps(0xC0)}, {"x": "8"}),
+        ({"x|values": torch.ones(2), "x|gaps": gaps(0, 1)}, {"x": [10**30]}),
+        ({"x|values": torch.ones(2), "x|bits": gaps(0xC0)}, {"x": [10**30]}),
+        ({"x|values": torch.ones(0), "x|bits": gaps()}, {"x": [0, 10**30]}),
+        ({"x|values": torch.ones(2), "x|gaps": gaps(0, 1)}, {"x": [-1, -3]}),
+        ({"x|values": torch.ones(2), "x|gaps": gaps(0, 1)}, {"x": [-3, -1]}),
+        ({"x|values": torch.ones(3), "x|gaps": gaps(0, 0, 0)}, {"x": [True, 3]}),
+        ({"x|values": torch.ones(2), "x|bits": gaps(0xC0), "x|gaps": gaps(0, 0)}, {"x": [8]}),
+        ({"x|values": torch.ones(2), "x|bits": gaps(0xC0), "x|more": gaps(0)}, {"x": [8]}),
+        ({"x|values": torch.ones(2), "x|bits": gaps(0xC0), "x": torch.ones(8)}, {"x": [8]}),
+        ({"x|values": torch.ones(2), "x|bits": gaps(0xC0)}, {}),
+        ({"x|values": torch.ones(2), "x|bits": gaps(0xC1)}, {"x": [7]}),  # a bit beyond the end
+        ({"x|values": torch.ones(3), "x|bits": gaps(0xC1)}, {"x": [7]}),
+        ({"x|values": torch.ones(2, 1), "x|bits": gaps(0xC0)}, {"x": [8]}),
+        ({"x|values": torch.ones(2, 1), "x|gaps": gaps(0, 0)}, {"x": [2]}),
+        ({"x|values": torch.ones(2), "x|gaps": gaps(0, 0)[None]}, {"x": [2]}),
+        ({"x|values": torch.ones(1), "x|bits": gaps(0x80)[None]}, {"x": [8]}),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, stored: dict[str, Tensor], shapes: object) -> None:

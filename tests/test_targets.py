@@ -87,6 +87,43 @@ def test_every_architecture_goes_through_every_target(architecture: str, tmp_pat
         assert told["types"] == (["int8"] if name == "onnx_int8" else ["float32"])
 
 
+@pytest.mark.slow
+def test_onnxruntime_is_told_how_to_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+    import onnxruntime
+
+    source, opened, session = pruned(*ARCHITECTURES["resnet18"], tmp_path), [], onnxruntime.InferenceSession
+
+    def opening(*arguments: Any, **options: Any) -> Any:
+        opened.append(session(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    target, path = load_target("onnx_int8"), tmp_path / "model.onnx"
+    target.write(source, path)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opening)
+    target.open(path, source)
+    options = opened[0].get_session_options()
+    assert options.intra_op_num_threads == 3
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    stored = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+    for name, mask in source.masks.items():
+        (scale,) = (value for key, value in stored.items() if key in (f"{name}_scale", f"{name}.T_scale"))
+        assert scale.shape == (len(mask),)  # one of every output channel
+
+
+def test_the_card_of_every_model_has_five_lines_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load_target("sparse")
+    for architecture in ("vgg11", "resnet18"):
+        source = pruned(*ARCHITECTURES[architecture], tmp_path)
+        target.write(source, tmp_path / target.files[0])
+        assert len(target.usage(source).splitlines()) <= 5
+        monkeypatch.chdir(tmp_path)
+        scope: dict[str, Any] = {"images": source.images}
+        exec(target.usage(source), scope)  # what a reader would paste
+        torch.testing.assert_close(scope["logits"], source.model(source.images))
+
+
 class Branches(nn.Module):
     """Goes two ways, by what is in the images; no graph can hold that."""
 
@@ -128,6 +165,7 @@ def test_what_cannot_be_exported_is_told(kind: type[nn.Module], part: str, name:
         export()
     for words in (f"odd as target={name}: {part}", "nothing was written", "target=sparse"):
         assert words in str(told.value)
+    assert ("target=openvino" in str(told.value)) == (kind is FixedBatch)  # which needs torch's exporter, too
 
 
 @pytest.mark.slow
@@ -135,7 +173,10 @@ def test_what_cannot_be_exported_is_told(kind: type[nn.Module], part: str, name:
 def test_what_executorch_cannot_do_is_told(kind: type[nn.Module], tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     source = Exportable(ModelConfig("x", label="odd"), kind().eval(), Masks({}), (torch.ones(2, 1, 2, 2),), tmp_path)
-    with pytest.raises(MmpError, match=r"odd as target=executorch: torch cannot export it .* nothing was written"):
+    with pytest.raises(
+        MmpError,
+        match=r"odd as target=executorch: torch cannot export it .* nothing was written\. Try target=sparse, or newer",
+    ):
         load_target("executorch").write(source, tmp_path / "model.pte")
     (tmp_path / "model.pte").write_bytes(b"no program")
     with pytest.raises(MmpError, match="odd as target=executorch: ExecuTorch with XNNPACK cannot run it"):
@@ -208,8 +249,10 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
         return lambda images: change(model(images).detach())
 
     assert tried(engine(lambda x: x), source, target) == 0
+    assert tried(engine(lambda x: 1.0001 * x), source, target) == pytest.approx(1e-4, rel=0.01)
     for change, part in (
         (lambda x: x + 0.1, "differ by 0.1"),
+        (lambda x: 1.01 * x, "differ by"),
         (lambda x: x[:, :2], "shape (3, 2)"),
         (lambda x: x[:1], "shape (1, 3)"),
         (lambda x: x / 0, "infinity"),
@@ -244,10 +287,15 @@ def test_a_dense_stand_in_has_no_zeros(conv_net: nn.Module) -> None:
     fill_pruned(conv_net, masks)
     for name, weight in weights.items():
         assert (weight != 0).all()
+        filled, kept = (float(weight.detach()[which].std()) for which in (~masks[name], masks[name]))
+        assert filled == pytest.approx(kept, rel=0.5)
         assert torch.equal(weight[masks[name]], before[name][masks[name]])
 
 
 # --- selection ---
+
+
+ODD = {"pattern": "2:4", "ranges": "vit", "schedule": "cubic", "reconstruct": "least_squares"}
 
 
 @pytest.fixture
@@ -256,7 +304,7 @@ def runs(tmp_path: Path) -> list[Any]:
         result_files.result("p30", 0.3, 0.990, 0.5),
         result_files.result("p50", 0.5, 0.970, 0.9),
         result_files.result("p70", 0.7, 0.980, 0.9, seed=1),
-        result_files.result("p90", 0.9, 0.900, 0.9, model="vit"),
+        {**result_files.result("p90", 0.9, 0.900, 0.9, model="vit"), **ODD},
         {**result_files.result("balanced", 0.5, 0.9, 0.9), "status": "failed", "error": {"type": "E", "message": "m"}},
     ]
     return load_runs(result_files.write(tmp_path, *contents))
@@ -275,6 +323,10 @@ def runs(tmp_path: Path) -> list[Any]:
         ("model=cnn,seed!=1", ["p30", "p50"]),
         ("strategy==p50", ["p50"]),
         ("sparsity_all<0.3", ["p30"]),
+        ("pattern=2:4", ["p90"]),
+        ("pattern=none,ranges=generic", ["p30", "p50", "p70"]),
+        ("schedule=cubic", ["p90"]),
+        ("reconstruct=least_squares", ["p90"]),
     ],
 )
 def test_conditions(runs: list[Any], conditions: str, chosen: list[str]) -> None:
@@ -297,6 +349,8 @@ def test_pareto_is_that_of_the_report(runs: list[Any]) -> None:
         ("drop<1.5 or True", ["must be pareto"]),
         ("__import__('os').system('x')<1", ["must be pareto"]),
         ("", ["must be pareto"]),
+        ("drop<1,,pareto", ["select=drop<1,,pareto: '' must be pareto"]),
+        ("drop<nan", ["select=drop<nan: drop is a number, 'nan' is not"]),
         ("drop<-50", ["no run is like that"]),
     ],
 )

@@ -5,7 +5,7 @@ A target is a :class:`Target`; it needs no base class. ``mmp.export`` measures a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -40,14 +40,14 @@ class Exportable:
         config: The timm model.
         model: The same with its weights, in eval mode and on the CPU.
         masks: Which of its weights were kept.
-        batches: Calibration images (B, C, H, W), normalised.
+        batches: Calibration images (B, C, H, W), normalised; they can be gone through as often as one likes.
         scratch: A folder for intermediate files of this very source.
     """
 
     config: ModelConfig
     model: nn.Module
     masks: Masks
-    batches: tuple[Tensor, ...]
+    batches: Iterable[Tensor]
     scratch: Path
 
     @property
@@ -58,7 +58,7 @@ class Exportable:
     @cached_property
     def images(self) -> Tensor:
         """A few calibration images, to try a file with."""
-        return self.batches[0][:3]
+        return next(iter(self.batches))[:3]
 
     def with_weights(self, model: nn.Module, scratch: Path) -> Exportable:
         """Return the same architecture with other weights, none of them pruned."""
@@ -144,11 +144,25 @@ def tried(engine: Engine, source: Exportable, target: Target) -> float:
     return worst / scale if scale else worst
 
 
-def unable(source: Exportable, target: Target, what: str, error: Exception | None = None) -> MmpError:
-    """Return the error that tells what an engine cannot do, and the way out."""
+def unable(
+    source: Exportable,
+    target: Target,
+    what: str,
+    error: Exception | None = None,
+    others: Sequence[str] = tuple(TARGETS),
+) -> MmpError:
+    """Return the error that tells what an engine cannot do, and the way out.
+
+    Args:
+        source: The model.
+        target: What it was to be.
+        what: What went wrong.
+        error: What was raised.
+        others: Targets that may work all the same.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error else []
     why = f" ({type(error).__name__}: {' '.join(lines)[:300]})" if error else ""
-    others = " or ".join(f"target={name}" for name in TARGETS if name != target.name)
+    others = " or ".join(f"target={name}" for name in others if name != target.name)
     return MmpError(
         f"{source.name} as target={target.name}: {what}{why}; nothing was written. Try {others}, or newer packages: "
         f"pip install --upgrade 'mmp[{target.extra}]'"

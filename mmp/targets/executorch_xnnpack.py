@@ -43,7 +43,7 @@ class ExecuTorch:
                 sizes = {0: torch.export.Dim("batch", min=1, max=LARGEST)}
                 program = torch.export.export(source.model, (images,), dynamic_shapes=(sizes,))
         except Exception as error:  # whatever the exporter raises
-            raise unable(source, self, "torch cannot export it", error) from error
+            raise unable(source, self, "torch cannot export it", error, others=("sparse",)) from error
         try:
             with _silently():
                 path.write_bytes(_lowered(program))

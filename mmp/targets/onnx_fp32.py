@@ -47,6 +47,7 @@ class Onnx:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or one model slows the next
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -122,7 +123,13 @@ def float_file(source: Exportable, target: Target) -> Path:
     except MmpError as error:
         raise unable(source, target, str(error)) from error
     except Exception as error:  # whatever the exporter raises
-        raise unable(source, target, "torch cannot export it", error.__cause__ or error) from error  # type: ignore[arg-type]
+        raise unable(
+            source,
+            target,
+            "torch cannot export it",
+            error.__cause__ or error,  # type: ignore[arg-type]
+            others=("executorch", "sparse"),
+        ) from error
     return path
 
 

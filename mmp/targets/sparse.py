@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmp.errors import MmpError
 from mmp.files import tensors_digest
-from mmp.models import build_model
+from mmp.models import build_bare
 from mmp.sparse import load_sparse, save_sparse
 from mmp.targets import Engine, Exportable
 
@@ -38,7 +38,7 @@ class Sparse:
     def open(self, path: Path, source: Exportable) -> Engine:
         """Return timm's model with the weights of the file."""
         with torch.random.fork_rng():
-            model = build_model(source.config)
+            model = build_bare(source.config)
         model.load_state_dict(load_sparse(path))
         return torch.inference_mode()(model.eval())
 
@@ -53,9 +53,9 @@ class Sparse:
         options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.kwargs}
         arguments = ", ".join([repr(config.name), *(f"{key}={value!r}" for key, value in options.items())])
         return (
-            "import timm\nfrom mmp.sparse import load_sparse\n"
-            + ("import mmp.vgg  # registers the model\n" if config.name == "vgg11_bn_small" else "")
-            + f"model = timm.create_model({arguments}).eval()\n"
+            f"import timm{', mmp.vgg  # which registers the model' if config.name == 'vgg11_bn_small' else ''}\n"
+            "from mmp.sparse import load_sparse\n"
+            f"model = timm.create_model({arguments}).eval()\n"
             f'model.load_state_dict(load_sparse("{self.files[0]}"))\n'
             "logits = model(images)"
         )
