@@ -84,7 +84,7 @@ def cache(expected: dict[str, Any], tmp_path: Path) -> Iterator[Path]:
 
 
 def test_an_altered_cache_is_noticed_and_made_anew(expected: dict[str, Any], cache: Path, tmp_path: Path) -> None:
-    (scores,), (dense,) = cache.glob("scores/*.safetensors"), cache.glob("dense/*.safetensors")
+    (scores,), (dense,) = cache.glob("scores/*/magnitude.safetensors"), cache.glob("dense/*.safetensors")
     kept = {name: value.clone() for name, value in load_tensors(scores).items()}  # not the mapped file, which changes
     flipped = scores.read_bytes()
     scores.write_bytes(flipped[:-9] + bytes([flipped[-9] ^ 64]) + flipped[-8:])
