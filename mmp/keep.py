@@ -44,6 +44,8 @@ def keep_highest(scores: Tensor, pruned: int) -> Tensor:
 def keep_highest_each(scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """Return, for each of several numbers, the mask of :func:`keep_highest`, from one look at the scores.
 
+    The masks may share one block of memory, which is free when all of them are.
+
     Args:
         scores: Tensor of any shape, finite.
         counts: How many to drop, each from 0 to ``scores.numel()``.
@@ -82,13 +84,12 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
     places = np.flatnonzero(near)
     rest = keys[places].astype(np.uint16)  # the other sixteen bits
     places = places[np.argsort(rest, kind="stable")]
-    masks = []
-    for count, cut in zip(counts, cuts, strict=True):
-        keep = leading > cut
+    masks = np.empty((len(counts), len(scores)), dtype=bool)  # one block, which the system backs with large pages
+    for keep, count, cut in zip(masks, counts, cuts, strict=True):
+        np.greater(leading, cut, out=keep)
         ascending = places[leading[places] == cut]
         keep[ascending[count - int(ends[cut]) + len(ascending) :]] = True
-        masks.append(torch.from_numpy(keep))
-    return masks
+    return list(torch.from_numpy(masks))
 
 
 def all_finite(values: Tensor) -> bool:
