@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "images" / "growth.png"
 SHAPES = ((128, 5), (192, 7), (256, 12), (512, 10), (768, 14), (1024, 24))  # width and depth
 SIZES = (30, 100, 300, 1000, 3000)
-MOST, REPEATS, ENOUGH = 1.15, 3, 5.0  # the exponent; repetitions of a point, and the seconds after which one is enough
+MOST, REPEATS, ENOUGH = 1.15, 3, 20.0  # the exponent; repetitions of a point, and the seconds after which one is enough
 
 Route = Callable[[], Any]
 
@@ -79,7 +79,8 @@ def masks(width: int, depth: int) -> tuple[float, Route]:
     with torch.device("meta"):
         model = vit(width, depth)
     scores = {layer.name: torch.rand(layer.shape) for layer in prunable_layers(model)}
-    return weights_of(model), lambda: make_grid(scores, make_plan(model).sparsities)
+    sparsities = make_plan(model).sparsities
+    return weights_of(model), lambda: make_grid(scores, sparsities)
 
 
 def report(folder: Path, size: int) -> tuple[float, Route]:
@@ -126,6 +127,7 @@ def point(subject: str, *sizes: str) -> dict[str, float]:
         before, seconds = resident(), list[float]()
         reset_peak_memory()
         while len(seconds) < REPEATS and sum(seconds) < ENOUGH:
+            resident()  # whatever a repetition has freed is given back, so that the next begins like the first
             start = time.perf_counter()
             route()
             seconds.append(time.perf_counter() - start)
