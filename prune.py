@@ -272,17 +272,10 @@ def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
 def made_from(job: Job, data: ImageData, cache: Path, scores: Mapping[str, Any]) -> list[Artifact]:
     """Return the files that a pruned model comes from: the dense one, and scores that this run may have computed."""
     name, path = dense_file(job.config, data)
-    key, signal = scores["key"], job.signal.name
-    baseline = job.allocator.baseline is not None
-    scored = cache / (f"criteria/{key}" if baseline else f"scores/{key}/{signal}")
+    _, *parts = Path(scores["file"]).with_suffix("").parts
     return [
         Artifact(f"dense-{name}", "model", path, made=False),
-        Artifact(
-            f"scores-{key}" if baseline else f"scores-{signal}-{key}",
-            "scores",
-            Path(f"{scored}.safetensors"),
-            made=not scores["cached"],
-        ),
+        Artifact(f"scores-{'-'.join(parts)}", "scores", cache / scores["file"], made=not scores["cached"]),
     ]
 
 

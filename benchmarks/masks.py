@@ -69,9 +69,8 @@ def memory(scores: Mapping[str, Scores], configurations: int) -> list[np.ndarray
     for of_signal in scores.values():
         for score in of_signal.values():
             score.numpy().max()
-            for _ in range(configurations):
-                written.append(np.empty(score.numel(), dtype=np.uint8))
-                written[-1].fill(1)
+            written.append(np.empty((configurations, score.numel()), dtype=np.uint8))
+            written[-1].fill(1)
     return written
 
 
@@ -96,7 +95,6 @@ def measure(name: str) -> list[Claim]:
         csv_seconds = scale * (time.perf_counter() - start)
     if masks != grid(of_part, of_strategy):
         raise RuntimeError("the two routes make different masks")
-    # A whole grid of masks is kept while it is made, and freed before the next is.
     found = in_turns(
         {"grid": lambda: grid(scores, strategies), "memory": lambda: memory(scores, len(strategies))}, REPEATS
     )

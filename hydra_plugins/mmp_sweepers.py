@@ -10,14 +10,14 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-_MOST = 300  # configurations that are kept between check and launch, of about a megabyte each
+_MOST = 300  # configurations that are kept between check and launch
 
 
 class Grid(BasicSweeper):
     """Every combination of the values given.
 
     Hydra composes all configurations before the first job, so that a mistake in the last is told at once, and each one
-    again where it is launched. That takes a sixth of a second each time; here what was checked is what is launched.
+    again where it is launched; here what was checked is what is launched.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

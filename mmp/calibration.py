@@ -88,7 +88,7 @@ class Calibration:
         signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
         key = digest([self.key, {name: _source_of(type(known)) for name, known in signals.items()}, source_code()])
         parameters = prunable_parameters(self.model, self.layers)
-        paths = {name: self.cache / "scores" / key[:16] / f"{name}.safetensors" for name in signals}
+        files = {name: f"scores/{key[:16]}/{name}.safetensors" for name in signals}
 
         @cache
         def statistics() -> dict[str, dict[str, Tensor]]:
@@ -99,8 +99,9 @@ class Calibration:
         def compute(name: str) -> dict[str, Tensor]:
             return score(signals[name], parameters, statistics(), normalised=True)
 
-        scores, cached = cached_set(paths, signal.name, compute)
-        return {layer.name: scores[layer.name] for layer in self.layers}, {"key": key[:16], "cached": cached}
+        scores, cached = cached_set({name: self.cache / file for name, file in files.items()}, signal.name, compute)
+        source = {"key": key[:16], "cached": cached, "file": files[signal.name]}
+        return {layer.name: scores[layer.name] for layer in self.layers}, source
 
     def criterion_scores(self, criterion: Criterion, temperature: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return a criterion's scores as they are, comparable between layers, and where they came from.
@@ -111,15 +112,16 @@ class Calibration:
         """
         settings = {key: value for key, value in vars(criterion).items() if key != "min_density"}
         key = digest([self.key, criterion.name, settings, temperature, _source_of(type(criterion)), source_code()])
-        path = self.cache / "criteria" / f"{key[:16]}.safetensors"
+        file = f"criteria/{key[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
             parameters = prunable_parameters(self.model, self.layers)
             statistics = collect(self.model, parameters, self.batches, self.loss, criterion.needs, temperature)
             return score(criterion, parameters, statistics)
 
-        scores, cached = cached_tensors(path, compute)
-        return {layer.name: scores[layer.name] for layer in self.layers}, {"key": path.stem, "cached": cached}
+        scores, cached = cached_tensors(self.cache / file, compute)
+        source = {"key": key[:16], "cached": cached, "file": file}
+        return {layer.name: scores[layer.name] for layer in self.layers}, source
 
     def _covariances(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Return what `collect` does for ``input_covariance``; signals share a file of it unless it would be large."""

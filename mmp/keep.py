@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmp.errors import MmpError
+from mmp.finite import all_finite
 from mmp.patterns import Pattern
 
 _FEW = 2**12  # scores of which a whole sort costs less than a histogram
@@ -74,9 +75,7 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
         keys = keys ^ ((keys >> 31) & 0x7FFFFFFF)
     bins = keys >> 16
     bins += 0x8000
-    ends = (
-        torch.bincount(torch.from_numpy(bins), minlength=0x10000).cumsum(0).numpy()
-    )  # numpy's takes five times as long
+    ends = torch.bincount(torch.from_numpy(bins), minlength=0x10000).cumsum(0).numpy()
     leading, cuts = bins.astype(np.uint16), np.searchsorted(ends, counts).astype(np.uint16)
     near = np.zeros(len(scores), dtype=bool)
     for cut in set(cuts):
@@ -90,11 +89,6 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
         ascending = places[leading[places] == cut]
         keep[ascending[count - int(ends[cut]) + len(ascending) :]] = True
     return list(torch.from_numpy(masks))
-
-
-def all_finite(values: Tensor) -> bool:
-    """Return whether no value is NaN or infinity, from one look; ``torch.isfinite`` takes twenty times as long."""
-    return not values.numel() or all(map(torch.isfinite, torch.aminmax(values)))
 
 
 def _require_finite(scores: Tensor) -> None:

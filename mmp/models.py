@@ -15,6 +15,7 @@ import mmp.vgg  # noqa: F401 - registers the paper's VGG-11 with timm
 from mmp.config import ModelConfig, TrainConfig
 from mmp.errors import MmpError, nearest
 from mmp.files import load_pickled, load_tensors
+from mmp.finite import all_finite
 from mmp.layers import prunable_layers
 
 # Arguments of timm that read files, or bring weights in: keys of their own do that here, and check what they read.
@@ -209,5 +210,5 @@ def require_finite(model: nn.Module, source: str) -> None:
         MmpError: naming the tensor.
     """
     for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if value.is_floating_point() and not all_finite(value):
             raise MmpError(f"{source}: {name!r} holds NaN or infinity; the file is damaged or training diverged")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
-from mmp.keep import all_finite
+from mmp.finite import all_finite
 
 
 class Scorer(Protocol):

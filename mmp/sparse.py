@@ -25,11 +25,11 @@ from torch import Tensor
 
 from mmp.errors import MmpError
 from mmp.files import write_atomically
+from mmp.masks import INTEGERS
 
 FORMAT = "mmp-sparse-1"
 _SKIP = 255
 _DIGEST = rb"{\"sha256\": \""  # what stands before 64 digits, of the file with zeros in their place
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _TYPES = (  # that safetensors both writes and reads
     torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
     torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32, torch.float64,
@@ -110,10 +110,10 @@ def _digest(content: bytes, at: int) -> str:
 
 def _compress(flat: Tensor) -> dict[str, Tensor]:
     """Return the parts of a flat tensor; none if it is smallest as it is."""
-    if flat.element_size() not in _INTEGERS or not flat.numel():
+    if flat.element_size() not in INTEGERS or not flat.numel():
         return {}
     size = flat.element_size()
-    entries = flat.view(_INTEGERS[size])
+    entries = flat.view(INTEGERS[size])
     kept = entries.numpy() != 0
     positions = np.flatnonzero(kept)
     bits, gaps = -(-len(kept) // 8), _gaps(positions, len(kept))
@@ -151,7 +151,7 @@ def _expand(stored: Mapping[str, Tensor], name: str, shape: list[int]) -> Tensor
     packed, record = where.endswith("bits"), stored[where]
     if record.dtype is not torch.uint8 or record.dim() != 1 or values.dim() != 1:
         raise ValueError(f"{name!r} is stored as {record.dtype} of {record.dim()} dimensions")
-    entries = values.view(_INTEGERS[values.element_size()])
+    entries = values.view(INTEGERS[values.element_size()])
     if packed:
         bits = record.numpy()
         if len(bits) != -(-total // 8):

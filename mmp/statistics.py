@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmp.errors import MmpError
-from mmp.keep import all_finite
+from mmp.finite import all_finite
 from mmp.modes import evaluating
 from mmp.unfold import columns_of, rows_of
 from mmp.walk import Walk

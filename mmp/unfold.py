@@ -78,8 +78,11 @@ def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[t
 
     Args:
         module: A linear, or a convolution of one or two dimensions.
-        inputs: What it reads.
+        inputs: What it reads, (B, ..., features), or (B, C, positions...) for a convolution.
         products: For all of its rows, (groups, rows, outputs per group).
+
+    Yields:
+        Rows (groups, some rows, columns) in float32, and their products (groups, some rows, outputs per group).
     """
     weight, (groups, rows, _) = module.weight, products.shape
     assert isinstance(weight, Tensor)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
-import pickle
 from typing import Any
 
 import pytest
@@ -73,7 +73,7 @@ def test_few_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.Mon
     monkeypatch.setitem(type(loader).keep.__globals__, "_MOST", 1)
     sweeper.validate_batch_is_legal(JOBS)
     assert loader.__getstate__() == {"_loader": counted, "_configs": {}}
-    sent = pickle.loads(pickle.dumps(type(loader)({"a": 1})))
+    sent = copy.copy(type(loader)({"a": 1}))  # by the methods that pickle goes by
     assert list(sent.keys()) == ["a"]
     for job in JOBS:
         loader.load_sweep_config(config, job)

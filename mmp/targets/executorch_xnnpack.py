@@ -18,7 +18,7 @@ from torch import Tensor
 from mmp.targets import Engine, Exportable, unable
 from mmp.targets.onnx_fp32 import quietly
 
-LARGEST = 32  # images at a time: memory for so many is set aside wherever the file is loaded, 350 MB for a Swin-T
+LARGEST = 32  # images at a time: memory for so many is set aside wherever the file is loaded
 
 
 class ExecuTorch:

@@ -11,8 +11,7 @@ from mmp.targets.onnx_fp32 import INPUT, Onnx, float_file, quietly
 # What has weights, and Relu, so that no range is spent on what it cuts off. Norms, softmax and products of activations
 # (MatMulConstBOnly) stay in float32: in eight bits they gained neither accuracy nor time on validation images.
 QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul", "Relu")
-# What linear layers put out is the logits, or read by one of those in float32: to round it, too, made a fifth of the
-# logits' error in a CNN, half of it in a ViT.
+# What linear layers put out is the logits, or read by one of those in float32: to round it, too, only adds error.
 FLOAT_OUTPUTS = ("Gemm", "MatMul")
 
 
