@@ -34,6 +34,7 @@ from mmp.conf import FOLDER, choices_of
 from mmp.config import PruneConfig, register
 from mmp.data import ImageData
 from mmp.dense import dense_model, device_of
+from mmp.describe import peak_memory, reset_peak_memory
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.markdown import table_of
@@ -42,7 +43,6 @@ from mmp.models import fill_input
 from mmp.plan import load_strategy, make_plan
 from mmp.reconstruct import reconstruct, summary_of
 from mmp.signals import Magnitude, score
-from mmp.store import peak_memory, reset_peak_memory
 from mmp.training import accuracy
 from mmp.validate import validate
 

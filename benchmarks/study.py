@@ -28,12 +28,12 @@ from mmp.config import PruneConfig, register
 from mmp.data import ImageData
 from mmp.dense import dense_model
 from mmp.errors import MmpError
-from mmp.files import save_tensors
 from mmp.identity import digest, identity
 from mmp.models import fill_input
+from mmp.prune_job import Job, prune
 from mmp.store import RunFolder, Stopwatch
+from mmp.tensors import save_tensors
 from mmp.validate import validate
-from prune import Job, prune
 
 ROWS = RESULTS / "study.jsonl"
 SEEDS = (0, 1, 2)

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from mmp.config import register
+from mmp.config import is_wandb, register
 
 if TYPE_CHECKING:
     from mmp.display import Display
@@ -72,7 +72,6 @@ class SweepReport(Callback):
 
         from mmp.errors import MmpError
         from mmp.report import write_report
-        from mmp.wandb_runs import log_sweep
 
         if self._display:
             self._display.stop()
@@ -86,6 +85,9 @@ class SweepReport(Callback):
         except Exception:
             traceback.print_exc()
             sys.exit(1)
-        log_sweep(config, folder, len(report.failed))
+        if any(is_wandb(node) for node in config.logger.values()):
+            from mmp.wandb_runs import log_sweep
+
+            log_sweep(config, folder, len(report.failed))
         if report.failed:
             sys.exit(1)

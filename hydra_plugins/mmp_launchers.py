@@ -9,25 +9,72 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn
-from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+from omegaconf import DictConfig
 
 from mmp.errors import MmpError
 from mmp.slurm import remember
+
+if TYPE_CHECKING:
+    from mmp.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
 Overrides = Sequence[Sequence[str]]
 
 
-class Workers(JoblibLauncher):
-    """Jobs in worker processes on one machine.
+class OwnProcesses(Launcher):
+    """Keeps what Hydra hands to it, for jobs that run in other processes of this machine or of a cluster."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what Hydra hands to a launcher."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def job(self, sweep: Sweep, index: int) -> tuple[Any, ...]:
+        """Return what ``run_composed`` needs of a job."""
+        return self.hydra_context, self.task_function, sweep.configs[index], Singleton.get_state()
+
+
+def run_composed(context: HydraContext, task_function: TaskFunction, config: DictConfig, state: Any) -> None:
+    """Run a job, composed already, in a process that knows nothing of its sweep; what comes of it lies in its folder.
+
+    Args:
+        context: Hydra's, of the launcher.
+        task_function: What to run.
+        config: The job's configuration.
+        state: Hydra's singletons, of the launcher.
+    """
+    setup_globals()
+    Singleton.set_state(state)
+    HydraConfig.instance().set_config(config)
+    run_job(
+        hydra_context=context,
+        task_function=task_function,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def import_jobs() -> None:
+    """Import what jobs are made of."""
+    import mmp.prune_job  # noqa: F401
+
+
+class Workers(OwnProcesses):
+    """Jobs in worker processes on one machine, by way of joblib.
 
     When a worker is killed, joblib gives up on all jobs. Here the ones that were under way are run again one by one, so
     that the one which kills its process is told from those beside it; then the others go on.
@@ -40,11 +87,27 @@ class Workers(JoblibLauncher):
     """
 
     def __init__(self, n_jobs: int | None = None, jobs_per_device: int = 1, **joblib: Any) -> None:
-        super().__init__(**{"batch_size": 1, **joblib})  # joblib would bundle jobs after a few that were skipped
+        # Joblib would bundle jobs after a few that were skipped.
+        self.joblib: dict[str, Any] = {"batch_size": 1, **joblib, "backend": "loky"}
         for key, value in {"n_jobs": n_jobs, "jobs_per_device": jobs_per_device}.items():
             if value is not None and value < 1:
                 raise MmpError(f"hydra.launcher.{key}={value}: must be at least 1; leave it out for the default")
         self._workers, self._per_device = n_jobs, jobs_per_device
+        self._imports: Generator[Any] | None = None
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Start the workers, which takes seconds, while the configurations are composed in a ``with`` block."""
+        from joblib import Parallel, delayed
+
+        self._divide()
+        imports = (delayed(import_jobs)() for _ in range(self.joblib["pre_dispatch"]))
+        self._imports = Parallel(**self.joblib, return_as="generator")(imports)
+        try:
+            yield
+        except BaseException:
+            self._stop()
+            raise
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
         """Run what is missing until each job has come to an end.
@@ -52,6 +115,7 @@ class Workers(JoblibLauncher):
         Raises:
             MmpError: if there are more workers than GPU slots, or a worker dies before any job has begun.
         """
+        from joblib import Parallel, delayed
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         from mmp.sweep import Sweep
@@ -59,10 +123,14 @@ class Workers(JoblibLauncher):
         self._divide()
         sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
         waiting = sweep.missing()
+        if not waiting:
+            self._stop()
 
         def attempt(jobs: list[int]) -> bool:
+            log.info("%d jobs in %d workers", len(jobs), self.joblib["pre_dispatch"])
             try:
-                super(Workers, self).launch([sweep.jobs[index] for index in jobs], initial_job_idx + jobs[0])
+                deque(self._imports or (), maxlen=0)
+                Parallel(**self.joblib)(delayed(run_composed)(*self.job(sweep, index)) for index in jobs)
             except TerminatedWorkerError:
                 return False
             return True
@@ -81,6 +149,13 @@ class Workers(JoblibLauncher):
                     sweep.lose(index, "its process was killed, twice, the second time alone; out of memory?")
             waiting = [index for index in left if index not in interrupted]
         return [sweep.returned(index) for index in range(len(sweep.jobs))]
+
+    def _stop(self) -> None:
+        """Stop workers that have nothing to do, whatever they are importing."""
+        if self._imports is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # joblib's, that not everything was done
+                self._imports.close()
 
     def _divide(self) -> None:
         """Divide GPUs, or cores, among workers."""
@@ -193,7 +268,7 @@ def _ask(command: list[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-class Ray(JoblibLauncher):
+class Ray(OwnProcesses):
     """Jobs as tasks of a Ray cluster. What is completed already is not submitted; every job that dies is told.
 
     Of hydra-ray-launcher nothing is needed: it ends the sweep at the first process that dies, and asks for versions of
@@ -205,13 +280,10 @@ class Ray(JoblibLauncher):
     """
 
     def __init__(self, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:
-        super().__init__()
         self._init, self._remote = dict(init), dict(remote)
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit what is missing and wait until each job has come to an end."""
-        from hydra_plugins.hydra_joblib_launcher._core import execute_job
-
         from mmp.sweep import Sweep
 
         try:
@@ -224,14 +296,13 @@ class Ray(JoblibLauncher):
             ray.init(**self._init)
         if missing and self._remote.get("num_gpus") is None:
             self._remote["num_gpus"] = int("GPU" in ray.cluster_resources())
-        common = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
-        job = ray.remote(**self._remote)(execute_job)
-        tasks = {job.remote(initial_job_idx + index, sweep.jobs[index], *common): index for index in missing}
+        task = ray.remote(**self._remote)(run_composed)
+        tasks = {task.remote(*self.job(sweep, index)): index for index in missing}
         while tasks:
-            (task,), _ = ray.wait(list(tasks))
-            index = tasks.pop(task)
+            (ended,), _ = ray.wait(list(tasks))
+            index = tasks.pop(ended)
             try:
-                ray.get(task)
+                ray.get(ended)
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
                 why = str(cause).partition("\n")[0]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mmp.reconstruct
 import mmp.search
 from mmp.build import instantiate
+from mmp.cache import cached_tensors
 from mmp.calibration import Calibration, source_code
 from mmp.config import BudgetConfig, PruneConfig
 from mmp.criteria import CRITERIA, Criterion, criterion
@@ -29,7 +30,6 @@ from mmp.plan import budget_target, choose_sparsities, layer_ranges, make_plan, 
 from mmp.ranges import Range
 from mmp.search import best_of, search, search_groups
 from mmp.sizes import MEGABYTE, Sizes
-from mmp.store import cached_tensors
 from mmp.strategies import Strategy, global_sparsity, inwards, with_pattern
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from mmp.checkpoints import AtomicCheckpoints, SaveInTime, loader_state
-from mmp.config import PruneConfig, TrainConfig
+from mmp.config import PruneConfig, TrainConfig, is_wandb
 from mmp.data import ImageData
 from mmp.display import is_shown
 from mmp.errors import MmpError, nearest
@@ -60,11 +60,6 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
         return target(**arguments)
     except (TypeError, ValueError) as error:
         raise MmpError(f"{key}: {node['_target_']} refuses {arguments} ({error})") from error
-
-
-def is_wandb(node: Mapping[str, Any] | None) -> bool:
-    """Return whether an entry of ``logger`` is our W&B run (:mod:`mmp.wandb_runs`)."""
-    return node is not None and node.get("_target_") == "mmp.wandb_runs.WandbRun"
 
 
 def build_loggers(

@@ -17,10 +17,10 @@ import mmp.solve
 import mmp.statistics
 import mmp.unfold
 import mmp.walk
+from mmp.cache import cached_set, cached_tensors
 from mmp.config import RangesConfig, TrainConfig
 from mmp.criteria import Criterion, criterion
 from mmp.data import ImageData
-from mmp.files import tensors_digest
 from mmp.identity import digest
 from mmp.keep import pruned_count
 from mmp.layers import Layer, prunable_parameters
@@ -28,7 +28,7 @@ from mmp.reconstruct import dense_targets
 from mmp.signals import PAPER_SIGNALS, Scorer, score
 from mmp.sizes import MEGABYTE
 from mmp.statistics import collect
-from mmp.store import cached_set, cached_tensors
+from mmp.tensors import tensors_digest
 
 _MOST_SHARED = 10**9  # bytes of covariances that are worth a file
 

@@ -17,7 +17,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mmp import slurm
 from mmp.errors import MmpError
-from mmp.files import load_pickled, write_atomically, write_json
+from mmp.files import write_atomically, write_json
+from mmp.tensors import load_pickled
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ Hydra composes YAML files into these dataclasses, so an unknown key or a wrong t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -306,6 +307,11 @@ def _group(cfg: Any) -> Optional[str]:
     """Return what a dashboard groups a run under: the name of its sweep; None for a run on its own."""
     alone = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN
     return None if alone else Path(sweep_folder(cfg)).name
+
+
+def is_wandb(node: Mapping[str, Any] | None) -> bool:
+    """Return whether an entry of ``logger`` is our W&B run (:mod:`mmp.wandb_runs`)."""
+    return node is not None and node.get("_target_") == "mmp.wandb_runs.WandbRun"
 
 
 def register() -> None:

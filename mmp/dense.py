@@ -14,13 +14,14 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from mmp.build import build_trainer, fit
+from mmp.cache import cached_tensors
 from mmp.checkpoints import LAST, BestCheckpoint, last_checkpoint
 from mmp.config import TrainConfig
 from mmp.data import ImageData
-from mmp.files import locked, tensors_digest
-from mmp.identity import digest, identity
+from mmp.files import locked
+from mmp.identity import dense_settings, digest, identity
 from mmp.models import build_model, load_weights, require_finite
-from mmp.store import cached_tensors
+from mmp.tensors import tensors_digest
 from mmp.training import Classifier
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,7 @@ def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Call
     settings, label = identity(config), config.model.label or config.model.name
     if config.model.checkpoint:
         return f"{label}-{settings['model']['checkpoint'][:16]}", Path(config.model.checkpoint)
-    decisive = [settings[key] for key in ("model", "data", "dense", "trainer", "seed")]
-    key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
+    key = digest([*dense_settings(settings), settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
     name = f"{label}-{key}"
     return name, Path(config.paths.cache) / "dense" / f"{name}.safetensors"
 

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import time
+from ctypes import CDLL
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,11 +20,22 @@ _leased: list[FileLock] = []  # of this process; the system takes it back when t
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; CUDA is not started."""
+    if not _has_driver():
+        return []
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return [name.strip() for name in named.split(",")][:count] if named else [str(index) for index in range(count)]
+
+
+def _has_driver() -> bool:
+    """Return whether CUDA or ROCm may find a GPU here: to ask them, torch must be imported, which takes seconds."""
+    try:
+        CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
 
 
 def lease_gpu(folder: Path | None = None) -> str | None:

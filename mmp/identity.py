@@ -102,6 +102,15 @@ def configuration_of(settings: dict[str, Any]) -> str:
     return digest({**kept, "model": model})[:16]
 
 
+def dense_settings(settings: dict[str, Any]) -> list[Any]:
+    """Return what decides a dense model, but for the images themselves.
+
+    Args:
+        settings: What `identity` returned.
+    """
+    return [settings[key] for key in ("model", "data", "dense", "trainer", "seed")]
+
+
 def _of_data(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what counts of a data set: without batches or a copy in memory, runs are what they were before those."""
     in_batches = settings.get("augment") is not None and settings.get("augment_batches")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmp.errors import MmpError
-from mmp.files import load_tensors, save_tensors
 from mmp.keep import keep_highest_each, keep_patterned, pruned_count
 from mmp.patterns import UNSTRUCTURED, Pattern
+from mmp.tensors import load_tensors, save_tensors
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import mmp.vgg  # noqa: F401 - registers the paper's VGG-11 with timm
 from mmp.config import ModelConfig, TrainConfig
 from mmp.errors import MmpError, nearest
-from mmp.files import load_pickled, load_tensors
 from mmp.finite import all_finite
 from mmp.layers import prunable_layers
+from mmp.tensors import load_pickled, load_tensors
 
 # Arguments of timm that read files, or bring weights in: keys of their own do that here, and check what they read.
 _LOADING = frozenset({"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})

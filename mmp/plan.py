@@ -290,6 +290,8 @@ def load_strategy(name: str) -> Strategy:
 
 
 def _check_budget_names(budget: BudgetConfig, strategies: Iterable[Strategy]) -> None:
+    if not budget.strategies:
+        return
     known = {*choices_of("strategy"), *(strategy.name for strategy in strategies)}
     for name in budget.strategies:
         if name not in known:

@@ -8,11 +8,13 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmp.config import DataConfig
 from mmp.errors import MmpError
@@ -22,12 +24,18 @@ from mmp.images import Images, Samples, Source, in_memory, of_files
 
 def read_digits(cfg: DataConfig) -> Source:
     """Read scikit-learn's digits: 1,797 images of 8x8, resized to ``cfg.image_size``."""
+    train, plain = in_memory(*_digits(), cfg)
+    return Source(train, plain)
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """Return pixels, (1797, 1, 8, 8) in 0 to 255, and labels; they lie in a text file that takes longest to read."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    train, plain = in_memory(pixels, torch.from_numpy(bunch.target).long(), cfg)
-    return Source(train, plain)
+    return pixels, torch.from_numpy(bunch.target).long()
 
 
 FASHION_MNIST_FOLDERS = (

@@ -19,13 +19,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
+from mmp.layer_report import LayerReport
 from mmp.masks import Masks
 from mmp.modes import evaluating
 from mmp.solve import Moments, solve_rows
@@ -40,31 +40,6 @@ _BATCH = 64  # images
 _NO_WORSE = 1.0 + 1e-6
 # Below this share of the variance an error is rounding (float32 products): the layer puts out what the dense one did.
 _NOTHING_LOST = 1e-6
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What reconstruction did to one layer.
-
-    Attributes:
-        name: The weight's name.
-        kept: Number of weights that the mask keeps.
-        before: Output error of the masked layer, as a share of the variance of the dense output.
-        after: The same, of the layer as it is left.
-        status: ``solved``, or why the layer was left as it was.
-        seconds: Time spent on it.
-    """
-
-    name: str
-    kept: int
-    before: float | None
-    after: float | None
-    status: str
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, for ``result.json``."""
-        return asdict(self)
 
 
 def reconstruct(

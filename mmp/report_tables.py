@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 from mmp.compare import GroupComparison
 from mmp.configurations import Configuration, Group
-from mmp.reconstruct import LayerReport
+from mmp.layer_report import LayerReport
 from mmp.results import SETTINGS, Run
 from mmp.verdict import verdicts
 

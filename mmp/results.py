@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmp.errors import MmpError
-from mmp.reconstruct import LayerReport
+from mmp.layer_report import LayerReport
 from mmp.sizes import MEGABYTE
 from mmp.store import RESULT, STATUS, RunFolder
 

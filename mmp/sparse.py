@@ -87,7 +87,7 @@ def load_sparse(path: Path | str) -> dict[str, Tensor]:
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     at = 8 + header.find(_DIGEST) + len(_DIGEST)
     if _DIGEST not in header:
-        raise MmpError(f"{path}: not a sparse file of mmp; load safetensors files with mmp.files.load_tensors")
+        raise MmpError(f"{path}: not a sparse file of mmp; load safetensors files with mmp.tensors.load_tensors")
     if content[at : at + 64] != _digest(content, at).encode():
         raise MmpError(f"{path}: the contents do not match their checksum; the file is damaged, export it again")
     try:

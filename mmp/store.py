@@ -1,4 +1,4 @@
-"""The store: what a run leaves on disk, and the cache of dense models and scores that runs share."""
+"""The store: what a run leaves on disk. Imports no torch, for those who only look at runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import json
 import logging
 import os
 import platform
-import re
-import resource
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,18 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from mmp.errors import MmpError
-from mmp.files import file_digest, is_locked, load_tensors, locked, remove_unfinished, save_tensors, write_json
-from mmp.keep import satisfies
-from mmp.layers import Layer
-from mmp.masks import Masks
+from mmp.files import file_digest, is_locked, locked, remove_unfinished, write_json
 from mmp.notes import Notes
-from mmp.patterns import UNSTRUCTURED, Pattern
-from mmp.ranges import Range
-from mmp.sizes import MEGABYTE, Sizes
 from mmp.slurm import job_id
 
 log = logging.getLogger(__name__)
@@ -40,57 +28,6 @@ SCHEMA_VERSION = 1
 RESULT, STATUS, MASKS, WEIGHTS = "result.json", "status.json", "masks.safetensors", "model.safetensors"
 CONFIG, LOCK = "config.yaml", ".lock"
 LOGGERS = "loggers"  # the phase of a run that is no work
-
-
-def cached_tensors(path: Path, compute: Callable[[], Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], bool]:
-    """Read tensors from a cache file, or compute and write them, once for all processes that ask at once.
-
-    Args:
-        path: The file; its name must hold a hash of everything that decides its contents.
-        compute: Makes the tensors.
-
-    Returns:
-        The tensors, and whether they came from the cache. A damaged file is thrown away and made again.
-    """
-    return cached_set({"": path}, "", lambda _: compute())
-
-
-def cached_set(
-    paths: Mapping[str, Path], wanted: str, compute: Callable[[str], Mapping[str, Tensor]]
-) -> tuple[dict[str, Tensor], bool]:
-    """Do as :func:`cached_tensors` for one of several sets of tensors that are cheap to make together.
-
-    If it is missing, all sets are computed and written, and no two are in memory at once.
-
-    Args:
-        paths: The file of each set, by name.
-        wanted: The name of the set that is asked for.
-        compute: Makes a set, by its name.
-
-    Returns:
-        The set, and whether it came from the cache.
-    """
-    path = paths[wanted]
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(Path(f"{min(paths.values())}.lock"), str(path)))
-        except OSError as error:
-            told = f"cannot write the cache {path.parent}: {error}; set paths.cache to another folder"
-            raise MmpError(told) from error
-        for file in paths.values():
-            remove_unfinished(file)
-        if path.is_file():
-            try:
-                return load_tensors(path), True
-            except MmpError as error:
-                log.warning("%s; computing it again", error)
-                path.unlink()
-        for name in paths:
-            if name != wanted:
-                save_tensors(paths[name], compute(name))
-        tensors = {name: value.detach().cpu() for name, value in compute(wanted).items()}
-        save_tensors(path, tensors)
-        return tensors, False
 
 
 class Stopwatch:
@@ -123,98 +60,10 @@ class Stopwatch:
         return {name: round(value, 4) for name, value in {**self.seconds, "total": total}.items()}
 
 
-def reset_peak_memory() -> None:
-    """Start counting peak memory anew, where the system lets a process do so (Linux)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        log.debug("peak memory counts from the start of the process")
-
-
-def peak_memory() -> dict[str, int]:
-    """Return peak bytes of this process and, where there is one, of the GPU since :func:`reset_peak_memory`."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    except OSError:
-        match = None
-    if match:
-        host = int(match.group(1)) * 1024
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"host": host, "cuda": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
-
-
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     packages = ("mmp", "torch", "timm", "pytorch-lightning", "hydra-core")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def describe(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    ranges: Mapping[str, Range],
-    sparsities: Mapping[str, float],
-    masks: Masks,
-    sizes: Sizes,
-    pattern: Pattern = UNSTRUCTURED,
-) -> dict[str, Any]:
-    """Return what ``result.json`` says of a model's sparsity: in all, over all parameters, and per layer.
-
-    A layer's ``pattern`` is that which its mask satisfies, if there is one at all.
-    """
-    parameters = sum(p.numel() for p in model.parameters())
-    gone, patterned = masks.pruned, pattern != UNSTRUCTURED
-    return {
-        "parameters": parameters,
-        "prunable": masks.total,
-        "sparsity": masks.sparsity,
-        "sparsity_all": sum(gone.values()) / parameters,
-        "bytes": {"dense": sizes.dense, "pruned": sizes.sparse(sum(gone.values()))},
-        "masks_hash": masks.digest(),
-        "layers": [
-            {
-                "name": layer.name,
-                "role": layer.role,
-                "stage": layer.stage,
-                "depth": layer.depth,
-                "lo": ranges[layer.name].lo,
-                "hi": ranges[layer.name].hi,
-                "sparsity": sparsities[layer.name],
-                "pruned": gone[layer.name],
-                "total": layer.size,
-                "pattern": str(pattern) if patterned and satisfies(masks[layer.name], pattern, layer.groups) else None,
-            }
-            for layer in layers
-        ],
-    }
-
-
-def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the final numbers that a dashboard compares runs by, and the names that it groups them by.
-
-    Args:
-        result: What ``result.json`` holds, its head included.
-    """
-    final = result["accuracy"]["finetuned"]
-    per_layer = {f"sparsity/{layer['name']}": layer["pruned"] / layer["total"] for layer in result["layers"]}
-    return {
-        "sparsity": result["sparsity"],
-        "sparsity_all": result["sparsity_all"],
-        "accuracy": final["test"],
-        "val_accuracy": final["validation"],
-        "drop": result["drop"],
-        "pruned_accuracy": result["accuracy"]["pruned"]["test"],
-        "dense_accuracy": result["accuracy"]["dense"]["test"],
-        "size_mb": result["bytes"]["pruned"] / MEGABYTE,
-        "signal": result["criterion"] or result["signal"],
-        **{key: result[key] for key in ("strategy", "model", "data", "seed")},
-        **per_layer,
-    }
 
 
 @dataclass

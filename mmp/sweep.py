@@ -21,8 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmp.errors import MmpError
 from mmp.files import write_json
-from mmp.identity import digest
-from mmp.models import fill_input
+from mmp.identity import dense_settings, digest, identity
 from mmp.progress import ENDED
 from mmp.store import SCHEMA_VERSION, STATUS, RunFolder
 from mmp.validate import validate
@@ -60,17 +59,22 @@ class Sweep:
         config: Hydra's, of the launcher.
         jobs: The overrides of each job.
         first: Number of the first of them.
+
+    Attributes:
+        jobs: The overrides of each job.
+        configs: The configuration of each, composed.
+        folders: The folder of each.
     """
 
     def __init__(
         self, context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], first: int = 0
     ) -> None:
         self.jobs = [list(job) for job in jobs]
-        self._configs = [context.config_loader.load_sweep_config(config, job) for job in self.jobs]
-        for number, cfg in enumerate(self._configs, first):
+        self.configs = [context.config_loader.load_sweep_config(config, job) for job in self.jobs]
+        for number, cfg in enumerate(self.configs, first):
             with open_dict(cfg.hydra.job):
                 cfg.hydra.job.num, cfg.hydra.job.id = number, f"{cfg.hydra.job.name}_{number}"
-        self.folders = [Path(str(c.hydra.sweep.dir)) / str(c.hydra.sweep.subdir) for c in self._configs]
+        self.folders = [Path(str(c.hydra.sweep.dir)) / str(c.hydra.sweep.subdir) for c in self.configs]
         self._before = [self._status(index) for index in range(len(self.jobs))]
         self._fingerprints: dict[str, str | None] = {}
 
@@ -80,9 +84,10 @@ class Sweep:
 
     def _fingerprint(self, index: int) -> str | None:
         """Return what a job's data are now, as far as this machine can read them."""
-        from mmp.data import ImageData
+        from mmp.data import ImageData  # torch is not imported where nothing has run yet
+        from mmp.models import fill_input
 
-        composed = copy.deepcopy(self._configs[index])
+        composed = copy.deepcopy(self.configs[index])
         with read_write(composed), open_dict(composed):
             composed.pop("hydra")
         try:
@@ -104,12 +109,16 @@ class Sweep:
         result, status = run.result or {}, (run.status or {}).get("status")
         run.head = {"identity": result.get("identity"), "data_fingerprint": result.get("data_fingerprint")}
         named = str(run.head["identity"])[:8] == self.folders[index].name.rpartition("-")[2]
-        if not named or status not in ("completed", "skipped") or self._configs[index].force or not run.completed():
+        if not named or status not in ("completed", "skipped") or self.configs[index].force or not run.completed():
             return False
         return self._fingerprint(index) in (None, run.head["data_fingerprint"])
 
     def missing(self) -> list[int]:
-        """Return the jobs that are not completed; the others are skipped, which a line says, and their status."""
+        """Return the jobs that are not completed, those first that need a dense model which none before them needs.
+
+        So workers train different dense models at once, rather than wait for the same one. The other jobs are skipped,
+        which a line says, and their status.
+        """
         missing = []
         for index, folder in enumerate(self.folders):
             if not self.completed(index):
@@ -119,7 +128,10 @@ class Sweep:
             told = {**(RunFolder(folder).status or {}), "status": "skipped", "overrides": self.jobs[index]}
             with contextlib.suppress(MmpError):  # a full disk takes nothing from the result
                 write_json(folder / STATUS, told)
-        return missing
+        first: dict[str, int] = {}
+        for index in missing:
+            first.setdefault(digest(dense_settings(identity(self.configs[index]))), index)
+        return [*first.values(), *(index for index in missing if index not in first.values())]
 
     def ended(self, index: int) -> bool:
         """Return whether a job of this launch has come to an end of its own."""
@@ -150,9 +162,9 @@ class Sweep:
         status = (RunFolder(self.folders[index]).status or {}).get("status", "unknown")
         return JobReturn(
             overrides=self.jobs[index],
-            cfg=self._configs[index],
+            cfg=self.configs[index],
             working_dir=str(self.folders[index]),
-            task_name=str(self._configs[index].hydra.job.name),
+            task_name=str(self.configs[index].hydra.job.name),
             status=JobStatus.COMPLETED,
             _return_value={"status": status},
         )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
-from mmp.build import is_wandb
+from mmp.config import is_wandb
 from mmp.identity import digest
 from mmp.loggers import Artifact
 from mmp.results import REPORT

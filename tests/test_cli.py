@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,19 @@ def test_a_mistake_is_told_before_anything_is_trained(overrides: list[str], part
     for part in parts:
         assert part in line
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("script", ["prune.py", "train.py"])
+def test_a_mistake_on_the_command_line_need_not_wait_for_torch(script: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{script}', 'modle=cnn']\n"
+        f"try: runpy.run_path('{script}', run_name='__main__')\n"
+        "finally: print({'torch', 'timm', 'pytorch_lightning'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "did you mean 'model'" in told(done)
+    assert done.stdout == "set()\n"
 
 
 def test_a_truncated_data_file_is_named(tmp_path: Path) -> None:

@@ -32,11 +32,12 @@ from mmp.export import export_run, main, read_options
 from mmp.export_card import as_card
 from mmp.export_measure import compressed_size
 from mmp.export_subject import Subject, load_config
-from mmp.files import is_locked, load_tensors, replaced_folder, save_tensors
+from mmp.files import is_locked, replaced_folder
 from mmp.masks import load_masks
 from mmp.models import build_model, fill_input, load_weights
 from mmp.readers import READERS
 from mmp.targets import load_target
+from mmp.tensors import load_tensors, save_tensors
 from mmp.validate import validate
 
 pytestmark = pytest.mark.slow

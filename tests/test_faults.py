@@ -19,7 +19,7 @@ from sweeping import QUICK, ROOT, arguments, environment, sweep
 from warm import LIMIT
 
 from benchmarks.sweeps import killed, outcome_of, outcomes
-from mmp.files import load_tensors
+from mmp.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mmp.cache import cached_set, cached_tensors
 from mmp.errors import MmpError
-from mmp.files import load_tensors, save_tensors, tensors_digest, write_atomically, write_json
-from mmp.store import cached_set, cached_tensors
+from mmp.files import write_atomically, write_json
+from mmp.tensors import load_tensors, save_tensors, tensors_digest
 
 WORKERS = 8
 
@@ -129,7 +130,7 @@ def test_tensors_of_any_kind_come_back(tmp_path: Path) -> None:
 def test_only_tensors_that_share_memory_are_copied_to_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone, tied = torch.ones(3), torch.zeros(2)
     saved: dict[str, Tensor] = {}
-    monkeypatch.setattr("mmp.files.save_file", lambda plain, *_, **__: saved.update(plain))
+    monkeypatch.setattr("mmp.tensors.save_file", lambda plain, *_, **__: saved.update(plain))
     save_tensors(tmp_path / "t.safetensors", {"alone": alone, "one": tied, "other": tied.view(2, 1)})
     assert saved["alone"].data_ptr() == alone.data_ptr()
     assert saved["one"].data_ptr() != saved["other"].data_ptr()
@@ -167,7 +168,7 @@ def test_disk_that_fills_up_while_saving_tensors_is_told_with_the_path(
     def fail(*_: object, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("mmp.files.save_file", fail)
+    monkeypatch.setattr("mmp.tensors.save_file", fail)
     with pytest.raises(MmpError, match=f"cannot write {tmp_path / 't.safetensors'}"):
         save_tensors(tmp_path / "t.safetensors", tensors())
     assert listing(tmp_path) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,17 +20,15 @@ from mmp.sweep import Sweep
 
 @pytest.fixture
 def launch(conf: Path, tmp_path: Path) -> Any:
-    """Return a function that makes a sweep of two jobs as a launcher does."""
+    """Return a function that makes a sweep of jobs as a launcher does."""
     register()
 
-    def make(*overrides: str) -> Sweep:
+    def make(*overrides: str, jobs: Sequence[str] = ("strategy=p30", "strategy=p70")) -> Sweep:
         with initialize_config_dir(str(conf), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
             given = [f"paths.results={tmp_path}", *overrides]
             config = loader.load_configuration("prune", given, run_mode=RunMode.MULTIRUN)
-            return Sweep(
-                SimpleNamespace(config_loader=loader), config, [[*given, "strategy=p30"], [*given, "strategy=p70"]], 5
-            )
+            return Sweep(SimpleNamespace(config_loader=loader), config, [[*given, job] for job in jobs], 5)
 
     return make
 
@@ -55,6 +54,11 @@ def test_what_is_completed_is_not_missing(launch: Any) -> None:
     complete(sweep, 1)
     assert launch().missing() == [0]
     assert launch("force=true").missing() == [0, 1]
+
+
+def test_jobs_that_train_a_dense_model_begin_before_those_that_use_the_same(launch: Any) -> None:
+    sweep = launch(jobs=["seed=0", "seed=0", "seed=1", "seed=0", "model=vit", "seed=1", "dense.epochs=1"])
+    assert sweep.missing() == [0, 2, 4, 6, 1, 3, 5]
 
 
 @pytest.mark.parametrize("spoilt", ["data", "settings", "files", "attempt", "unfinished"])

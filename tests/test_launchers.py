@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -202,9 +204,46 @@ def test_ranks_that_hold_different_masks_are_stopped(monkeypatch: pytest.MonkeyP
 
 def test_the_launcher_of_this_machine_knows_the_gpus_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices, "CDLL", lambda name: {"libcuda.so.1": name}[name])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert devices.visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
     assert devices.visible_gpus() == ["4", "7"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert devices.visible_gpus() == []
+
+
+def test_where_there_is_no_driver_nobody_is_asked_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise OSError
+
+    def asked() -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(devices, "CDLL", missing)
+    monkeypatch.setattr(torch.cuda, "device_count", asked)
+    rocm = {"/dev/kfd": False}
+    monkeypatch.setattr(Path, "exists", lambda path: rocm[str(path)])
+    assert devices.visible_gpus() == []
+    rocm["/dev/kfd"] = True
+    with pytest.raises(AssertionError):
+        devices.visible_gpus()
+
+
+def test_a_mistake_in_a_later_job_stops_the_workers_that_were_starting(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "strategy=p30,p50,p98")
+    assert done.returncode == 1
+    assert re.fullmatch("error: strategy=p98: no such choice; .*\n", done.stderr)
+
+
+def test_workers_are_told_nothing_where_all_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra_plugins.mmp_launchers import Workers
+
+    monkeypatch.setenv(devices.SLOTS, "")
+    workers = Workers(n_jobs=2)
+    workers.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))  # type: ignore[arg-type]
+    monkeypatch.setattr("mmp.sweep.Sweep", lambda *_: SimpleNamespace(missing=list, jobs=[0], returned=lambda job: job))
+    with warnings.catch_warnings(), workers.starting():
+        warnings.simplefilter("error")
+        assert workers.launch([["seed=0"]], 0) == [0]
+        assert list(workers._imports or ()) == []

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from mmp.config import register
 from mmp.data import ImageData
 from mmp.models import fill_input
+from mmp.prune_job import Job, prune
 from mmp.store import WEIGHTS, RunFolder, Stopwatch
 from mmp.validate import validate
-from prune import Job, prune
 
 
 class Recorded:

@@ -21,7 +21,7 @@ from mmp.config import TrainConfig
 from mmp.data import ImageData
 from mmp.errors import MmpError
 from mmp.models import build_model
-from prune import Job
+from mmp.prune_job import Job
 
 
 def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
@@ -23,6 +26,7 @@ class Counted:
 
     def __init__(self, loader: Any) -> None:
         self.loader, self.composed = loader, list[list[str]]()
+        self.repository = loader.repository
 
     def load_sweep_config(self, master_config: Any, sweep_overrides: list[str]) -> Any:
         self.composed.append(sweep_overrides)
@@ -32,6 +36,10 @@ class Counted:
         return self.loader.get_group_options(group)
 
 
+def plugins() -> Any:
+    return importlib.import_module("hydra_plugins.mmp_sweepers")  # which Hydra has just loaded anew
+
+
 @pytest.fixture
 def grid():
     register()
@@ -39,8 +47,7 @@ def grid():
         hydra = GlobalHydra.instance().hydra
         config = hydra.compose_config("prune", [], RunMode.MULTIRUN, from_shell=False)
         counted = Counted(hydra.config_loader)
-        plugins = importlib.import_module("hydra_plugins.mmp_sweepers")  # which Hydra has just loaded anew
-        sweeper = plugins.Grid(max_batch_size=None, params=None)
+        sweeper = plugins().Grid(max_batch_size=None, params=None)
         context = HydraContext(config_loader=counted, callbacks=None)
         sweeper.setup(hydra_context=context, task_function=lambda _: None, config=config)
         yield sweeper, counted, config
@@ -72,7 +79,7 @@ def test_few_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.Mon
     loader = sweeper.launcher.hydra_context.config_loader
     monkeypatch.setitem(type(loader).keep.__globals__, "_MOST", 1)
     sweeper.validate_batch_is_legal(JOBS)
-    assert loader.__getstate__() == {"_loader": counted, "_configs": {}}
+    assert loader.__getstate__()["_configs"] == {}
     sent = copy.copy(type(loader)({"a": 1}))  # by the methods that pickle goes by
     assert list(sent.keys()) == ["a"]
     for job in JOBS:
@@ -83,3 +90,49 @@ def test_few_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.Mon
 def test_in_all_else_it_is_hydras_loader(grid) -> None:
     sweeper, _, _ = grid
     assert "generic" in sweeper.launcher.hydra_context.config_loader.get_group_options("ranges")
+
+
+@pytest.fixture
+def loader():
+    register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        yield GlobalHydra.instance().hydra.config_loader
+
+
+def composed(loader: Any, *overrides: str) -> Any:
+    config = loader.load_configuration("prune", list(overrides), RunMode.RUN, from_shell=False)
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def test_files_are_read_once_and_make_the_same_configurations(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [("signal=product",), ("data=fashion_mnist", "model=vit", "finetune=strong"), ("signal=product",)]
+    expected = [composed(loader, *job) for job in jobs]
+    (files,) = {type(source) for source in loader.get_sources() if source.scheme() == "file"}
+    read, load = list[str](), files.load_config
+
+    def counted(self: Any, config_path: str) -> Any:
+        read.append(config_path)
+        return load(self, config_path)
+
+    monkeypatch.setattr(files, "load_config", counted)
+    loader.repository = plugins().ReadOnce(loader.repository)
+    assert [composed(loader, *job) for job in jobs] == expected
+    assert len(read) == len(set(read)) > 20
+
+
+def test_another_search_path_is_another_set_of_files(loader: Any, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 7\n")
+    loader.repository = plugins().ReadOnce(loader.repository)
+    composed(loader)
+    assert composed(loader, f"hydra.searchpath=[file://{tmp_path}]", "experiment=own")["seed"] == 7
+    with pytest.raises(MissingConfigException, match="own"):
+        composed(loader, "experiment=own")
+
+
+def test_what_was_read_is_not_sent_to_workers(loader: Any) -> None:
+    repository = plugins().ReadOnce(loader.repository)
+    repository.load_config("prune")
+    sent = pickle.loads(pickle.dumps(repository))
+    assert sent._read == {}
+    assert sent.config_exists("prune")

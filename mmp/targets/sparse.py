@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mmp.errors import MmpError
-from mmp.files import tensors_digest
 from mmp.models import build_bare
 from mmp.sparse import load_sparse, save_sparse
 from mmp.targets import Engine, Exportable
+from mmp.tensors import tensors_digest
 
 
 class Sparse:

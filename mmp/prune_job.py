@@ -1,0 +1,363 @@
+"""A pruned model, from its configuration to its folder: what ``prune.py`` runs, once or for every job of a sweep."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from callbacks.averaging import AverageAtTarget
+from callbacks.progress import NoteProgress
+from callbacks.pruning import MaskPruning
+from mmp.allocation import Allocator
+from mmp.attempt import attempt, introduce
+from mmp.build import check, instantiate, opened_loggers
+from mmp.cache import cached_tensors
+from mmp.calibration import Calibration
+from mmp.checkpoints import open_checkpoints
+from mmp.config import PruneConfig
+from mmp.criteria import criterion
+from mmp.data import ImageData
+from mmp.dense import accuracy_file, dense_file, dense_model, device_of
+from mmp.describe import describe, peak_memory, reset_peak_memory, summarise
+from mmp.errors import MmpError
+from mmp.finetune import finetune_best
+from mmp.identity import NO_CRITERION, SEARCHED, configuration_of, identity, label, protocol_of
+from mmp.keep import satisfies
+from mmp.layers import Layer, prunable_layers, prunable_parameters
+from mmp.loggers import Artifact
+from mmp.masks import MaskEnforcer, Masks, check_zeros, make_masks, save_masks
+from mmp.models import build_skeleton, fill_input, require_finite
+from mmp.patterns import UNSTRUCTURED, Pattern
+from mmp.reconstruct import LayerReport, reconstruct, summary_of
+from mmp.schedules import Schedule
+from mmp.signals import Scorer
+from mmp.sizes import Sizes
+from mmp.slurm import restarts
+from mmp.store import LOGGERS, MASKS, WEIGHTS, RunFolder, Stopwatch, versions
+from mmp.tables import build_strategy
+from mmp.tensors import save_tensors
+from mmp.training import accuracy
+from mmp.validate import validate
+
+log = logging.getLogger(__name__)
+gc.freeze()  # what is imported stays: the collector need not look through it again and again
+
+
+@dataclass
+class Job:
+    """What a configuration says before any data is read; building it finds every mistake in it.
+
+    Attributes:
+        config: The validated configuration.
+        signal: How weights are scored, unless the run is a baseline.
+        allocator: What decides each layer's sparsity.
+        schedule: When masks come.
+    """
+
+    config: PruneConfig
+    signal: Scorer
+    allocator: Allocator
+    schedule: Schedule
+
+    @classmethod
+    def of(cls, config: PruneConfig, folder: Path) -> Job:
+        """Build the parts of a configuration.
+
+        Args:
+            config: The validated configuration.
+            folder: The run's folder.
+
+        Raises:
+            MmpError: on the first part that is wrong.
+        """
+        check(config, folder)
+        signal = instantiate({"_target_": config.signal._target_}, "signal")
+        schedule = instantiate(config.schedule, "schedule")
+        strategy = build_strategy(config.strategy)
+        allocator = Allocator.of(config, strategy)
+        allocator.check(build_skeleton(config.model))
+        for name in config.ranges.criteria:
+            criterion(name)
+        if config.reconstruct.name != "none" and schedule.last_epoch > 0:
+            raise MmpError(
+                f"reconstruct={config.reconstruct.name} needs all masks at once, but the schedule ends in epoch "
+                f"{schedule.last_epoch}; use schedule=one_shot"
+            )
+        if 0 < config.finetune.epochs <= schedule.last_epoch:
+            raise MmpError(
+                f"schedule reaches its final sparsity in epoch {schedule.last_epoch}, but finetune.epochs="
+                f"{config.finetune.epochs}; raise finetune.epochs or shorten the schedule"
+            )
+        return cls(config, signal, allocator, schedule)
+
+    def scores(self, calibration: Calibration) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the score tensor of every layer, and where it came from."""
+        if self.allocator.baseline is None:
+            return calibration.scores(self.signal)
+        return calibration.criterion_scores(self.allocator.baseline, self.config.ranges.grasp_temperature)
+
+    def masking(
+        self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], sparsities: Mapping[str, float]
+    ) -> list[pl.Callback]:
+        """Return the callbacks that bring the masks and, where the recipe says so, average the weights under them."""
+        decay = self.config.finetune.averaging
+        averaging = [AverageAtTarget(decay)] if decay else []
+        return [MaskPruning(layers, scores, sparsities, self.schedule, self.allocator.pattern), *averaging]
+
+
+def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[str, Any]:
+    """Prune, fine-tune and measure one configuration.
+
+    Args:
+        job: What to do.
+        data: The data set.
+        run: Where masks, weights and ``result.json`` go.
+        watch: Counts the seconds of each phase.
+
+    Returns:
+        What ``result.json`` holds besides its head.
+
+    Raises:
+        MmpError: on bad data, weights, checkpoints or folders, or diverged training.
+    """
+    config = job.config
+    reset_peak_memory()
+    head = head_of(config)
+    tags = [
+        config.model.label or config.model.name,
+        config.data.name,
+        head["signal"] or head["criterion"],
+        head["strategy"],
+    ]
+    with opened_loggers(config, run, "prune", tags, watch) as loggers:
+        with watch("dense"):
+            dense, dense_cached = dense_model(config, data, watchers=[NoteProgress(run.notes)])
+        with watch("scores"):
+            layers = prunable_layers(dense)
+            calibration = Calibration.of(config, dense, layers, data, device_of(config))
+            scores, source = job.scores(calibration)
+        with watch(LOGGERS):
+            for logger in loggers:
+                logger.log_artifacts(made_from(job, data, calibration.cache, source))
+        with watch("ranges"):
+            sizes = Sizes.of(dense, layers)
+            solver, pattern = Solver(config, dense, calibration), job.allocator.pattern
+            groups = {layer.name: layer.groups for layer in layers}
+
+            def reach(sparsities: Mapping[str, float]) -> float:
+                masks = make_masks(scores, sparsities, pattern, groups=groups)
+                return validated(solver.solve(masks)[0], config, data)
+
+            allocation = job.allocator.allocate(
+                calibration, scores, sizes, reach, lambda: validated(dense, config, data)
+            )
+            ranges, sparsities = allocation.ranges, allocation.sparsities
+        with watch("masks"):
+            masks = make_masks(scores, sparsities, pattern, groups=groups)
+            pruned = copy.deepcopy(dense)
+            MaskEnforcer(prunable_parameters(pruned, layers)).set(masks)
+            tell_pattern(masks, pattern, groups)
+        models = {"dense": dense, "pruned": pruned}
+        masked, reconstruction = pruned, None
+        with watch("reconstruct"):
+            if config.reconstruct.name != "none":
+                masked, reports = solver.solve(masks)
+                models["reconstructed"] = masked
+                reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
+        with watch("finetune"):
+
+            def callbacks() -> list[pl.Callback]:
+                return [*job.masking(layers, scores, sparsities), NoteProgress(run.notes)]
+
+            start = dense if job.schedule.last_epoch > 0 else masked
+            finetuned, training = finetune_best(config, dense, start, masked, callbacks, data, loggers, run.path)
+        models["finetuned"] = finetuned
+        run.discard()
+        save_model(finetuned, masks, run.path)
+        with watch("evaluate"):
+            measured = measure(models, config, data)
+        result = {
+            **describe(dense, layers, ranges, sparsities, masks, sizes, pattern),
+            **measured,
+            **training,
+            "reconstruction": reconstruction,
+            "search": allocation.search,
+            "dense_cached": dense_cached,
+            "scores": source,
+            "seconds": watch.summary(),
+            "peak_memory_bytes": peak_memory(),
+            "versions": versions(),
+        }
+        run.complete([MASKS, WEIGHTS], **result)
+        for logger in loggers:
+            logger.log_summary(summarise({**run.head, **result}), result["layers"])
+            logger.log_artifacts(made(run))
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    return result
+
+
+def tell_pattern(masks: Masks, pattern: Pattern, groups: Mapping[str, int]) -> None:
+    """Log where masks satisfy a pattern; layers whose shape or range it does not fit go without."""
+    if pattern != UNSTRUCTURED:
+        under = [mask.numel() for name, mask in masks.items() if satisfies(mask, pattern, groups[name])]
+        share = 100 * sum(under) / masks.total
+        log.info("pattern %s: in %d of %d layers, %.1f %% of weights", pattern, len(under), len(masks), share)
+
+
+class Solver:
+    """Re-solves what masks leave of a dense model; the images and what its layers make of them are read once."""
+
+    def __init__(self, config: PruneConfig, dense: nn.Module, calibration: Calibration) -> None:
+        self._config, self._dense, self._calibration = config.reconstruct, dense, calibration
+
+    @cached_property
+    def _data(self) -> tuple[list[Tensor], dict[str, Tensor]]:
+        images = self._calibration.images(self._config.images)
+        return images, self._calibration.targets(images, self._config.cache_megabytes)
+
+    def solve(self, masks: Masks) -> tuple[nn.Module, list[LayerReport]]:
+        """Return a pruned and re-solved copy, and a report per layer."""
+        images, targets = self._data
+        model = copy.deepcopy(self._dense)
+        return model, reconstruct(model, masks, images, self._config.ridge, self._dense, targets)
+
+
+def validated(model: nn.Module, config: PruneConfig, data: ImageData) -> float:
+    """Return a model's validation accuracy."""
+    return accuracy({"": model}, data.val_dataloader(), config.data.classes, device_of(config))[0][""]
+
+
+def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
+    """Save a model that must be finite, and zero wherever it is pruned, with its masks."""
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    require_finite(model, "fine-tuning")
+    check_zeros(weights, masks)
+    save_masks(masks, folder / MASKS)
+    save_tensors(folder / WEIGHTS, weights)
+
+
+def made_from(job: Job, data: ImageData, cache: Path, scores: Mapping[str, Any]) -> list[Artifact]:
+    """Return the files that a pruned model comes from: the dense one, and scores that this run may have computed."""
+    name, path = dense_file(job.config, data)
+    _, *parts = Path(scores["file"]).with_suffix("").parts
+    return [
+        Artifact(f"dense-{name}", "model", path, made=False),
+        Artifact(f"scores-{'-'.join(parts)}", "scores", cache / scores["file"], made=not scores["cached"]),
+    ]
+
+
+def made(run: RunFolder) -> list[Artifact]:
+    """Return the files of a pruned model."""
+    name, head = run.head["run_name"], {key: run.head[key] for key in ("model", "data", "strategy", "seed")}
+    return [
+        Artifact(f"pruned-{name}", "model", run.path / WEIGHTS, metadata=head),
+        Artifact(f"masks-{name}", "masks", run.path / MASKS, metadata=head),
+    ]
+
+
+def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageData) -> dict[str, Any]:
+    """Measure models on validation and, once everything is chosen, on test data: one pass over each.
+
+    What the dense model reaches is the same for all jobs of a sweep, so the first one leaves it in the cache.
+    """
+    found: dict[str, dict[str, float]] = {}
+
+    def read(chosen: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        device, classes = device_of(config), config.data.classes
+        validation, _ = accuracy(chosen, data.val_dataloader(), classes, device)
+        test, samples = accuracy(chosen, data.test_dataloader(), classes, device)
+        return {name: {"validation": validation[name], "test": test[name], "samples": samples} for name in chosen}
+
+    def read_all() -> dict[str, Tensor]:
+        found.update(read(models))
+        return {key: torch.tensor(value, dtype=torch.float64) for key, value in found["dense"].items()}
+
+    cached, _ = cached_tensors(accuracy_file(config, models["dense"], data), read_all)
+    if not found:
+        others = {name: model for name, model in models.items() if name != "dense"}
+        found = {"dense": {key: float(value) for key, value in cached.items()}, **read(others)}
+    samples = {name: int(values.pop("samples")) for name, values in found.items()}
+    return {
+        "accuracy": found,
+        "drop": 100 * (found["dense"]["test"] - found["finetuned"]["test"]),
+        "samples": {**data.samples, "test": samples["finetuned"]},
+    }
+
+
+def head_of(config: PruneConfig) -> dict[str, Any]:
+    """Return the names that open ``result.json``."""
+    baseline, settings = config.criterion["name"] != NO_CRITERION, identity(config)
+    asked = SEARCHED if config.allocation.name == SEARCHED else config.strategy.name
+    return {
+        "criterion": config.criterion["name"] if baseline else None,
+        "signal": None if baseline else config.signal.name,
+        "allocation": config.allocation.name,
+        "strategy": label(config),
+        "ranges": config.ranges.name,
+        "schedule": str(config.schedule.get("_target_", "")).rpartition(".")[2],
+        "pattern": None if config.pattern == str(UNSTRUCTURED) else config.pattern,
+        "reconstruct": config.reconstruct.name,
+        "finetune": config.finetune.name,
+        "budget": None if config.match else config.budget.of(asked),
+        "budget_megabytes": config.budget.megabytes,
+        "protocol": protocol_of(settings),
+        "configuration": configuration_of(settings),
+    }
+
+
+def keep_metrics(folder: Path) -> None:
+    """Move the metrics of an interrupted attempt aside; the CSV logger begins with an empty file."""
+    metrics = folder / "metrics.csv"
+    if metrics.is_file():
+        metrics.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv'))) + 1}.csv")
+
+
+def run_job(cfg: DictConfig) -> dict[str, Any]:
+    """Run one configuration from the command line to its folder, whatever happens to it.
+
+    Returns:
+        Its status; a plain value that any launcher can send home.
+    """
+    watch = Stopwatch()
+    with attempt() as run:
+        watch.begun = run.notes.begin
+        config = validate(cfg)
+        fill_input(config)
+        introduce(run, cfg, config, **head_of(config))
+        job = Job.of(config, run.path)
+        with watch("data"):
+            data = ImageData(config.data, config.seed)
+        run.head["data_fingerprint"] = data.fingerprint
+        if not config.force and run.completed():
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+            run.say("skipped")
+            log.info("%s: already completed, skipped (force=true runs it again)", run.head["run_name"])
+            return {"status": "skipped", "run": run.head["run_name"]}
+        if config.force and not restarts():
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        open_checkpoints(run.path / "checkpoints", run.origin)
+        keep_metrics(run.path / "csv")
+        result = prune(job, data, run, watch)
+    final, dense = result["accuracy"]["finetuned"]["test"], result["accuracy"]["dense"]["test"]
+    log.info(
+        "%s: sparsity %.1f %%, test accuracy %.2f %% (dense %.2f %%, drop %.2f points), %.1f s",
+        run.head["run_name"],
+        100 * result["sparsity"],
+        100 * final,
+        100 * dense,
+        result["drop"],
+        result["seconds"]["total"],
+    )
+    return {"status": "completed", "run": run.head["run_name"]}

@@ -1,0 +1,77 @@
+"""A dense model, from its configuration to its folder: what ``train.py`` runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from omegaconf import DictConfig
+
+from callbacks.progress import NoteProgress
+from mmp.attempt import attempt, introduce
+from mmp.build import build_callbacks, check, opened_loggers
+from mmp.config import TrainConfig
+from mmp.data import ImageData
+from mmp.dense import dense_file, dense_model, device_of
+from mmp.loggers import Artifact
+from mmp.models import fill_input
+from mmp.store import WEIGHTS, RunFolder, Stopwatch, versions
+from mmp.tensors import save_tensors
+from mmp.training import accuracy
+from mmp.validate import validate
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
+    """Train (or fetch) the dense model of a configuration, measure it on test data once, and save it.
+
+    Args:
+        config: What to train.
+        run: Where ``model.safetensors`` and ``result.json`` go.
+
+    Returns:
+        What ``result.json`` holds.
+    """
+    watch = Stopwatch()
+    watch.begun = run.notes.begin
+    check(config, run.path)
+    data = ImageData(config.data, config.seed)
+    tags = [run.head["model"], run.head["data"], "dense"]
+    with opened_loggers(config, run, "dense", tags, watch) as loggers:
+        with watch("dense"):
+            callbacks = list(build_callbacks(config, run.path).values())
+            model, cached = dense_model(config, data, callbacks, loggers, [NoteProgress(run.notes)])
+        device = device_of(config)
+        validation, _ = accuracy({"dense": model}, data.val_dataloader(), config.data.classes, device)
+        test, samples = accuracy({"dense": model}, data.test_dataloader(), config.data.classes, device)
+        model.cpu()
+        save_tensors(run.path / WEIGHTS, model.state_dict())
+        result = {
+            "kind": "dense",
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "accuracy": {"dense": {"validation": validation["dense"], "test": test["dense"]}},
+            "samples": {**data.samples, "test": samples},
+            "cached": cached,
+            "seconds": watch.summary(),
+            "versions": versions(),
+        }
+        run.complete([WEIGHTS], **result)
+        name, path = dense_file(config, data, callbacks)
+        summary = {key: run.head[key] for key in ("model", "data", "seed")}
+        summary |= {"accuracy": test["dense"], "val_accuracy": validation["dense"]}
+        for logger in loggers:
+            logger.log_summary(summary)
+            logger.log_artifacts([Artifact(f"dense-{name}", "model", path, metadata=summary)])
+    log.info("%s: test accuracy %.2f %% of %d images", run.head["run_name"], 100 * test["dense"], samples)
+    log.info("weights and result: %s", run.path)
+    return result
+
+
+def run_job(cfg: DictConfig) -> None:
+    """Train one dense model, from the command line to its folder, whatever happens to it."""
+    with attempt() as run:
+        config = validate(cfg)
+        fill_input(config)
+        introduce(run, cfg, config)
+        train(config, run)
