@@ -1,7 +1,7 @@
 """What a sweep costs besides its training, what a second worker brings, and what kills do to it.
 
-``python -m benchmarks.sweeps cost`` runs the thirty configurations of a small CNN on digits in one process and in two
-workers, and prints the table of ``benchmarks/README.md``.
+``python -m benchmarks.sweeps cost`` runs the thirty configurations of a small CNN on digits, and the demo with those of
+a small ViT beside them, in one process and in two workers, and prints the table of ``benchmarks/README.md``.
 ``python -m benchmarks.sweeps kills 40`` kills such a sweep at random moments, that many times or until it is done, and
 compares what it ends with to an undisturbed one.
 """
@@ -91,49 +91,60 @@ def outcomes(results: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def training_of(results: Path) -> float:
-    """Return the seconds that the jobs of a sweep spent in training, the dense model's included."""
+    """Return the seconds that the jobs of a sweep spent in training, the dense models' included."""
     seconds = 0.0
-    for path in results.glob("sweeps/sweep/*/result.json"):
+    for path in results.glob("sweeps/*/*/result.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         seconds += content["seconds"]["finetune"] + (0 if content["dense_cached"] else content["seconds"]["dense"])
     return seconds
+
+
+def in_one_and_two(name: str, folder: Path, *arguments: str) -> list[Claim]:
+    """Return what a sweep costs in one process and in two workers, its dense models trained first or there already."""
+
+    def sweep(kind: str, *more: str, cache: str = "") -> tuple[float, float]:
+        paths = [f"paths.results={folder / kind}", *([f"paths.cache={folder / cache / 'cache'}"] if cache else [])]
+        seconds = run("prune.py", "-m", *paths, *arguments, *more)
+        return seconds, training_of(folder / kind)
+
+    alone, trained = sweep("one")
+    both, _ = sweep("two", *WORKERS)
+    alone_cached, trained_cached = sweep("one_cached", cache="one")
+    both_cached, _ = sweep("two_cached", *WORKERS, cache="one")
+    over = f"{name}: wall time over training time"
+    times = f"{name}: two workers, times as fast as one process"
+    given = ", dense models given"
+    return [
+        Claim(over, [alone / trained], most=1.1, note=f"{alone:.0f} s over {trained:.0f} s"),
+        Claim(over + given, [alone_cached / trained_cached], most=1.1,
+              note=f"{alone_cached:.0f} s over {trained_cached:.0f} s"),
+        Claim(times, [alone / both], least=1.7, note=f"{both:.0f} s"),
+        Claim(times + given, [alone_cached / both_cached], least=1.7, note=f"{both_cached:.0f} s"),
+    ]  # fmt: skip
 
 
 def cost() -> None:
     """Print the table of a sweep's costs."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-
-        def sweep(name: str, *arguments: str) -> tuple[float, float]:
-            seconds = run("prune.py", "-m", f"paths.results={folder / name}", *GRID, *arguments)
-            return seconds, training_of(folder / name)
-
-        alone, trained = sweep("one")
-        both, trained_beside = sweep("two", *WORKERS)
-        again = run("prune.py", "-m", f"paths.results={folder / 'one'}", *GRID)
+        claims = in_one_and_two("a CNN, 30 jobs", folder / "cnn", *GRID)
+        claims += in_one_and_two("the demo, a CNN and a ViT, 60 jobs", folder / "demo", "experiment=demo")
+        claims.append(Claim("two processes that do nothing but train: times as fast as one", [beside()]))
+        results = folder / "cnn" / "one"
+        again = run("prune.py", "-m", f"paths.results={results}", *GRID)
+        claims.append(Claim("all of the CNN's jobs skipped: seconds", [again]))
         imports = min(run("-c", IMPORTS) for _ in range(3))
         firsts = []
         for attempt in range(3):
             stamp = folder / f"stamp{attempt}"
             listens = ["+callbacks.first._target_=benchmarks.sweeps.FirstStep", f"+callbacks.first.path={stamp}"]
             start = time.time()
-            run(
-                "prune.py",
-                f"paths.results={folder / str(attempt)}",
-                f"paths.cache={folder / 'one' / 'cache'}",
-                *listens,
-            )
+            run("prune.py", f"paths.results={folder / str(attempt)}", f"paths.cache={results / 'cache'}", *listens)
             firsts.append(float(stamp.read_text(encoding="ascii")) - start)
-    claims = [
-        Claim("thirty jobs in one process: wall time over training time", [alone / trained], most=1.1,
-              note=f"{alone:.0f} s over {trained:.0f} s"),
-        Claim("two workers: times as fast as one process", [alone / both], least=1.7, note=f"{both:.0f} s"),
-        Claim("two processes that do nothing but train: times as fast as one", [beside()]),
-        Claim("in two workers: wall time over half of the training time", [2 * both / trained_beside]),
-        Claim("the same command again: wall time over the first", [again / alone], note=f"{again:.0f} s"),
+    claims.append(
         Claim("start of a cached job to its first step, over importing torch, timm, Lightning and Hydra alone",
-              [first / imports for first in firsts], most=1.3, note=f"{min(firsts):.1f} s over {imports:.1f} s"),
-    ]  # fmt: skip
+              [first / imports for first in firsts], most=1.3, note=f"{min(firsts):.1f} s over {imports:.1f} s")
+    )  # fmt: skip
     sys.stdout.write(table(claims) + "\n")
 
 
