@@ -204,6 +204,65 @@ def test_nothing_of_a_batch_is_in_memory_when_the_next_begins(
     assert not any(left)
 
 
+# --- graphs that are kept ---
+
+
+def test_hessian_gradient_is_the_same_however_many_graphs_are_kept(
+    conv_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    batches = list(zip(torch.randn(17, 2, 8, 8).split(4), torch.randint(3, (17,)).split(4), strict=True))
+    passes: list[int] = []
+    found = []
+    for most in [0, *(2**k for k in range(10, 24))]:
+        losses = []
+
+        def loss(outputs: Tensor, targets: Tensor, losses: list[Tensor] = losses) -> Tensor:
+            losses.append(F.cross_entropy(outputs, targets))
+            return losses[-1]
+
+        monkeypatch.setattr("mmp.statistics.MOST_KEPT", most)
+        found.append(collect(conv_net, weights(conv_net), batches, loss, ["hessian_gradient"])["hessian_gradient"])
+        passes.append(len(losses))
+    assert passes == sorted(passes, reverse=True)
+    assert (passes[0], passes[-1]) == (10, 5)  # all batches twice; all once
+    assert 5 < sorted(passes)[passes.count(5)] < 10  # some twice
+    for one in found:
+        for name, value in found[0].items():
+            torch.testing.assert_close(one[name], value, rtol=1e-5, atol=1e-9)
+            assert value.any()
+
+
+def test_graph_that_finds_no_room_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Witness:
+        pass
+
+    witnesses: list[weakref.ref[Witness]] = []
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.witness = Witness()
+            witnesses.append(weakref.ref(ctx.witness))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return gradient.clone()
+
+    model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))  # a sigmoid's graph holds what it put out
+    model[0].register_forward_hook(lambda *found: Identity.apply(found[2]))
+    monkeypatch.setattr("mmp.statistics.MOST_KEPT", 0)
+    left = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        left.append(sum(one() is not None for one in witnesses))
+        return half_square(outputs, targets)
+
+    collect(model, weights(model), UNEVEN, loss, ["hessian_gradient"])
+    assert left == [1, 1, 1, 1]  # that of the loss alone
+
+
 # --- signals on one network ---
 
 
