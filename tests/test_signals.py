@@ -408,6 +408,20 @@ def test_scores_are_normalised_layer_by_layer_where_asked(conv_net: nn.Module) -
     }
 
 
+def test_normalised_scores_leave_weights_and_statistics_as_they_are(row: nn.Linear) -> None:
+    class Row(Gradient):
+        def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+            return weight[0]
+
+    parameters = weights(row)
+    for signal in (*PAPER_SIGNALS, Row()):
+        statistics = {"absolute_gradient": {"weight": torch.tensor([[8.0, 3.0]])}}
+        found = score(signal, parameters, statistics, normalised=True)
+        assert found["weight"].max() < 1.0
+        assert statistics["absolute_gradient"]["weight"].tolist() == [[8.0, 3.0]]
+        assert row.weight.tolist() == [[2.0, -1.0]]
+
+
 def test_normalise_lifts_tiny_scores() -> None:
     scaled = normalise(torch.tensor([1e-30, 5e-31, 0.0]))
     assert 0.5 <= scaled[0] < 1.0
