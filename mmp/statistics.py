@@ -28,6 +28,7 @@ STATISTICS = (
     "input_covariance", "squared_output_gradient",
 )  # fmt: skip
 MOST_IMAGES = 512  # of the calibration split, for input_covariance and squared_output_gradient; more hardly add to it
+MOST_TWICE = 64  # images that hessian_gradient differentiates twice at a time: what that needs beside stays small
 MOST_KEPT = 2**30  # bytes of graphs that hessian_gradient keeps from its first pass to its second
 
 
@@ -64,8 +65,8 @@ def collect(
             (the authors average over batches), so the value does not grow with the number of batches;
             ``squared_batch_gradient``: the same of (dL_b/dw)^2;
             ``squared_gradient``: the square of each single image's dL/dw, averaged over images;
-            ``hessian_gradient``: the Hessian times the gradient, H g (GraSP, arXiv 2002.07376); takes `MOST_KEPT` bytes
-            more at most than one batch needs;
+            ``hessian_gradient``: the Hessian times the gradient, H g (GraSP, arXiv 2002.07376); takes at most
+            `MOST_KEPT` bytes more than `MOST_TWICE` images need;
             ``input_covariance``: of what the weight is multiplied by, (groups, columns, columns);
             ``squared_output_gradient``: of each output, averaged over images and summed over positions, (outputs,).
             The last two see at most `MOST_IMAGES` images; a weight that its module does not multiply its input by
@@ -209,7 +210,7 @@ def _first_images(batches: Batches) -> list[Tensor]:
 def _hessian_gradient(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches, loss: Loss, temperature: float
 ) -> dict[str, Tensor]:
-    """Take the mean gradient in a first pass, and each batch's Hessian times it in a second.
+    """Take the mean gradient in a first pass, and each piece's Hessian times it in a second.
 
     Graphs that the first pass made are kept while there is room, so that the second need not make them again.
     """
@@ -230,7 +231,7 @@ def _hessian_gradient(
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no second derivative
         samples = 0
-        for inputs, targets in batches:
+        for inputs, targets in _pieces(batches):
             samples += len(inputs)
             with _noting(held) if (keep := room()) else nullcontext():
                 found = gradients(inputs, targets, create_graph=keep)
@@ -241,12 +242,18 @@ def _hessian_gradient(
         _require(samples)
         torch._foreach_div_(mean, samples)
         samples = 0
-        for inputs, targets in batches:
+        for inputs, targets in _pieces(batches):
             samples += len(inputs)
             _add(total, product(inputs, targets), len(inputs))
     _require(samples)
     torch._foreach_div_(total, samples)
     return dict(zip(parameters, total, strict=True))
+
+
+def _pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches in pieces of at most `MOST_TWICE` images; a mean over images is the same for any division."""
+    for inputs, targets in batches:
+        yield from zip(inputs.split(MOST_TWICE), targets.split(MOST_TWICE), strict=True)
 
 
 def _edges(gradients: Iterable[Tensor]) -> list[GradientEdge | None]:

@@ -233,6 +233,19 @@ def test_hessian_gradient_is_the_same_however_many_graphs_are_kept(
             assert value.any()
 
 
+def test_hessian_gradient_takes_large_batches_in_pieces(row: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        sizes.append((len(outputs), len(targets)))
+        return half_square(outputs, targets)
+
+    monkeypatch.setattr("mmp.statistics.MOST_TWICE", 2)
+    found = collect(row, weights(row), WHOLE, loss, ["hessian_gradient"])
+    assert found["hessian_gradient"]["weight"][0].tolist() == pytest.approx([5 / 9, 1 / 9])
+    assert sizes == [(2, 2), (1, 1)]
+
+
 def test_graph_that_finds_no_room_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     class Witness:
         pass
