@@ -3,9 +3,9 @@
 ``python -m benchmarks.scores`` times three signals in one pass, normalised, and GraSP's criterion, both in turns with a
 loop that does nothing but take the gradients, on the demo's CNN and ViT and on ResNet-18 at 32x32.
 
-GraSP cannot come down to its target with exact second derivatives and many batches. A plain pass multiplies matrices
-three times for each layer; the gradient that the Hessian is multiplied by takes these three, a pass that can be
-differentiated again three, and its derivative six: four times as many.
+A plain pass multiplies matrices three times for each layer. GraSP takes the gradient that the Hessian is multiplied by
+(three), and the derivative of each batch's gradient along it (six): three plain passes, where graphs of the first pass
+can be kept for the second, as they all can here, and four where they cannot.
 """
 
 from __future__ import annotations

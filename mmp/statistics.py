@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmp.errors import MmpError
@@ -27,6 +28,8 @@ STATISTICS = (
     "input_covariance", "squared_output_gradient",
 )  # fmt: skip
 MOST_IMAGES = 512  # of the calibration split, for input_covariance and squared_output_gradient; more hardly add to it
+MOST_TWICE = 64  # images that hessian_gradient differentiates twice at a time: what that needs beside stays small
+MOST_KEPT = 2**30  # bytes of graphs that hessian_gradient keeps from its first pass to its second
 
 
 # Statistics of a batch's gradients that one backward pass gives.
@@ -53,7 +56,8 @@ def collect(
     Args:
         model: The network.
         parameters: The weights to collect for, by name.
-        batches: (inputs, targets) pairs, re-iterable if ``hessian_gradient`` is needed; on the model's device.
+        batches: (inputs, targets) pairs on the model's device; re-iterable in the same order if ``hessian_gradient`` is
+            needed.
         loss: The training loss, averaged over a batch.
         needs: Which of:
             ``gradient``: dL/dw, the mean over samples;
@@ -61,7 +65,8 @@ def collect(
             (the authors average over batches), so the value does not grow with the number of batches;
             ``squared_batch_gradient``: the same of (dL_b/dw)^2;
             ``squared_gradient``: the square of each single image's dL/dw, averaged over images;
-            ``hessian_gradient``: the Hessian times the gradient, H g (GraSP, arXiv 2002.07376).
+            ``hessian_gradient``: the Hessian times the gradient, H g (GraSP, arXiv 2002.07376); takes at most
+            `MOST_KEPT` bytes more than `MOST_TWICE` images need;
             ``input_covariance``: of what the weight is multiplied by, (groups, columns, columns);
             ``squared_output_gradient``: of each output, averaged over images and summed over positions, (outputs,).
             The last two see at most `MOST_IMAGES` images; a weight that its module does not multiply its input by
@@ -205,29 +210,83 @@ def _first_images(batches: Batches) -> list[Tensor]:
 def _hessian_gradient(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches, loss: Loss, temperature: float
 ) -> dict[str, Tensor]:
-    def scaled(outputs: Tensor, targets: Tensor) -> Tensor:
-        return loss(outputs / temperature, targets)
+    """Take the mean gradient in a first pass, and each piece's Hessian times it in a second.
+
+    Graphs that the first pass made are kept while there is room, so that the second need not make them again.
+    """
+    weights = list(parameters.values())
+    mean, total = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    held = dict.fromkeys(map(_address, [*model.parameters(), *model.buffers()]), 0)  # they are there anyway
+    graphs: deque[list[GradientEdge | None]] = deque()
+
+    def gradients(inputs: Tensor, targets: Tensor, create_graph: bool) -> list[Tensor]:
+        return _gradients(loss(model(inputs) / temperature, targets), parameters, create_graph)
 
     def product(inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
-        """Return a batch's Hessian times the mean gradient; nothing else of its graph is left."""
-        gradients = _gradients(scaled(model(inputs), targets), parameters, create_graph=True)
-        inner = torch.stack([(g * mean[n]).sum() for n, g in zip(parameters, gradients, strict=True)]).sum()
-        if not inner.requires_grad:  # the loss is linear in the weights
-            return list(map(torch.zeros_like, parameters.values()))
-        # A weight in which the loss is linear has no path to the second derivative: zeros, not an error.
-        return torch.autograd.grad(inner, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        edges = graphs.popleft() if graphs else _edges(gradients(inputs, targets, create_graph=True))
+        return _derivative(edges, mean, weights)
 
-    # Fused attention kernels have no second derivative.
-    with sdpa_kernel(SDPBackend.MATH):
-        mean = _first_order(model, parameters, batches, scaled, {"gradient"})["gradient"]
-        total = [torch.zeros_like(p) for p in parameters.values()]
+    def room() -> bool:
+        return sum(held.values()) <= MOST_KEPT
+
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no second derivative
         samples = 0
-        for inputs, targets in batches:
+        for inputs, targets in _pieces(batches):
+            samples += len(inputs)
+            with _noting(held) if (keep := room()) else nullcontext():
+                found = gradients(inputs, targets, create_graph=keep)
+            _add(mean, found, len(inputs))
+            if keep and room():
+                graphs.append(_edges(found))
+            del found  # before the next are made
+        _require(samples)
+        torch._foreach_div_(mean, samples)
+        samples = 0
+        for inputs, targets in _pieces(batches):
             samples += len(inputs)
             _add(total, product(inputs, targets), len(inputs))
     _require(samples)
     torch._foreach_div_(total, samples)
     return dict(zip(parameters, total, strict=True))
+
+
+def _pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches in pieces of at most `MOST_TWICE` images; a mean over images is the same for any division."""
+    for inputs, targets in batches:
+        yield from zip(inputs.split(MOST_TWICE), targets.split(MOST_TWICE), strict=True)
+
+
+def _edges(gradients: Iterable[Tensor]) -> list[GradientEdge | None]:
+    """Return where gradients lie in their graph, which needs none of their values; None where one is constant."""
+    return [get_gradient_edge(gradient) if gradient.requires_grad else None for gradient in gradients]
+
+
+def _derivative(
+    edges: Iterable[GradientEdge | None], vector: Iterable[Tensor], weights: list[nn.Parameter]
+) -> Sequence[Tensor]:
+    """Return the Hessian whose gradients these are, times a vector; nothing of their graph is left."""
+    pairs = [(edge, part) for edge, part in zip(edges, vector, strict=True) if edge is not None]
+    if not pairs:  # the loss is linear in the weights
+        return list(map(torch.zeros_like, weights))
+    outputs, parts = zip(*pairs, strict=True)
+    # A weight in which the loss is linear has no path to the second derivative: zeros, not an error.
+    return torch.autograd.grad(outputs, weights, parts, allow_unused=True, materialize_grads=True)
+
+
+@contextmanager
+def _noting(held: dict[int, int]) -> Iterator[None]:
+    """Note the bytes of all memory that graphs made meanwhile hold, by its address."""
+
+    def note(value: Tensor) -> Tensor:
+        held.setdefault(_address(value), value.untyped_storage().nbytes())
+        return value.detach()  # a graph that held its own outputs with their history would never be freed
+
+    with saved_tensors_hooks(note, lambda value: value):
+        yield
+
+
+def _address(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter], create_graph: bool = False) -> list[Tensor]:

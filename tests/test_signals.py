@@ -204,6 +204,78 @@ def test_nothing_of_a_batch_is_in_memory_when_the_next_begins(
     assert not any(left)
 
 
+# --- graphs that are kept ---
+
+
+def test_hessian_gradient_is_the_same_however_many_graphs_are_kept(
+    conv_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    batches = list(zip(torch.randn(17, 2, 8, 8).split(4), torch.randint(3, (17,)).split(4), strict=True))
+    passes: list[int] = []
+    found = []
+    for most in [0, *(2**k for k in range(10, 24))]:
+        losses = []
+
+        def loss(outputs: Tensor, targets: Tensor, losses: list[Tensor] = losses) -> Tensor:
+            losses.append(F.cross_entropy(outputs, targets))
+            return losses[-1]
+
+        monkeypatch.setattr("mmp.statistics.MOST_KEPT", most)
+        found.append(collect(conv_net, weights(conv_net), batches, loss, ["hessian_gradient"])["hessian_gradient"])
+        passes.append(len(losses))
+    assert passes == sorted(passes, reverse=True)
+    assert (passes[0], passes[-1]) == (10, 5)  # all batches twice; all once
+    assert 5 < sorted(passes)[passes.count(5)] < 10  # some twice
+    for one in found:
+        for name, value in found[0].items():
+            torch.testing.assert_close(one[name], value, rtol=1e-5, atol=1e-9)
+            assert value.any()
+
+
+def test_hessian_gradient_takes_large_batches_in_pieces(row: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        sizes.append((len(outputs), len(targets)))
+        return half_square(outputs, targets)
+
+    monkeypatch.setattr("mmp.statistics.MOST_TWICE", 2)
+    found = collect(row, weights(row), WHOLE, loss, ["hessian_gradient"])
+    assert found["hessian_gradient"]["weight"][0].tolist() == pytest.approx([5 / 9, 1 / 9])
+    assert sizes == [(2, 2), (1, 1)]
+
+
+def test_graph_that_finds_no_room_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Witness:
+        pass
+
+    witnesses: list[weakref.ref[Witness]] = []
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.witness = Witness()
+            witnesses.append(weakref.ref(ctx.witness))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return gradient.clone()
+
+    model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))  # a sigmoid's graph holds what it put out
+    model[0].register_forward_hook(lambda *found: Identity.apply(found[2]))
+    monkeypatch.setattr("mmp.statistics.MOST_KEPT", 0)
+    left = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        left.append(sum(one() is not None for one in witnesses))
+        return half_square(outputs, targets)
+
+    collect(model, weights(model), UNEVEN, loss, ["hessian_gradient"])
+    assert left == [1, 1, 1, 1]  # that of the loss alone
+
+
 # --- signals on one network ---
 
 
@@ -347,6 +419,20 @@ def test_scores_are_normalised_layer_by_layer_where_asked(conv_net: nn.Module) -
     assert {name: value.tolist() for name, value in scaled.items()} == {
         name: normalise(value).tolist() for name, value in plain.items()
     }
+
+
+def test_normalised_scores_leave_weights_and_statistics_as_they_are(row: nn.Linear) -> None:
+    class Row(Gradient):
+        def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+            return weight[0]
+
+    parameters = weights(row)
+    for signal in (*PAPER_SIGNALS, Row()):
+        statistics = {"absolute_gradient": {"weight": torch.tensor([[8.0, 3.0]])}}
+        found = score(signal, parameters, statistics, normalised=True)
+        assert found["weight"].max() < 1.0
+        assert statistics["absolute_gradient"]["weight"].tolist() == [[8.0, 3.0]]
+        assert row.weight.tolist() == [[2.0, -1.0]]
 
 
 def test_normalise_lifts_tiny_scores() -> None:
