@@ -13,14 +13,15 @@ _CONJUGATE_STEPS = 200
 _TOLERANCE = 1e-4
 _LEAST_SPREAD = 0.01
 _SINGLE = 2**14  # rows that are summed in float32, before they are added in float64
-_BLOCK = 2**24  # numbers in one batch of systems: 128 MiB
+_WIDTH = 128  # columns of a symmetric matrix that are taken at a time, so that only half of it is computed
+_BLOCK = {"cpu": 2**20, "cuda": 2**26}  # numbers gathered for a batch of systems; a processor's cache holds 4 MiB
 
 
 @dataclass(frozen=True)
 class Moments:
     """Means and covariances, per group, of what a weight is multiplied by, X, and of the products Y it should make.
 
-    A weight's squared error is a function of them. All are float64.
+    A weight's squared error is a function of them. All are float64 but the covariance of X, which has X's type.
 
     Attributes:
         rows: Number of rows they were taken over.
@@ -47,32 +48,36 @@ class Moments:
         Args:
             pairs: X (groups, rows, columns) and Y (groups, rows, outputs per group), at least one.
         """
-        rows, pending, sums, parts, shifts = 0, 0, list[Tensor](), list[Tensor](), list[Tensor]()
+        rows, pending, shifts, parts, sums = 0, 0, list[Tensor](), list[Tensor](), list[Tensor]()
         for inputs, targets in pairs:
             if not shifts:
                 shifts = [inputs.mean(1, keepdim=True), targets.mean(1, keepdim=True)]
                 groups, columns, outputs = len(inputs), inputs.shape[2], targets.shape[2]
-                shapes = ((columns,), (outputs,), (columns, columns), (outputs, columns), (outputs,))
+                shapes = ((columns, columns), (columns,), (outputs,), (outputs, columns), (outputs,))
                 parts = [inputs.new_zeros(groups, *shape) for shape in shapes]
-                sums = [part.double() for part in parts]
+            if pending >= _SINGLE:
+                pending, sums = 0, _added(sums, parts)
+                for part in parts:
+                    part.zero_()
             x, y = inputs - shifts[0], targets - shifts[1]
-            parts[0].add_(x.sum(1))
-            parts[1].add_(y.sum(1))
-            parts[2].baddbmm_(x.transpose(1, 2), x)
+            for block in _blocks(columns):
+                parts[0][:, block, block.start :].baddbmm_(x[..., block].transpose(1, 2), x[..., block.start :])
+            parts[1].add_(x.sum(1))
+            parts[2].add_(y.sum(1))
             parts[3].baddbmm_(y.transpose(1, 2), x)
             parts[4].add_(y.square().sum(1))
             rows, pending = rows + x.shape[1], pending + x.shape[1]
-            if pending >= _SINGLE:
-                pending = 0
-                for total, part in zip(sums, parts, strict=True):
-                    total.add_(part)
-                    part.zero_()
-        x, y, xx, yx, yy = (total.add_(part).div_(rows) for total, part in zip(sums, parts, strict=True))
+        xx = (sums[0].add_(parts[0]) if sums else parts[0]).div_(rows)
+        x, y, yx, yy = (total.div_(rows) for total in _added(sums[1:], parts[1:]))
+        mean = x.to(xx.dtype)
+        xx.baddbmm_(mean.unsqueeze(2), mean.unsqueeze(1), alpha=-1)
+        for block in _blocks(columns):
+            xx[:, block.stop :, block] = xx[:, block, block.stop :].transpose(1, 2)
         return cls(
             rows=rows,
             x=x + shifts[0].squeeze(1),
             y=y + shifts[1].squeeze(1),
-            xx=xx.sub_(x.unsqueeze(2) * x.unsqueeze(1)),
+            xx=xx.to(inputs.dtype),
             yx=yx.sub_(y.unsqueeze(2) * x.unsqueeze(1)),
             yy=yy.sub_(y.square()),
         )
@@ -96,14 +101,34 @@ class Moments:
         """Return the mean squared error of a weight, and a constant per output, as a share of the targets' variance."""
         w = self._grouped(weight)
         offset = self._means(w) - self.y + (0.0 if constant is None else constant.view_as(self.y))
-        squares = ((w @ self.xx - 2 * self.yx) * w).sum(2) + self.yy + offset.square()
+        squares = self._squares(w) - 2 * (self.yx * w).sum(2) + self.yy + offset.square()
         return float((squares.sum() / self.yy.sum().clamp_min(1e-30)).clamp_min(0.0))  # which keeps what is no number
+
+    def _squares(self, grouped: Tensor) -> Tensor:
+        """Return w xx w of every row, (groups, outputs per group), from half of xx."""
+        w, squares = grouped.to(self.xx.dtype), torch.zeros_like(self.yy)
+        for block in _blocks(w.shape[2]):
+            own, others = w[..., block], w[..., block.stop :]
+            image = own @ self.xx[:, block, block] + 2 * others @ self.xx[:, block.stop :, block]
+            squares += (image.double() * grouped[..., block]).sum(2)
+        return squares
 
     def _grouped(self, weight: Tensor) -> Tensor:
         return weight.double().reshape(self.yx.shape)
 
     def _means(self, grouped: Tensor) -> Tensor:
         return (grouped @ self.x.unsqueeze(2)).squeeze(2)
+
+
+def _blocks(columns: int) -> list[slice]:
+    return [slice(start, min(start + _WIDTH, columns)) for start in range(0, columns, _WIDTH)]
+
+
+def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
+    """Add parts to sums in float64, in place where there are sums."""
+    if not sums:
+        return [part.double() for part in parts]
+    return [total.add_(part) for total, part in zip(sums, parts, strict=True)]
 
 
 def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, centred: bool) -> Tensor | None:
@@ -131,11 +156,14 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
     pull = torch.where(pull > 0, pull, 1.0)  # a group whose inputs never change keeps its dense weights
     kept, towards = mask.reshape(c.shape), dense.double().reshape(c.shape)
     a, c = with_ridge(a, pull), c + pull.view(-1, 1, 1) * towards
-    factoring = float((kept.sum(2).double() ** 3).sum())
-    iterating = 50.0 * c.numel() * c.shape[2]  # about as many steps, each a product in float32
+    factoring = float((kept.sum(2).double() ** 3).sum()) / 3  # at half the rate of a product
+    iterating = 50.0 * c.numel() * c.shape[2]  # about as many steps, each a product of twice as many operations
     method = _by_factors if factoring < iterating else _by_conjugate_gradients
-    solved = method(a, c, kept, towards * kept)
-    return solved.reshape(mask.shape).to(dense.dtype) if torch.isfinite(solved).all() else None
+    for precision in (torch.float32, torch.float64):  # the second for what is singular in the first
+        solved = method(a.to(precision), c.to(precision), kept, (towards * kept).to(precision))
+        if solved.isfinite().all():
+            return solved.reshape(mask.shape).to(dense.dtype)
+    return None
 
 
 def with_ridge(a: Tensor, pull: Tensor) -> Tensor:
@@ -163,8 +191,9 @@ class Factors:
 
     def solve(self, right: Tensor) -> Tensor:
         """Return the solutions (r, width) for the right sides of all rows, (..., columns); zero where not their own."""
-        chosen = right.flatten(0, -2)[self.rows].gather(1, self.columns) * self.own
-        return torch.cholesky_solve(chosen.unsqueeze(2), self.lower).squeeze(2) * self.own
+        chosen = (right.flatten(0, -2)[self.rows].gather(1, self.columns) * self.own).unsqueeze(2)
+        half = torch.linalg.solve_triangular(self.lower, chosen, upper=False)
+        return torch.linalg.solve_triangular(self.lower.transpose(1, 2), half, upper=True).squeeze(2) * self.own
 
     def scatter(self, values: Tensor, target: Tensor) -> None:
         """Write values (r, width) to where they belong in a tensor of all rows, (..., columns), in place."""
@@ -179,24 +208,27 @@ def factorise(a: Tensor, kept: Tensor) -> Iterator[Factors]:
         a: Symmetric matrices (groups, columns, columns), of which the systems of a group's rows are parts.
         kept: Which columns each row has, (groups, rows, columns).
     """
-    outputs, kept = kept.shape[1], kept.flatten(0, 1)
+    (_, outputs, size), kept = kept.shape, kept.flatten(0, 1)
     counts = kept.sum(1)
     order = counts.argsort(stable=True)
     first = int((counts == 0).sum())
     while first < len(order):
-        widest = int(counts[order[first]])
-        block = order[first:][: max(1, _BLOCK // max(1, widest**2))]
-        rows = block[counts[block] <= math.ceil(1.1 * widest)]
+        narrow = int(counts[order[first]])
+        block = order[first:][: max(1, _BLOCK[a.device.type] // (narrow * size))]
+        rows = block[counts[block] <= math.ceil(1.1 * narrow)]
         first += len(rows)
         width = int(counts[rows].max())
         columns = (~kept[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         own = torch.arange(width, device=a.device) < counts[rows].unsqueeze(1)
-        group = torch.div(rows, outputs, rounding_mode="floor").view(-1, 1, 1)
-        systems = a[group, columns.unsqueeze(2), columns.unsqueeze(1)]
-        systems *= own.unsqueeze(2) & own.unsqueeze(1)
-        systems.diagonal(dim1=1, dim2=2).add_((~own).to(a.dtype))
+        lines = (torch.div(rows, outputs, rounding_mode="floor").unsqueeze(1) * size + columns).flatten()
+        systems = a.reshape(-1, size).index_select(0, lines).view(*columns.shape, size)
+        systems = systems.gather(2, columns.unsqueeze(1).expand(-1, width, -1))
+        if not own.all():
+            systems *= own.unsqueeze(2) & own.unsqueeze(1)
+            systems.diagonal(dim1=1, dim2=2).add_((~own).to(a.dtype))
         lower, failed = torch.linalg.cholesky_ex(systems)
-        lower[failed != 0] = torch.nan
+        if failed.any():
+            lower[failed != 0] = torch.nan
         yield Factors(rows, columns, own, lower)
 
 
@@ -209,11 +241,10 @@ def _by_factors(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
 
 
 def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
-    """Solve all rows at once, in float32, to a residual of `_TOLERANCE` of the right side.
+    """Solve all rows at once, to a residual of `_TOLERANCE` of the right side.
 
     Each step lowers every row's objective, so the start is never made worse.
     """
-    a, c, start = a.float(), c.float(), start.float()
     scale = a.diagonal(dim1=1, dim2=2).reciprocal().unsqueeze(1)
     solved = start.clone()
     residual = (c - solved @ a) * kept
@@ -231,4 +262,4 @@ def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -
         scaled = residual * scale
         before, power = power, (residual * scaled).sum(2, keepdim=True)
         direction = scaled + power / before.clamp_min(tiny) * direction
-    return solved.double()
+    return solved

@@ -150,7 +150,7 @@ def test_streamed_moments_are_those_of_float64() -> None:
     x = inputs.double()
     y = torch.cat([part @ weight.T for part in parts], 1)[0].double()
     centred, meant = x - x.mean(0), y - y.mean(0)
-    assert torch.allclose(moments.xx[0], centred.T @ centred / 5000, atol=1e-5)
+    assert torch.allclose(moments.xx[0].double(), centred.T @ centred / 5000, atol=1e-5)
     assert torch.allclose(moments.yx[0], meant.T @ centred / 5000, atol=1e-4)
     assert torch.allclose(moments.system(centred=False)[0][0], x.T @ x / 5000, rtol=1e-7)
     other, constant = weight * 0.9, torch.full((20,), 0.5, dtype=torch.float64)
