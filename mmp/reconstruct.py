@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from mmp.errors import MmpError
 from mmp.masks import Masks
 from mmp.modes import evaluating
-from mmp.solve import Moments, solve_rows
+from mmp.moments import Moments
+from mmp.solve import solve_rows
 from mmp.unfold import pieces_of, product_of
 from mmp.walk import Walk
 
