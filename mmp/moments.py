@@ -93,7 +93,10 @@ class Moments:
         return (self.y - self._means(self._grouped(weight))).flatten()
 
     def error(self, weight: Tensor, constant: Tensor | None = None) -> float:
-        """Return the mean squared error of a weight, and a constant per output, as a share of the targets' variance."""
+        """Return the mean squared error of a weight, and a constant per output, as a share of the targets' variance.
+
+        It is good to about 1e-8, as its products are of X's type.
+        """
         w = self._grouped(weight)
         offset = self._means(w) - self.y + (0.0 if constant is None else constant.view_as(self.y))
         squares = self._squares(w) - 2 * (self.yx * w).sum(2) + self.yy + offset.square()

@@ -43,7 +43,8 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
     pull = torch.where(pull > 0, pull, 1.0)  # a group whose inputs never change keeps its dense weights
     kept, towards = mask.reshape(c.shape), dense.double().reshape(c.shape)
     a, c = with_ridge(a, pull), c + pull.view(-1, 1, 1) * towards
-    factoring, iterating = float((kept.sum(2).double() ** 3).sum()), 10.0 * c.numel() * c.shape[2]  # as they were timed
+    factoring = float((kept.sum(2).double() ** 3).sum())
+    iterating = 30.0 * c.numel() * c.shape[2]  # takes less time from a third of this on, but is less exact
     method = _by_factors if factoring < iterating else _by_conjugate_gradients
     for precision in (torch.float32, torch.float64):  # the second for what is singular in the first
         solved = method(a.to(precision), c.to(precision), kept, (towards * kept).to(precision))
