@@ -20,7 +20,8 @@ from torch import Tensor
 from mmp.config import register
 from mmp.export_subject import Subject
 from mmp.markdown import table_of
-from mmp.solve import Moments, factorise, solve_rows, with_ridge
+from mmp.moments import Moments
+from mmp.solve import factorise, solve_rows, with_ridge
 from mmp.targets import Engine, Exportable, load_target
 from mmp.walk import Walk
 

@@ -28,13 +28,15 @@ from mmp.errors import MmpError
 from mmp.layer_report import LayerReport
 from mmp.masks import Masks
 from mmp.modes import evaluating
-from mmp.solve import Moments, solve_rows
+from mmp.moments import Moments
+from mmp.solve import solve_rows
 from mmp.unfold import pieces_of, product_of
 from mmp.walk import Walk
 
 log = logging.getLogger(__name__)
 
 _BATCH = 64  # images
+_MOST_STORED = 4 * 2**30  # bytes of targets from one pass of the dense network; beyond, it is walked, too
 
 # A solve must not make a layer's error larger than this times what masking alone left.
 _NO_WORSE = 1.0 + 1e-6
@@ -138,7 +140,8 @@ def _reconstruct(
     ridge: float,
     targets: Mapping[str, Tensor] | None,
 ) -> list[LayerReport]:
-    walk, dense_walk = Walk(model, masks, images), None if targets else Walk(dense, masks, images)
+    stored = dict(targets or dense_targets(dense, masks, images, _MOST_STORED))
+    walk, dense_walk = Walk(model, masks, images), None if stored else Walk(dense, masks, images)
     dense_weights = dict(dense.named_parameters(remove_duplicate=False))
     reports = []
     for name in (*walk.order, *(name for name in masks if name not in walk.order)):
@@ -147,7 +150,7 @@ def _reconstruct(
         if name not in walk.order:
             status = "its module is never called"
         elif status is None:
-            products = dense_walk.products(name) if dense_walk else _stored(targets or {}, name, len(images))
+            products = dense_walk.products(name) if dense_walk else _stored(stored, name, len(images))
             before, after, status = _reconstruct_layer(name, walk, products, masks[name], dense_weights[name], ridge)
         if status != "solved":
             log.info("%s is left as masked: %s", name, status)
@@ -156,9 +159,10 @@ def _reconstruct(
     return reports
 
 
-def _stored(targets: Mapping[str, Tensor], name: str, batches: int) -> Iterator[list[Tensor]]:
+def _stored(targets: dict[str, Tensor], name: str, batches: int) -> Iterator[list[Tensor]]:
+    """Yield a layer's targets batch by batch, and let go of them."""
     for number in range(batches):
-        calls = (targets.get(f"{name}/{number}/{call}") for call in itertools.count())
+        calls = (targets.pop(f"{name}/{number}/{call}", None) for call in itertools.count())
         found = list(itertools.takewhile(lambda rows: rows is not None, calls))
         if not found:
             raise MmpError(f"targets hold nothing of {name!r} in batch {number}; were they made for other images?")

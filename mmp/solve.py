@@ -1,109 +1,21 @@
-"""Least squares under a mask: second moments of a layer's inputs and targets, and the rows solved from them."""
+"""Least squares under a mask: the rows of a weight solved from the moments of its inputs and targets."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_CONJUGATE_STEPS = 200
-_TOLERANCE = 1e-4
+from mmp.moments import Moments
+
 _LEAST_SPREAD = 0.01
-_SINGLE = 2**14  # rows that are summed in float32, before they are added in float64
-_BLOCK = 2**24  # numbers in one batch of systems: 128 MiB
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Means and covariances, per group, of what a weight is multiplied by, X, and of the products Y it should make.
-
-    A weight's squared error is a function of them. All are float64.
-
-    Attributes:
-        rows: Number of rows they were taken over.
-        x: Means of X, (groups, columns).
-        y: Means of Y, (groups, outputs per group).
-        xx: Covariance of X, (groups, columns, columns).
-        yx: Covariance of Y and X, (groups, outputs per group, columns).
-        yy: Variances of Y, (groups, outputs per group).
-    """
-
-    rows: int
-    x: Tensor
-    y: Tensor
-    xx: Tensor
-    yx: Tensor
-    yy: Tensor
-
-    @classmethod
-    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Moments:
-        """Take them over a stream of pairs, of which one is in memory at a time.
-
-        The products of some pairs are summed in float32, less the means of the first pair, so that little cancels.
-
-        Args:
-            pairs: X (groups, rows, columns) and Y (groups, rows, outputs per group), at least one.
-        """
-        rows, pending, sums, parts, shifts = 0, 0, list[Tensor](), list[Tensor](), list[Tensor]()
-        for inputs, targets in pairs:
-            if not shifts:
-                shifts = [inputs.mean(1, keepdim=True), targets.mean(1, keepdim=True)]
-                groups, columns, outputs = len(inputs), inputs.shape[2], targets.shape[2]
-                shapes = ((columns,), (outputs,), (columns, columns), (outputs, columns), (outputs,))
-                parts = [inputs.new_zeros(groups, *shape) for shape in shapes]
-                sums = [part.double() for part in parts]
-            x, y = inputs - shifts[0], targets - shifts[1]
-            parts[0].add_(x.sum(1))
-            parts[1].add_(y.sum(1))
-            parts[2].baddbmm_(x.transpose(1, 2), x)
-            parts[3].baddbmm_(y.transpose(1, 2), x)
-            parts[4].add_(y.square().sum(1))
-            rows, pending = rows + x.shape[1], pending + x.shape[1]
-            if pending >= _SINGLE:
-                pending = 0
-                for total, part in zip(sums, parts, strict=True):
-                    total.add_(part)
-                    part.zero_()
-        x, y, xx, yx, yy = (total.add_(part).div_(rows) for total, part in zip(sums, parts, strict=True))
-        return cls(
-            rows=rows,
-            x=x + shifts[0].squeeze(1),
-            y=y + shifts[1].squeeze(1),
-            xx=xx.sub_(x.unsqueeze(2) * x.unsqueeze(1)),
-            yx=yx.sub_(y.unsqueeze(2) * x.unsqueeze(1)),
-            yy=yy.sub_(y.square()),
-        )
-
-    def system(self, centred: bool) -> tuple[Tensor, Tensor]:
-        """A (groups, columns, columns) and C (groups, outputs, columns) of the normal equations w A = C, per row.
-
-        Args:
-            centred: Whether a constant may be added to every output, by a bias or by batch norm.
-        """
-        if centred:
-            return self.xx, self.yx
-        x = self.x.unsqueeze(1)
-        return self.xx + x.transpose(1, 2) * x, self.yx + self.y.unsqueeze(2) * x
-
-    def best_constant(self, weight: Tensor) -> Tensor:
-        """Return what to add to every output, (outputs,), so that the mean output is the mean target."""
-        return (self.y - self._means(self._grouped(weight))).flatten()
-
-    def error(self, weight: Tensor, constant: Tensor | None = None) -> float:
-        """Return the mean squared error of a weight, and a constant per output, as a share of the targets' variance."""
-        w = self._grouped(weight)
-        offset = self._means(w) - self.y + (0.0 if constant is None else constant.view_as(self.y))
-        squares = ((w @ self.xx - 2 * self.yx) * w).sum(2) + self.yy + offset.square()
-        return float((squares.sum() / self.yy.sum().clamp_min(1e-30)).clamp_min(0.0))  # which keeps what is no number
-
-    def _grouped(self, weight: Tensor) -> Tensor:
-        return weight.double().reshape(self.yx.shape)
-
-    def _means(self, grouped: Tensor) -> Tensor:
-        return (grouped @ self.x.unsqueeze(2)).squeeze(2)
+_CACHED, _BLOCK = 2**20, 2**26  # numbers that are gathered for a batch of systems on a processor, and elsewhere
+_CONJUGATE_STEPS = 200
+_TOLERANCE = 1e-5
+_DIRECTIONS = 32  # in which inputs vary most
 
 
 def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, centred: bool) -> Tensor | None:
@@ -132,10 +44,13 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
     kept, towards = mask.reshape(c.shape), dense.double().reshape(c.shape)
     a, c = with_ridge(a, pull), c + pull.view(-1, 1, 1) * towards
     factoring = float((kept.sum(2).double() ** 3).sum())
-    iterating = 50.0 * c.numel() * c.shape[2]  # about as many steps, each a product in float32
+    iterating = 30.0 * c.numel() * c.shape[2]  # takes less time from a third of this on, but is less exact
     method = _by_factors if factoring < iterating else _by_conjugate_gradients
-    solved = method(a, c, kept, towards * kept)
-    return solved.reshape(mask.shape).to(dense.dtype) if torch.isfinite(solved).all() else None
+    for precision in (torch.float32, torch.float64):  # the second for what is singular in the first
+        solved = method(a.to(precision), c.to(precision), kept, (towards * kept).to(precision))
+        if solved.isfinite().all():
+            return solved.reshape(mask.shape).to(dense.dtype)
+    return None
 
 
 def with_ridge(a: Tensor, pull: Tensor) -> Tensor:
@@ -163,8 +78,9 @@ class Factors:
 
     def solve(self, right: Tensor) -> Tensor:
         """Return the solutions (r, width) for the right sides of all rows, (..., columns); zero where not their own."""
-        chosen = right.flatten(0, -2)[self.rows].gather(1, self.columns) * self.own
-        return torch.cholesky_solve(chosen.unsqueeze(2), self.lower).squeeze(2) * self.own
+        chosen = (right.flatten(0, -2)[self.rows].gather(1, self.columns) * self.own).unsqueeze(2)
+        half = torch.linalg.solve_triangular(self.lower, chosen, upper=False)
+        return torch.linalg.solve_triangular(self.lower.transpose(1, 2), half, upper=True).squeeze(2) * self.own
 
     def scatter(self, values: Tensor, target: Tensor) -> None:
         """Write values (r, width) to where they belong in a tensor of all rows, (..., columns), in place."""
@@ -179,25 +95,33 @@ def factorise(a: Tensor, kept: Tensor) -> Iterator[Factors]:
         a: Symmetric matrices (groups, columns, columns), of which the systems of a group's rows are parts.
         kept: Which columns each row has, (groups, rows, columns).
     """
-    outputs, kept = kept.shape[1], kept.flatten(0, 1)
+    (_, outputs, size), kept = kept.shape, kept.flatten(0, 1)
     counts = kept.sum(1)
     order = counts.argsort(stable=True)
-    first = int((counts == 0).sum())
+    first, most = int((counts == 0).sum()), _CACHED if a.device.type == "cpu" else _BLOCK
     while first < len(order):
-        widest = int(counts[order[first]])
-        block = order[first:][: max(1, _BLOCK // max(1, widest**2))]
-        rows = block[counts[block] <= math.ceil(1.1 * widest)]
+        narrow = int(counts[order[first]])
+        block = order[first:][: max(1, most // math.ceil(1.1 * narrow) // size)]
+        rows = block[counts[block] <= math.ceil(1.1 * narrow)]
         first += len(rows)
         width = int(counts[rows].max())
         columns = (~kept[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         own = torch.arange(width, device=a.device) < counts[rows].unsqueeze(1)
-        group = torch.div(rows, outputs, rounding_mode="floor").view(-1, 1, 1)
-        systems = a[group, columns.unsqueeze(2), columns.unsqueeze(1)]
-        systems *= own.unsqueeze(2) & own.unsqueeze(1)
-        systems.diagonal(dim1=1, dim2=2).add_((~own).to(a.dtype))
-        lower, failed = torch.linalg.cholesky_ex(systems)
+        lines = (torch.div(rows, outputs, rounding_mode="floor").unsqueeze(1) * size + columns).flatten()
+        systems = a.reshape(-1, size).index_select(0, lines).view(*columns.shape, size)
+        systems = systems.gather(2, columns.unsqueeze(1).expand(-1, width, -1))
+        if not own.all():
+            systems *= own.unsqueeze(2) & own.unsqueeze(1)
+            systems.diagonal(dim1=1, dim2=2).add_((~own).to(a.dtype))
+        yield Factors(rows, columns, own, _cholesky(systems))
+
+
+def _cholesky(systems: Tensor) -> Tensor:
+    """Return lower factors (..., n, n); NaN where a system is not positive definite."""
+    lower, failed = torch.linalg.cholesky_ex(systems)
+    if failed.any():
         lower[failed != 0] = torch.nan
-        yield Factors(rows, columns, own, lower)
+    return lower
 
 
 def _by_factors(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
@@ -209,16 +133,15 @@ def _by_factors(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
 
 
 def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
-    """Solve all rows at once, in float32, to a residual of `_TOLERANCE` of the right side.
+    """Solve all rows at once, to a residual of `_TOLERANCE` of the right side.
 
     Each step lowers every row's objective, so the start is never made worse.
     """
-    a, c, start = a.float(), c.float(), start.float()
-    scale = a.diagonal(dim1=1, dim2=2).reciprocal().unsqueeze(1)
+    divide = _divider(a, kept)
     solved = start.clone()
     residual = (c - solved @ a) * kept
     goal = _TOLERANCE * (c * kept).norm(dim=2)
-    direction = scaled = residual * scale
+    direction = scaled = divide(residual)
     power = (residual * scaled).sum(2, keepdim=True)
     tiny = torch.finfo(a.dtype).tiny
     for _ in range(_CONJUGATE_STEPS):
@@ -228,7 +151,38 @@ def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -
         step = power / (direction * image).sum(2, keepdim=True).clamp_min(tiny)
         solved += step * direction
         residual -= step * image
-        scaled = residual * scale
+        scaled = divide(residual)
         before, power = power, (residual * scaled).sum(2, keepdim=True)
         direction = scaled + power / before.clamp_min(tiny) * direction
-    return solved.double()
+    return solved
+
+
+def _divider(a: Tensor, kept: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what divides rows by about their own parts of A, zero outside what is kept: a preconditioner.
+
+    A is about D + F F^T, a diagonal and the few directions in which inputs vary most (a Nystrom approximation, as in
+    Frangella, Tropp and Udell 2023, arXiv 2110.02820), so a row's part of A is about its own part of that, and
+
+        (D + F F^T)^-1 = D^-1 - D^-1 F (1 + F^T D^-1 F)^-1 F^T D^-1.
+    """
+    groups, columns, _ = a.shape
+    count = min(_DIRECTIONS, max(1, columns // 4))
+    basis = torch.randn(columns, count, generator=torch.Generator().manual_seed(0)).to(a).expand(groups, -1, -1)
+    for _ in range(2):
+        basis = torch.linalg.qr(a @ basis).Q
+    image = a @ basis
+    lower = _cholesky(basis.transpose(1, 2) @ image)
+    f = torch.linalg.solve_triangular(lower.transpose(1, 2), image, upper=True, left=False)
+    whole = a.diagonal(dim1=1, dim2=2)
+    d = torch.maximum(whole - f.square().sum(2), 1e-3 * whole)
+    divided = f / d.unsqueeze(2)
+    products = (f.unsqueeze(3) * divided.unsqueeze(2)).flatten(2)  # of a column's two entries, for each pair of them
+    inner = (kept.to(a.dtype) @ products).unflatten(2, (count, count))
+    inner.diagonal(dim1=2, dim2=3).add_(1)
+    inverse = torch.cholesky_inverse(_cholesky(inner))
+
+    def divide(rows: Tensor) -> Tensor:
+        along = ((rows @ divided).unsqueeze(2) @ inverse).squeeze(2)
+        return (rows / d.unsqueeze(1) - along @ divided.transpose(1, 2)) * kept
+
+    return divide

@@ -142,7 +142,8 @@ class Walk:
         users = [module for module in self._users[name] if self._calls[module].count]
         wanted = sum(self._calls[module].count for module in users)
         finished = self._finished(min(self._calls[module].first for module in users))
-        self._kept = {module: self._kept.get(module, {}) for module in finished}
+        inner = [kept for module, kept in self._kept.items() if module not in finished]
+        self._kept |= {module: {} for module in finished if module not in self._kept}
         self._room = _MOST_KEPT - sum(_bytes_of(output) for kept in self._kept.values() for output in kept.values())
         for number, images in enumerate(self._images):
             seen: list[Any] = []
@@ -160,7 +161,10 @@ class Walk:
             finally:
                 for handle in handles:
                     handle.remove()
+            for kept in inner:  # of what lies in modules that are finished by now: it has served them once more
+                self._room += _bytes_of(kept.pop(number, None))
             yield seen
+        self._kept = {module: self._kept[module] for module in finished}
 
     # --- the past is not computed twice ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from mmp import unfold
 from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import Masks, make_masks
+from mmp.moments import Moments
 from mmp.reconstruct import LayerReport, dense_targets, reconstruct, summary_of
 from mmp.signals import Magnitude, score
-from mmp.solve import Moments, _by_conjugate_gradients, _by_factors, solve_rows
+from mmp.solve import _by_conjugate_gradients, _by_factors, solve_rows
 from mmp.unfold import columns_of, pieces_of, product_of
 from mmp.walk import Walk
 
@@ -131,6 +133,22 @@ def test_rows_are_those_of_least_squares(kind: str, method: str, monkeypatch: py
             assert torch.allclose(got, expected, atol=tolerance), (group, row)
 
 
+def test_inputs_that_vary_in_few_directions_take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2000, 8, generator=generator) @ torch.randn(8, 160, generator=generator)
+    x += 0.1 * torch.randn(1, 2000, 160, generator=generator)
+    dense = torch.randn(6, 160, generator=generator)
+    moments, mask = Moments.of([(x, x @ dense.T)]), torch.rand(6, 160, generator=generator) > 0.5
+    expected = solve_rows(moments, mask, dense, 1e-3, centred=True)
+    monkeypatch.setattr("mmp.solve._by_factors", _by_conjugate_gradients)
+    monkeypatch.setattr("mmp.solve._CONJUGATE_STEPS", 12)
+    found = solve_rows(moments, mask, dense, 1e-3, centred=True)
+    assert expected is not None
+    assert found is not None
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+    assert moments.error(found) == pytest.approx(moments.error(expected), rel=1e-4)
+
+
 @pytest.mark.parametrize("tiny", [1e-3, 1e-6])
 def test_inputs_that_hardly_change_make_no_enormous_weights(tiny: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -150,7 +168,7 @@ def test_streamed_moments_are_those_of_float64() -> None:
     x = inputs.double()
     y = torch.cat([part @ weight.T for part in parts], 1)[0].double()
     centred, meant = x - x.mean(0), y - y.mean(0)
-    assert torch.allclose(moments.xx[0], centred.T @ centred / 5000, atol=1e-5)
+    assert torch.allclose(moments.xx[0].double(), centred.T @ centred / 5000, atol=1e-5)
     assert torch.allclose(moments.yx[0], meant.T @ centred / 5000, atol=1e-4)
     assert torch.allclose(moments.system(centred=False)[0][0], x.T @ x / 5000, rtol=1e-7)
     other, constant = weight * 0.9, torch.full((20,), 0.5, dtype=torch.float64)
@@ -444,6 +462,21 @@ def test_a_failure_in_the_middle_leaves_no_hook_behind(monkeypatch: pytest.Monke
         assert not module._forward_pre_hooks
         assert "forward" not in vars(module)
         assert module.training
+
+
+def test_a_walk_computes_a_convolution_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls, convolve = small(), Counter[nn.Module](), nn.Conv2d._conv_forward
+    walk = Walk(model, random_masks(model), IMAGES)
+
+    def counting(module: nn.Conv2d, *arguments: Any) -> Tensor:
+        calls[module] += 1
+        return convolve(module, *arguments)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", counting)
+    with torch.no_grad():
+        for name in walk.order:
+            assert len(list(walk.inputs(name))) == len(IMAGES)
+    assert calls == {module: len(IMAGES) for module in model.modules() if isinstance(module, nn.Conv2d)}
 
 
 def test_a_walk_without_room_computes_again_and_sees_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
