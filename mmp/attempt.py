@@ -18,6 +18,7 @@ from mmp.config import TrainConfig
 from mmp.devices import lease_gpu
 from mmp.errors import MmpError
 from mmp.files import write_text
+from mmp.heap import keep_freed_memory
 from mmp.identity import digest, identity, run_name
 from mmp.slurm import requeued_in_time, use_own_cores
 from mmp.store import CONFIG, RunFolder
@@ -31,6 +32,7 @@ def attempt() -> Iterator[RunFolder]:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         lease_gpu()
     use_own_cores()
+    keep_freed_memory()
     with requeued_in_time(), run.lock():
         run.tidy()
         try:

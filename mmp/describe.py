@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmp.heap import return_freed_memory
 from mmp.keep import satisfies
 from mmp.layers import Layer
 from mmp.masks import Masks
@@ -88,6 +89,7 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def reset_peak_memory() -> None:
     """Start counting peak memory anew, where the system lets a process do so (Linux)."""
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
