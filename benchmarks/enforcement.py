@@ -18,6 +18,7 @@ from torch.nn.utils import prune
 
 from benchmarks.timing import Claim, in_turns, ratios, table
 from mmp.conf import choose
+from mmp.heap import keep_freed_memory
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import MaskEnforcer, make_masks
 
@@ -104,4 +105,5 @@ def measure(name: str, channels: int, size: int, batch: int) -> list[Claim]:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         sys.exit(__doc__)
+    keep_freed_memory()  # as runs do
     sys.stdout.write(table([claim for case in CASES for claim in measure(*case)]) + "\n")

@@ -23,6 +23,7 @@ from benchmarks.timing import Claim, in_turns, ratios, table
 from mmp.conf import choose
 from mmp.config import ModelConfig
 from mmp.criteria import criterion
+from mmp.heap import keep_freed_memory
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.models import build_model
 from mmp.modes import evaluating
@@ -78,5 +79,6 @@ def measure(name: str, size: int) -> list[Claim]:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         sys.exit(__doc__)
+    keep_freed_memory()  # as runs do
     torch.manual_seed(0)
     sys.stdout.write(table([claim for name, size in MODELS.items() for claim in measure(name, size)]) + "\n")

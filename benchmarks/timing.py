@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from mmp.export_measure import processor
-from mmp.heap import keep_freed_memory
 from mmp.markdown import table_of
 
 
@@ -67,8 +66,6 @@ def machine() -> str:
 def in_turns(routes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Time routes in turns, so that whatever else the machine does meets all of them; each runs once before.
 
-    Freed memory is kept, as runs keep it.
-
     Args:
         routes: What to time, by name.
         repeats: How often.
@@ -76,7 +73,6 @@ def in_turns(routes: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
     Returns:
         Seconds of each repetition of each route.
     """
-    keep_freed_memory()
     seconds: dict[str, list[float]] = {name: [] for name in routes}
     for repeat in range(-1, repeats):
         for name, route in routes.items():

@@ -83,10 +83,11 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
     places = np.flatnonzero(near)
     rest = keys[places].astype(np.uint16)  # the other sixteen bits
     places = places[np.argsort(rest, kind="stable")]
+    shared = leading[places]
     masks = np.empty((len(counts), len(scores)), dtype=bool)  # one block, which the system backs with large pages
     for keep, count, cut in zip(masks, counts, cuts, strict=True):
         np.greater(leading, cut, out=keep)
-        ascending = places[leading[places] == cut]
+        ascending = places[shared == cut]
         keep[ascending[count - int(ends[cut]) + len(ascending) :]] = True
     return list(torch.from_numpy(masks))
 
