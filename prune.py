@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mmp.attempt import attempt
 from mmp.cli import command
 from mmp.conf import FOLDER
 from mmp.config import register
@@ -25,11 +27,19 @@ log = logging.getLogger(__name__)
 register()
 
 
+def run_job(cfg: DictConfig) -> dict[str, Any]:
+    """Run one job, and return its status."""
+    with attempt(cfg) as (run, config):
+        from mmp import prune_job  # torch takes seconds, which a mistake on the command line does not wait for
+
+        if not gc.get_freeze_count():
+            gc.freeze()  # what is imported stays: the collector need not look through it again and again
+        return prune_job.run_job(run, config, cfg)
+
+
 @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="prune")
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Run one job. In a multirun a failed job leaves its status and lets the others go on."""
-    from mmp.prune_job import run_job  # torch takes seconds, which a mistake on the command line does not wait for
-
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return run_job(cfg)
     try:

@@ -3,8 +3,8 @@
 ``python -m benchmarks.masks`` makes them for ResNet-18 and Swin-Tiny, of random scores. The CSV route is that of public
 code of the field: a row a weight (layer, index, score), read and sorted anew for each configuration. It is timed on
 small layers that hold a fiftieth of the weights, and scaled by their number, though sorting grows faster than that. The
-floor is reading all scores once and writing all masks once: in memory fresh from the system, which takes longest to give
-it, and in memory that was freed before and kept, as a run's heap does (``mmp.heap``).
+floor is reading all scores once and writing all masks once: in memory fresh from the system, and in memory that was
+freed before and kept, as a run's heap does (``mmp.heap``).
 """
 
 from __future__ import annotations

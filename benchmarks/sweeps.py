@@ -100,7 +100,7 @@ def training_of(results: Path) -> float:
 
 
 def in_one_and_two(name: str, folder: Path, *arguments: str) -> list[Claim]:
-    """Return what a sweep costs in one process and in two workers, its dense models trained first or there already."""
+    """Return what a sweep costs in one process and in two workers, dense models and scores made first or there already."""
 
     def sweep(kind: str, *more: str, cache: str = "") -> tuple[float, float]:
         paths = [f"paths.results={folder / kind}", *([f"paths.cache={folder / cache / 'cache'}"] if cache else [])]
@@ -113,7 +113,7 @@ def in_one_and_two(name: str, folder: Path, *arguments: str) -> list[Claim]:
     both_cached, _ = sweep("two_cached", *WORKERS, cache="one")
     over = f"{name}: wall time over training time"
     times = f"{name}: two workers, times as fast as one process"
-    given = ", dense models given"
+    given = ", dense models and scores given"
     return [
         Claim(over, [alone / trained], most=1.1, note=f"{alone:.0f} s over {trained:.0f} s"),
         Claim(over + given, [alone_cached / trained_cached], most=1.1,

@@ -17,7 +17,7 @@ from mmp.config import is_wandb, register
 if TYPE_CHECKING:
     from mmp.display import Display
 
-# A worker process of any launcher reads this module before it composes its job's configuration, and prune.py after.
+# A process of any launcher reads this module before its job, and prune.py after; Slurm's compose configurations.
 register()
 
 

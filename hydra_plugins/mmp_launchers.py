@@ -96,11 +96,15 @@ class Workers(OwnProcesses):
         self._imports: Generator[Any] | None = None
 
     @contextmanager
-    def starting(self) -> Iterator[None]:
-        """Start the workers, which takes seconds, while the configurations are composed in a ``with`` block."""
+    def starting(self, jobs: int) -> Iterator[None]:
+        """Start the workers, which takes seconds, while configurations are composed in a ``with`` block.
+
+        Args:
+            jobs: How many configurations; there are no more workers than that.
+        """
         from joblib import Parallel, delayed
 
-        self._divide()
+        self._divide(jobs)
         imports = (delayed(import_jobs)() for _ in range(self.joblib["pre_dispatch"]))
         self._imports = Parallel(**self.joblib, return_as="generator")(imports)
         try:
@@ -115,19 +119,23 @@ class Workers(OwnProcesses):
         Raises:
             MmpError: if there are more workers than GPU slots, or a worker dies before any job has begun.
         """
+        try:
+            return self._launch(job_overrides, initial_job_idx)
+        finally:
+            self._stop()
+
+    def _launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
         from joblib import Parallel, delayed
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         from mmp.sweep import Sweep
 
-        self._divide()
+        self._divide(len(job_overrides))
         sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
         waiting = sweep.missing()
-        if not waiting:
-            self._stop()
 
         def attempt(jobs: list[int]) -> bool:
-            log.info("%d jobs in %d workers", len(jobs), self.joblib["pre_dispatch"])
+            log.info("jobs: %d, workers: %d", len(jobs), min(len(jobs), self.joblib["pre_dispatch"]))
             try:
                 deque(self._imports or (), maxlen=0)
                 Parallel(**self.joblib)(delayed(run_composed)(*self.job(sweep, index)) for index in jobs)
@@ -151,14 +159,14 @@ class Workers(OwnProcesses):
         return [sweep.returned(index) for index in range(len(sweep.jobs))]
 
     def _stop(self) -> None:
-        """Stop workers that have nothing to do, whatever they are importing."""
+        """Stop workers that are still importing what no job needs any more."""
         if self._imports is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # joblib's, that not everything was done
                 self._imports.close()
 
-    def _divide(self) -> None:
-        """Divide GPUs, or cores, among workers."""
+    def _divide(self, jobs: int) -> None:
+        """Divide GPUs, or cores, among as many workers as there are, or as there are jobs for."""
         import joblib
 
         from mmp.devices import SLOTS, visible_gpus
@@ -172,6 +180,7 @@ class Workers(OwnProcesses):
                 "jobs share a GPU with hydra.launcher.jobs_per_device"
             )
         os.environ[SLOTS] = ",".join(slots)
+        workers = min(workers, jobs)
         # Joblib runs the jobs of a single worker in this process, which would die with a job; so there are two, and one
         # waits.
         self.joblib |= {"n_jobs": max(workers, 2), "pre_dispatch": workers}

@@ -12,6 +12,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mmp.errors import MmpError
+
 _MOST = 300  # configurations that are kept between check and launch
 
 
@@ -33,9 +35,11 @@ class Grid(BasicSweeper):
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose the configuration of each job, and keep it for its launch; workers start once the first is right."""
         assert self.config is not None
-        starting = getattr(self.launcher, "starting", nullcontext)
+        if not batch:
+            raise MmpError(f"no job: one of {' '.join(self.config.hydra.overrides.task)} matches nothing")
         self._kept.keep(self.config, list(batch[0]))
-        with starting():
+        starting = getattr(self.launcher, "starting", None)
+        with starting(len(batch)) if starting else nullcontext():
             for overrides in batch[1:]:
                 self._kept.keep(self.config, list(overrides))
 
@@ -66,7 +70,7 @@ class Kept:
         return getattr(self.__dict__["_loader"], name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_loader": self._loader, "_configs": {}}  # worker processes compose what they run
+        return {"_loader": self._loader, "_configs": {}}  # Slurm's processes compose the one that they run
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

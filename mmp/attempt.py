@@ -22,11 +22,22 @@ from mmp.heap import keep_freed_memory
 from mmp.identity import digest, identity, run_name
 from mmp.slurm import requeued_in_time, use_own_cores
 from mmp.store import CONFIG, RunFolder
+from mmp.validate import validate
 
 
 @contextmanager
-def attempt() -> Iterator[RunFolder]:
-    """Have the folder of the current Hydra job for oneself, and leave in it how the attempt ended."""
+def attempt(cfg: DictConfig) -> Iterator[tuple[RunFolder, Any]]:
+    """Have the folder of the current Hydra job for oneself, and leave in it how the attempt ended.
+
+    Args:
+        cfg: What Hydra composed.
+
+    Yields:
+        The run, and its configuration, validated.
+
+    Raises:
+        MmpError: on a value that is wrong.
+    """
     quiet()
     run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -36,7 +47,7 @@ def attempt() -> Iterator[RunFolder]:
     with requeued_in_time(), run.lock():
         run.tidy()
         try:
-            yield run
+            yield run, validate(cfg)
         except BaseException as error:
             run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
             raise

@@ -140,7 +140,7 @@ class Calibration:
 
         Args:
             images: What :meth:`images` returned.
-            megabytes: If they need more (10^6 bytes), nothing is returned, and reconstruction computes them as it goes.
+            megabytes: If they need more (10^6 bytes), nothing is returned, and reconstruction computes them itself.
         """
         names, most = [layer.name for layer in self.layers], megabytes * MEGABYTE
         key = digest([self.key, sum(map(len, images)), most, source_code()])

@@ -19,7 +19,7 @@ from mmp.checkpoints import LAST, BestCheckpoint, last_checkpoint
 from mmp.config import TrainConfig
 from mmp.data import ImageData
 from mmp.files import locked
-from mmp.identity import dense_settings, digest, identity
+from mmp.identity import OF_DENSE, digest, identity
 from mmp.models import build_model, load_weights, require_finite
 from mmp.tensors import tensors_digest
 from mmp.training import Classifier
@@ -84,7 +84,8 @@ def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Call
     settings, label = identity(config), config.model.label or config.model.name
     if config.model.checkpoint:
         return f"{label}-{settings['model']['checkpoint'][:16]}", Path(config.model.checkpoint)
-    key = digest([*dense_settings(settings), settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
+    decisive = [settings[key] for key in OF_DENSE]
+    key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
     name = f"{label}-{key}"
     return name, Path(config.paths.cache) / "dense" / f"{name}.safetensors"
 

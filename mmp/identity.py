@@ -17,6 +17,7 @@ from mmp.match import matched_weights
 from mmp.patterns import UNSTRUCTURED
 
 NO_CRITERION = "none"
+OF_DENSE = ("model", "data", "dense", "trainer", "seed")  # the settings that decide a dense model
 STRATEGY, SEARCHED = "strategy", "searched"  # of allocation; anything else is the name of a criterion
 
 # What does not change a run's numbers, and so is no part of its identity.
@@ -100,15 +101,6 @@ def configuration_of(settings: dict[str, Any]) -> str:
     model = {key: value for key, value in settings["model"].items() if key != "checkpoint"}
     kept = {key: value for key, value in settings.items() if key not in ("seed", "match")}
     return digest({**kept, "model": model})[:16]
-
-
-def dense_settings(settings: dict[str, Any]) -> list[Any]:
-    """Return what decides a dense model, but for the images themselves.
-
-    Args:
-        settings: What `identity` returned.
-    """
-    return [settings[key] for key in ("model", "data", "dense", "trainer", "seed")]
 
 
 def _of_data(settings: dict[str, Any]) -> dict[str, Any]:

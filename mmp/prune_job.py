@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from callbacks.averaging import AverageAtTarget
 from callbacks.progress import NoteProgress
 from callbacks.pruning import MaskPruning
 from mmp.allocation import Allocator
-from mmp.attempt import attempt, introduce
+from mmp.attempt import introduce
 from mmp.build import check, instantiate, opened_loggers
 from mmp.cache import cached_tensors
 from mmp.calibration import Calibration
@@ -49,10 +48,8 @@ from mmp.store import LOGGERS, MASKS, WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.tables import build_strategy
 from mmp.tensors import save_tensors
 from mmp.training import accuracy
-from mmp.validate import validate
 
 log = logging.getLogger(__name__)
-gc.freeze()  # what is imported stays: the collector need not look through it again and again
 
 
 @dataclass
@@ -324,32 +321,35 @@ def keep_metrics(folder: Path) -> None:
         metrics.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv'))) + 1}.csv")
 
 
-def run_job(cfg: DictConfig) -> dict[str, Any]:
-    """Run one configuration from the command line to its folder, whatever happens to it.
+def run_job(run: RunFolder, config: PruneConfig, cfg: DictConfig) -> dict[str, Any]:
+    """Run one configuration, unless its result is there already.
+
+    Args:
+        run: The run.
+        config: Its configuration, validated.
+        cfg: The same, as Hydra composed it.
 
     Returns:
         Its status; a plain value that any launcher can send home.
     """
     watch = Stopwatch()
-    with attempt() as run:
-        watch.begun = run.notes.begin
-        config = validate(cfg)
-        fill_input(config)
-        introduce(run, cfg, config, **head_of(config))
-        job = Job.of(config, run.path)
-        with watch("data"):
-            data = ImageData(config.data, config.seed)
-        run.head["data_fingerprint"] = data.fingerprint
-        if not config.force and run.completed():
-            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-            run.say("skipped")
-            log.info("%s: already completed, skipped (force=true runs it again)", run.head["run_name"])
-            return {"status": "skipped", "run": run.head["run_name"]}
-        if config.force and not restarts():
-            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-        open_checkpoints(run.path / "checkpoints", run.origin)
-        keep_metrics(run.path / "csv")
-        result = prune(job, data, run, watch)
+    watch.begun = run.notes.begin
+    fill_input(config)
+    introduce(run, cfg, config, **head_of(config))
+    job = Job.of(config, run.path)
+    with watch("data"):
+        data = ImageData(config.data, config.seed)
+    run.head["data_fingerprint"] = data.fingerprint
+    if not config.force and run.completed():
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        run.say("skipped")
+        log.info("%s: already completed, skipped (force=true runs it again)", run.head["run_name"])
+        return {"status": "skipped", "run": run.head["run_name"]}
+    if config.force and not restarts():
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    open_checkpoints(run.path / "checkpoints", run.origin)
+    keep_metrics(run.path / "csv")
+    result = prune(job, data, run, watch)
     final, dense = result["accuracy"]["finetuned"]["test"], result["accuracy"]["dense"]["test"]
     log.info(
         "%s: sparsity %.1f %%, test accuracy %.2f %% (dense %.2f %%, drop %.2f points), %.1f s",

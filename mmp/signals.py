@@ -115,28 +115,17 @@ def score(
         weight = parameter.detach()
         if not all_finite(weight):
             raise MmpError(f"weight {name!r} holds NaN or infinity; the checkpoint is damaged or training diverged")
-        given = {need: statistics[need][name] for need in scorer.needs}
-        scores[name] = scorer.score(weight, given)
+        scores[name] = scorer.score(weight, {need: statistics[need][name] for need in scorer.needs})
         if normalised:
-            theirs = _addresses(scores[name]) & _addresses(weight, *given.values())
-            scores[name] = normalise(scores[name], in_place=not theirs)
+            scores[name] = normalise(scores[name])
     return scores
 
 
-def _addresses(*values: Tensor) -> set[int]:
-    return {value.untyped_storage().data_ptr() for value in values}
-
-
-def normalise(scores: Tensor, in_place: bool = False) -> Tensor:
+def normalise(scores: Tensor) -> Tensor:
     """Scale a layer's scores by a power of two so that the largest lies in [0.5, 1).
 
     A power of two scales exactly (float32 scores down to 1e-38 of the largest), so no two different scores become
     equal and masks do not change.
-
-    Args:
-        scores: Of any shape.
-        in_place: Whether to overwrite them, which needs no new memory.
     """
     exponent = int(torch.frexp(scores.max()).exponent)
-    factor = 2.0 ** -max(exponent, -126)
-    return scores.mul_(factor) if in_place else scores * factor
+    return scores * 2.0 ** -max(exponent, -126)

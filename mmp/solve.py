@@ -46,7 +46,7 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
     factoring = float((kept.sum(2).double() ** 3).sum())
     iterating = 30.0 * c.numel() * c.shape[2]  # takes less time from a third of this on, but is less exact
     method = _by_factors if factoring < iterating else _by_conjugate_gradients
-    for precision in (torch.float32, torch.float64):  # the second for what is singular in the first
+    for precision in (torch.float32, torch.float64):  # the second where uncentred inputs are singular in the first
         solved = method(a.to(precision), c.to(precision), kept, (towards * kept).to(precision))
         if solved.isfinite().all():
             return solved.reshape(mask.shape).to(dense.dtype)
@@ -137,7 +137,7 @@ def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -
 
     Each step lowers every row's objective, so the start is never made worse.
     """
-    divide = _divider(a, kept)
+    divide = _preconditioner(a, kept)
     solved = start.clone()
     residual = (c - solved @ a) * kept
     goal = _TOLERANCE * (c * kept).norm(dim=2)
@@ -157,7 +157,7 @@ def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -
     return solved
 
 
-def _divider(a: Tensor, kept: Tensor) -> Callable[[Tensor], Tensor]:
+def _preconditioner(a: Tensor, kept: Tensor) -> Callable[[Tensor], Tensor]:
     """Return what divides rows by about their own parts of A, zero outside what is kept: a preconditioner.
 
     A is about D + F F^T, a diagonal and the few directions in which inputs vary most (a Nystrom approximation, as in

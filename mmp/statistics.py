@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -58,7 +59,7 @@ def collect(
         parameters: The weights to collect for, by name.
         batches: (inputs, targets) pairs on the model's device; re-iterable in the same order if ``hessian_gradient`` is
             needed.
-        loss: The training loss, averaged over a batch.
+        loss: The training loss: the mean of a loss of each image, whatever else is in the batch.
         needs: Which of:
             ``gradient``: dL/dw, the mean over samples;
             ``absolute_gradient``: |dL_b/dw| of each batch b, averaged over batches weighted by their samples
@@ -251,9 +252,10 @@ def _hessian_gradient(
 
 
 def _pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches in pieces of at most `MOST_TWICE` images; a mean over images is the same for any division."""
+    """Yield batches in even pieces of at most `MOST_TWICE` images; means over images are the same for any division."""
     for inputs, targets in batches:
-        yield from zip(inputs.split(MOST_TWICE), targets.split(MOST_TWICE), strict=True)
+        count = max(1, math.ceil(len(inputs) / MOST_TWICE))
+        yield from zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)
 
 
 def _edges(gradients: Iterable[Tensor]) -> list[GradientEdge | None]:

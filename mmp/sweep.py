@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmp.errors import MmpError
 from mmp.files import write_json
-from mmp.identity import dense_settings, digest, identity
+from mmp.identity import OF_DENSE, digest
 from mmp.progress import ENDED
 from mmp.store import SCHEMA_VERSION, STATUS, RunFolder
 from mmp.validate import validate
@@ -80,7 +80,7 @@ class Sweep:
 
     def _status(self, index: int) -> str | None:
         path = self.folders[index] / STATUS
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def _fingerprint(self, index: int) -> str | None:
         """Return what a job's data are now, as far as this machine can read them."""
@@ -113,6 +113,11 @@ class Sweep:
             return False
         return self._fingerprint(index) in (None, run.head["data_fingerprint"])
 
+    def _dense(self, index: int) -> str:
+        """Return a hash of what decides a job's dense model."""
+        chosen = OmegaConf.masked_copy(self.configs[index], [*OF_DENSE])
+        return digest(OmegaConf.to_container(chosen, resolve=False))
+
     def missing(self) -> list[int]:
         """Return the jobs that are not completed, those first that need a dense model which none before them needs.
 
@@ -130,8 +135,9 @@ class Sweep:
                 write_json(folder / STATUS, told)
         first: dict[str, int] = {}
         for index in missing:
-            first.setdefault(digest(dense_settings(identity(self.configs[index]))), index)
-        return [*first.values(), *(index for index in missing if index not in first.values())]
+            first.setdefault(self._dense(index), index)
+        leading = set(first.values())
+        return [*first.values(), *(index for index in missing if index not in leading)]
 
     def ended(self, index: int) -> bool:
         """Return whether a job of this launch has come to an end of its own."""

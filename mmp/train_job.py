@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from callbacks.progress import NoteProgress
-from mmp.attempt import attempt, introduce
+from mmp.attempt import introduce
 from mmp.build import build_callbacks, check, opened_loggers
 from mmp.config import TrainConfig
 from mmp.data import ImageData
@@ -18,7 +18,6 @@ from mmp.models import fill_input
 from mmp.store import WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.tensors import save_tensors
 from mmp.training import accuracy
-from mmp.validate import validate
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +67,14 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     return result
 
 
-def run_job(cfg: DictConfig) -> None:
-    """Train one dense model, from the command line to its folder, whatever happens to it."""
-    with attempt() as run:
-        config = validate(cfg)
-        fill_input(config)
-        introduce(run, cfg, config)
-        train(config, run)
+def run_job(run: RunFolder, config: TrainConfig, cfg: DictConfig) -> None:
+    """Train one dense model, from its configuration to its folder.
+
+    Args:
+        run: The run.
+        config: Its configuration, validated.
+        cfg: The same, as Hydra composed it.
+    """
+    fill_input(config)
+    introduce(run, cfg, config)
+    train(config, run)

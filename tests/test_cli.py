@@ -83,16 +83,26 @@ def test_a_mistake_is_told_before_anything_is_trained(overrides: list[str], part
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("script", ["prune.py", "train.py"])
-def test_a_mistake_on_the_command_line_need_not_wait_for_torch(script: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "mistake", "part"),
+    [
+        ("prune.py", "modle=cnn", "did you mean 'model'"),
+        ("train.py", "modle=cnn", "did you mean 'model'"),
+        ("prune.py", "budget=2", "budget"),
+        ("train.py", "dense.epochs=0", "dense.epochs"),
+    ],
+)
+def test_a_mistake_on_the_command_line_need_not_wait_for_torch(
+    script: str, mistake: str, part: str, tmp_path: Path
+) -> None:
     code = (
         "import runpy, sys\n"
-        f"sys.argv = ['{script}', 'modle=cnn']\n"
+        f"sys.argv = ['{script}', '{mistake}', 'paths.results={tmp_path}']\n"
         f"try: runpy.run_path('{script}', run_name='__main__')\n"
         "finally: print({'torch', 'timm', 'pytorch_lightning'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "did you mean 'model'" in told(done)
+    assert part in told(done)
     assert done.stdout == "set()\n"
 
 

@@ -161,13 +161,13 @@ def test_workers_that_cannot_be_are_refused(
         divided(monkeypatch, **keys)
 
 
-def divided(monkeypatch: pytest.MonkeyPatch, accelerator: str = "auto", **keys: int) -> dict[str, Any]:
+def divided(monkeypatch: pytest.MonkeyPatch, accelerator: str = "auto", jobs: int = 30, **keys: int) -> dict[str, Any]:
     from hydra_plugins.mmp_launchers import Workers
 
     monkeypatch.setenv(devices.SLOTS, "")  # what a launcher sets is undone after the test
     workers = Workers(**keys)
     workers.config = OmegaConf.create({"trainer": {"accelerator": accelerator}})
-    workers._divide()
+    workers._divide(jobs)
     return {**workers.joblib, "slots": os.environ[devices.SLOTS]}
 
 
@@ -230,6 +230,33 @@ def test_where_there_is_no_driver_nobody_is_asked_for_gpus(monkeypatch: pytest.M
         devices.visible_gpus()
 
 
+def test_there_are_no_more_workers_than_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 64)
+    monkeypatch.setattr(devices, "visible_gpus", list)
+    for jobs, workers in ((100, 64), (5, 5), (1, 1)):
+        found = divided(monkeypatch, jobs=jobs)
+        assert (found["pre_dispatch"], found["n_jobs"]) == (workers, max(workers, 2))
+
+
+def test_workers_stop_whatever_keeps_jobs_from_being_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra_plugins.mmp_launchers import Workers
+
+    def fail(*_: Any) -> None:
+        raise OSError("boom")
+
+    monkeypatch.setenv(devices.SLOTS, "")
+    workers = Workers(n_jobs=2)
+    workers.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))  # type: ignore[arg-type]
+    monkeypatch.setattr("mmp.sweep.Sweep", fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with workers.starting(jobs=2):
+            pass
+        with pytest.raises(OSError, match="boom"):
+            workers.launch([["seed=0"]], 0)
+        assert list(workers._imports or ()) == []
+
+
 def test_a_mistake_in_a_later_job_stops_the_workers_that_were_starting(tmp_path: Path) -> None:
     done = sweep(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "strategy=p30,p50,p98")
     assert done.returncode == 1
@@ -243,7 +270,7 @@ def test_workers_are_told_nothing_where_all_is_done(monkeypatch: pytest.MonkeyPa
     workers = Workers(n_jobs=2)
     workers.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))  # type: ignore[arg-type]
     monkeypatch.setattr("mmp.sweep.Sweep", lambda *_: SimpleNamespace(missing=list, jobs=[0], returned=lambda job: job))
-    with warnings.catch_warnings(), workers.starting():
+    with warnings.catch_warnings(), workers.starting(jobs=2):
         warnings.simplefilter("error")
         assert workers.launch([["seed=0"]], 0) == [0]
         assert list(workers._imports or ()) == []

@@ -18,7 +18,7 @@ from mmp.errors import MmpError
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import Masks, make_masks
 from mmp.moments import Moments
-from mmp.reconstruct import LayerReport, dense_targets, reconstruct, summary_of
+from mmp.reconstruct import LayerReport, _stored, dense_targets, reconstruct, summary_of
 from mmp.signals import Magnitude, score
 from mmp.solve import _by_conjugate_gradients, _by_factors, solve_rows
 from mmp.unfold import columns_of, pieces_of, product_of
@@ -462,6 +462,21 @@ def test_a_failure_in_the_middle_leaves_no_hook_behind(monkeypatch: pytest.Monke
         assert not module._forward_pre_hooks
         assert "forward" not in vars(module)
         assert module.training
+
+
+def test_inputs_with_large_means_are_solved_in_float64_where_float32_sees_one_direction_only() -> None:
+    x = torch.randn(1, 500, 8) + 3000
+    wanted = torch.randn(1, 3, 8)
+    moments = Moments.of([(x, (x.double() @ wanted.double().transpose(1, 2)).float())])
+    solved = solve_rows(moments, torch.ones(3, 8, dtype=torch.bool), torch.zeros(3, 8), ridge=1e-9, centred=False)
+    assert solved is not None
+    assert moments.error(solved) < 1e-2
+
+
+def test_targets_are_let_go_once_they_were_read() -> None:
+    targets = {f"{name}/{number}/0": torch.zeros(1, 2, 3) for name in "ab" for number in range(2)}
+    assert [len(found) for found in _stored(targets, "a", 2)] == [1, 1]
+    assert set(targets) == {"b/0/0", "b/1/0"}
 
 
 def test_a_walk_computes_a_convolution_once(monkeypatch: pytest.MonkeyPatch) -> None:

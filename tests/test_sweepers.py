@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def test_a_configuration_is_handed_out_once_since_launchers_change_it(grid) -> N
     first, second = (loader.load_sweep_config(config, JOBS[0]) for _ in range(2))
     assert first is not second
     assert counted.composed == [JOBS[0], JOBS[0]]
+
+
+def test_workers_start_while_all_but_the_first_are_composed(grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeper, counted, _ = grid
+    told = list[Any]()
+
+    @contextmanager
+    def starting(jobs: int):
+        told.append((jobs, len(counted.composed)))
+        yield
+        told.append(len(counted.composed))
+
+    sweeper.launcher.starting = starting
+    sweeper.validate_batch_is_legal([*JOBS, JOBS[0]])
+    assert told == [(3, 1), 3]
+
+
+def test_a_grid_without_jobs_is_told(grid) -> None:
+    sweeper, *_ = grid
+    with pytest.raises(Exception, match=r"no job: one of .* matches nothing"):
+        sweeper.validate_batch_is_legal([])
 
 
 def test_few_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.MonkeyPatch) -> None:
