@@ -100,7 +100,7 @@ def training_of(results: Path) -> float:
 
 
 def in_one_and_two(name: str, folder: Path, *arguments: str) -> list[Claim]:
-    """Return what a sweep costs in one process and in two workers, dense models and scores made first or already there."""
+    """Return what a sweep costs in one process and in two workers, what it caches made first or there already."""
 
     def sweep(kind: str, *more: str, cache: str = "") -> tuple[float, float]:
         paths = [f"paths.results={folder / kind}", *([f"paths.cache={folder / cache / 'cache'}"] if cache else [])]
