@@ -12,6 +12,7 @@ from torch import Tensor
 from mmp.moments import Moments
 
 _LEAST_SPREAD = 0.01
+_LEAST_RIDGE = 1e-5  # times the mean squared input, with which float32 tells the directions of inputs apart
 _CACHED, _BLOCK = 2**20, 2**26  # numbers that are gathered for a batch of systems on a processor, and elsewhere
 _CONJUGATE_STEPS = 200
 _TOLERANCE = 1e-5
@@ -46,7 +47,8 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
     factoring = float((kept.sum(2).double() ** 3).sum())
     iterating = 30.0 * c.numel() * c.shape[2]  # takes less time from a third of this on, but is less exact
     method = _by_factors if factoring < iterating else _by_conjugate_gradients
-    for precision in (torch.float32, torch.float64):  # the second where uncentred inputs are singular in the first
+    enough = few * ridge >= _LEAST_RIDGE
+    for precision in (torch.float32, torch.float64) if enough else (torch.float64,):
         solved = method(a.to(precision), c.to(precision), kept, (towards * kept).to(precision))
         if solved.isfinite().all():
             return solved.reshape(mask.shape).to(dense.dtype)
