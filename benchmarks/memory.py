@@ -10,7 +10,6 @@ backward pass over the same batches needs, as measured in a process that does no
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import json
@@ -31,6 +30,7 @@ from benchmarks.scores import plain
 from benchmarks.timing import Claim, table
 from mmp.calibration import Calibration
 from mmp.describe import peak_memory, reset_peak_memory
+from mmp.heap import return_freed_memory
 from mmp.keep import keep_highest_each, pruned_count
 from mmp.layers import prunable_layers, prunable_parameters
 from mmp.masks import make_masks
@@ -47,7 +47,7 @@ MEBI, GIBI = 2**20, 2**30
 def resident() -> int:
     """Return the bytes that this process has in use."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory()
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     if found is None:
         raise RuntimeError("resident memory can be read on Linux only")

@@ -44,69 +44,58 @@ class Grid(BasicSweeper):
                 self._kept.keep(self.config, list(overrides))
 
 
-class Kept:
-    """A configuration loader that hands out, once, what it has composed before; in all else the one that it is given.
+class Standin:
+    """Stands for another object, which does whatever is not done here; what is kept meanwhile is not pickled.
 
     Args:
-        loader: Hydra's.
+        other: That object.
     """
 
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-        self._configs: dict[tuple[str, ...], DictConfig] = {}
+    def __init__(self, other: Any) -> None:
+        self._other = other
+        self._kept: dict[Any, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_other"], name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_other": self._other, "_kept": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class Kept(Standin):
+    """A configuration loader, for Hydra's, that hands out, once, what it has composed before."""
 
     def keep(self, master_config: DictConfig, sweep_overrides: list[str]) -> None:
         """Compose a job's configuration."""
-        config = self._loader.load_sweep_config(master_config, sweep_overrides)
-        if len(self._configs) < _MOST:
-            self._configs[tuple(sweep_overrides)] = config
+        config = self._other.load_sweep_config(master_config, sweep_overrides)
+        if len(self._kept) < _MOST:
+            self._kept[tuple(sweep_overrides)] = config
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Return a job's configuration, which is the caller's from now on."""
-        config = self._configs.pop(tuple(sweep_overrides), None)
-        return self._loader.load_sweep_config(master_config, sweep_overrides) if config is None else config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_loader"], name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_loader": self._loader, "_configs": {}}  # Slurm's processes compose the one that they run
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        config = self._kept.pop(tuple(sweep_overrides), None)
+        return self._other.load_sweep_config(master_config, sweep_overrides) if config is None else config
 
 
-class ReadOnce:
-    """A repository of configuration files that hands out copies of what it has read before; in all else the given one.
-
-    Args:
-        repository: Hydra's.
-        read: What was read of the same search path before, by path.
-    """
-
-    def __init__(self, repository: Any, read: dict[str, Any] | None = None) -> None:
-        self._repository = repository
-        self._read: dict[str, Any] = {} if read is None else read
+class ReadOnce(Standin):
+    """A repository of configuration files, for Hydra's, that hands out copies of what it has read before."""
 
     def load_config(self, config_path: str) -> Any:
         """Return a file's content, which is the caller's from now on."""
-        if config_path not in self._read:
-            self._read[config_path] = self._repository.load_config(config_path)
-        return copy.deepcopy(self._read[config_path])
+        if config_path not in self._kept:
+            self._kept[config_path] = self._other.load_config(config_path)
+        return copy.deepcopy(self._kept[config_path])
 
     def initialize_sources(self, config_search_path: Any) -> None:
         """Read from another search path from now on."""
-        self._read = {}
-        self._repository.initialize_sources(config_search_path)
+        self._kept = {}
+        self._other.initialize_sources(config_search_path)
 
     def __deepcopy__(self, _: dict[int, Any]) -> ReadOnce:
-        return ReadOnce(copy.copy(self._repository), self._read)  # Hydra makes a copy to compose from, each time
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_repository"], name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_repository": self._repository, "_read": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        """Return what Hydra composes a configuration from, with a search path of its own and all that was read."""
+        copied = ReadOnce(copy.copy(self._other))
+        copied._kept = self._kept
+        return copied

@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from sweeping import sweep
 
 from benchmarks.sweeps import outcomes
+from mmp.heap import return_freed_memory
 
 
 class Remember(Callback):
@@ -22,7 +23,7 @@ class Remember(Callback):
 
     def on_job_end(self, config: Any, **_: Any) -> None:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # or readings go up and down by 12 MiB, with what the allocator keeps in hand
+        return_freed_memory()  # or readings go up and down by 12 MiB, with what the allocator keeps in hand
         held = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
         assert held
         with Path(os.environ["MMP_TEST_MEMORY"]).open("a") as file:

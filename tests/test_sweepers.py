@@ -100,7 +100,7 @@ def test_few_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.Mon
     loader = sweeper.launcher.hydra_context.config_loader
     monkeypatch.setitem(type(loader).keep.__globals__, "_MOST", 1)
     sweeper.validate_batch_is_legal(JOBS)
-    assert loader.__getstate__()["_configs"] == {}
+    assert loader.__getstate__()["_kept"] == {}
     sent = copy.copy(type(loader)({"a": 1}))  # by the methods that pickle goes by
     assert list(sent.keys()) == ["a"]
     for job in JOBS:
@@ -154,7 +154,7 @@ def test_another_search_path_is_another_set_of_files(loader: Any, tmp_path: Path
 def test_what_was_read_is_not_sent_to_workers(loader: Any) -> None:
     repository = plugins().ReadOnce(loader.repository)
     repository.load_config("prune")
-    assert repository._read
+    assert repository._kept
     sent = copy.copy(repository)  # by the methods that pickle goes by
-    assert sent._read == {}
+    assert sent._kept == {}
     assert sent.config_exists("prune")
