@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import sys
@@ -30,11 +31,16 @@ register()
 def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Run one job, and return its status."""
     with attempt(cfg) as (run, config):
-        from mmp import prune_job  # torch takes seconds, which a mistake on the command line does not wait for
+        return _prune_job().run_job(run, config, cfg)
 
-        if not gc.get_freeze_count():
-            gc.freeze()  # what is imported stays: the collector need not look through it again and again
-        return prune_job.run_job(run, config, cfg)
+
+@functools.cache
+def _prune_job() -> Any:
+    """Import what runs a job: torch takes seconds, which a mistake on the command line does not wait for."""
+    from mmp import prune_job
+
+    gc.freeze()  # what is imported stays: the collector need not look through it again and again
+    return prune_job
 
 
 @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="prune")
