@@ -6,6 +6,7 @@ import inspect
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -172,6 +173,21 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
     recorder_of(trainer).replay()
 
 
+class Terminable(pl.Callback):
+    """Has SIGTERM do in a training what it does at any other time: end the process, unless somebody listens.
+
+    Lightning would wait for the end of the batch and make an exit of it, with code 0, after which a sweep goes on.
+    """
+
+    def __init__(self) -> None:
+        self._before = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, *_: Any) -> None:
+        """Take Lightning's handler away."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+
+
 def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
     """Return the Ctrl-C that an exception came from, if it did."""
     behind: BaseException | None = error
@@ -210,7 +226,9 @@ def build_trainer(
     options["enable_progress_bar"] = shows_progress(config)
     metrics = folder / "metrics.jsonl"
     heard = [*loggers, Recorder(metrics)] if config.trainer.devices == 1 else [Recorder(metrics, loggers)]
-    in_time = [SaveInTime(folder)] if job_id() and config.trainer.devices == 1 else []
+    signals: list[pl.Callback] = []
+    if config.trainer.devices == 1:
+        signals = [Terminable(), *([SaveInTime(folder)] if job_id() else [])]
     try:
         return pl.Trainer(
             **options,
@@ -218,7 +236,7 @@ def build_trainer(
             use_distributed_sampler=False,
             plugins=[AtomicCheckpoints(), LightningEnvironment()],
             max_epochs=epochs,
-            callbacks=[*callbacks, *in_time],
+            callbacks=[*callbacks, *signals],
             logger=heard,
             default_root_dir=str(folder),
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),

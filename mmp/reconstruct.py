@@ -85,7 +85,7 @@ def reconstruct(
     placed = {name: mask.to(parameters[name].device) for name, mask in masks.items()}
     with evaluating(model, dense), torch.no_grad():
         for name, mask in placed.items():
-            parameters[name].mul_(mask)
+            parameters[name].masked_fill_(~mask, 0.0)
         return _reconstruct(model, dense, placed, images, ridge, targets)
 
 
@@ -117,7 +117,7 @@ def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tens
 
 def _small(batches: Iterable[Tensor]) -> list[Tensor]:
     """Return batches of at most `_BATCH` images: what a layer reads is unfolded a batch at a time."""
-    return [part for batch in batches for part in batch.split(_BATCH)]
+    return [part for batch in batches if len(batch) for part in batch.split(_BATCH)]
 
 
 def _products(walk: Walk, images: Tensor) -> dict[tuple[str, int], Tensor]:

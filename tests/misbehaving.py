@@ -22,12 +22,12 @@ class UnpicklableError(Exception):
 
 
 class Misbehave(pl.Callback):
-    """Does something when a training begins.
+    """Does something when a training begins, or its first batch ends.
 
     Args:
         strategy: Of this job.
-        deeds: What jobs do, by strategy: ``kill``, ``abort`` (with last words), ``exit``, ``raise``, ``slow`` (half a
-            second a batch).
+        deeds: What jobs do, by strategy: ``kill``, ``terminate``, ``abort`` (with last words), ``exit``, ``raise``,
+            ``slow`` (half a second a batch).
         once: A folder; where it is given, a deed is done only the first time, and jobs are slow while it holds a file
             called ``slow``.
     """
@@ -54,6 +54,8 @@ class Misbehave(pl.Callback):
             raise UnpicklableError("diverged", threading.Lock())
 
     def on_train_batch_end(self, *_: object) -> None:
+        if self.deed == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.deed == "slow" and (not self._mark or self._mark.with_name("slow").exists()):
             time.sleep(0.5)
 

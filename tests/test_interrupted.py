@@ -144,6 +144,23 @@ def test_ctrl_c_stays_what_it_is(config: PruneConfig, callback: type[pl.Callback
     assert signal.getsignal(signal.SIGINT) is before
 
 
+class Terminated(pl.Callback):
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_goes_to_whoever_listened_before_the_training(config: PruneConfig, tmp_path: Path) -> None:
+    asked = slurm.Asked()
+    before = signal.signal(signal.SIGTERM, asked)
+    try:
+        train(config, ImageData(config.data, config.seed), tmp_path, Terminated())
+        assert asked.came
+        assert signal.getsignal(signal.SIGTERM) is asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_metrics_that_are_not_finite_do_not_spoil_a_result(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / METRICS)
     recorder.log_metrics({"epoch": 0, "val/loss": float("nan"), "val/accuracy": 0.5}, step=3)

@@ -6,6 +6,7 @@ import importlib.util
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,13 @@ def test_one_job_that_misbehaves_stops_no_other_and_the_same_command_runs_what_i
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("already completed, skipped") == 2
     assert sorted(f["status"] for f in statuses(tmp_path).values()) == ["completed", "completed", "skipped", "skipped"]
+
+
+@slow
+def test_sigterm_ends_a_sweep_in_one_process_and_not_a_job_of_it(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "strategy=p30,p50", *overrides(p30="terminate"))
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert {name: f["status"] for name, f in statuses(tmp_path).items()} == {"magnitude/p30": "running"}
 
 
 @slow

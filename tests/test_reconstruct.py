@@ -345,8 +345,9 @@ def test_dead_inputs_are_a_singular_system_and_no_images_an_error() -> None:
     (first, _) = reconstruct(model, masks, [torch.zeros(8, 4)])
     assert first.status == "the system is singular"  # all inputs of the only group
     assert torch.equal(model[0].weight, before[0].weight * masks["0.weight"])
-    with pytest.raises(MmpError, match=r"needs images.*data\.calibration"):
-        reconstruct(model, masks, [])
+    for empty in ([], [torch.zeros(0, 4)]):
+        with pytest.raises(MmpError, match=r"needs images.*data\.calibration"):
+            reconstruct(model, masks, empty)
     with pytest.raises(MmpError, match="no such weight"):
         reconstruct(model, Masks({"2.weight": torch.ones(2, 2, dtype=torch.bool)}), [torch.zeros(8, 4)])
 
@@ -432,6 +433,25 @@ def test_what_is_not_finite_is_no_perfect_layer() -> None:
         assert (report.before, report.after) == (None, None)
         assert "not finite" in report.status
     assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_a_pruned_weight_that_is_not_finite_becomes_zero() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    masks = random_masks(model)
+    with torch.no_grad():
+        model[0].weight[~masks["0.weight"]] = torch.nan
+    (report,) = reconstruct(model, masks, [torch.randn(8, 4)])
+    assert "not finite" in report.status
+    assert not model[0].weight[~masks["0.weight"]].any()
+
+
+def test_an_empty_batch_changes_nothing() -> None:
+    images = torch.randn(8, 4)
+    models = [nn.Sequential(nn.Linear(4, 4)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, batches in zip(models, ([images], [images[:0], images]), strict=True):
+        reconstruct(model, random_masks(model), batches)
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
 
 
 def test_masks_of_another_model_are_refused_before_anything_is_changed() -> None:
