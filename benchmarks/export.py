@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from benchmarks.export_int8 import int8
 from mmp.conf import choose
@@ -61,8 +62,9 @@ def trained() -> str:
         subprocess.run([sys.executable, "prune.py", "-m", *words], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
     words = ["select=all", f"target={','.join(TARGETS)}"]
     subprocess.run([sys.executable, "-m", "mmp.export", str(SWEEP), *words], check=True)  # noqa: S603
-    rows = []
-    for path in sorted(SWEEP.glob("*/export/*/export.json")):
+    rows, order = [], list(TARGETS)
+    found = SWEEP.glob("*/export/*/export.json")
+    for path in sorted(found, key=lambda path: (path.parents[2], order.index(path.parent.name))):
         content = json.loads(path.read_text(encoding="utf-8"))
         sizes, accuracy = content["bytes"], content["accuracy"]
         rows.append(
@@ -111,9 +113,12 @@ def paper(names: Sequence[str]) -> str:
 
 
 def pruned(config: ModelConfig, size: int, sparsity: float, folder: Path) -> Exportable:
-    """Return a model with random weights, of which the smallest of every layer are zero."""
+    """Return a model with random weights, of which the smallest of every layer are zero.
+
+    Its batch norms have seen the images: with other statistics these hardly matter to what a deep network puts out.
+    """
     torch.manual_seed(0)
-    model = build_model(config).eval()
+    model = build_model(config)
     for module in model.modules():  # some start with zeros, which would make the weights before them zero as well
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -122,7 +127,8 @@ def pruned(config: ModelConfig, size: int, sparsity: float, folder: Path) -> Exp
     masks = make_masks(scores, dict.fromkeys(weights, sparsity))
     MaskEnforcer(weights).set(masks)
     images = tuple(torch.randn(8, config.in_chans, size, size) for _ in range(2))
-    return Exportable(config, model, masks, images, folder)
+    update_bn(images, model)
+    return Exportable(config, model.eval(), masks, images, folder)
 
 
 def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import result_files
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import mmp.latency
 from mmp import targets
@@ -49,7 +51,10 @@ ARCHITECTURES: dict[str, tuple[ModelConfig, int]] = {
 
 
 def pruned(config: ModelConfig, size: int, scratch: Path, sparsity: float = 0.9) -> Exportable:
-    """Return a random model with its smallest weights pruned, and batch norms that do something."""
+    """Return a random model with its smallest weights pruned, and batch norms that have seen the images.
+
+    With statistics of something else the images would hardly matter to what a deep network puts out.
+    """
     torch.manual_seed(0)
     model = build_model(config)
     images = tuple(torch.randn(4, config.in_chans, size, size) for _ in range(2))
@@ -57,13 +62,13 @@ def pruned(config: ModelConfig, size: int, scratch: Path, sparsity: float = 0.9)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
     layers = prunable_layers(model)
     weights = prunable_parameters(model, layers)
     masks = make_masks(
         {name: weight.detach().abs() for name, weight in weights.items()}, dict.fromkeys(weights, sparsity)
     )
     MaskEnforcer(weights).set(masks)
+    update_bn(images, model)
     return Exportable(config, model.eval(), masks, images, scratch)
 
 
@@ -85,6 +90,22 @@ def test_every_architecture_goes_through_every_target(architecture: str, tmp_pat
         told = count_weights(weights, source.masks, name)
         assert told["rounded_to_zero"] <= (0.02 * told["kept"] if name == "onnx_int8" else 0)
         assert told["types"] == (["int8"] if name == "onnx_int8" else ["float32"])
+
+
+def test_what_a_model_keeps_of_its_weights_is_a_constant_and_that_of_its_own(tmp_path: Path) -> None:
+    source = pruned(*ARCHITECTURES["levit"], tmp_path)
+    dense = source.with_weights(copy.deepcopy(source.settled), tmp_path)
+    biases = [value for name, value in dense.model.named_parameters() if name.endswith("attention_biases")]
+    for value in biases:
+        nn.init.normal_(value)
+    assert biases
+    outputs = []
+    for one in (source, dense):
+        program = torch.export.export(one.settled, (one.images,))
+        assert "aten.index.Tensor" not in program.graph_module.code
+        outputs.append(program.module()(one.images))
+        torch.testing.assert_close(outputs[-1], one.model.train().eval()(one.images))
+    assert not torch.allclose(*outputs)
 
 
 @pytest.mark.slow
