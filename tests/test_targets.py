@@ -300,7 +300,7 @@ def test_a_pruned_weight_that_is_not_zero_in_a_file_is_an_error() -> None:
             count_weights({"a": torch.tensor([1.0, wrong, 0.0, 1.0])}, masks, "x")
 
 
-def test_a_dense_stand_in_has_no_zeros(conv_net: nn.Module) -> None:
+def test_a_dense_stand_in_has_no_zeros_and_is_no_larger(conv_net: nn.Module) -> None:
     weights = prunable_parameters(conv_net, prunable_layers(conv_net))
     masks = Masks({name: torch.rand(weight.shape) < 0.5 for name, weight in weights.items()})
     MaskEnforcer(weights).set(masks)
@@ -310,7 +310,10 @@ def test_a_dense_stand_in_has_no_zeros(conv_net: nn.Module) -> None:
         assert (weight != 0).all()
         filled, kept = (float(weight.detach()[which].std()) for which in (~masks[name], masks[name]))
         assert filled == pytest.approx(kept, rel=0.5)
-        assert torch.equal(weight[masks[name]], before[name][masks[name]])
+        torch.testing.assert_close(weight.norm(), before[name].norm())
+        shrunk = weight[masks[name]] / before[name][masks[name]]
+        assert float(shrunk.max()) == pytest.approx(float(shrunk.min()), rel=1e-4)
+        assert 0 < float(shrunk.max()) < 1
 
 
 # --- selection ---
