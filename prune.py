@@ -11,6 +11,7 @@ import functools
 import gc
 import logging
 import sys
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -31,15 +32,19 @@ register()
 def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Run one job, and return its status."""
     with attempt(cfg) as (run, config):
-        return _prune_job().run_job(run, config, cfg)
+        status: dict[str, Any] = _prune_job().run_job(run, config, cfg)
+        return status
 
 
 @functools.cache
-def _prune_job() -> Any:
-    """Import what runs a job: torch takes seconds, which a mistake on the command line does not wait for."""
+def _prune_job() -> ModuleType:
+    """Import what runs a job, and exempt all that is imported from garbage collection, once.
+
+    Torch takes seconds, which a mistake on the command line does not wait for.
+    """
     from mmp import prune_job
 
-    gc.freeze()  # what is imported stays: the collector need not look through it again and again
+    gc.freeze()  # the collector would look through it again and again
     return prune_job
 
 

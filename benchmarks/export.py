@@ -1,7 +1,7 @@
 """Exported files: accuracy, bytes and latency of each target.
 
 ``python -m benchmarks.export trained`` prunes the demo's CNN, ViT and LeViT on digits, exports them to every target,
-and prints a table of them; what is there already is skipped.
+and prints a table of them; runs that are there already are skipped.
 ``python -m benchmarks.export paper resnet18 swin_tiny`` exports the paper's models with random weights, pruned to 90 %
 by magnitude; all four if none is named.
 ``python -m benchmarks.export points SWEEP_FOLDER`` prints what each exported configuration lost, over its seeds.
@@ -60,10 +60,10 @@ def trained() -> str:
     for settings in TRAINED:
         words = [*settings, "strategy=p70", "sweep=export", "logger=none"]
         subprocess.run([sys.executable, "prune.py", "-m", *words], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-    words = ["select=all", f"target={','.join(TARGETS)}"]
+    words = ["select=all", f"target={','.join(TARGETS)}", "force=true"]
     subprocess.run([sys.executable, "-m", "mmp.export", str(SWEEP), *words], check=True)  # noqa: S603
     rows, order = [], list(TARGETS)
-    found = SWEEP.glob("*/export/*/export.json")
+    found = [path for path in SWEEP.glob("*/export/*/export.json") if path.parent.name in order]
     for path in sorted(found, key=lambda path: (path.parents[2], order.index(path.parent.name))):
         content = json.loads(path.read_text(encoding="utf-8"))
         sizes, accuracy = content["bytes"], content["accuracy"]

@@ -84,7 +84,7 @@ def _pt2e(source: Exportable, quantizer: Any) -> Engine:
 
     sizes = ({0: torch.export.Dim("batch")},)
     prepared = prepare_pt2e(
-        torch.export.export(source.model, (source.images,), dynamic_shapes=sizes).module(), quantizer
+        torch.export.export(source.settled(), (source.images,), dynamic_shapes=sizes).module(), quantizer
     )
     with torch.inference_mode():
         for images in source.batches:

@@ -174,18 +174,21 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
 
 
 class Terminable(pl.Callback):
-    """Has SIGTERM do in a training what it does at any other time: end the process, unless somebody listens.
+    """Has SIGTERM do in a training, on one device, what it does before it: end the process, unless somebody listens.
 
     Lightning would wait for the end of the batch and make an exit of it, with code 0, after which a sweep goes on.
     """
 
-    def __init__(self) -> None:
+    def on_fit_start(self, *_: Any) -> None:
+        """Remember who listens; Lightning's handler comes after this."""
         self._before = signal.getsignal(signal.SIGTERM)
 
-    def on_train_start(self, *_: Any) -> None:
-        """Take Lightning's handler away."""
-        if threading.current_thread() is threading.main_thread():
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Put the handler back, and pass on what came meanwhile."""
+        if self._before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
+            if trainer.received_sigterm:
+                signal.raise_signal(signal.SIGTERM)
 
 
 def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
@@ -225,18 +228,17 @@ def build_trainer(
     options = {name: value for name, value in vars(config.trainer).items() if value is not None}
     options["enable_progress_bar"] = shows_progress(config)
     metrics = folder / "metrics.jsonl"
-    heard = [*loggers, Recorder(metrics)] if config.trainer.devices == 1 else [Recorder(metrics, loggers)]
-    signals: list[pl.Callback] = []
-    if config.trainer.devices == 1:
-        signals = [Terminable(), *([SaveInTime(folder)] if job_id() else [])]
+    alone = config.trainer.devices == 1
+    heard = [*loggers, Recorder(metrics)] if alone else [Recorder(metrics, loggers)]
+    first, in_time = [Terminable()] if alone else [], [SaveInTime(folder)] if alone and job_id() else []
     try:
         return pl.Trainer(
             **options,
-            strategy="auto" if config.trainer.devices == 1 else "ddp_spawn",
+            strategy="auto" if alone else "ddp_spawn",
             use_distributed_sampler=False,
             plugins=[AtomicCheckpoints(), LightningEnvironment()],
             max_epochs=epochs,
-            callbacks=[*callbacks, *signals],
+            callbacks=[*first, *callbacks, *in_time],
             logger=heard,
             default_root_dir=str(folder),
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),

@@ -77,17 +77,17 @@ def compressed_size(paths: Iterable[Path]) -> int:
 
 
 def fill_pruned(model: nn.Module, masks: Masks) -> None:
-    """Give pruned weights random values like those that were kept, in place, and each layer the norm that it had.
+    """Give pruned weights random values like those that were kept, then each weight tensor the norm that it had.
 
-    With larger ones the numbers would grow from layer to layer, in deep networks beyond those of float32.
+    So kept weights shrink, too. Else numbers would grow from layer to layer, in deep networks beyond those of float32.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, mask in masks.items():
             weight = model.get_parameter(name)
-            noise = torch.randn(weight.shape, generator=generator) * weight[mask].std().nan_to_num(1.0)
-            filled = torch.where(mask, weight, noise)
-            norm = weight.norm()
+            deviation = float(weight[mask].std().nan_to_num(0.0)) or weight[0].numel() ** -0.5
+            noise = deviation * torch.randn(weight.shape, generator=generator)
+            filled, norm = torch.where(mask, weight, noise), weight.norm()
             weight.copy_(filled * (norm / filled.norm()) if norm else filled)
 
 

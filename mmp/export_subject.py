@@ -83,9 +83,9 @@ class Subject:
 
     @cached_property
     def dense(self) -> tuple[Exportable, str]:
-        """The dense model, and where its weights are from: latency and size do not depend on what they are."""
+        """The dense model, and where its weights are from: latency and size depend on none that are finite."""
         _, path = dense_file(self.config, self.data)
-        model, told = copy.deepcopy(self.source.model), "random where the run pruned them"
+        model, told = copy.deepcopy(self.source.model), "random where the run pruned them, the others scaled"
         try:
             if path.is_file():
                 load_weights(model, path)

@@ -70,8 +70,6 @@ def reconstruct(
         MmpError: if there are no images, a mask does not fit the model, or inside ``torch.inference_mode``.
     """
     images = _small([batch if isinstance(batch, Tensor) else batch[0] for batch in batches])
-    if not images:
-        raise MmpError("reconstruction needs images: the calibration split is empty (raise data.calibration)")
     if torch.is_inference_mode_enabled():
         raise MmpError("reconstruction cannot work inside torch.inference_mode(); use torch.no_grad() there")
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -102,6 +100,9 @@ def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tens
 
     Returns:
         Rows (groups, rows, outputs per group) as ``<weight>/<batch>/<call>``; nothing if they need more bytes.
+
+    Raises:
+        MmpError: if there are no images.
     """
     found: dict[str, Tensor] = {}
     images = _small(batches)
@@ -117,7 +118,10 @@ def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tens
 
 def _small(batches: Iterable[Tensor]) -> list[Tensor]:
     """Return batches of at most `_BATCH` images: what a layer reads is unfolded a batch at a time."""
-    return [part for batch in batches if len(batch) for part in batch.split(_BATCH)]
+    images = [part for batch in batches if len(batch) for part in batch.split(_BATCH)]
+    if not images:
+        raise MmpError("reconstruction needs images: the calibration split is empty (raise data.calibration)")
+    return images
 
 
 def _products(walk: Walk, images: Tensor) -> dict[tuple[str, int], Tensor]:

@@ -80,7 +80,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, _batch: Sequence[Tensor], index: int) -> None:
         """Draw for this batch what an uninterrupted training draws for it."""
-        # On a CPU, `torch.manual_seed` would note each call, with its stack, for devices that are not there.
+        # For devices that are not in use, `torch.manual_seed` keeps a stack trace of each call, a millisecond's work.
         seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed(mixed(self._seed, self.current_epoch, index, self.global_rank))
 

@@ -309,7 +309,7 @@ def test_a_dense_model_that_is_gone_is_replaced_by_one_of_its_size(copied: Path)
     (copied / "config.yaml").write_text(re.sub(r"cache: .*", f"cache: {copied}/nowhere", text))
     ((outcome, _, content),) = again(copied)
     assert outcome == "written"
-    assert content["dense_weights"] == "random where the run pruned them"
+    assert content["dense_weights"] == "random where the run pruned them, the others scaled"
     assert content["bytes"]["dense_compressed"] > 0.8 * content["bytes"]["dense_fp32"]
 
 
@@ -324,7 +324,7 @@ def test_a_dense_model_that_is_damaged_is_replaced_and_that_is_told(
     (tmp_path / "cache/dense" / path.name).write_bytes(path.read_bytes()[:-8])
     ((outcome, place, content),) = again(copied)
     assert outcome == "written", content
-    told = "random where the run pruned them, because the trained ones cannot be read"
+    told = "random where the run pruned them, the others scaled, because the trained ones cannot be read"
     assert content["dense_weights"] == told
     assert told in (place / "README.md").read_text()
     assert path.name in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
 from mmp import slurm
-from mmp.build import build_callbacks, build_trainer, fit
+from mmp.build import Terminable, build_callbacks, build_trainer, fit
 from mmp.checkpoints import LAST, last_checkpoint, open_checkpoints
 from mmp.config import PruneConfig, register
 from mmp.data import ImageData
@@ -145,18 +146,42 @@ def test_ctrl_c_stays_what_it_is(config: PruneConfig, callback: type[pl.Callback
 
 
 class Terminated(pl.Callback):
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        if trainer.global_step == 1:
+    """Gets SIGTERM, and says who listens a batch later."""
+
+    def __init__(self, early: bool) -> None:
+        self.early = early
+
+    def on_train_start(self, *_: object) -> None:
+        if self.early:
             signal.raise_signal(signal.SIGTERM)
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == 1 and not self.early:
+            signal.raise_signal(signal.SIGTERM)
+        self.listens = signal.getsignal(signal.SIGTERM)
 
-def test_sigterm_goes_to_whoever_listened_before_the_training(config: PruneConfig, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("early", [True, False])
+def test_sigterm_goes_to_whoever_listened_before_the_training(config: PruneConfig, early: bool, tmp_path: Path) -> None:
+    asked, terminated = slurm.Asked(), Terminated(early)
+    before = signal.signal(signal.SIGTERM, asked)
+    try:
+        train(config, ImageData(config.data, config.seed), tmp_path, terminated)
+        assert asked.came
+        assert terminated.listens is asked
+        assert signal.getsignal(signal.SIGTERM) is asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_that_comes_while_a_training_begins_is_passed_on() -> None:
     asked = slurm.Asked()
     before = signal.signal(signal.SIGTERM, asked)
     try:
-        train(config, ImageData(config.data, config.seed), tmp_path, Terminated())
+        callback = Terminable()
+        callback.on_fit_start()
+        callback.on_train_start(SimpleNamespace(received_sigterm=True))  # type: ignore[arg-type]
         assert asked.came
-        assert signal.getsignal(signal.SIGTERM) is asked
     finally:
         signal.signal(signal.SIGTERM, before)
 

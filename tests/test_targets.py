@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -94,18 +95,36 @@ def test_every_architecture_goes_through_every_target(architecture: str, tmp_pat
 
 def test_what_a_model_keeps_of_its_weights_is_a_constant_and_that_of_its_own(tmp_path: Path) -> None:
     source = pruned(*ARCHITECTURES["levit"], tmp_path)
-    dense = source.with_weights(copy.deepcopy(source.settled), tmp_path)
+    dense = source.with_weights(copy.deepcopy(source.settled()), tmp_path)
     biases = [value for name, value in dense.model.named_parameters() if name.endswith("attention_biases")]
     for value in biases:
         nn.init.normal_(value)
     assert biases
     outputs = []
     for one in (source, dense):
-        program = torch.export.export(one.settled, (one.images,))
+        program = torch.export.export(one.settled(), (one.images,))
         assert "aten.index.Tensor" not in program.graph_module.code
         outputs.append(program.module()(one.images))
         torch.testing.assert_close(outputs[-1], one.model.train().eval()(one.images))
     assert not torch.allclose(*outputs)
+
+
+@pytest.mark.parametrize("name", ["onnx", "executorch"])
+def test_exporters_get_a_model_that_keeps_what_it_can(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, kept = pruned(*ARCHITECTURES["levit"], tmp_path), []
+
+    def export(model: nn.Module, *_: Any, **__: Any) -> None:
+        kept.extend(one.attention_bias_cache for one in model.modules() if hasattr(one, "attention_bias_cache"))
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.export, "export", export)
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(MmpError, match="torch cannot export it"):
+        resolve_name(TARGETS[name])().write(source, tmp_path / "file")
+    assert kept
+    assert all(kept)
 
 
 @pytest.mark.slow
@@ -298,6 +317,17 @@ def test_a_pruned_weight_that_is_not_zero_in_a_file_is_an_error() -> None:
     for wrong in (1.0, float("nan")):
         with pytest.raises(MmpError, match="1 pruned weights of 'a' are not zero"):
             count_weights({"a": torch.tensor([1.0, wrong, 0.0, 1.0])}, masks, "x")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 9])
+def test_a_layer_of_which_hardly_anything_is_left_is_filled_too(kept: int) -> None:
+    model = nn.Sequential(nn.Linear(100, 50))
+    mask = torch.arange(5000).view(50, 100) < kept
+    with torch.no_grad():
+        model[0].weight.copy_(0.25 * mask)
+    fill_pruned(model, Masks({"0.weight": mask}))
+    assert (model[0].weight != 0).all()
+    assert float(model[0].weight.norm()) == pytest.approx(0.25 * kept**0.5 if kept else 50**0.5, rel=0.05)
 
 
 def test_a_dense_stand_in_has_no_zeros_and_is_no_larger(conv_net: nn.Module) -> None:

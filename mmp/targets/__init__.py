@@ -61,11 +61,11 @@ class Exportable:
         """A few calibration images, to try a file with."""
         return next(iter(self.batches))[:3]
 
-    @cached_property
     def settled(self) -> nn.Module:
-        """The model after it has run: what it keeps of its weights in eval mode is there, a constant to exporters.
+        """Return the model after a forward pass in eval mode, with what it keeps from there: a constant to exporters.
 
-        Without, LeViT's attention biases would be gathered anew for every image, a quarter of its time in ExecuTorch.
+        LeViT keeps its attention biases so. In a file they would be gathered anew for every image, and not in that of a
+        dense model which has run before.
         """
         forget_cached(self.model)
         self.model.eval()

@@ -41,7 +41,7 @@ class ExecuTorch:
         try:
             with _silently():
                 sizes = {0: torch.export.Dim("batch", min=1, max=LARGEST)}
-                program = torch.export.export(source.settled, (images,), dynamic_shapes=(sizes,))
+                program = torch.export.export(source.settled(), (images,), dynamic_shapes=(sizes,))
         except Exception as error:  # whatever the exporter raises
             raise unable(source, self, "torch cannot export it", error, others=("sparse",)) from error
         try:

@@ -107,7 +107,7 @@ def float_file(source: Exportable, target: Target) -> Path:
     try:
         with quietly():
             program = torch.onnx.export(
-                source.settled,
+                source.settled(),
                 (images,),
                 dynamo=True,
                 input_names=[INPUT],
