@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from torch import nn
 settings.register_profile("mmp", deadline=None)
 settings.load_profile("mmp")
 
+# Where the tests were started in the background, Ctrl-C is ignored, in all processes that they start, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A developer's account and settings of W&B are none of a test's, nor is any server of it.
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:
