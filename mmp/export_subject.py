@@ -83,7 +83,7 @@ class Subject:
 
     @cached_property
     def dense(self) -> tuple[Exportable, str]:
-        """The dense model, and where its weights are from: latency and size depend on none that are finite."""
+        """The dense model, and where its weights are from; finite ones of any value have the same latency and size."""
         _, path = dense_file(self.config, self.data)
         model, told = copy.deepcopy(self.source.model), "random where the run pruned them, the others scaled"
         try:
