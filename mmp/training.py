@@ -80,7 +80,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, _batch: Sequence[Tensor], index: int) -> None:
         """Draw for this batch what an uninterrupted training draws for it."""
-        # For devices that are not in use, `torch.manual_seed` keeps a stack trace of each call, half a millisecond's work.
+        # For devices that are not in use, `torch.manual_seed` keeps a stack trace of each call: half a millisecond.
         seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed(mixed(self._seed, self.current_epoch, index, self.global_rank))
 
