@@ -61,9 +61,10 @@ def test_sigterm_ends_a_sweep_in_one_process_and_not_a_job_of_it(tmp_path: Path)
 
 
 @slow
-def test_workers_go_on_when_one_of_them_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("deed", ["kill", "terminate"])
+def test_workers_go_on_when_one_of_them_is_killed(deed: str, tmp_path: Path) -> None:
     arguments = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "strategy=p30,p50,p70,p90,balanced"]
-    done = sweep(tmp_path, *arguments, *overrides(p30="kill", p70="raise"))
+    done = sweep(tmp_path, *arguments, *overrides(p30=deed, p70="raise"))
     assert done.returncode == 1, done.stderr
     found = {name.partition("/")[2]: f for name, f in statuses(tmp_path).items()}
     assert {name: f["status"] for name, f in found.items()} == {

@@ -64,8 +64,8 @@ class Exportable:
     def settled(self) -> nn.Module:
         """Return the model after a forward pass in eval mode, with what it keeps from there: a constant to exporters.
 
-        LeViT keeps its attention biases so. In a file they would be gathered anew for every image, and not in that of a
-        dense model which has run before.
+        LeViT keeps its attention biases so. In the file of a model that has not run they are gathered anew for every
+        image; two files can be compared where both models have.
         """
         forget_cached(self.model)
         self.model.eval()
