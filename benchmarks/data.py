@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import Claim, in_turns, ratios, shown, table
-from mmp.conf import choose
-from mmp.config import DataConfig, FinetuneConfig, ModelConfig
-from mmp.images import TransformedImages, in_memory, transform_of
-from mmp.loading import EpochLoader, EpochShuffle, Split
-from mmp.models import build_model
-from mmp.training import Classifier
+from mmp.config.choices import choose
+from mmp.config.schema import DataConfig, FinetuneConfig, ModelConfig
+from mmp.data.images import TransformedImages, in_memory, transform_of
+from mmp.data.loader import EpochLoader, EpochShuffle, Split
+from mmp.models.timm_models import build_model
+from mmp.training.classifier import Classifier
 
 GPU = torch.cuda.is_available()
 IMAGES, STEPS = 50_000, 390 if GPU else 10

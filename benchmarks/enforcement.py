@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from benchmarks.timing import Claim, in_turns, ratios, table
-from mmp.conf import choose
-from mmp.heap import keep_freed_memory
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import MaskEnforcer, make_masks
+from mmp.config.choices import choose
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import MaskEnforcer, make_masks
+from mmp.runs.memory import keep_freed_memory
 
 SPARSITY, REPEATS, STEPS = 0.8, 15, 4
 CASES = (("resnet18", 3, 32, 128), ("resnet18", 3, 64, 128), ("cnn", 1, 28, 128))  # model, channels, image size, batch

@@ -28,19 +28,20 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from benchmarks.export_int8 import int8
-from mmp.conf import choose
-from mmp.config import ModelConfig, register
+from mmp.config.choices import choose
+from mmp.config.registration import register
+from mmp.config.schema import ModelConfig
 from mmp.errors import MmpError
-from mmp.export_measure import compressed_size, count_weights, fill_pruned
-from mmp.export_measure import size as size_of
-from mmp.latency import Latency, compare_latency
-from mmp.layers import prunable_layers, prunable_parameters
+from mmp.export.latency import Latency, compare_latency
+from mmp.export.measure import compressed_size, count_weights, fill_pruned
+from mmp.export.measure import size as size_of
+from mmp.export.sparse_file import load_sparse, save_sparse
+from mmp.export.targets import TARGETS, Exportable, load_target, tried
 from mmp.markdown import table_of
-from mmp.masks import MaskEnforcer, make_masks
-from mmp.models import build_model
-from mmp.sizes import MEGABYTE
-from mmp.sparse import load_sparse, save_sparse
-from mmp.targets import TARGETS, Exportable, load_target, tried
+from mmp.models.timm_models import build_model
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import MaskEnforcer, make_masks
+from mmp.pruning.sizes import MEGABYTE
 
 SWEEP = Path("results/sweeps/export")
 TRAINED = (  # small LeViTs reach no 90 %

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmp.export_measure import accuracy_of
-from mmp.export_subject import Subject
+from mmp.export.measure import accuracy_of
+from mmp.export.source import Subject
+from mmp.export.targets import Engine, Exportable, load_target
 from mmp.markdown import table_of
-from mmp.targets import Engine, Exportable, load_target
 
 SPLITS, FLOAT = ("validation", "test"), "float32"
 

@@ -25,13 +25,13 @@ from torch import nn
 
 from benchmarks.memory import GIBI, MEBI, resident
 from benchmarks.timing import Claim, table
-from mmp.describe import peak_memory, reset_peak_memory
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import make_grid
 from mmp.plan import make_plan
-from mmp.report import write_report
-from mmp.signals import Gradient, Magnitude, score
-from mmp.statistics import collect
+from mmp.pruning.calibration_statistics import collect
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import make_grid
+from mmp.pruning.signals import Gradient, Magnitude, score
+from mmp.report.write import write_report
+from mmp.runs.memory import peak_memory, reset_peak_memory
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "images" / "growth.png"

@@ -1,4 +1,4 @@
-"""A training step on the CPU with and without freed memory that the heap keeps (``mmp.heap``).
+"""A training step on the CPU with and without freed memory that the heap keeps (``mmp.runs.memory``).
 
 ``python -m benchmarks.heap`` times steps of ResNet-18 and of the demo's CNN in processes of their own, in turns.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.enforcement import STEPS, step_of
 from benchmarks.timing import Claim, ratios, table
-from mmp.heap import keep_freed_memory
+from mmp.runs.memory import keep_freed_memory
 
 CASES = {"resnet18": (3, 32, 128), "cnn": (1, 28, 128)}  # channels, pixels, images
 REPEATS, WARM = 5, 2

@@ -22,13 +22,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import mmp.reconstruct
+import mmp.pruning.reconstruction.reconstruct
 from benchmarks.timing import Claim, table
-from mmp.conf import choose
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import make_masks
+from mmp.config.choices import choose
 from mmp.plan import make_plan
-from mmp.reconstruct import reconstruct
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import make_masks
+from mmp.pruning.reconstruction.reconstruct import reconstruct
 
 REPEATS, SIDE = 5, 2048
 CASES = {"cnn": ("generic", 1, 28, 512), "vit": ("generic", 1, 28, 512), "resnet18": ("resnet", 3, 32, 512)}
@@ -79,13 +79,13 @@ def measure(name: str) -> list[Claim]:
     masks = make_masks(scores, make_plan(model, ranges).sparsities["p70"])
     batches = torch.randn(images, channels, size, size).split(64)
     systems: list[tuple[int, Tensor]] = []
-    solve = mmp.reconstruct.solve_rows
+    solve = mmp.pruning.reconstruction.reconstruct.solve_rows
 
     def noting(moments, mask, *rest):
         systems.append((moments.rows, mask.reshape(moments.yx.shape)))
         return solve(moments, mask, *rest)
 
-    with mock.patch.object(mmp.reconstruct, "solve_rows", noting):
+    with mock.patch.object(mmp.pruning.reconstruction.reconstruct, "solve_rows", noting):
         reconstruct(copy.deepcopy(model), masks, batches)
     ratios, strict = [], []
     for _ in range(REPEATS):

@@ -4,7 +4,7 @@
 code of the field: a row a weight (layer, index, score), read and sorted anew for each configuration. It is timed on
 small layers that hold a fiftieth of the weights, and scaled by their number, though sorting grows faster than that. The
 floor is reading all scores once and writing all masks once: in memory fresh from the system, and in memory that was
-freed before and kept, as a run's heap does (``mmp.heap``).
+freed before and kept, as a run's heap does (``mmp.runs.memory``).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Claim, in_turns, ratios, table
-from mmp.heap import keep_freed_memory
-from mmp.keep import pruned_count
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import Masks, make_grid
 from mmp.plan import make_plan
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import Masks, make_grid
+from mmp.pruning.topk import pruned_count
+from mmp.runs.memory import keep_freed_memory
 
 MODELS = {"resnet18": ("resnet", 43), "swin_tiny_patch4_window7_224": ("swin", 100)}
 SIGNALS = ("magnitude", "gradient", "product")

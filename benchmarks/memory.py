@@ -28,15 +28,14 @@ from torch import Tensor, nn
 
 from benchmarks.scores import plain
 from benchmarks.timing import Claim, table
-from mmp.calibration import Calibration
-from mmp.describe import peak_memory, reset_peak_memory
-from mmp.heap import return_freed_memory
-from mmp.keep import keep_highest_each, pruned_count
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import make_masks
 from mmp.plan import make_plan
-from mmp.signals import PAPER_SIGNALS, score
-from mmp.statistics import collect
+from mmp.pruning.calibration_statistics import collect
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import make_masks
+from mmp.pruning.signals import PAPER_SIGNALS, score
+from mmp.pruning.topk import keep_highest_each, pruned_count
+from mmp.runs.calibration import Calibration
+from mmp.runs.memory import peak_memory, reset_peak_memory, return_freed_memory
 
 SWIN, VIT = "swin_tiny_patch4_window7_224", "vit_large_patch16_224"
 SIGNALS = {signal.name: signal for signal in PAPER_SIGNALS}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmp.markdown import table_of
-from mmp.sizes import MEGABYTE
+from mmp.pruning.sizes import MEGABYTE
 
 REPEATS = 5
 VIEWS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}

@@ -28,23 +28,24 @@ from torch import nn
 
 from benchmarks import RESULTS
 from benchmarks.study import DENSE, SUBJECTS
-from mmp.build import instantiate
-from mmp.calibration import Calibration
-from mmp.conf import FOLDER, choices_of
-from mmp.config import PruneConfig, register
-from mmp.data import ImageData
-from mmp.dense import dense_model, device_of
-from mmp.describe import peak_memory, reset_peak_memory
+from mmp.config.choices import FOLDER, choices_of
+from mmp.config.objects import instantiate
+from mmp.config.registration import register
+from mmp.config.schema import PruneConfig
+from mmp.config.validate import validate
+from mmp.data.module import ImageData
 from mmp.errors import MmpError
-from mmp.layers import prunable_layers, prunable_parameters
 from mmp.markdown import table_of
-from mmp.masks import MaskEnforcer, Masks, make_masks
-from mmp.models import fill_input
+from mmp.models.timm_models import fill_input
 from mmp.plan import load_strategy, make_plan
-from mmp.reconstruct import reconstruct, summary_of
-from mmp.signals import Magnitude, score
-from mmp.training import accuracy
-from mmp.validate import validate
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
+from mmp.pruning.reconstruction.reconstruct import reconstruct, summary_of
+from mmp.pruning.signals import Magnitude, score
+from mmp.runs.calibration import Calibration
+from mmp.runs.memory import peak_memory, reset_peak_memory
+from mmp.training.dense import dense_model
+from mmp.training.evaluation import accuracy, device_of
 
 ROWS = RESULTS / "reconstruction.jsonl"
 PICTURE = Path("docs/images/reconstruction.png")

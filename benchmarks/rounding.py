@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmp.config import register
-from mmp.export_subject import Subject
+from mmp.config.registration import register
+from mmp.export.source import Subject
+from mmp.export.targets import Engine, Exportable, load_target
 from mmp.markdown import table_of
-from mmp.moments import Moments
-from mmp.solve import factorise, solve_rows, with_ridge
-from mmp.targets import Engine, Exportable, load_target
-from mmp.walk import Walk
+from mmp.pruning.layers.forward import Walk
+from mmp.pruning.reconstruction.least_squares import solve_rows
+from mmp.pruning.reconstruction.moments import Moments
+from mmp.pruning.row_systems import factorise, with_ridge
 
 IMAGES, RIDGE = 256, 0.01
 RULES = ("nearest", "nearest, bias refitted", "least squares")

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.timing import Claim, in_turns, ratios, table
-from mmp.conf import choose
-from mmp.config import ModelConfig
-from mmp.criteria import criterion
-from mmp.heap import keep_freed_memory
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.models import build_model
-from mmp.modes import evaluating
-from mmp.signals import PAPER_SIGNALS, score
-from mmp.statistics import Batches, collect
+from mmp.config.choices import choose
+from mmp.config.schema import ModelConfig
+from mmp.models.timm_models import build_model
+from mmp.pruning.calibration_statistics import Batches, collect
+from mmp.pruning.criteria import criterion
+from mmp.pruning.layers.eval_mode import evaluating
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.signals import PAPER_SIGNALS, score
+from mmp.runs.memory import keep_freed_memory
 
 MODELS = {"cnn": 128, "vit": 128, "resnet18": 64}  # images in a batch
 SAMPLES = {"three_signals": 1024, "grasp": 256}

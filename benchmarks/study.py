@@ -15,7 +15,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,18 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks import RESULTS
 from benchmarks.study_report import SOLVED, write_report
-from mmp.conf import FOLDER, choices_of
-from mmp.config import PruneConfig, register
-from mmp.data import ImageData
-from mmp.dense import dense_model
+from mmp.config.choices import FOLDER, choices_of
+from mmp.config.identity import OF_DENSE, digest, identity
+from mmp.config.registration import register
+from mmp.config.schema import PruneConfig
+from mmp.config.validate import validate
+from mmp.data.module import ImageData
 from mmp.errors import MmpError
-from mmp.identity import digest, identity
-from mmp.models import fill_input
-from mmp.prune_job import Job, prune
-from mmp.store import RunFolder, Stopwatch
+from mmp.models.timm_models import fill_input
+from mmp.runs.prune import Job, prune
+from mmp.runs.store import RunFolder, Stopwatch
 from mmp.tensors import save_tensors
-from mmp.validate import validate
+from mmp.training.dense import dense_model
 
 ROWS = RESULTS / "study.jsonl"
 SEEDS = (0, 1, 2)
@@ -213,7 +214,7 @@ def rows_of(name: str, seed: int, part: str, cache: str) -> Iterator[Row]:
         return
     common = (*subject.settings, f"seed={seed}", f"paths.cache={cache}")
     dense = configured(["data=fashion_mnist", *DENSE, *common])
-    key = digest([asdict(dense.model), asdict(dense.data), asdict(dense.dense), asdict(dense.trainer), seed])[:8]
+    key = digest([identity(dense)[part] for part in OF_DENSE])[:8]
     shared = configured([*RUN, *common, f"budget={subject.sparsity}"])
     protocol = digest([key, identity(shared)])[:8]
     known = {"subject": name, "seed": seed, "part": part, "protocol": protocol}

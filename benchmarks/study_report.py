@@ -16,7 +16,7 @@ from typing import Any
 from mmp.errors import MmpError
 from mmp.files import write_text
 from mmp.markdown import table_of
-from mmp.verdict import paired
+from mmp.report.verdict import paired
 
 PAGE, PICTURE = Path("docs/study.md"), Path("docs/images/study.png")
 PAPERS = ("mag", "snip", "grasp")  # the criteria that the paper compares with

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmp.export_measure import processor
+from mmp.export.measure import processor
 from mmp.markdown import table_of
 
 

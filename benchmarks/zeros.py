@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from benchmarks.export import pruned, ratio_of
-from mmp.config import ModelConfig
-from mmp.latency import compare_latency
-from mmp.layers import prunable_layers, prunable_parameters
+from mmp.config.schema import ModelConfig
+from mmp.export.latency import compare_latency
+from mmp.export.targets import Engine, Exportable, load_target, tried
 from mmp.markdown import table_of
-from mmp.masks import MaskEnforcer, Masks, make_masks
-from mmp.targets import Engine, Exportable, load_target, tried
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
 
 CHANNELS, DEPTH, SIZE, SECONDS = 256, 8, 32, 10.0
 RATE = 0.75  # share of zeros above which OpenVINO may store a layer compressed

@@ -12,10 +12,11 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from mmp.config import is_wandb, register
+from mmp.config.registration import register
+from mmp.config.schema import is_wandb
 
 if TYPE_CHECKING:
-    from mmp.display import Display
+    from mmp.sweeps.display import Display
 
 # A process of any launcher reads this module before its job, and prune.py after; Slurm's compose configurations.
 register()
@@ -40,8 +41,8 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Begin to show the sweep's progress."""
-        from mmp.display import watch
-        from mmp.sweep import expand
+        from mmp.sweeps.display import watch
+        from mmp.sweeps.jobs import expand
 
         live = config.trainer.enable_progress_bar is not False
         self._display = watch(Path(config.hydra.sweep.dir), expand(config), live, self._every)
@@ -51,7 +52,7 @@ class SweepReport(Callback):
 
         So is a line for a job that fails, in place of its traceback.
         """
-        from mmp.display import is_shown
+        from mmp.runs.terminal import is_shown
 
         if not is_shown():
             return
@@ -71,7 +72,7 @@ class SweepReport(Callback):
         from rich.console import Console
 
         from mmp.errors import MmpError
-        from mmp.report import write_report
+        from mmp.report.write import write_report
 
         if self._display:
             self._display.stop()
@@ -86,7 +87,7 @@ class SweepReport(Callback):
             traceback.print_exc()
             sys.exit(1)
         if any(is_wandb(node) for node in config.logger.values()):
-            from mmp.wandb_runs import log_sweep
+            from mmp.report.wandb_summary import log_sweep
 
             log_sweep(config, folder, len(report.failed))
         if report.failed:

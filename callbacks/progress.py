@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from mmp.notes import Notes
+from mmp.runs.progress_file import Notes
 
 
 class NoteProgress(pl.Callback):

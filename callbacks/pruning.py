@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, optim
 
 from mmp.errors import MmpError
-from mmp.layers import Layer, prunable_parameters
-from mmp.masks import MaskEnforcer, Masks, make_masks
-from mmp.patterns import UNSTRUCTURED, Pattern
-from mmp.schedules import Schedule
+from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.prunable import prunable_parameters
+from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
+from mmp.pruning.patterns import UNSTRUCTURED, Pattern
+from mmp.pruning.schedules import Schedule
 
 log = logging.getLogger(__name__)
 

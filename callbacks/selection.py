@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 
 from callbacks.pruning import MaskPruning
-from mmp.checkpoints import BestCheckpoint
+from mmp.training.checkpoints import BestCheckpoint
 
 
 def at_target(trainer: pl.Trainer) -> bool:

@@ -25,10 +25,10 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import DictConfig
 
 from mmp.errors import MmpError
-from mmp.slurm import remember
+from mmp.runs.slurm import remember
 
 if TYPE_CHECKING:
-    from mmp.sweep import Sweep
+    from mmp.sweeps.jobs import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def run_composed(context: HydraContext, task_function: TaskFunction, config: Dic
 
 def import_jobs() -> None:
     """Import what jobs are made of."""
-    import mmp.prune_job  # noqa: F401
+    import mmp.runs.prune  # noqa: F401
 
 
 class Workers(OwnProcesses):
@@ -128,7 +128,7 @@ class Workers(OwnProcesses):
         from joblib import Parallel, delayed
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        from mmp.sweep import Sweep
+        from mmp.sweeps.jobs import Sweep
 
         self._divide(len(job_overrides))
         sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
@@ -169,7 +169,7 @@ class Workers(OwnProcesses):
         """Divide GPUs, or cores, among as many workers as there are, or as there are jobs for."""
         import joblib
 
-        from mmp.devices import SLOTS, visible_gpus
+        from mmp.runs.devices import SLOTS, visible_gpus
 
         accelerator = self.config.get("trainer", {}).get("accelerator", "auto")
         slots = [gpu for gpu in visible_gpus() for _ in range(self._per_device)] if accelerator != "cpu" else []
@@ -197,7 +197,7 @@ class Slurm(SlurmLauncher):
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit what is missing and wait until each job has come to an end."""
-        from mmp.sweep import Sweep
+        from mmp.sweeps.jobs import Sweep
 
         assert self.hydra_context is not None
         sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
@@ -293,7 +293,7 @@ class Ray(OwnProcesses):
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit what is missing and wait until each job has come to an end."""
-        from mmp.sweep import Sweep
+        from mmp.sweeps.jobs import Sweep
 
         try:
             import ray

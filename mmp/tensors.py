@@ -18,6 +18,15 @@ from mmp.errors import MmpError
 from mmp.files import write_atomically
 
 
+def all_finite(values: Tensor) -> bool:
+    """Return whether no value is NaN or infinity, from their extremes: one look, and no second tensor.
+
+    Args:
+        values: Floating-point tensor of any shape, empty ones included.
+    """
+    return not values.numel() or all(map(torch.isfinite, torch.aminmax(values)))
+
+
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a SHA-256 over names, types, shapes and values, whatever the order or device."""
     sha = hashlib.sha256()

@@ -12,15 +12,16 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmp.allocation import Allocator
-from mmp.calibration import Calibration
-from mmp.config import RangesConfig, register
+from mmp.config.identity import run_name
+from mmp.config.objects import build_strategy
+from mmp.config.registration import register
+from mmp.config.schema import RangesConfig
+from mmp.config.validate import validate
 from mmp.errors import MmpError
-from mmp.identity import run_name
-from mmp.layers import prunable_layers
-from mmp.search import Trial, best_of, search, search_groups
-from mmp.tables import build_strategy
-from mmp.validate import validate
+from mmp.pruning.layers.prunable import prunable_layers
+from mmp.pruning.search import Trial, best_of, search, search_groups
+from mmp.runs.allocation import Allocator
+from mmp.runs.calibration import Calibration
 from tests.test_sweep import command
 
 

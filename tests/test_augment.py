@@ -16,14 +16,15 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
-from mmp import augment
-from mmp.augment import DRAWS, augmentation_of, crops
-from mmp.config import DataConfig, register
-from mmp.data import ImageData
-from mmp.identity import identity, protocol_of
-from mmp.images import AugmentedImages, TransformedImages, in_memory, transform_of
-from mmp.loading import EpochLoader, EpochShuffle, Split
-from mmp.validate import validate
+from mmp.config.identity import identity, protocol_of
+from mmp.config.registration import register
+from mmp.config.schema import DataConfig
+from mmp.config.validate import validate
+from mmp.data import augment
+from mmp.data.augment import DRAWS, augmentation_of, crops
+from mmp.data.images import AugmentedImages, TransformedImages, in_memory, transform_of
+from mmp.data.loader import EpochLoader, EpochShuffle, Split
+from mmp.data.module import ImageData
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 

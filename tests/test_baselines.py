@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mmp.allocation import Allocator
-from mmp.config import register
+from mmp.config.identity import run_name
+from mmp.config.matching import matched_weights, with_axes
+from mmp.config.objects import build_strategy
+from mmp.config.registration import register
+from mmp.config.validate import validate
 from mmp.errors import MmpError
-from mmp.identity import run_name
-from mmp.match import matched_weights, with_axes
-from mmp.models import build_skeleton
-from mmp.tables import build_strategy
-from mmp.validate import validate
+from mmp.models.timm_models import build_skeleton
+from mmp.runs.allocation import Allocator
 from tests.test_sweep import QUICK, command
 
 

@@ -191,12 +191,13 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_skipped(dense: Path, t
 
     # What a process leaves that was killed after its second epoch: a status, a last checkpoint, no result.
     script = (
-        "import os, prune\n"
+        "import os\n"
+        "from mmp.commands import prune_task\n"
         "from callbacks.pruning import MaskPruning\n"
         "def kill(self, trainer, *_):\n"
         "    if trainer.current_epoch == 2: os._exit(9)\n"
         "MaskPruning.on_train_batch_end = kill\n"
-        "prune.main()\n"
+        "prune_task()\n"
     )
     (tmp_path / "killed.py").write_text(script)
     arguments = [*shared, f"hydra.run.dir={tmp_path}/killed", f"--config-path={ROOT / 'conf'}"]

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from result_files import full_sweep, result, write
 
-from mmp.compare import GroupComparison, compare
 from mmp.errors import MmpError
-from mmp.report import build_report, main, write_comparison
+from mmp.report.__main__ import main
+from mmp.report.compare import GroupComparison, compare
+from mmp.report.content import build_report
+from mmp.report.write import write_comparison
 
 MANY = {"samples": {"train": 1000, "validation": 100, "calibration": 100, "test": 40_000}}
 

@@ -10,11 +10,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from mmp.cli import explain
-from mmp.config import BudgetConfig, PlanConfig, PruneConfig, TrainConfig, register
+from mmp.config.command import explain
+from mmp.config.identity import run_name
+from mmp.config.registration import register
+from mmp.config.schema import BudgetConfig, PlanConfig, PruneConfig, TrainConfig
+from mmp.config.validate import validate
 from mmp.errors import MmpError, nearest
-from mmp.identity import run_name
-from mmp.validate import validate
 
 CONF = Path(__file__).parents[1] / "conf"
 OF_PRUNE = {"criterion", "signal", "strategy", "allocation", "ranges", "schedule", "reconstruct", "finetune"}

@@ -9,20 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmp.criteria import (
-    CRITERIA,
-    BlockFisher,
-    Criterion,
-    Mag,
-    QuantizedTaylor,
-    criterion,
-    global_masks,
-)
 from mmp.errors import MmpError
-from mmp.layers import Layer, prunable_layers
-from mmp.masks import make_masks
-from mmp.signals import Magnitude, Product, score
-from mmp.statistics import STATISTICS, collect
+from mmp.pruning.calibration_statistics import STATISTICS, collect
+from mmp.pruning.criteria import CRITERIA, BlockFisher, Criterion, Mag, QuantizedTaylor, criterion, global_masks
+from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.prunable import prunable_layers
+from mmp.pruning.masks import make_masks
+from mmp.pruning.signals import Magnitude, Product, score
 
 Batches = list[tuple[Tensor, Tensor]]
 

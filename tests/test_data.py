@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mmp.config import DataConfig
-from mmp.data import SPLITS, ImageData, split_indices
+from mmp.config.schema import DataConfig
+from mmp.data.images import TensorImages
+from mmp.data.loader import EpochShuffle
+from mmp.data.module import SPLITS, ImageData, split_indices
+from mmp.data.readers import FASHION_MNIST_FOLDERS, read_idx
 from mmp.errors import MmpError
-from mmp.images import TensorImages
-from mmp.loading import EpochShuffle
-from mmp.readers import FASHION_MNIST_FOLDERS, read_idx
 
 
 def config(reader: str = "digits", **changes: Any) -> DataConfig:

@@ -24,21 +24,24 @@ from sweeping import ROOT, arguments, environment
 from torch import Tensor
 
 import mmp.export
-import mmp.latency
-from mmp.config import PruneConfig, register
-from mmp.data import ImageData
-from mmp.dense import dense_file
-from mmp.export import export_run, main, read_options
-from mmp.export_card import as_card
-from mmp.export_measure import compressed_size
-from mmp.export_subject import Subject, load_config
+import mmp.export.latency
+from mmp.config.registration import register
+from mmp.config.schema import PruneConfig
+from mmp.config.validate import validate
+from mmp.data.module import ImageData
+from mmp.data.readers import READERS
+from mmp.export.__main__ import main, read_options
+from mmp.export.card import as_card
+from mmp.export.measure import compressed_size
+from mmp.export.source import Subject, load_config
+from mmp.export.targets import load_target
+from mmp.export.write import export_run
 from mmp.files import is_locked, replaced_folder
-from mmp.masks import load_masks
-from mmp.models import build_model, fill_input, load_weights
-from mmp.readers import READERS
-from mmp.targets import load_target
+from mmp.models.timm_models import build_model, fill_input
+from mmp.models.weights import load_weights
+from mmp.pruning.masks import load_masks
 from mmp.tensors import load_tensors, save_tensors
-from mmp.validate import validate
+from mmp.training.dense import dense_file
 
 pytestmark = pytest.mark.slow
 
@@ -206,7 +209,7 @@ def test_no_file_tells_of_this_machine(run: Path) -> None:
 
 
 def test_a_sparse_file_holds_the_bits_of_the_run(run: Path) -> None:
-    from mmp.sparse import load_sparse
+    from mmp.export.sparse_file import load_sparse
 
     state = load_sparse(run / "export/sparse/model.sparse.safetensors")
     expected = load_tensors(run / "model.safetensors")
@@ -331,7 +334,7 @@ def test_a_dense_model_that_is_damaged_is_replaced_and_that_is_told(
 
 
 def test_the_dense_model_is_exported_alike(run: Path, tmp_path: Path) -> None:
-    from mmp.sparse import save_sparse
+    from mmp.export.sparse_file import save_sparse
 
     config, sizes = load_config(run), read(run, "sparse")["bytes"]
     _, path = dense_file(config, ImageData(config.data, config.seed))
@@ -371,7 +374,7 @@ def test_latency_is_that_of_the_file_over_that_of_the_dense_model(
         seconds.append(1.0 if torch.equal(model(images), pruned(images)) else 4.0)
         return seconds[-1]
 
-    monkeypatch.setattr(mmp.latency, "_timed", timed)
+    monkeypatch.setattr(mmp.export.latency, "_timed", timed)
     ((_, place, content),) = again(copied, "force=true", "seconds=0.01")
     assert {*seconds} == {1.0, 4.0}
     assert [(one["seconds"], one["dense_seconds"], one["ratio"]) for one in content["latency"]] == [(1, 4, 0.25)] * 2

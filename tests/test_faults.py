@@ -126,11 +126,7 @@ def test_eight_processes_that_start_at_once_share_one_dense_model_and_one_pass(
 ) -> None:
     script = tmp_path / "start.py"
     script.write_text(
-        "import sys, prune\n"
-        "from mmp.cli import command\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
-        "command(prune.run)\n"
+        "import sys, mmp.commands\nprint('ready', flush=True)\nsys.stdin.readline()\nmmp.commands.prune()\n"
     )
     strategies = ("p30", "p50", "p70", "p90", "balanced", "conservative", "aggressive", "proportional")
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

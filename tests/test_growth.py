@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from sweeping import sweep
 
 from benchmarks.sweeps import outcomes
-from mmp.heap import return_freed_memory
+from mmp.runs.memory import return_freed_memory
 
 
 class Remember(Callback):

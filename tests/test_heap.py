@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = """
 import resource, sys
-from mmp.heap import keep_freed_memory, return_freed_memory
+from mmp.runs.memory import keep_freed_memory, return_freed_memory
 kept = keep_freed_memory() if "keep" in sys.argv[1] else None
 def batch():
     blocks = [bytearray(20 * 2**20) for _ in range(4)]

@@ -16,19 +16,21 @@ from torch import Tensor, nn
 
 from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
-from mmp import slurm
-from mmp.build import Terminable, build_callbacks, build_trainer, fit
-from mmp.checkpoints import LAST, last_checkpoint, open_checkpoints
-from mmp.config import PruneConfig, register
-from mmp.data import ImageData
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.loading import EpochLoader, EpochShuffle, Split
-from mmp.loggers import Recorder
-from mmp.models import fill_input
-from mmp.schedules import OneShot
-from mmp.store import RunFolder
-from mmp.training import Classifier
-from mmp.validate import validate
+from callbacks.requeue import saving_in_time
+from mmp.config.registration import register
+from mmp.config.schema import PruneConfig
+from mmp.config.validate import validate
+from mmp.data.loader import EpochLoader, EpochShuffle, Split
+from mmp.data.module import ImageData
+from mmp.models.timm_models import fill_input
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.schedules import OneShot
+from mmp.runs import slurm
+from mmp.runs.store import RunFolder
+from mmp.training.checkpoints import LAST, last_checkpoint, open_checkpoints
+from mmp.training.classifier import Classifier
+from mmp.training.recorder import Recorder
+from mmp.training.trainer import Terminable, build_callbacks, build_trainer, fit
 
 METRICS = "checkpoints/metrics.jsonl"
 
@@ -76,7 +78,13 @@ def train(config: PruneConfig, data: ImageData, folder: Path, *extra: pl.Callbac
     layers = prunable_layers(model)
     scores = {name: p.detach().abs() for name, p in prunable_parameters(model, layers).items()}
     masking = MaskPruning(layers, scores, dict.fromkeys(scores, 0.5), OneShot())
-    callbacks = [masking, AverageAtTarget(0.9), *build_callbacks(config, folder).values(), *extra]
+    callbacks = [
+        masking,
+        AverageAtTarget(0.9),
+        *build_callbacks(config, folder).values(),
+        *extra,
+        *saving_in_time(config),
+    ]
     module = Classifier(model, config.finetune, 10, seed=config.seed)
     trainer = build_trainer(config, config.finetune.epochs, callbacks, [], folder / "checkpoints")
     fit(trainer, module, data, last_checkpoint(folder / "checkpoints"))

@@ -13,9 +13,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from mmp.config import register
-from mmp.store import MASKS, RESULT, STATUS, RunFolder
-from mmp.sweep import Sweep
+from mmp.config.registration import register
+from mmp.runs.store import MASKS, RESULT, STATUS, RunFolder
+from mmp.sweeps.jobs import Sweep
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_data_that_cannot_be_read_here_are_left_to_the_job(launch: Any, monkeypa
     def fail(*_: Any) -> None:
         raise OSError("no such device")
 
-    monkeypatch.setattr("mmp.data.ImageData.__init__", fail)
+    monkeypatch.setattr("mmp.data.module.ImageData.__init__", fail)
     assert launch().missing() == [1]
 
 

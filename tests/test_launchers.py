@@ -24,9 +24,9 @@ from sweeping import QUICK, ROOT, environment, statuses, sweep
 from warm import LIMIT
 
 from callbacks.pruning import MaskPruning
-from mmp import devices
 from mmp.errors import MmpError
-from mmp.masks import Masks, load_masks
+from mmp.pruning.masks import Masks, load_masks
+from mmp.runs import devices
 
 slow = pytest.mark.slow
 
@@ -256,7 +256,7 @@ def test_workers_stop_whatever_keeps_jobs_from_being_launched(monkeypatch: pytes
     monkeypatch.setenv(devices.SLOTS, "")
     workers = Workers(n_jobs=2)
     workers.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))  # type: ignore[arg-type]
-    monkeypatch.setattr("mmp.sweep.Sweep", fail)
+    monkeypatch.setattr("mmp.sweeps.jobs.Sweep", fail)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with workers.starting(jobs=2):
@@ -278,7 +278,9 @@ def test_workers_are_told_nothing_where_all_is_done(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(devices.SLOTS, "")
     workers = Workers(n_jobs=2)
     workers.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))  # type: ignore[arg-type]
-    monkeypatch.setattr("mmp.sweep.Sweep", lambda *_: SimpleNamespace(missing=list, jobs=[0], returned=lambda job: job))
+    monkeypatch.setattr(
+        "mmp.sweeps.jobs.Sweep", lambda *_: SimpleNamespace(missing=list, jobs=[0], returned=lambda job: job)
+    )
     with warnings.catch_warnings(), workers.starting(jobs=2):
         warnings.simplefilter("error")
         assert workers.launch([["seed=0"]], 0) == [0]

@@ -11,7 +11,8 @@ from timm.layers import CondConv2d, MultiQueryAttentionV2, ScaledStdConv2d, SwiG
 from torch import nn
 
 from mmp.errors import MmpError
-from mmp.layers import ROLES, Layer, prunable_layers, prunable_parameters
+from mmp.pruning.layers.layer import ROLES, Layer
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 
 
 def on_meta(name: str, **kwargs: Any) -> nn.Module:

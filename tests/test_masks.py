@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import mmp.keep
+import mmp.pruning.topk
 from mmp.errors import MmpError
-from mmp.keep import keep_highest, keep_highest_each, pruned_count
-from mmp.masks import MaskEnforcer, Masks, check_zeros, load_masks, make_grid, make_masks, save_masks
-from mmp.patterns import Pattern
+from mmp.pruning.masks import MaskEnforcer, Masks, check_zeros, load_masks, make_grid, make_masks, save_masks
+from mmp.pruning.patterns import Pattern
+from mmp.pruning.topk import keep_highest, keep_highest_each, pruned_count
 
 
 def bits(*values: int) -> Tensor:
@@ -57,7 +57,7 @@ def test_mask_is_that_of_a_sort_by_score_and_index(few: int, values: list[float]
     ordered = scores.tolist()
     order = sorted(range(len(values)), key=lambda i: (ordered[i], i))
     counts = range(len(values) + 1)
-    with mock.patch.object(mmp.keep, "_FEW", few):
+    with mock.patch.object(mmp.pruning.topk, "_FEW", few):
         together = keep_highest_each(scores, counts)
         alone = [keep_highest(scores, count) for count in counts]
     for pruned in counts:

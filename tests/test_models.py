@@ -17,12 +17,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmp.config import DataConfig, ModelConfig, RecipeConfig, TrainConfig
+from mmp.config.schema import DataConfig, ModelConfig, RecipeConfig, TrainConfig
 from mmp.errors import MmpError
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.models import build_model, build_skeleton, fill_input, load_weights
-from mmp.statistics import collect
-from mmp.training import Classifier, accuracy
+from mmp.models.timm_models import build_model, build_skeleton, fill_input
+from mmp.models.weights import load_weights
+from mmp.pruning.calibration_statistics import collect
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.training.classifier import Classifier
+from mmp.training.evaluation import accuracy
 
 TINY = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4], "stem_width": 4}
 

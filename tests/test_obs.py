@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import mmp.obs
-from mmp.masks import Masks, make_masks
-from mmp.obs import Obs, ObsFisher, removal_order
-from mmp.solve import with_ridge
+import mmp.pruning.optimal_brain_surgeon
+from mmp.pruning.masks import Masks, make_masks
+from mmp.pruning.optimal_brain_surgeon import Obs, ObsFisher, removal_order
+from mmp.pruning.row_systems import with_ridge
 
 
 def inputs_of(columns: int, rows: int = 400) -> Tensor:
@@ -31,7 +31,7 @@ def cost_of(a: Tensor, dense: Tensor, kept: Tensor) -> float:
 
 
 def test_the_first_to_go_is_what_adds_least_to_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmp.obs, "_KEPT", 0.999)  # one weight a round
+    monkeypatch.setattr(mmp.pruning.optimal_brain_surgeon, "_KEPT", 0.999)  # one weight a round
     covariance, weight = covariance_of(inputs_of(6)), torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
     a = with_ridge(covariance, 0.01 * covariance.diagonal(dim1=1, dim2=2).mean(1))[0]
     order = removal_order(weight, covariance)
@@ -73,7 +73,7 @@ def test_independent_inputs_give_the_order_of_magnitude() -> None:
 def test_groups_and_blocks_keep_weights_that_serve_better_than_the_largest(
     widest: int, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mmp.obs, "_WIDEST", widest)
+    monkeypatch.setattr(mmp.pruning.optimal_brain_surgeon, "_WIDEST", widest)
     layer = nn.Conv2d(8, 12, 3, groups=2)
     covariance = torch.cat([covariance_of(inputs_of(36)), covariance_of(inputs_of(36) * 2)])
     order = removal_order(layer.weight, covariance)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from result_files import STRATEGIES, full_sweep, result, write
 
-from mmp.report import write_comparison, write_report
+from mmp.report.write import write_comparison, write_report
 
 CHROMIUM = os.environ.get("MMP_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install -e '.[dev]'")

@@ -15,23 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmp.allocation import Allocator
-from mmp.config import PruneConfig, register
+from mmp.config.identity import identity, protocol_of, run_name, run_title
+from mmp.config.matching import matched_weights
+from mmp.config.objects import build_strategy
+from mmp.config.registration import register
+from mmp.config.schema import PruneConfig
+from mmp.config.validate import validate
 from mmp.errors import MmpError
-from mmp.identity import identity, protocol_of, run_name, run_title
-from mmp.keep import keep_highest, keep_patterned, pruned_count, satisfies
-from mmp.layers import Layer, prunable_layers
-from mmp.masks import load_masks, make_masks
-from mmp.match import matched_weights
-from mmp.models import build_skeleton
-from mmp.patterns import UNSTRUCTURED, Pattern, sparsity_of
+from mmp.models.timm_models import build_skeleton
 from mmp.plan import make_plan
-from mmp.plan_views import as_markdown
-from mmp.ranges import Range, allow_pattern
-from mmp.reconstruct import reconstruct
-from mmp.strategies import global_sparsity, meet_budget, whole_weights, with_pattern
-from mmp.tables import build_strategy
-from mmp.validate import validate
+from mmp.pruning.budgets import global_sparsity, meet_budget, whole_weights, with_pattern
+from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.prunable import prunable_layers
+from mmp.pruning.masks import load_masks, make_masks
+from mmp.pruning.patterns import UNSTRUCTURED, Pattern, sparsity_of
+from mmp.pruning.plan_views import as_markdown
+from mmp.pruning.ranges import Range, allow_pattern
+from mmp.pruning.reconstruction.reconstruct import reconstruct
+from mmp.pruning.topk import keep_highest, keep_patterned, pruned_count, satisfies
+from mmp.runs.allocation import Allocator
 from tests.test_sweep import QUICK, command
 
 TWO_FOUR = Pattern.parse("2:4")

@@ -13,14 +13,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-import mmp.vgg  # noqa: F401 - registers the paper's VGG-11
-from mmp.conf import choose
-from mmp.config import BudgetConfig
+import mmp.models.vgg  # noqa: F401 - registers the paper's VGG-11
+from mmp.config.choices import choose
+from mmp.config.schema import BudgetConfig
+from mmp.config.validate import read_ranges
 from mmp.errors import MmpError
-from mmp.plan import Plan, load_strategy, make_plan
-from mmp.plan_views import as_csv, as_markdown, draw_plan
-from mmp.sizes import Sizes
-from mmp.validate import read_ranges
+from mmp.plan import load_strategy, make_plan
+from mmp.pruning.plan import Plan
+from mmp.pruning.plan_views import as_csv, as_markdown, draw_plan
+from mmp.pruning.sizes import Sizes
 
 PAPER = {
     "vgg": ("vgg11_bn_small", 10, 28.1),

@@ -17,13 +17,13 @@ from misbehaving import overrides
 from sweeping import ROOT, arguments, environment, sweep
 from terminal import Session, play
 
-from mmp import progress
-from mmp.config import register
-from mmp.display import Lines, clock, picture
-from mmp.notes import NOTES, Notes
-from mmp.progress import Job, Progress, State, spoken, time_left
-from mmp.store import RESULT, STATUS
-from mmp.sweep import expand
+from mmp.config.registration import register
+from mmp.runs.progress_file import NOTES, Notes
+from mmp.runs.store import RESULT, STATUS
+from mmp.sweeps import progress
+from mmp.sweeps.display import Lines, clock, picture
+from mmp.sweeps.jobs import expand
+from mmp.sweeps.progress import Job, Progress, State, spoken, time_left
 
 slow = pytest.mark.slow
 
@@ -379,8 +379,8 @@ def test_the_last_words_of_a_crash_are_seen(plain: tuple[Path, str]) -> None:
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from mmp.display import is_shown, watch
-from mmp.progress import Progress
+from mmp.sweeps.display import is_shown, watch
+from mmp.sweeps.progress import Progress
 folder = Path(sys.argv[1])
 display = watch(folder, [["a"]], True, None)
 assert is_shown() and not sys.stdout.isatty()

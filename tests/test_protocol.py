@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mmp.config import register
-from mmp.data import ImageData
-from mmp.models import fill_input
-from mmp.prune_job import Job, prune
-from mmp.store import WEIGHTS, RunFolder, Stopwatch
-from mmp.validate import validate
+from mmp.config.registration import register
+from mmp.config.validate import validate
+from mmp.data.module import ImageData
+from mmp.models.timm_models import fill_input
+from mmp.runs.prune import Job, prune
+from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch
 
 
 class Recorded:

@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.pruning import ELEMENTWISE, MaskPruning
 from callbacks.selection import CheckpointAtTarget, EarlyStoppingAtTarget
-from mmp.config import RecipeConfig
+from mmp.config.schema import RecipeConfig
+from mmp.data.loader import EpochLoader, EpochShuffle, Split
 from mmp.errors import MmpError
-from mmp.keep import satisfies
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.loading import EpochLoader, EpochShuffle, Split
-from mmp.masks import check_zeros, make_masks
-from mmp.patterns import UNSTRUCTURED, Pattern
-from mmp.schedules import Cubic, OneShot, Stepwise
-from mmp.training import Classifier
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import check_zeros, make_masks
+from mmp.pruning.patterns import UNSTRUCTURED, Pattern
+from mmp.pruning.schedules import Cubic, OneShot, Stepwise
+from mmp.pruning.topk import satisfies
+from mmp.training.classifier import Classifier
 
 pytestmark = pytest.mark.slow
 

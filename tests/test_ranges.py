@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmp.errors import MmpError
-from mmp.layers import ROLES, Layer
-from mmp.ranges import (
+from mmp.pruning.layers.layer import ROLES, Layer
+from mmp.pruning.ranges import (
     Constraints,
     Range,
     Rule,

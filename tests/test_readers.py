@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from small_files import write_cifar10, write_cifar_batch, write_gtsrb
 
-from mmp.config import DataConfig
-from mmp.data import ImageData, split_indices
+from mmp.config.schema import DataConfig
+from mmp.data.images import AugmentedImages, TensorImages, transform_of
+from mmp.data.module import ImageData, split_indices
+from mmp.data.readers import READERS
 from mmp.errors import MmpError
-from mmp.images import AugmentedImages, TensorImages, transform_of
-from mmp.readers import READERS
 
 NATIVE = {"channels": 3, "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "batch_size": 16}
 IMAGES = {"cifar10": 60, "cifar100": 1000}

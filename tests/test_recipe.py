@@ -15,14 +15,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
 from callbacks.selection import CheckpointAtTarget
-from mmp.config import FinetuneConfig, register
-from mmp.data import ImageData
-from mmp.finetune import finetune_best
-from mmp.layers import prunable_layers
-from mmp.models import build_model, fill_input
-from mmp.schedules import OneShot, Schedule, Stepwise
-from mmp.training import Classifier, distillation_loss
-from mmp.validate import validate
+from mmp.config.registration import register
+from mmp.config.schema import FinetuneConfig
+from mmp.config.validate import validate
+from mmp.data.module import ImageData
+from mmp.models.timm_models import build_model, fill_input
+from mmp.pruning.layers.prunable import prunable_layers
+from mmp.pruning.schedules import OneShot, Schedule, Stepwise
+from mmp.training.classifier import Classifier, distillation_loss
+from mmp.training.finetune import finetune_best
 
 EPOCHS, STEPS = 4, 5
 
@@ -74,7 +75,7 @@ def test_norms_are_estimated_anew_from_the_calibration_images(
     with initialize_config_dir(str(conf), version_base="1.3"):
         config = validate(compose("prune", [*overrides, "finetune.reestimate_norms=true"]))
     fill_input(config)
-    monkeypatch.setattr("mmp.finetune.fit", lambda *_: None)  # what happens at the end is what counts
+    monkeypatch.setattr("mmp.training.finetune.fit", lambda *_: None)  # what happens at the end is what counts
     data, model = ImageData(config.data, 0), build_model(config.model).eval()
     tuned, _ = finetune_best(config, model, model, model, list, data, [], tmp_path)
     (images,) = [torch.cat([x for x, _ in data.calibration_dataloader()])]

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmp import unfold
 from mmp.errors import MmpError
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import Masks, make_masks
-from mmp.moments import Moments
-from mmp.reconstruct import LayerReport, _stored, dense_targets, reconstruct, summary_of
-from mmp.signals import Magnitude, score
-from mmp.solve import _by_conjugate_gradients, _by_factors, solve_rows
-from mmp.unfold import columns_of, pieces_of, product_of
-from mmp.walk import Walk
+from mmp.pruning.layers import products as unfold
+from mmp.pruning.layers.forward import Walk
+from mmp.pruning.layers.products import columns_of, pieces_of, product_of
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import Masks, make_masks
+from mmp.pruning.reconstruction.least_squares import _by_conjugate_gradients, _by_factors, solve_rows
+from mmp.pruning.reconstruction.moments import Moments
+from mmp.pruning.reconstruction.reconstruct import LayerReport, _stored, dense_targets, reconstruct, summary_of
+from mmp.pruning.signals import Magnitude, score
 
 
 def masks_of(model: nn.Module, sparsity: float) -> Masks:
@@ -100,8 +100,8 @@ def test_rows_are_those_of_least_squares(kind: str, method: str, monkeypatch: py
     dense_inputs = torch.randn(shape, generator=generator)
     inputs = shaken(dense_inputs)
     chosen = _by_factors if method == "factors" else _by_conjugate_gradients
-    monkeypatch.setattr("mmp.solve._by_factors", chosen)
-    monkeypatch.setattr("mmp.solve._by_conjugate_gradients", chosen)
+    monkeypatch.setattr("mmp.pruning.reconstruction.least_squares._by_factors", chosen)
+    monkeypatch.setattr("mmp.pruning.reconstruction.least_squares._by_conjugate_gradients", chosen)
     centred = layer.bias is not None
     weight = layer.weight.detach()  # type: ignore[operator, union-attr]
     with torch.no_grad():
@@ -140,12 +140,13 @@ def test_inputs_that_vary_in_few_directions_take_few_steps(monkeypatch: pytest.M
     dense = torch.randn(6, 160, generator=generator)
     moments, mask = Moments.of([(x, x @ dense.T)]), torch.rand(6, 160, generator=generator) > 0.5
     expected = solve_rows(moments, mask, dense, 1e-3, centred=True)
-    monkeypatch.setattr("mmp.solve._by_factors", _by_conjugate_gradients)
-    monkeypatch.setattr("mmp.solve._CONJUGATE_STEPS", 12)
+    monkeypatch.setattr("mmp.pruning.reconstruction.least_squares._by_factors", _by_conjugate_gradients)
+    monkeypatch.setattr("mmp.pruning.reconstruction.least_squares._CONJUGATE_STEPS", 12)
     found = solve_rows(moments, mask, dense, 1e-3, centred=True)
     assert expected is not None
     assert found is not None
-    assert float((found - expected).norm() / expected.norm()) < 1e-3
+    # float32 leaves 4e-4 to 1.2e-3, by processor; without the preconditioner, 12 steps leave 9e-2
+    assert float((found - expected).norm() / expected.norm()) < 3e-3
     assert moments.error(found) == pytest.approx(moments.error(expected), rel=1e-4)
 
 
@@ -356,7 +357,9 @@ def test_a_solve_that_would_make_a_layer_worse_is_refused(monkeypatch: pytest.Mo
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     masks = random_masks(model, 0.5)
     expected = [model[i].weight.detach() * masks[f"{i}.weight"] for i in (0, 2)]
-    monkeypatch.setattr("mmp.reconstruct.solve_rows", lambda _m, mask, dense, *_: 100.0 * (dense + 1) * mask)
+    monkeypatch.setattr(
+        "mmp.pruning.reconstruction.reconstruct.solve_rows", lambda _m, mask, dense, *_: 100.0 * (dense + 1) * mask
+    )
     reports = reconstruct(model, masks, [torch.randn(32, 4)])
     assert {report.status for report in reports} == {"the solve would make its output worse"}
     assert torch.equal(model[0].weight, expected[0])
@@ -474,7 +477,7 @@ def test_a_failure_in_the_middle_leaves_no_hook_behind(monkeypatch: pytest.Monke
             raise RuntimeError("stop")
         return solve_rows(*arguments)
 
-    monkeypatch.setattr("mmp.reconstruct.solve_rows", fail)
+    monkeypatch.setattr("mmp.pruning.reconstruction.reconstruct.solve_rows", fail)
     with pytest.raises(RuntimeError, match="stop"):
         reconstruct(model.train(), random_masks(model), IMAGES)
     for module in model.modules():
@@ -520,7 +523,7 @@ def test_a_walk_without_room_computes_again_and_sees_the_same(monkeypatch: pytes
     first, second = small(), small()
     masks = random_masks(first)
     reconstruct(first, masks, IMAGES)
-    monkeypatch.setattr("mmp.walk._MOST_KEPT", 0)
+    monkeypatch.setattr("mmp.pruning.layers.forward._MOST_KEPT", 0)
     reconstruct(second, masks, IMAGES)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from result_files import result, write
 from warm import LIMIT
 
-from mmp.configurations import Group, pareto_front
 from mmp.errors import MmpError
-from mmp.report import build_report, main, write_report
-from mmp.report_tables import configurations_table
-from mmp.results import Run
+from mmp.report.__main__ import main
+from mmp.report.content import build_report
+from mmp.report.groups import Group, pareto_front
+from mmp.report.results import Run
+from mmp.report.tables import configurations_table
+from mmp.report.write import write_report
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:

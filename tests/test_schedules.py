@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmp.errors import MmpError
-from mmp.schedules import Cubic, OneShot, Schedule, Stepwise
+from mmp.pruning.schedules import Cubic, OneShot, Schedule, Stepwise
 
 epochs = st.integers(0, 200)
 one_shots = st.builds(OneShot, epochs)

@@ -15,10 +15,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from mmp.errors import MmpError
-from mmp.keep import keep_highest
-from mmp.masks import make_masks
-from mmp.signals import PAPER_SIGNALS, Fisher, Gradient, Magnitude, Product, normalise, score
-from mmp.statistics import STATISTICS, collect
+from mmp.pruning.calibration_statistics import STATISTICS, collect
+from mmp.pruning.masks import make_masks
+from mmp.pruning.signals import PAPER_SIGNALS, Fisher, Gradient, Magnitude, Product, normalise, score
+from mmp.pruning.topk import keep_highest
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -221,7 +221,7 @@ def test_hessian_gradient_is_the_same_however_many_graphs_are_kept(
             losses.append(F.cross_entropy(outputs, targets))
             return losses[-1]
 
-        monkeypatch.setattr("mmp.statistics.MOST_KEPT", most)
+        monkeypatch.setattr("mmp.pruning.calibration_statistics.MOST_KEPT", most)
         found.append(collect(conv_net, weights(conv_net), batches, loss, ["hessian_gradient"])["hessian_gradient"])
         passes.append(len(losses))
     assert passes == sorted(passes, reverse=True)
@@ -240,7 +240,7 @@ def test_hessian_gradient_takes_large_batches_in_pieces(row: nn.Linear, monkeypa
         sizes.append((len(outputs), len(targets)))
         return half_square(outputs, targets)
 
-    monkeypatch.setattr("mmp.statistics.MOST_TWICE", 2)
+    monkeypatch.setattr("mmp.pruning.calibration_statistics.MOST_TWICE", 2)
     found = collect(row, weights(row), WHOLE, loss, ["hessian_gradient"])
     assert found["hessian_gradient"]["weight"][0].tolist() == pytest.approx([5 / 9, 1 / 9])
     assert sizes == [(2, 2), (1, 1)]
@@ -265,7 +265,7 @@ def test_graph_that_finds_no_room_is_let_go(monkeypatch: pytest.MonkeyPatch) -> 
 
     model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))  # a sigmoid's graph holds what it put out
     model[0].register_forward_hook(lambda *found: Identity.apply(found[2]))
-    monkeypatch.setattr("mmp.statistics.MOST_KEPT", 0)
+    monkeypatch.setattr("mmp.pruning.calibration_statistics.MOST_KEPT", 0)
     left = []
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -481,7 +481,7 @@ def test_input_covariance_of_a_convolution_is_that_of_its_patches() -> None:
 def test_only_the_first_images_are_seen_by_covariances(row: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, targets = torch.randn(9, 2), torch.randn(9, 1)
     whole = list(zip(inputs.split(4), targets.split(4), strict=True))
-    monkeypatch.setattr("mmp.statistics.MOST_IMAGES", 6)
+    monkeypatch.setattr("mmp.pruning.calibration_statistics.MOST_IMAGES", 6)
     for kind in ("input_covariance", "squared_output_gradient"):
         few = collect(row, weights(row), [(inputs[:4], targets[:4]), (inputs[4:6], targets[4:6])], half_square, [kind])
         assert torch.equal(collect(row, weights(row), whole, half_square, [kind])[kind]["weight"], few[kind]["weight"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmp.errors import MmpError
-from mmp.sparse import _TYPES, FORMAT, load_sparse, save_sparse
+from mmp.export.sparse_file import _TYPES, FORMAT, load_sparse, save_sparse
 
 
 def bits(tensor: Tensor) -> bytes:

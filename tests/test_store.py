@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmp.store import LOGGERS, MASKS, RESULT, STATUS, RunFolder, Stopwatch
+from mmp.runs.store import LOGGERS, MASKS, RESULT, STATUS, RunFolder, Stopwatch
 
 HEAD = {"identity": "a", "data_fingerprint": "b"}
 

@@ -12,18 +12,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from mmp.errors import MmpError
-from mmp.layers import Layer
-from mmp.ranges import Range
-from mmp.strategies import (
-    BUDGET_CEILING,
-    Strategy,
-    global_sparsity,
-    layer_sparsities,
-    meet_budget,
-    positions,
-    reachable,
-    whole_weights,
-)
+from mmp.pruning.budgets import BUDGET_CEILING, global_sparsity, meet_budget, reachable, whole_weights
+from mmp.pruning.layers.layer import Layer
+from mmp.pruning.ranges import Range
+from mmp.pruning.strategies import Strategy, layer_sparsities, positions
 
 STEPS = ("conservative", "p30", "p50", "p70", "p90", "aggressive")
 NAMES = {*STEPS, "balanced", "proportional", "classifier_heavy", "feature_heavy"}

@@ -17,11 +17,11 @@ from benchmarks.study_report import (
     fill,
     recipes_table,
 )  # fmt: skip
-from mmp.config import TrainConfig
-from mmp.data import ImageData
+from mmp.config.schema import TrainConfig
+from mmp.data.module import ImageData
 from mmp.errors import MmpError
-from mmp.models import build_model
-from mmp.prune_job import Job
+from mmp.models.timm_models import build_model
+from mmp.runs.prune import Job
 
 
 def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:

@@ -8,9 +8,9 @@ from pathlib import Path
 from result_files import full_sweep
 from test_verdict import run
 
-from mmp.configurations import Group, groups_of
-from mmp.results import Run, load_runs
-from mmp.summary import standing, summary_of
+from mmp.report.groups import Group, groups_of
+from mmp.report.results import Run, load_runs
+from mmp.report.summary import standing, summary_of
 
 
 def lines(*runs: Run) -> list[str]:

@@ -14,12 +14,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from mmp.conf import choices_of, choose
-from mmp.config import BudgetConfig, ModelConfig, PlanConfig
+from mmp.config.choices import choices_of, choose
+from mmp.config.schema import BudgetConfig, ModelConfig, PlanConfig
+from mmp.config.validate import read_ranges
 from mmp.errors import MmpError
+from mmp.models.survey import OTHER_SHARE, by_module, examine, print_survey, problems_of
 from mmp.plan import load_strategy, make_plan
-from mmp.survey import OTHER_SHARE, by_module, examine, print_survey, problems_of
-from mmp.validate import read_ranges
 
 SIZES = re.compile(r"atto|femto|pico|nano|micro|tiny|mini|small|xx?s\b|_xs|_s\b|_t\b|18|050|_0\d\d")
 
@@ -112,29 +112,29 @@ def test_a_model_that_cannot_be_built_is_a_finding(strategies: list[Any], monkey
     def broken(*_: Any) -> None:
         raise RuntimeError("no such luck\nat all")
 
-    monkeypatch.setattr("mmp.survey.build_skeleton", broken)
+    monkeypatch.setattr("mmp.models.survey.build_skeleton", broken)
     assert examine("resnet18", config("resnet18"), strategies).problem == "RuntimeError: no such luck"
 
 
 def test_a_large_layer_without_a_reason_is_a_problem(strategies: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert examine("repghostnet_200", config("x"), strategies).problem == ""
-    monkeypatch.setattr("mmp.survey.REASONS", ())
+    monkeypatch.setattr("mmp.models.survey.REASONS", ())
     assert examine("repghostnet_200", config("x"), strategies).problem == "a large layer of role other"
 
 
 def test_the_survey_is_printed_and_fails_if_a_model_does(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    strategies: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    print_survey(config("repghostnet_0*", "json"))
+    print_survey(config("repghostnet_0*", "json"), strategies)
     output, errors = capsys.readouterr()
     found = json.loads(output)
     assert [line["model"] for line in found] == timm.list_models("repghostnet_0*")
     assert "0 with a problem" in errors
-    print_survey(config("repghostnet_0*", "csv"))
+    print_survey(config("repghostnet_0*", "csv"), strategies)
     assert len(capsys.readouterr().out.splitlines()) == len(found) + 1
-    monkeypatch.setattr("mmp.survey.problems_of", lambda *_: iter(["all wrong"]))
+    monkeypatch.setattr("mmp.models.survey.problems_of", lambda *_: iter(["all wrong"]))
     with pytest.raises(MmpError, match=rf"{len(found)} models have a problem; the first is \w+: all wrong"):
-        print_survey(config("repghostnet_0*"))
+        print_survey(config("repghostnet_0*"), strategies)
     assert "all wrong" in capsys.readouterr().out
 
 
@@ -145,10 +145,10 @@ def test_a_line_per_module_sums_its_models_up(strategies: list[Any]) -> None:
     assert "2.4 % (`blocks.8.1.se.conv_reduce.weight` of repghostnet_200)" in lines[2]
 
 
-def test_our_own_models_are_no_part_of_the_survey() -> None:
+def test_our_own_models_are_no_part_of_the_survey(strategies: list[Any]) -> None:
     assert "vgg11_bn_small" in timm.list_models("vgg11*")
     with torch.device("meta"), pytest.raises(MmpError, match="no model"):
-        print_survey(config("vgg11_bn_small*"))
+        print_survey(config("vgg11_bn_small*"), strategies)
 
 
 def test_read_ranges_checks_as_a_command_does() -> None:

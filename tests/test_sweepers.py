@@ -15,8 +15,8 @@ from hydra.errors import MissingConfigException
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from mmp.conf import FOLDER
-from mmp.config import register
+from mmp.config.choices import FOLDER
+from mmp.config.registration import register
 
 JOBS = [["signal=product", "seed=1"], ["strategy=p70", "finetune.epochs=3"]]
 

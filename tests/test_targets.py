@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-import mmp.latency
-from mmp import targets
-from mmp.config import ModelConfig
-from mmp.configurations import groups_of
+import mmp.export.latency
+from mmp.config.schema import ModelConfig
 from mmp.errors import MmpError
-from mmp.export_measure import count_weights, fill_pruned
-from mmp.latency import FEWEST, compare_latency
-from mmp.layers import prunable_layers, prunable_parameters
-from mmp.masks import MaskEnforcer, Masks, make_masks
-from mmp.models import build_model
-from mmp.results import load_runs
-from mmp.select import select
-from mmp.targets import TARGETS, Exportable, load_target, tried
+from mmp.export import targets
+from mmp.export.latency import FEWEST, compare_latency
+from mmp.export.measure import count_weights, fill_pruned
+from mmp.export.targets import TARGETS, Exportable, load_target, tried
+from mmp.models.timm_models import build_model
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
+from mmp.report.conditions import select
+from mmp.report.groups import groups_of
+from mmp.report.results import load_runs
 
 # The paper's four, and the small LeViT; without the repetitions that only cost time.
 ARCHITECTURES: dict[str, tuple[ModelConfig, int]] = {
@@ -438,7 +438,7 @@ def test_latency_is_a_ratio_of_what_was_timed_in_turns(monkeypatch: pytest.Monke
         which(images)
         return float(next(seconds))
 
-    monkeypatch.setattr(mmp.latency, "_timed", timed)
+    monkeypatch.setattr(mmp.export.latency, "_timed", timed)
     found = compare_latency(model, dense, torch.zeros(3, 1, 2, 2), budget=0.0)
     assert called == ["model", "dense", *["model", "dense", "dense", "model"] * 2, "model", "dense"]
     assert (found.batch, found.pairs) == (3, FEWEST)

@@ -17,8 +17,8 @@ from submitit.helpers import DelayedSubmission
 from sweeping import environment
 from warm import LIMIT
 
-from mmp import slurm
-from mmp.checkpoints import SaveInTime
+from callbacks.requeue import SaveInTime
+from mmp.runs import slurm
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_signal_between_two_jobs_of_a_process_is_for_the_second(requeues: list
 def test_a_signal_that_comes_while_a_training_fails_is_for_the_next_job(requeues: list[None], tmp_path: Path) -> None:
     trainer: Any = None
     with slurm.requeued_in_time():
-        SaveInTime(tmp_path).on_train_start(trainer, trainer)
+        SaveInTime().on_train_start(trainer, trainer)
         signal.raise_signal(slurm.SIGNAL)
     assert len(requeues) == 0
     with slurm.requeued_in_time():
@@ -83,7 +83,7 @@ def test_without_slurm_the_signal_stays_what_it_is(requeues: list[None], monkeyp
 def test_a_signal_after_the_last_job_does_not_end_the_process(failed: bool) -> None:
     script = f"""
 import signal
-from mmp import slurm
+from mmp.runs import slurm
 
 class Late:
     def __del__(self, send=signal.raise_signal, which=slurm.SIGNAL):

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from mmp.configurations import Group
-from mmp.report_tables import verdicts_table
-from mmp.results import Run
-from mmp.verdict import bands, paired, verdicts
+from mmp.report.groups import Group
+from mmp.report.results import Run
+from mmp.report.tables import verdicts_table
+from mmp.report.verdict import bands, paired, verdicts
 
 
 def run(name: str, sparsity: float, validation: float, test: float, seed: int = 0, **changes: str) -> Run:

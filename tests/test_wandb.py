@@ -22,12 +22,12 @@ from sweeping import environment
 from wandb_files import OfflineRun, offline_runs
 
 import mmp.workspace
-from mmp import wandb_runs
-from mmp.build import check
-from mmp.config import register
+from mmp.config.identity import digest
+from mmp.config.registration import register
+from mmp.config.validate import validate
 from mmp.errors import MmpError
-from mmp.identity import digest
-from mmp.validate import validate
+from mmp.runs import wandb_run as wandb_runs
+from mmp.training.trainer import check
 
 pytestmark = pytest.mark.slow
 
@@ -248,7 +248,7 @@ def test_an_earlier_summary_stays_until_there_is_a_new_one(
         return run
 
     monkeypatch.setattr(wandb_runs, "WandbRun", begin)
-    node = {"_target_": "mmp.wandb_runs.WandbRun", "offline": True}
+    node = {"_target_": "mmp.runs.wandb_run.WandbRun", "offline": True}
     config = OmegaConf.create({"logger": {"wandb": node}, "hydra": {"overrides": {"task": []}}})
     wandb_runs.log_sweep(config, tmp_path, 0)
     assert (earlier.is_dir(), seen) == ((True, []) if failing else (False, [True]))
@@ -289,7 +289,7 @@ def test_a_missing_package_is_told_with_the_way_out(
     register()
     with initialize_config_dir(str(conf), version_base="1.3"):
         config = validate(compose("prune", ["logger=tensorboard", f"paths.results={tmp_path}"]))
-    monkeypatch.setattr("mmp.build.find_spec", lambda _: None)
+    monkeypatch.setattr("mmp.training.trainer.find_spec", lambda _: None)
     with pytest.raises(MmpError, match=r"logger\.tensorboard needs .* pip install tensorboard, or .*logger=csv"):
         check(config, tmp_path)
 

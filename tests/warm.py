@@ -68,7 +68,7 @@ def _server() -> Any:
 
 
 def _serve() -> None:
-    import mmp.prune_job  # noqa: F401
+    import mmp.runs.prune  # noqa: F401
 
     gc.freeze()  # or every child copies these objects, to find out at its end that they are garbage
     for line in sys.stdin:

@@ -1,0 +1,1 @@
+"""Images: readers, transforms, augmentation, batches and the four disjoint splits."""

@@ -1,0 +1,156 @@
+"""Data: real images in four splits that never overlap - train, validation, calibration, test.
+
+A reader (``mmp.data.readers``) returns training images and, where the data set has one, its official test set. The splits
+are made here, stratified by class and by the seed of the run, except for the test split, which is the same for every
+seed so that results can be compared. A new data set is a reader and a YAML file in ``conf/data``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader
+
+from mmp.config.schema import DataConfig
+from mmp.data.images import FileImages, recipe_of
+from mmp.data.loader import EpochLoader, EpochShuffle, Split, collate
+from mmp.data.readers import READERS
+from mmp.errors import MmpError, nearest
+
+SPLITS = ("train", "validation", "calibration", "test")
+
+
+def split_indices(
+    labels: np.ndarray, cfg: DataConfig, seed: int, official_test: bool, groups: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Split images into disjoint sets, stratified by class.
+
+    Args:
+        labels: Class of every training image, shape (N,).
+        cfg: Fractions; ``test`` of all images, ``validation`` and ``calibration`` of those left for training.
+        seed: Decides validation and calibration. The test split does not depend on it.
+        official_test: Whether a test set exists elsewhere, so that none is taken from these images.
+        groups: Group of every image, shape (N,); groups are split whole, and the fractions are fractions of them.
+
+    Returns:
+        Sorted indices per split; without ``test`` if the test set is elsewhere.
+
+    Raises:
+        MmpError: if a class has too few images to be split.
+    """
+    groups = np.arange(len(labels)) if groups is None else groups
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    labels = labels[first]
+    names, counts = np.unique(labels, return_counts=True)
+    needed = len(SPLITS) - official_test
+    if counts.min() < needed:
+        what = "images" if len(first) == len(group_of) else "groups of images"
+        worst = names[counts.argmin()]
+        raise MmpError(f"data={cfg.name}: class {worst} has {counts.min()} {what}, but {needed} splits need one each")
+    splits: dict[str, np.ndarray] = {}
+    rest = np.arange(len(labels))
+    if not official_test:
+        rest, splits["test"] = _divide(rest, labels, cfg, "test", math.ceil(cfg.test * len(rest)), seed=0)
+    count = len(rest)
+    for name in ("validation", "calibration"):
+        rest, splits[name] = _divide(rest, labels, cfg, name, round(getattr(cfg, name) * count), seed)
+    splits["train"] = rest
+    return {name: np.flatnonzero(np.isin(group_of, chosen)) for name, chosen in splits.items()}
+
+
+def _divide(
+    rest: np.ndarray, labels: np.ndarray, cfg: DataConfig, name: str, size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take a split of a size off the rest, stratified by class."""
+    share, classes = getattr(cfg, name), len(np.unique(labels))
+    if size < classes:
+        raise MmpError(
+            f"data.{name}={share:g} makes {size}, but each of {classes} classes must be in it; set it to at least "
+            f"{math.ceil(1000 * share * classes / max(size, 0.5)) / 1000:g}"
+        )
+    try:
+        return train_test_split(rest, test_size=size, random_state=seed, stratify=labels[rest])
+    except ValueError as error:
+        raise MmpError(f"data={cfg.name}: too few images are left beside data.{name}={share:g} ({error})") from error
+
+
+class ImageData(pl.LightningDataModule):
+    """A data set in its four splits.
+
+    Args:
+        cfg: The data set.
+        seed: Seed of the splits and of the order of training batches.
+
+    Raises:
+        MmpError: if the reader is unknown, or the data missing or damaged.
+    """
+
+    def __init__(self, cfg: DataConfig, seed: int) -> None:
+        super().__init__()
+        if cfg.reader not in READERS:
+            raise MmpError(f"data.reader={cfg.reader}; {nearest(cfg.reader, READERS)}")
+        self.cfg, self.seed = cfg, seed
+        source = READERS[cfg.reader](cfg)
+        train, plain, test = source.train, source.plain, source.test
+        labels = train.labels.numpy()
+        for part, images in (("training", train), ("test", test)):
+            if images is not None and len(images) and images.labels.max() >= cfg.classes:
+                worst = int(images.labels.max())
+                raise MmpError(f"data.classes={cfg.classes}, but a {part} image of {cfg.name} has a label {worst}")
+        self.indices = split_indices(labels, cfg, seed, test is not None, source.groups)
+        self.recipe = recipe_of(plain, cfg)  # for whoever runs a model elsewhere
+        self.fingerprint = hashlib.sha256(
+            (plain.fingerprint() + (test.fingerprint() if test is not None else "")).encode()
+        ).hexdigest()
+        self._sets: dict[str, Any] = {
+            name: Split(plain, indices.tolist()) for name, indices in self.indices.items() if name != "train"
+        }
+        self._sets["train"] = Split(train, self.indices["train"].tolist(), None if cfg.augment is None else seed)
+        if test is not None:
+            self._sets["test"] = test
+        for images, chosen in ((plain, self.indices.get("test", ())), (test, range(len(test or ())))):
+            if isinstance(images, FileImages):
+                images.check(chosen)  # read last, so that a damaged file would be found after hours
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Number of images in each split."""
+        return {name: len(self._sets[name]) for name in SPLITS}
+
+    def train_dataloader(self, ranks: int = 1) -> EpochLoader:
+        """Return shuffled training batches; the last incomplete one is dropped if it is not the only one.
+
+        Args:
+            ranks: Number of processes that train together, each on batches of its own.
+        """
+        order = EpochShuffle(self.samples["train"], self.seed, ranks)
+        return EpochLoader(self._sets["train"], self.cfg.batch_size, order, **self._workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return validation batches, in order."""
+        return self._loader("validation")
+
+    def calibration_dataloader(self) -> DataLoader[Any]:
+        """Return calibration batches of the training size, in order."""
+        return self._loader("calibration", batch_size=self.cfg.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return test batches, in order."""
+        return self._loader("test")
+
+    @property
+    def _workers(self) -> dict[str, Any]:
+        workers = self.cfg.workers
+        return {
+            "num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()
+        }  # fmt: skip
+
+    def _loader(self, split: str, batch_size: int | None = None) -> DataLoader[Any]:
+        size = batch_size or self.cfg.eval_batch_size
+        return DataLoader(self._sets[split], size, collate_fn=collate, **self._workers)

@@ -1,0 +1,282 @@
+"""Readers: one function per data set, from its files on disk to a :class:`mmp.data.images.Source`."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmp.config.schema import DataConfig
+from mmp.data.images import Images, Samples, Source, in_memory, of_files
+from mmp.errors import MmpError
+from mmp.files import locked
+
+
+def read_digits(cfg: DataConfig) -> Source:
+    """Read scikit-learn's digits: 1,797 images of 8x8, resized to ``cfg.image_size``."""
+    train, plain = in_memory(*_digits(), cfg)
+    return Source(train, plain)
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """Return pixels, (1797, 1, 8, 8) in 0 to 255, and labels; they lie in a text file that takes longest to read."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    return pixels, torch.from_numpy(bunch.target).long()
+
+
+FASHION_MNIST_FOLDERS = (
+    Path("/usr/share/datasets/fashion-mnist"),  # Debian's package
+    Path("data/FashionMNIST/raw"),  # torchvision's place below root="data"
+)
+
+
+def read_fashion_mnist(cfg: DataConfig) -> Source:
+    """Read Fashion-MNIST's four IDX files, gzipped or not, from ``data.root`` or where Debian puts them.
+
+    Raises:
+        MmpError: if a file is missing, truncated or not IDX; with the way to get the data.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    if cfg.download:
+        _download(FashionMNIST, cfg, train=True)
+    if cfg.root is not None:
+        root = Path(cfg.root)
+        folders: Sequence[Path] = (root, root / "FashionMNIST" / "raw")
+    else:
+        folders = FASHION_MNIST_FOLDERS
+    name = "train-images-idx3-ubyte"
+    found = next((f for f in folders if (f / name).is_file() or (f / f"{name}.gz").is_file()), None)
+    if found is None:
+        raise MmpError(
+            f"Fashion-MNIST is not in {' or '.join(map(str, folders))}; get it with `apt-get install "
+            "dataset-fashion-mnist`, or with data.download=true and data.root=data, or point data.root at the folder "
+            "of its four IDX files"
+        )
+
+    def part(stem: str) -> tuple[Images, Images]:
+        pixels = torch.from_numpy(read_idx(found / f"{stem}-images-idx3-ubyte", dimensions=3)).unsqueeze(1)
+        labels = torch.from_numpy(read_idx(found / f"{stem}-labels-idx1-ubyte", dimensions=1)).long()
+        if len(pixels) != len(labels):
+            raise MmpError(f"{found}: {len(pixels)} {stem} images but {len(labels)} labels")
+        return in_memory(pixels, labels, cfg)
+
+    return Source(*part("train"), part("t10k")[1])
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Read an IDX file of unsigned bytes (LeCun's MNIST format), gzipped if only ``path``.gz exists.
+
+    Args:
+        path: Where the plain file would be.
+        dimensions: How many dimensions it must have.
+
+    Returns:
+        uint8 array.
+
+    Raises:
+        MmpError: if it is missing, truncated or something else.
+    """
+    if not path.is_file():
+        path = path.with_name(path.name + ".gz")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise MmpError(f"{path}: cannot be read ({error}); the file is missing or truncated") from error
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
+        raise MmpError(f"{path}: not an IDX file of unsigned bytes in {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    expected = header + int(np.prod(shape))
+    if len(content) != expected:
+        raise MmpError(f"{path}: has {len(content)} bytes, but its header promises {expected}; the file is truncated")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+
+
+@dataclass(frozen=True)
+class _Cifar:
+    """Where the Python version of a CIFAR data set keeps what (Krizhevsky 2009)."""
+
+    reader: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: str
+
+
+_CIFAR10 = _Cifar(
+    "CIFAR10", "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "labels"
+)
+_CIFAR100 = _Cifar("CIFAR100", "cifar-100-python", ("train",), ("test",), "fine_labels")
+
+
+def read_cifar10(cfg: DataConfig) -> Source:
+    """Read CIFAR-10's batches from ``<root>/cifar-10-batches-py``."""
+    return _read_cifar(cfg, _CIFAR10)
+
+
+def read_cifar100(cfg: DataConfig) -> Source:
+    """Read CIFAR-100's two files from ``<root>/cifar-100-python``, with the 100 fine labels."""
+    return _read_cifar(cfg, _CIFAR100)
+
+
+def _read_cifar(cfg: DataConfig, layout: _Cifar) -> Source:
+    import torchvision.datasets
+
+    if cfg.download:
+        _download(getattr(torchvision.datasets, layout.reader), cfg, train=True)
+    folder = Path(cfg.root or ".") / layout.folder
+    way_out = f"set data.download=true where a network is, or unpack {layout.reader}'s Python version there"
+    _require_folder(folder, way_out)
+
+    def part(names: Sequence[str]) -> tuple[Images, Images]:
+        batches = [_read_cifar_batch(folder / name, layout.labels) for name in names]
+        pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in batches]))
+        labels = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
+        return in_memory(pixels, labels, cfg, resize_now=False)
+
+    return Source(*part(layout.train), part(layout.test)[1])
+
+
+def _read_cifar_batch(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels (N, 3, 32, 32) as uint8 and labels (N,) as int64."""
+    try:
+        with path.open("rb") as file:
+            batch = _ArraysOnly(file, encoding="latin1").load()
+        pixels = np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32)
+        labels = np.asarray(batch[labels_key], np.int64)
+    except FileNotFoundError as error:
+        raise MmpError(f"{path}: no such file; the data set is incomplete, set data.download=true") from error
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MmpError(f"{path}: not a batch of CIFAR images ({reason}); the file is damaged") from error
+    if len(pixels) != len(labels):
+        raise MmpError(f"{path}: {len(pixels)} images but {len(labels)} labels; the file is damaged")
+    return pixels, labels
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles NumPy arrays, lists, dicts, strings and numbers, and refuses everything that could run code.
+
+    torchvision unpickles whatever lies in the folder; its checksums protect downloads, and refuse small copies.
+    """
+
+    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "_frombuffer", "encode", "scalar"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return one of the few functions that arrays are made with."""
+        if name in self._ALLOWED and (module.split(".", maxsplit=1)[0] == "numpy" or module == "_codecs"):
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
+
+
+def read_gtsrb(cfg: DataConfig) -> Source:
+    """Read the German traffic signs from ``<root>/gtsrb`` by torchvision's reader (Stallkamp et al. 2012).
+
+    The training images are video: each physical sign is a track of about 30 frames. The frames of a track stay in
+    one split, or validation would see what was trained on.
+
+    Raises:
+        MmpError: if the data, a class or the test labels are missing.
+    """
+    from torchvision.datasets import GTSRB
+
+    if cfg.download:
+        _download(GTSRB, cfg, split="train")
+        _download(GTSRB, cfg, split="test")
+    root = Path(cfg.root or ".")
+    folder = root / "gtsrb" / "GTSRB" / "Training"
+    way_out = "set data.download=true where a network is, or unpack GTSRB there"
+    _require_folder(folder, way_out)
+    # torchvision numbers the folders that it finds, so a missing one would shift the labels of all behind it.
+    expected = [f"{label:05d}" for label in range(cfg.classes)]
+    present = {path.name for path in folder.iterdir() if path.is_dir()}
+    missing = [name for name in expected if name not in present or not any((folder / name).glob("*.ppm"))]
+    if missing or present - set(expected):
+        surplus = sorted(present - set(expected))
+        what = f"no images of class {', '.join(missing)}" if missing else f"unexpected folder {', '.join(surplus)}"
+        raise MmpError(f"{folder}: {what}; data.classes={cfg.classes} needs folders {expected[0]} to {expected[-1]}")
+    try:
+        train, test = (GTSRB(str(root), split=split)._samples for split in ("train", "test"))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise MmpError(
+            f"{root / 'gtsrb'}: the test images or GT-final_test.csv are missing or damaged ({error})"
+        ) from error
+    tracks = [f"{Path(path).parent.name}/{Path(path).stem.split('_')[0]}" for path, _ in train]
+    return Source(
+        *of_files(train, root, cfg),
+        of_files(test, root, cfg)[1],
+        np.unique(tracks, return_inverse=True)[1],
+    )
+
+
+def read_imagefolder(cfg: DataConfig) -> Source:
+    """Read ``<root>/train/<class>/*`` and, if it is there, ``<root>/test/<class>/*``.
+
+    Raises:
+        MmpError: if a folder is missing, or has other classes than the configuration or the training folder.
+    """
+    root = Path(cfg.root or ".")
+    train, classes = _class_folders(root / "train", cfg)
+    test = None
+    if (root / "test").is_dir():
+        samples, found = _class_folders(root / "test", cfg)
+        if found != classes:
+            differing = ", ".join(sorted(set(found) ^ set(classes)))
+            raise MmpError(f"{root / 'test'}: its class folders differ from those of training ({differing})")
+        test = of_files(samples, root, cfg)[1]
+    return Source(*of_files(train, root, cfg), test)
+
+
+def _class_folders(folder: Path, cfg: DataConfig) -> tuple[Samples, list[str]]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+    _require_folder(folder, "put one folder of images per class there")
+    try:
+        classes, index = find_classes(str(folder))
+        samples = make_dataset(str(folder), index, extensions=IMG_EXTENSIONS)
+    except FileNotFoundError as error:
+        raise MmpError(f"{folder}: {error}") from error
+    if len(classes) != cfg.classes:
+        raise MmpError(f"data.classes={cfg.classes}, but {folder} has {len(classes)} class folders")
+    return samples, classes
+
+
+READERS: dict[str, Callable[[DataConfig], Source]] = {
+    "digits": read_digits,
+    "fashion_mnist": read_fashion_mnist,
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "gtsrb": read_gtsrb,
+    "imagefolder": read_imagefolder,
+}
+
+
+def _download(dataset: Callable[..., Any], cfg: DataConfig, **part: Any) -> None:
+    """Download a data set once, whatever number of jobs start at the same time."""
+    root = Path(cfg.root or "data")
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root / ".download.lock", f"the download of {cfg.name}"):
+        try:
+            dataset(str(root), download=True, **part)
+        except (OSError, RuntimeError) as error:
+            raise MmpError(f"data={cfg.name}: the download to {root} failed ({error})") from error
+
+
+def _require_folder(path: Path, way_out: str) -> None:
+    if not path.is_dir():
+        raise MmpError(f"{path}: no such folder; {way_out}, or set data.root")

@@ -1,0 +1,92 @@
+"""Weights from checkpoint files, checked before and after they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import mmp.models.vgg  # noqa: F401 - registers the paper's VGG-11 with timm
+from mmp.errors import MmpError
+from mmp.tensors import all_finite, load_pickled, load_tensors
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint into a model: safetensors, a torch state_dict, or a Lightning checkpoint of ours.
+
+    Torch files are read with ``weights_only=True``: a file that would execute code is refused.
+
+    Raises:
+        MmpError: if the file is missing, unreadable, unsafe or of another architecture.
+    """
+    state = _read_state(path, "model.checkpoint")
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    problems += [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    problems += _odd_types(state, expected)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise MmpError(f"{path}: not a checkpoint of this model ({'; '.join(problems[:3])}{more}); check model.name")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # a tensor that cannot be copied
+        raise MmpError(f"{path}: not a checkpoint of this model ({' '.join(str(error).split())})") from error
+    require_finite(model, str(path))
+
+
+def _read_state(path: Path, key: str) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    if not path.is_file():
+        raise MmpError(f"{key}={path}: no such file")
+    try:
+        content = load_pickled(path)
+    except MmpError as error:
+        raise MmpError(f"{error}; use a safetensors file or a state_dict") from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(n, str) and _is_plain(v) for n, v in state.items()):
+        raise MmpError(f"{path}: holds no state_dict of plain tensors by name")
+    if state and all(name.startswith("model.") for name in state):
+        return {name.removeprefix("model."): value for name, value in state.items()}
+    return dict(state)
+
+
+def _is_plain(value: object) -> bool:
+    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+        return False
+    return value.layout is torch.strided and not (value.is_nested or value.is_meta)
+
+
+def _odd_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return what is of a type that would lose something, silently, when it is copied into a model's tensor."""
+
+    def kind(value: Tensor) -> tuple[bool, bool, bool]:
+        return value.is_floating_point(), value.is_complex(), value.dtype is torch.bool
+
+    return [
+        f"{name} is {value.dtype} instead of {expected[name].dtype}"
+        for name, value in state.items()
+        if name in expected and kind(value) != kind(expected[name])
+    ]
+
+
+def require_finite(model: nn.Module, source: str) -> None:
+    """Raise if a weight or buffer is NaN or infinite.
+
+    Args:
+        model: The network.
+        source: Where the weights came from, for the message.
+
+    Raises:
+        MmpError: naming the tensor.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not all_finite(value):
+            raise MmpError(f"{source}: {name!r} holds NaN or infinity; the file is damaged or training diverged")

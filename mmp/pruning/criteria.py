@@ -1,0 +1,321 @@
+"""Criteria: complete single-method pruners. A score, and a rule for how sparse each layer becomes.
+
+They are the baselines of the method, and the observers of its phase 1. Most rank all weights of the network together;
+``uniform`` and ``erk`` divide the sparsity among the layers first. Like a signal, a new criterion is a class and a YAML
+file, in ``conf/criterion``.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmp.errors import MmpError, nearest
+from mmp.pruning.budgets import whole_weights
+from mmp.pruning.layers.layer import Layer
+from mmp.pruning.masks import Masks
+from mmp.pruning.patterns import sparsity_of
+from mmp.pruning.signals import Fisher, Magnitude
+from mmp.pruning.topk import keep_highest, pruned_count
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What all criteria have; their ``score`` is that of ``mmp.pruning.signals.Scorer``.
+
+    Attributes:
+        min_density: Share of its weights that every layer keeps, its highest; SNIP for one empties whole layers at 98 %
+            sparsity, which cuts the network in two. 0, as published, promises nothing.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    min_density: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.min_density < 1.0:
+            raise MmpError(f"criterion.min_density={self.min_density} is out of range: must be a share in [0, 1)")
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return importances of the weight's shape, comparable between layers; higher is more important."""
+        raise NotImplementedError
+
+    def allocate(self, layers: Sequence[Layer], scores: Mapping[str, Tensor], pruned: int) -> dict[str, float]:
+        """Return each layer's sparsity, so that exactly ``pruned`` weights go in all: here, the lowest-scored ones.
+
+        Args:
+            layers: The model's prunable layers.
+            scores: One tensor per layer, by its name.
+            pruned: Number of weights.
+        """
+        ordered = {layer.name: scores[layer.name] for layer in layers}
+        masks = global_masks(ordered, pruned, self.min_density)
+        return {name: sparsity_of(count, masks[name].numel()) for name, count in masks.pruned.items()}
+
+
+@dataclass(frozen=True)
+class Mag(Criterion):
+    """Global magnitude: the signal |w|, ranked over all layers together (Han et al. 2015, arXiv 1506.02626)."""
+
+    name: ClassVar[str] = "mag"
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return |w|."""
+        return Magnitude().score(weight, statistics)
+
+
+@dataclass(frozen=True)
+class _Divided(Mag):
+    """Magnitude within each layer, where the criterion itself says how sparse each layer becomes."""
+
+    def __post_init__(self) -> None:
+        if self.min_density:
+            raise MmpError(
+                f"criterion={self.name} sets each layer's sparsity itself, so criterion.min_density="
+                f"{self.min_density} means nothing to it; leave it at 0"
+            )
+
+
+@dataclass(frozen=True)
+class Uniform(_Divided):
+    """Magnitude within each layer, all layers equally sparse (Zhu and Gupta 2017, arXiv 1710.01878)."""
+
+    name: ClassVar[str] = "uniform"
+
+    def allocate(self, layers: Sequence[Layer], scores: Mapping[str, Tensor], pruned: int) -> dict[str, float]:
+        """Return the same sparsity for every layer, up to one weight."""
+        same = pruned / sum(layer.size for layer in layers)
+        return whole_weights(layers, {layer.name: same for layer in layers}, ceiling=1.0)
+
+
+@dataclass(frozen=True)
+class Erk(_Divided):
+    """Magnitude within each layer, densities by Erdos-Renyi-Kernel (Evci et al. 2020, RigL, arXiv 1911.11134).
+
+    The density of a layer is proportional to the sum of its weight's dimensions over their product, so that large
+    layers become sparser; a layer that would have to keep more than all of its weights stays dense.
+    """
+
+    name: ClassVar[str] = "erk"
+
+    def allocate(self, layers: Sequence[Layer], scores: Mapping[str, Tensor], pruned: int) -> dict[str, float]:
+        """Return 1 - density of every layer."""
+        kept = sum(layer.size for layer in layers) - pruned
+        raw = {layer.name: sum(layer.shape) / math.prod(layer.shape) for layer in layers}
+        dense: set[str] = set()
+        while True:
+            left = [layer for layer in layers if layer.name not in dense]
+            room = kept - sum(layer.size for layer in layers if layer.name in dense)
+            scale = room / sum(raw[layer.name] * layer.size for layer in left) if left else 0.0
+            full = {layer.name for layer in left if scale * raw[layer.name] > 1.0}
+            if not full:
+                break
+            dense |= full
+        sparsities = {n: 0.0 if n in dense else 1.0 - scale * value for n, value in raw.items()}
+        return whole_weights(layers, sparsities, ceiling=1.0)
+
+
+@dataclass(frozen=True)
+class Lamp(Criterion):
+    """Layer-adaptive magnitude: w^2 over the sum of all squares that are not smaller, in its layer, ranked globally.
+
+    (Lee et al. 2021, arXiv 2010.07611.) The largest weight of each layer scores 1, so no layer is emptied.
+    """
+
+    name: ClassVar[str] = "lamp"
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return w_u^2 / sum of w_v^2 over all v from u on, in the order of rising |w|."""
+        squares, order = weight.square().double().flatten().sort(stable=True)
+        remaining = squares.flip(0).cumsum(0).flip(0)
+        ratio = torch.where(remaining > 0, squares / remaining.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+        return torch.empty_like(ratio).scatter_(0, order, ratio).view(weight.shape)
+
+
+@dataclass(frozen=True)
+class Random(Criterion):
+    """Any weight is as good as any other: what a criterion must beat.
+
+    Numbers are drawn from a generator that the weights seed, so the same model gives the same masks, and layers of one
+    shape get different ones.
+    """
+
+    name: ClassVar[str] = "random"
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return uniform numbers in [0, 1)."""
+        seed = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes())
+        noise = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return noise.to(weight.device)
+
+
+@dataclass(frozen=True)
+class Snip(Criterion):
+    """Connection sensitivity |w * dL/dw|, with one gradient over all samples (Lee et al. 2019, arXiv 1810.02340).
+
+    Unlike the signal ``product``, the gradient keeps its sign until it is averaged, so samples that pull a
+    weight in opposite directions cancel. The paper's division by the sum over all weights changes no ranking.
+    Made for networks at initialisation; here it is applied to trained ones, as it is.
+    """
+
+    name: ClassVar[str] = "snip"
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return |w * g|."""
+        return (weight * statistics["gradient"]).abs()
+
+
+@dataclass(frozen=True)
+class Grasp(Criterion):
+    """Gradient signal preservation (Wang et al. 2020, arXiv 2002.07376).
+
+    The paper's score of removing a weight is -w * (H g), and the largest are removed first; the importance is
+    therefore w * (H g), of either sign. Made for networks at initialisation, like SNIP.
+    """
+
+    name: ClassVar[str] = "grasp"
+    needs: ClassVar[frozenset[str]] = frozenset({"hessian_gradient"})
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return w * (H g)."""
+        return weight * statistics["hessian_gradient"]
+
+
+@dataclass(frozen=True)
+class Taylor(Criterion):
+    """First-order Taylor expansion: (g * w)^2 of each batch, averaged (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
+
+    The square keeps batches from cancelling, which they do in SNIP.
+    """
+
+    name: ClassVar[str] = "taylor"
+    needs: ClassVar[frozenset[str]] = frozenset({"squared_batch_gradient"})
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return w^2 times the mean over batches of g^2."""
+        return weight.square() * statistics["squared_batch_gradient"]
+
+
+@dataclass(frozen=True)
+class GlobalFisher(Criterion):
+    """The signal ``fisher``, w^2 E[g^2] over single images, ranked globally (Theis et al. 2018, arXiv 1801.05787)."""
+
+    name: ClassVar[str] = "fisher"
+    needs: ClassVar[frozenset[str]] = Fisher().needs
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return w^2 times the mean squared gradient."""
+        return Fisher().score(weight, statistics)
+
+
+@dataclass(frozen=True)
+class BlockFisher(GlobalFisher):
+    """The same, averaged over square blocks of the weight matrix that stay or go whole.
+
+    The nearest to LPViT (Xu et al. 2024, arXiv 2407.02068) that unstructured masks allow; docs/baselines.md says what
+    it leaves out. The last block that is pruned may be pruned in part, so that the number of weights is exact.
+
+    Attributes:
+        size: Rows and columns of a block, of the weight seen as a matrix (outputs, inputs); blocks at the edges are
+            smaller.
+    """
+
+    name: ClassVar[str] = "block_fisher"
+    size: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 1:
+            raise MmpError(f"criterion.size={self.size} is out of range: must be at least 1")
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return for every weight the mean Fisher score of its block."""
+        scores = super().score(weight, statistics).flatten(1)
+        means = F.avg_pool2d(scores.double()[None], self.size, ceil_mode=True, count_include_pad=False)[0]
+        spread = means.repeat_interleave(self.size, 0).repeat_interleave(self.size, 1)
+        return spread[: scores.shape[0], : scores.shape[1]].reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class QuantizedTaylor(Criterion):
+    """|q(w) * g|: the first-order loss of a weight as it will be once it is quantized; what rounds to zero goes first.
+
+    The nearest to GETA (Qu et al. 2025, arXiv 2502.16638) that unstructured masks allow; see docs/baselines.md.
+
+    Attributes:
+        bits: Width of a symmetric integer grid per output channel, its scale set by the channel's largest weight.
+    """
+
+    name: ClassVar[str] = "quantized_taylor"
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.bits <= 16:
+            raise MmpError(f"criterion.bits={self.bits} is out of range: must be from 2 to 16")
+
+    def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return |q(w) * g|."""
+        most = 2 ** (self.bits - 1) - 1
+        largest = weight.flatten(1).abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny)
+        scale = (largest / most).view(-1, *[1] * (weight.dim() - 1))
+        return ((weight / scale).round() * scale * statistics["gradient"]).abs()
+
+
+CRITERIA: dict[str, type[Criterion]] = {
+    kind.name: kind
+    for kind in (Mag, Uniform, Erk, Lamp, Random, Snip, Grasp, Taylor, GlobalFisher, BlockFisher, QuantizedTaylor)
+}
+
+
+def criterion(name: str) -> Criterion:
+    """Return a criterion by name, as published.
+
+    Raises:
+        MmpError: on an unknown name, with the nearest.
+    """
+    if name not in CRITERIA:
+        raise MmpError(f"unknown criterion {name!r}; {nearest(name, CRITERIA)}")
+    return CRITERIA[name]()
+
+
+def global_masks(scores: Mapping[str, Tensor], pruned: int, min_density: float = 0.0) -> Masks:
+    """Prune exactly so many lowest scores over all layers together.
+
+    Ties go by the order of the layers, then by flat index, so the masks are those that each layer's own lowest scores
+    give.
+
+    Args:
+        scores: One tensor per layer, comparable between layers.
+        pruned: Number of weights.
+        min_density: Share of its highest scores that every layer keeps, rounded up to whole weights.
+
+    Raises:
+        MmpError: if the layers' shares leave fewer weights than that to prune.
+    """
+    flat = {name: value.detach().flatten() for name, value in scores.items()}
+    # What may go: all but the highest of each layer.
+    free = {n: ~keep_highest(v, pruned_count(1.0 - min_density, v.numel())) for n, v in flat.items()}
+    everything = torch.cat([value[free[name]] for name, value in flat.items()])
+    if pruned > everything.numel():
+        total = sum(value.numel() for value in flat.values())
+        raise MmpError(
+            f"criterion.min_density={min_density:g} leaves {everything.numel()} of {total} weights to prune, but the "
+            f"budget takes {pruned}; lower one of the two"
+        )
+    keep = keep_highest(everything, pruned).split([int(part.count_nonzero()) for part in free.values()])
+    masks = {}
+    for (name, part), kept in zip(free.items(), keep, strict=True):
+        mask = torch.ones_like(part)
+        mask[part] = kept
+        masks[name] = mask.view(scores[name].shape)
+    return Masks(masks)

@@ -1,0 +1,1 @@
+"""A model's prunable layers: their roles, stages, depths, inputs and outputs."""

@@ -1,0 +1,51 @@
+"""What is known of one prunable layer. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+ROLES: tuple[str, ...] = (
+    "stem",
+    "patch_embed",
+    "patch_merge",
+    "downsample",
+    "conv",
+    "depthwise",
+    "attn_qkv",
+    "attn_proj",
+    "mlp_fc1",
+    "mlp_fc2",
+    "classifier",
+    "other",
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight tensor that may be pruned.
+
+    Attributes:
+        name: The weight's own ``state_dict`` key, such as ``layer1.0.conv1.weight``. A weight that several
+            modules share has one layer, under its first name in ``named_parameters`` order.
+        module: Dotted path of the module that owns it; empty if that is the model itself.
+        role: One of `ROLES`.
+        stage: Stage that it belongs to, from 0, where the architecture has stages; else None. A stem, a patch
+            embedding and a classifier stand outside the stages.
+        depth: Position among the model's n prunable layers, i / (n - 1), in [0, 1]; 0 for an only layer.
+        shape: Shape of the tensor.
+        groups: Groups of a convolution: outputs of one see the inputs of that one only.
+    """
+
+    name: str
+    module: str
+    role: str
+    stage: int | None
+    depth: float
+    shape: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)

@@ -1,0 +1,127 @@
+"""Linears and convolutions as matrix products: rows of what a layer reads, and of what it puts out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, unfold
+
+_PIECE = 2**21  # numbers in the unfolded inputs of a few images: 8 MiB
+
+
+def why_no_product(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> str | None:
+    """Return why a module's output is not its weight times its input, None if it is.
+
+    Args:
+        module: The owner of a weight.
+        arguments: What it was called with.
+        output: What it returned.
+    """
+    is_conv, kind = isinstance(module, nn.Conv1d | nn.Conv2d), type(module).__name__
+    if not (is_linear(module) or is_conv):
+        return f"it is neither a linear nor a convolution of one or two dimensions ({kind})"
+    if not arguments or not isinstance(arguments[0], Tensor) or not isinstance(output, Tensor):
+        return f"it does not take and return a tensor ({kind})"
+    weight, columns = module.weight, arguments[0].shape[-1]
+    assert isinstance(weight, Tensor)
+    fits = arguments[0].dim() == weight.dim() if is_conv else tuple(weight.shape) == (output.shape[-1], columns)
+    if not fits:
+        return f"its weight does not fit its input: no batch of images, or not (outputs, inputs) ({kind})"
+    inputs, found = columns_of(module, arguments[0]), product_of(module, output)
+    groups = len(inputs)
+    expected = inputs @ weight.float().reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+    if not (expected.isfinite().all() and found.isfinite().all()):
+        return f"its output is not finite ({kind})"
+    share = max(1e-3, 8 * torch.finfo(output.dtype).eps)
+    tolerance = share * expected.detach().abs().max().item()
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=share, atol=tolerance):
+        return f"its output is not its weight times its input ({kind})"
+    return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module has what a linear has, whatever its class."""
+    return all(hasattr(module, attribute) for attribute in ("in_features", "weight", "bias"))
+
+
+def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return a layer's input as float32 rows that its weight is multiplied by, (groups, rows, columns).
+
+    Args:
+        module: A linear, or a convolution of one or two dimensions.
+        inputs: (..., features), or (B, C, positions...) for a convolution.
+    """
+    inputs = inputs.float()
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return inputs.reshape(1, -1, inputs.shape[-1])
+    sizes = module.kernel_size, module.stride, module.dilation
+    one = isinstance(module, nn.Conv1d)
+    kernel, stride, dilation = (tuple((1, *size) if one else size) for size in sizes)
+    inputs = _padded(module, inputs)
+    if all(size == 1 for size in kernel):
+        chosen = inputs[..., :: stride[1]] if one else inputs[..., :: stride[0], :: stride[1]]
+        return _by_group(chosen.flatten(2), module.groups)
+    patches = unfold(inputs.unsqueeze(2) if one else inputs, kernel, dilation, 0, stride)
+    return _by_group(patches, module.groups)
+
+
+def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows that a layer's weight is multiplied by and the products beside them, a few images at a time.
+
+    Unfolded, the inputs of a convolution are many times as large; fresh memory for all of them would cost more than the
+    work on them.
+
+    Args:
+        module: A linear, or a convolution of one or two dimensions.
+        inputs: What it reads, (B, ..., features), or (B, C, positions...) for a convolution.
+        products: For all of its rows, (groups, rows, outputs per group).
+
+    Yields:
+        Rows (groups, some rows, columns) in float32, and their products (groups, some rows, outputs per group).
+    """
+    weight, (groups, rows, _) = module.weight, products.shape
+    assert isinstance(weight, Tensor)
+    each = rows // len(inputs)
+    count = max(1, _PIECE // (groups * each * weight[0].numel()))
+    for first in range(0, len(inputs), count):
+        part = columns_of(module, inputs[first : first + count])
+        yield part, products[:, first * each : (first + count) * each]
+
+
+def product_of(module: nn.Module, output: Tensor) -> Tensor:
+    """Return what a layer's weight made, its output less its bias, as float32 rows (groups, rows, outputs per group).
+
+    Args:
+        module: A linear, or a convolution of one or two dimensions.
+        output: (..., outputs), or (B, outputs, positions...) of a convolution.
+    """
+    rows = rows_of(module, output)
+    bias = module.bias
+    return rows - bias.float().view(len(rows), 1, -1) if isinstance(bias, Tensor) else rows.clone()
+
+
+def rows_of(module: nn.Module, output: Tensor) -> Tensor:
+    """Return a layer's output, or the gradient of it, as float32 rows (groups, rows, outputs per group)."""
+    output = output.float()
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return _by_group(output.flatten(2), module.groups)
+    return output.reshape(1, -1, output.shape[-1])
+
+
+def _by_group(values: Tensor, groups: int) -> Tensor:
+    """From (B, groups * width, positions) to (groups, B * positions, width)."""
+    batch, channels, positions = values.shape
+    split = values.reshape(batch, groups, channels // groups, positions)
+    return split.permute(1, 0, 3, 2).reshape(groups, batch * positions, channels // groups)
+
+
+def _padded(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+    timm_layers = sys.modules.get("timm.layers")  # imported, if the module is one of timm's
+    if timm_layers is not None and isinstance(module, timm_layers.Conv2dSame):
+        return timm_layers.pad_same(inputs, list(module.kernel_size), list(module.stride), list(module.dilation))
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return pad(inputs, module._reversed_padding_repeated_twice, mode=mode)

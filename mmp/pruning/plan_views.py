@@ -1,0 +1,103 @@
+"""How a plan is shown: tables for people, JSON, Markdown and CSV for other programs, and a heat map."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmp.files import write_atomically
+from mmp.markdown import table_of
+from mmp.pruning.plan import _layer_table, _note, _strategy_table, _title, as_text
+
+if TYPE_CHECKING:
+    from mmp.pruning.plan import Plan
+
+
+def render(plan: Plan, style: str) -> None:
+    """Print a plan to standard output as ``table``, ``json``, ``md`` or ``csv``."""
+    views: dict[str, Callable[[Plan], str]] = {
+        "table": as_text,
+        "json": lambda shown: json.dumps(shown.to_dict(), indent=1) + "\n",
+        "md": as_markdown,
+        "csv": as_csv,
+    }
+    sys.stdout.write(views[style](plan))
+
+
+def as_markdown(plan: Plan) -> str:
+    """Return the two tables as Markdown."""
+    parts = [f"**{_title(plan)}**", table_of(*_layer_table(plan)), table_of(*_strategy_table(plan)), _note(plan)]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(plan: Plan) -> str:
+    """Return one line per layer, with its sparsity under every strategy."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    strategies = plan.by_sparsity()
+    writer.writerow(["layer", "role", "stage", "weights", "lo", "hi", *strategies])
+    for layer in plan.layers:
+        allowed = plan.ranges[layer.name]
+        sparsities = [plan.sparsities[name][layer.name] for name in strategies]
+        writer.writerow([layer.name, layer.role, layer.stage, layer.size, allowed.lo, allowed.hi, *sparsities])
+    return text.getvalue()
+
+
+def draw_plan(plan: Plan, path: Path) -> None:
+    """Draw every layer's range beside its sparsity under every strategy, as PNG.
+
+    Where ranges were observed, the rule table's range stands above the observed one.
+
+    Args:
+        plan: The plan.
+        path: Where the PNG goes; written atomically.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    strategies, count = plan.by_sparsity(), len(plan.layers)
+    figure = Figure(figsize=(13, 1.6 + 0.2 * max(count, 8)), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.6))
+    _draw_ranges(left, plan)
+    names = [f"{layer.name.removesuffix('.weight')}  ({layer.role})" for layer in plan.layers]
+    left.set_yticks(range(count), names, fontsize=8)
+    left.set_ylim(count - 0.5, -0.5)
+
+    values = [[100 * plan.sparsities[name][layer.name] for name in strategies] for layer in plan.layers]
+    image = right.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            colour = "white" if value < 60 else "black"
+            right.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    headings = [f"{name}\n{100 * plan.summary(name)['sparsity']:.1f} %" for name in strategies]
+    right.set_xticks(range(len(strategies)), headings, fontsize=8, rotation=40, ha="left", rotation_mode="anchor")
+    right.xaxis.tick_top()
+    right.tick_params(length=0)
+    figure.colorbar(image, ax=right, label="sparsity of the layer (%)", fraction=0.03, pad=0.01)
+    figure.suptitle(_title(plan), fontsize=11, x=0.01, ha="left")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+
+
+def _draw_ranges(axis: Any, plan: Plan) -> None:
+    shown = [("range", plan.ranges, "#0072B2", 0.0)]
+    if plan.rules is not None:
+        shown = [("rules", plan.rules, "0.55", -0.18), ("observed", plan.ranges, "#D55E00", 0.18)]
+    height = 0.5 if plan.rules is None else 0.3
+    for label, ranges, colour, shift in shown:
+        rows = [row + shift for row in range(len(plan.layers))]
+        spans = [ranges[layer.name] for layer in plan.layers]
+        starts, widths = [100 * span.lo for span in spans], [100 * (span.hi - span.lo) for span in spans]
+        axis.barh(rows, widths, left=starts, height=height, color=colour, label=label)
+        axis.scatter(starts, rows, s=8, color=colour, marker="|")  # a range of width zero is still seen
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("sparsity allowed (%)")
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    if plan.rules is not None:
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)

@@ -1,0 +1,51 @@
+"""Reports: a folder of runs -> what to ship, told in ten lines, on a page, in tables and a picture.
+
+``python -m mmp.report SWEEP_FOLDER`` reads every ``result.json`` below the folder and writes ``report/`` into it;
+``python -m mmp.report A B`` compares two sweeps. The result files are the only source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mmp.errors import MmpError
+from mmp.report.content import Report
+from mmp.report.write import write_comparison, write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print and write the report of a sweep folder, or the comparison of two.
+
+    Returns:
+        Exit code: 0 if every run is completed, 1 if one failed or nothing could be read.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m mmp.report", description="Write the report of a sweep, or compare two sweeps."
+    )
+    parser.add_argument("folder", type=Path, help="folder that holds the runs of a sweep")
+    parser.add_argument(
+        "other", type=Path, nargs="?", help="folder of a second sweep, which is compared with the first"
+    )
+    parser.add_argument("--tables", action="store_true", help="show every configuration in the terminal")
+    options = parser.parse_args(arguments)
+    if options.other is not None and options.tables:
+        parser.error("--tables is for one sweep; the comparison of two is a table already")
+    reports: Sequence[Report]
+    try:
+        if options.other is None:
+            reports = [write_report(options.folder, Console(), options.tables)]
+        else:
+            reports = write_comparison(options.folder, options.other, Console())
+    except MmpError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 1 if any(report.failed for report in reports) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

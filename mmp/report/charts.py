@@ -1,0 +1,130 @@
+"""The picture of a report: accuracy against sparsity, as PNG; and the colours of signals."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmp.files import write_atomically
+from mmp.report.groups import Configuration, Group
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the paper's signals always look the same.
+_COLOURS = {"magnitude": "#0072B2", "gradient": "#D55E00", "product": "#009E73"}
+_OTHERS = (
+    "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F", "#6A3D9A", "#B15928", "#F0E442", "#1B4F72", "#B2DF8A",
+    "#FB9A99", "#000000",
+)  # fmt: skip
+_MOST_NAMES = 14  # that a panel has room for
+_PANELS = (
+    ("validation", "validation accuracy: where the choice is made"),
+    ("test", "test accuracy: what the choice is worth"),
+)
+
+
+def colours_of(groups: Iterable[Group]) -> dict[str, str]:
+    """Return one colour per signal, the same in every chart."""
+    signals = sorted({run.signal for group in groups for run in group.runs})
+    others = [signal for signal in signals if signal not in _COLOURS]
+    extra = {signal: _OTHERS[i % len(_OTHERS)] for i, signal in enumerate(others)}
+    return {signal: _COLOURS.get(signal) or extra[signal] for signal in signals}
+
+
+def front_of(group: Group) -> list[tuple[float, float, str]]:
+    """Return the efficient points of a group on validation: sparsity, accuracy, names of all that lie there."""
+    names: dict[tuple[float, float], list[str]] = {}
+    for one in group.configurations:
+        if one.efficient:
+            key = (round(one.mean("sparsity"), 7), round(one.mean("validation"), 7))
+            names.setdefault(key, []).append(one.runs[0].strategy)
+    return [(x, y, " = ".join(dict.fromkeys(strategies))) for (x, y), strategies in sorted(names.items())]
+
+
+def draw_picture(groups: Sequence[Group], path: Path) -> None:
+    """Draw validation and test accuracy against sparsity, means and standard deviations over seeds, a row per group.
+
+    Args:
+        groups: Completed runs by model and data set.
+        path: Where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours = colours_of(groups)
+    figure = Figure(figsize=(12, 4.6 * len(groups) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(groups), 2, squeeze=False, sharey="row", sharex="row")
+    for row, group in zip(axes, groups, strict=True):
+        for axis, (split, title) in zip(row, _PANELS, strict=True):
+            _draw_panel(axis, group, split, colours)
+            axis.set_title(f"{group.title}\n{title}", fontsize=11, loc="left")
+        row[0].set_ylabel("accuracy (%)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    columns = min(len(labels), 8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+
+
+def _draw_panel(axis: Any, group: Group, split: str, colours: dict[str, str]) -> None:
+    dense = 100 * statistics.fmean(group.dense(split))
+    noise = 100 * group.noise(split)
+    axis.axhspan(dense - noise, dense + noise, color="0.5", alpha=0.15, linewidth=0, label="± one standard error")
+    axis.axhline(dense, color="0.35", linewidth=1.2, linestyle="--", label="dense")
+    for signal, colour in colours.items():
+        members = [one for one in group.configurations if one.runs[0].signal == signal]
+        x, y = _coordinates(members, split)
+        spreads = [100 * (one.spread(split) or 0.0) for one in members]
+        bars = spreads if any(spreads) else None
+        axis.errorbar(x, y, bars, fmt="o", ms=5.8, mew=0, color=colour, alpha=0.85, elinewidth=0.8, label=signal)
+    x, y = _coordinates([one for one in group.configurations if one.efficient], split)
+    axis.scatter(
+        x,
+        y,
+        s=120,
+        facecolors="none",
+        edgecolors="black",
+        linewidths=1.2,
+        label="Pareto-efficient (chosen on validation)",
+    )
+    splits = ("validation", "test", "dense_validation", "dense_test")
+    values = [100 * one.mean(what) for one in group.configurations for what in splits]
+    reach = max(values) - min(values) or 1.0
+    axis.set_ylim(min(values) - 0.35 * reach, max(values) + 0.08 * reach)
+    if split == "validation":
+        front = front_of(group)
+        axis.step([100 * p[0] for p in front], [100 * p[1] for p in front], where="pre", color="black", linewidth=0.9)
+        _label(axis, front)
+    axis.set_xlabel("sparsity (% of prunable weights)")
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelleft=True)
+
+
+def _coordinates(configurations: Iterable[Configuration], split: str) -> tuple[list[float], list[float]]:
+    points = [(100 * one.mean("sparsity"), 100 * one.mean(split)) for one in configurations]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _label(axis: Any, front: Sequence[tuple[float, float, str]]) -> None:
+    """Name efficient points below the panel's points, spread so that names do not run into each other."""
+    if len(front) > _MOST_NAMES:
+        return
+    low, high = axis.get_ylim()
+    left, right = axis.get_xlim()
+    step = (right - left) / 14
+    place = left
+    for i, (x, y, name) in enumerate(front):
+        room = right - step * (len(front) - i)
+        place = min(max(place + step, 100 * x), max(room, place + step))
+        axis.annotate(
+            name,
+            xy=(100 * x, 100 * y),
+            xytext=(place, low + 0.2 * (high - low)),
+            fontsize=8,
+            rotation=55,
+            ha="right",
+            va="top",
+            rotation_mode="anchor",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkB": 6},
+        )

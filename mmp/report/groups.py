@@ -1,0 +1,192 @@
+"""Configurations: the runs of a folder by model and data set, then by what they differ in besides the seed.
+
+Efficient configurations are chosen on validation accuracy; test accuracy is shown and never chosen by.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from mmp.report.results import SETTINGS, Run
+
+# Overrides that say nothing about a configuration's settings, or are in its name anyway.
+_NAMED = {"model", "data", "signal", "strategy", "criterion", "seed", "match", "sweep", "force", *SETTINGS}
+_INCIDENTAL = ("paths", "logger", "hydra", "debug")
+_MOST_TWINS = 8  # that are named
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration and its runs, one per seed.
+
+    Attributes:
+        runs: Completed runs by rising seed.
+        other: What tells it from configurations of the same name and `SETTINGS`: overrides, or a hash of all settings.
+        varied: Those of `SETTINGS` that vary in its group.
+        efficient: Whether no other configuration of its group with as many seeds is at least as sparse and loses as
+            little on validation, and is better in one of the two.
+        twins: Names of other configurations that gave the very same masks, for every seed.
+    """
+
+    runs: tuple[Run, ...]
+    other: str = ""
+    varied: tuple[str, ...] = ()
+    efficient: bool = False
+    twins: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Signal and strategy, or criterion and budget; and whatever else tells it from others of its group."""
+        settings = (f"{what}={value}" for what in self.varied if (value := getattr(self.runs[0], what)))
+        return " ".join(filter(None, (self.runs[0].configuration, *settings, self.other)))
+
+    @property
+    def named_twins(self) -> list[str]:
+        """The names of the first few twins, and how many more there are: a list that does not grow with the sweep."""
+        more = len(self.twins) - _MOST_TWINS
+        return [*self.twins[:_MOST_TWINS], *([f"and {more} more"] if more > 0 else [])]
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds."""
+        return len({run.seed for run in self.runs})
+
+    def mean(self, what: str) -> float:
+        """Return the mean over seeds of an attribute of its runs."""
+        return statistics.fmean(getattr(run, what) for run in self.runs)
+
+    def spread(self, what: str = "drop") -> float | None:
+        """Return the standard deviation over seeds of an attribute of its runs; None for a single run."""
+        return statistics.stdev(getattr(run, what) for run in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def validation_drop(self) -> float:
+        """Points of validation accuracy lost against the dense model of the same seed, mean over seeds."""
+        return 100 * statistics.fmean(run.dense_validation - run.validation for run in self.runs)
+
+
+@dataclass
+class Group:
+    """The completed runs of one model on one data set.
+
+    Attributes:
+        model: Name of the model.
+        data: Name of the data set.
+        runs: Completed runs.
+        configurations: The same, by configuration, by rising sparsity.
+        seeds: Number of seeds.
+    """
+
+    model: str
+    data: str
+    runs: list[Run]
+    configurations: list[Configuration] = field(init=False)
+    seeds: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runs = sorted(self.runs, key=lambda run: (run.sparsity, run.configuration, run.seed, run.folder))
+        self.seeds = len({run.seed for run in self.runs})
+        by_name: dict[tuple[str, ...], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+        for run in self.runs:
+            by_name[run.configuration, *(getattr(run, what) for what in SETTINGS)][run.settings].append(run)
+        varied = tuple(what for what in SETTINGS if self.varies(what))
+        found = [
+            Configuration(tuple(sorted(runs, key=lambda run: run.seed)), other, varied)
+            for namesakes in by_name.values()
+            for runs, other in zip(namesakes.values(), _told_apart(list(namesakes.values())), strict=True)
+        ]
+        found.sort(key=lambda one: (one.mean("sparsity"), one.name))
+        self.configurations = [
+            replace(one, efficient=efficient, twins=twins)
+            for one, efficient, twins in zip(found, _efficient(found), _twins(found), strict=True)
+        ]
+
+    @property
+    def title(self) -> str:
+        """Model and data set."""
+        return f"{self.model} on {self.data}"
+
+    def dense(self, split: str) -> list[float]:
+        """Return the dense models' accuracies on ``validation`` or ``test``, one per seed, as fractions."""
+        return list({run.seed: getattr(run, f"dense_{split}") for run in self.runs}.values())
+
+    def noise(self, split: str) -> float:
+        """Return the binomial standard error sqrt(p (1 - p) / n) of one dense model's accuracy, a fraction."""
+        p, n = statistics.fmean(self.dense(split)), getattr(self.runs[0], f"{split}_samples")
+        return (p * (1 - p) / n) ** 0.5 if n else 0.0
+
+    def spreads(self) -> list[float]:
+        """Return each configuration's standard deviation of the drop over seeds, in points, by rising value."""
+        return sorted(spread for one in self.configurations if (spread := one.spread()) is not None)
+
+    def repeats(self) -> list[float]:
+        """Return how far apart, in points of test accuracy, runs lie that had the same masks, seed and training."""
+        same = defaultdict(list)
+        for run in self.runs:
+            same[run.masks_hash, run.seed, run.protocol].append(100 * run.test)
+        return [max(accuracies) - min(accuracies) for accuracies in same.values() if len(accuracies) > 1]
+
+    def varies(self, what: str) -> bool:
+        """Return whether an attribute differs between runs."""
+        return len({getattr(run, what) for run in self.runs}) > 1
+
+
+def groups_of(runs: Iterable[Run]) -> list[Group]:
+    """Return the completed runs by model and data set."""
+    grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.status == "completed":
+            grouped[run.model, run.data].append(run)
+    return [Group(model, data, members) for (model, data), members in sorted(grouped.items())]
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Return for each point whether it is efficient: none is at least as high in both and higher in one.
+
+    Equal points are efficient together. Takes O(n log n).
+    """
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
+    efficient = [False] * len(points)
+    best = (float("-inf"), float("-inf"))  # (y, x) of the highest y so far, which came with the highest x
+    for i in order:
+        x, y = points[i]
+        if y > best[0] or (y, x) == best:
+            efficient[i], best = True, (y, x)
+    return efficient
+
+
+def _efficient(configurations: Sequence[Configuration]) -> list[bool]:
+    """Mark the efficient among those with the most seeds; rounding makes equal what differs by the order of sums."""
+    most = max((one.seeds for one in configurations), default=0)
+    complete = [one for one in configurations if one.seeds == most]
+    points = [(round(one.mean("sparsity"), 7), -round(one.validation_drop / 100, 7)) for one in complete]
+    chosen = {id(one) for one, good in zip(complete, pareto_front(points), strict=True) if good}
+    return [id(one) in chosen for one in configurations]
+
+
+def _told_apart(namesakes: Sequence[Sequence[Run]]) -> list[str]:
+    """Return what tells configurations of one name apart: overrides that not all of them have; "" for a single one."""
+    overrides = [{o for o in runs[0].overrides if _counts(o)} for runs in namesakes]
+    common = set.intersection(*overrides)
+    told = [" ".join(sorted(own - common)) for own in overrides]
+    if len(set(told)) == len(told):
+        return told
+    return [" ".join(filter(None, (words, runs[0].settings[:6]))) for words, runs in zip(told, namesakes, strict=True)]
+
+
+def _counts(override: str) -> bool:
+    key = override.partition("=")[0].lstrip("+~")
+    return key not in _NAMED and key.partition(".")[0] not in _INCIDENTAL
+
+
+def _twins(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
+    def masks(one: Configuration) -> tuple[tuple[int, str], ...]:
+        return tuple((run.seed, run.masks_hash) for run in one.runs)
+
+    by_masks = defaultdict(list)
+    for one in configurations:
+        by_masks[masks(one)].append(one.name)
+    return [tuple(sorted({*by_masks[masks(one)]} - {one.name})) for one in configurations]

@@ -1,0 +1,154 @@
+"""Tables of a report: what people read in the terminal, in Markdown and on the page, and CSV for programs.
+
+People read percent and points, means over seeds; CSV has fractions, a line per run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from mmp.pruning.reconstruction.layer_report import LayerReport
+from mmp.report.compare import GroupComparison
+from mmp.report.groups import Configuration, Group
+from mmp.report.results import SETTINGS, Run
+from mmp.report.verdict import verdicts
+
+_RUN_COLUMNS = (
+    "model", "data", "criterion", "signal", "strategy", *SETTINGS, "seed", "status", "sparsity", "sparsity_all",
+    "megabytes", "validation", "test", "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop",
+    "epochs", "choice", "seconds",
+)  # fmt: skip
+_KNOWN_OF_FAILED = _RUN_COLUMNS.index("status") + 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people.
+
+    Attributes:
+        title: What it shows.
+        headings: Of the columns.
+        rows: Cells.
+        words: Headings of columns that hold words; the others hold numbers.
+    """
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: frozenset[str] = frozenset()
+
+
+def results_csv(groups: Sequence[Group], ended: Sequence[Run]) -> str:
+    """Return all runs as CSV: fractions for sparsities and accuracies, points for the drop, reasons for failures.
+
+    Args:
+        groups: Completed runs by model and data set.
+        ended: Runs without a result.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*_RUN_COLUMNS, "other", "pareto", "identical_to", "folder", "reason"])
+    for group in groups:
+        for one in group.configurations:
+            for run in one.runs:
+                cells = [getattr(run, column) for column in _RUN_COLUMNS]
+                writer.writerow([*cells, one.other, int(one.efficient), "; ".join(one.named_twins), run.folder, ""])
+    for run in ended:
+        cells = [getattr(run, column) for column in _RUN_COLUMNS[:_KNOWN_OF_FAILED]]
+        blank = [""] * (len(_RUN_COLUMNS) - _KNOWN_OF_FAILED + 3)
+        writer.writerow([*cells, *blank, run.folder, run.reason])
+    return out.getvalue()
+
+
+def reconstruction_csv(groups: Iterable[Group]) -> str:
+    """Return what reconstruction did to each layer of each run, as CSV: errors as shares of the dense variance."""
+    out = io.StringIO()
+    names = [field.name for field in fields(LayerReport)]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["folder", "layer", *names[1:]])
+    for group in groups:
+        for run in group.runs:
+            writer.writerows([run.folder, *(getattr(layer, name) for name in names)] for layer in run.layer_reports)
+    return out.getvalue()
+
+
+def configurations_table(group: Group) -> Table:
+    """Return a group's configurations: means over seeds, and the spread of the drop."""
+    members = group.configurations
+    varied = [what for what in SETTINGS if group.varies(what)]
+    seeds = group.seeds > 1
+    columns: dict[str, Callable[[Configuration], str] | None] = {
+        "signal": lambda one: one.runs[0].signal,
+        "strategy": lambda one: one.runs[0].strategy,
+        **{what: lambda one, what=what: str(getattr(one.runs[0], what)) for what in varied},  # type: ignore[misc]
+        "other": (lambda one: one.other) if any(one.other for one in members) else None,
+        "sparsity %": lambda one: f"{100 * one.mean('sparsity'):.2f}",
+        "of all %": lambda one: f"{100 * one.mean('sparsity_all'):.2f}",
+        "MB": lambda one: f"{one.mean('megabytes'):.2f}",
+        "val %": lambda one: f"{100 * one.mean('validation'):.2f}",
+        "test %": lambda one: f"{100 * one.mean('test'):.2f}",
+        "drop": lambda one: f"{one.mean('drop'):+.2f}",
+        "sd": (lambda one: "" if (spread := one.spread()) is None else f"{spread:.2f}") if seeds else None,
+        "seeds": (lambda one: str(one.seeds)) if seeds else None,
+        "masked %": lambda one: f"{100 * one.mean('pruned_test'):.2f}",
+        "re-solved %": _resolved if any(run.reconstructed_test is not None for run in group.runs) else None,
+        "epochs": lambda one: f"{one.mean('epochs'):.3g} {_choices(one)}".strip(),
+        "s": lambda one: f"{one.mean('seconds'):.1f}",
+        "front": lambda one: "*" if one.efficient else "",
+        "same masks as": lambda one: ", ".join(one.named_twins),
+    }
+    shown = {heading: cell for heading, cell in columns.items() if cell}
+    rows = [[cell(one) for cell in shown.values()] for one in members]
+    words = frozenset({"signal", "strategy", *SETTINGS, "other", "front", "same masks as"})
+    return Table(f"{group.title} (percent; drop in points)", [*shown], rows, words)
+
+
+def _resolved(one: Configuration) -> str:
+    values = [run.reconstructed_test for run in one.runs if run.reconstructed_test is not None]
+    return f"{100 * statistics.fmean(values):.2f}" if values else ""
+
+
+def _choices(one: Configuration) -> str:
+    return " ".join(dict.fromkeys(run.choice for run in one.runs if run.choice))
+
+
+def verdicts_table(group: Group) -> Table:
+    """Return the best strategy against the best baseline at each sparsity; no rows without baselines."""
+    headings = ["sparsity %", "protocol", "best strategy", "drop", "best baseline", "drop ", "better by", "±", "seeds"]
+    rows = []
+    for verdict in verdicts(group.runs):
+        low, high = (f"{100 * value:.1f}" for value in verdict.sparsities)
+        cells = [low if low == high else f"{low} to {high}", " ".join(filter(None, verdict.protocol))]
+        for runs in (verdict.strategy, verdict.baseline):
+            cells += [runs[0].configuration, f"{statistics.fmean(run.drop for run in runs):+.2f}"]
+        cells += [f"{verdict.better:+.2f}", f"{verdict.noise:.2f}", str(len(verdict.strategy)), verdict.words]
+        rows.append(cells)
+    words = frozenset({"protocol", "best strategy", "best baseline", "verdict"})
+    return Table(f"{group.title}: strategies against baselines (points)", [*headings, "verdict"], rows, words)
+
+
+def comparison_table(compared: GroupComparison) -> Table:
+    """Return each configuration of two sweeps side by side: sparsity in percent, drops in points."""
+    headings = [
+        "configuration",
+        "sparsity A %",
+        "sparsity B %",
+        "drop A",
+        "drop B",
+        "B better by",
+        "±",
+        "seeds",
+        "verdict",
+    ]
+    rows = []
+    for comparison in compared.comparisons:
+        sides = list(zip(*comparison.pairs, strict=True))
+        sparsities = [f"{100 * statistics.fmean(run.sparsity for run in runs):.2f}" for runs in sides]
+        drops = [f"{statistics.fmean(run.drop for run in runs):+.2f}" for runs in sides]
+        better = [f"{comparison.better:+.2f}", f"{comparison.noise:.2f}", str(len(comparison.pairs)), comparison.words]
+        rows.append([comparison.name, *sparsities, *drops, *better])
+    return Table(f"{compared.title}: A against B (points)", headings, rows, frozenset({"configuration", "verdict"}))

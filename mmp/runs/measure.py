@@ -1,0 +1,63 @@
+"""The accuracies of a run's models, and its weights and masks on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmp.cache import cached_tensors
+from mmp.config.schema import PruneConfig
+from mmp.data.module import ImageData
+from mmp.models.weights import require_finite
+from mmp.pruning.masks import Masks, check_zeros, save_masks
+from mmp.runs.store import MASKS, WEIGHTS
+from mmp.tensors import save_tensors
+from mmp.training.dense import accuracy_file
+from mmp.training.evaluation import accuracy, device_of
+
+
+def validated(model: nn.Module, config: PruneConfig, data: ImageData) -> float:
+    """Return a model's validation accuracy."""
+    return accuracy({"": model}, data.val_dataloader(), config.data.classes, device_of(config))[0][""]
+
+
+def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
+    """Save a model that must be finite, and zero wherever it is pruned, with its masks."""
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    require_finite(model, "fine-tuning")
+    check_zeros(weights, masks)
+    save_masks(masks, folder / MASKS)
+    save_tensors(folder / WEIGHTS, weights)
+
+
+def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageData) -> dict[str, Any]:
+    """Measure models on validation and, once everything is chosen, on test data: one pass over each.
+
+    What the dense model reaches is the same for all jobs of a sweep, so the first one leaves it in the cache.
+    """
+    found: dict[str, dict[str, float]] = {}
+
+    def read(chosen: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        device, classes = device_of(config), config.data.classes
+        validation, _ = accuracy(chosen, data.val_dataloader(), classes, device)
+        test, samples = accuracy(chosen, data.test_dataloader(), classes, device)
+        return {name: {"validation": validation[name], "test": test[name], "samples": samples} for name in chosen}
+
+    def read_all() -> dict[str, Tensor]:
+        found.update(read(models))
+        return {key: torch.tensor(value, dtype=torch.float64) for key, value in found["dense"].items()}
+
+    cached, _ = cached_tensors(accuracy_file(config, models["dense"], data), read_all)
+    if not found:
+        others = {name: model for name, model in models.items() if name != "dense"}
+        found = {"dense": {key: float(value) for key, value in cached.items()}, **read(others)}
+    samples = {name: int(values.pop("samples")) for name, values in found.items()}
+    return {
+        "accuracy": found,
+        "drop": 100 * (found["dense"]["test"] - found["finetuned"]["test"]),
+        "samples": {**data.samples, "test": samples["finetuned"]},
+    }

@@ -1,0 +1,83 @@
+"""A dense model, from its configuration to its folder: what ``train.py`` runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from omegaconf import DictConfig
+
+from callbacks.progress import NoteProgress
+from callbacks.requeue import saving_in_time
+from mmp.config.schema import TrainConfig
+from mmp.data.module import ImageData
+from mmp.models.timm_models import fill_input
+from mmp.runs.lifecycle import introduce
+from mmp.runs.loggers import Artifact, opened_loggers
+from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch, versions
+from mmp.tensors import save_tensors
+from mmp.training.dense import dense_file, dense_model
+from mmp.training.evaluation import accuracy, device_of
+from mmp.training.trainer import build_callbacks, check
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
+    """Train (or fetch) the dense model of a configuration, measure it on test data once, and save it.
+
+    Args:
+        config: What to train.
+        run: Where ``model.safetensors`` and ``result.json`` go.
+
+    Returns:
+        What ``result.json`` holds.
+    """
+    watch = Stopwatch()
+    watch.begun = run.notes.begin
+    check(config, run.path)
+    data = ImageData(config.data, config.seed)
+    tags = [run.head["model"], run.head["data"], "dense"]
+    with opened_loggers(config, run, "dense", tags, watch) as loggers:
+        with watch("dense"):
+            callbacks = list(build_callbacks(config, run.path).values())
+            model, cached = dense_model(
+                config, data, callbacks, loggers, [NoteProgress(run.notes), *saving_in_time(config)]
+            )
+        device = device_of(config)
+        validation, _ = accuracy({"dense": model}, data.val_dataloader(), config.data.classes, device)
+        test, samples = accuracy({"dense": model}, data.test_dataloader(), config.data.classes, device)
+        model.cpu()
+        save_tensors(run.path / WEIGHTS, model.state_dict())
+        result = {
+            "kind": "dense",
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "accuracy": {"dense": {"validation": validation["dense"], "test": test["dense"]}},
+            "samples": {**data.samples, "test": samples},
+            "cached": cached,
+            "seconds": watch.summary(),
+            "versions": versions(),
+        }
+        run.complete([WEIGHTS], **result)
+        name, path = dense_file(config, data, callbacks)
+        summary = {key: run.head[key] for key in ("model", "data", "seed")}
+        summary |= {"accuracy": test["dense"], "val_accuracy": validation["dense"]}
+        for logger in loggers:
+            logger.log_summary(summary)
+            logger.log_artifacts([Artifact(f"dense-{name}", "model", path, metadata=summary)])
+    log.info("%s: test accuracy %.2f %% of %d images", run.head["run_name"], 100 * test["dense"], samples)
+    log.info("weights and result: %s", run.path)
+    return result
+
+
+def run_job(run: RunFolder, config: TrainConfig, cfg: DictConfig) -> None:
+    """Train one dense model, from its configuration to its folder.
+
+    Args:
+        run: The run.
+        config: Its configuration, validated.
+        cfg: The same, as Hydra composed it.
+    """
+    fill_input(config)
+    introduce(run, cfg, config)
+    train(config, run)

@@ -1,0 +1,1 @@
+"""Many runs: which jobs are done or lost, their progress, and its display."""

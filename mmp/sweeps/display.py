@@ -1,0 +1,287 @@
+"""What a sweep shows while it runs: a live region in a terminal, a plain line now and then anywhere else.
+
+No process can garble the region. While it is shown, standard output and standard error lead into a pipe, which jobs
+and their worker processes inherit, and what comes out of it is printed above the region. Python's own streams stay what
+they are, so a process that is forked while something is drawn holds no lock of ours. If this process dies, what is left
+in the pipe, such as the reason, is shown by a process that outlives it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmp.runs.terminal import _PIPE, _name
+from mmp.sweeps.progress import Job, Progress, State
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+log = logging.getLogger(__name__)
+_PAUSE = 0.5  # seconds between two looks at the files
+_BAR = 12  # characters
+_SHARE = 0.05  # of the time, at most, goes into looking
+
+
+def watch(folder: Path, jobs: Sequence[Sequence[str]] | None, live: bool, every: float | None) -> Display | None:
+    """Show a sweep until it is stopped.
+
+    Args:
+        folder: The sweep's folder.
+        jobs: The overrides of each of its jobs, None if they are not known.
+        live: Whether a live region is wanted, where there is a terminal.
+        every: Seconds between plain lines, where there is no region; None for no lines.
+    """
+    terminal = os.isatty(1) and os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb"
+    if not (live and terminal) and every is None:
+        return None
+    progress = Progress(folder, jobs)
+    display = Region(progress) if live and terminal else Lines(progress, every or 0.0)
+    display.start()
+    atexit.register(display.stop)  # Ctrl-C ends a sweep without a word to Hydra's callbacks
+    return display
+
+
+class Display(ABC):
+    """Looks at a sweep's files from a thread of its own. If that fails it is told once, and the sweep goes on.
+
+    Args:
+        progress: Of the sweep.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._woken, self._waker = os.pipe()
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Show where the sweep is now, and end; once."""
+        atexit.unregister(self.stop)
+        if self._thread.is_alive():
+            os.write(self._waker, b".")
+            self._thread.join(timeout=10)  # a terminal that takes nothing more must not keep the sweep
+
+    def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:
+            self._fail(f"the progress of the sweep is shown no more: {type(error).__name__}: {error}")
+
+    def _follow(self) -> None:
+        woken = False
+        while not woken:
+            start = time.monotonic()
+            self._show(self._progress.look())
+            woken = self._pause(start + max(_PAUSE, (time.monotonic() - start) / _SHARE))
+        self._show(self._progress.look())
+
+    def _pause(self, until: float) -> bool:
+        """Wait until a time, and return whether it is time to end."""
+        return bool(select.select([self._woken], [], [], max(until - time.monotonic(), 0))[0])
+
+    @abstractmethod
+    def _show(self, ended: Sequence[Job]) -> None:
+        """Show where the sweep is.
+
+        Args:
+            ended: The jobs that have ended since the last time.
+        """
+
+    def _fail(self, told: str) -> None:
+        log.warning(told)
+
+
+class Lines(Display):
+    """A plain line where the sweep is, when something has changed, and when the first job fails.
+
+    Args:
+        progress: Of the sweep.
+        every: Least seconds between two lines.
+    """
+
+    def __init__(self, progress: Progress, every: float) -> None:
+        super().__init__(progress)
+        self._every, self._told, self._due, self._failed = every, "", time.monotonic() + every, False
+
+    def _show(self, ended: Sequence[Job]) -> None:
+        state = self._progress.state
+        first = not self._failed and any(job.status == "failed" for job in ended)
+        if not first and (time.monotonic() < self._due or state.counts == self._told):
+            return
+        self._told, self._due, self._failed = state.counts, time.monotonic() + self._every, state.failed > 0
+        sys.stdout.write(f"sweep: {state.line}\n")
+        sys.stdout.flush()
+
+
+class Region(Display):
+    """A live region: a line for every running job and one for the sweep; above it, one for every job that ended.
+
+    Args:
+        progress: Of the sweep.
+    """
+
+    def start(self) -> None:
+        """Take the terminal."""
+        self._terminals = (os.dup(1), os.dup(2))
+        self._pipe, entrance = os.pipe()  # which stays open here: without any writer it would be at its end
+        self._heir = self._bequeath()
+        self._part = b""  # of a line that is not complete yet
+        os.environ[_PIPE] = _name(entrance)
+        _flush()
+        self._lead(entrance, entrance)
+        super().start()
+
+    def stop(self) -> None:
+        """Give the terminal back.
+
+        The pipe stays open, since a worker that still writes into it must not be ended by that.
+        """
+        os.environ.pop(_PIPE, None)
+        _flush()
+        self._lead(*self._terminals)
+        super().stop()
+        self._heir.kill()
+        self._heir.wait()
+
+    def _bequeath(self) -> subprocess.Popen[bytes]:
+        """Start the process that waits for the end of this one, and then shows what it and its workers still say."""
+        command = ["sh", "-c", f"read -r never; echo; exec cat /dev/fd/{self._pipe}"]
+        return subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=self._terminals[1], stderr=subprocess.DEVNULL,
+            pass_fds=[self._pipe], start_new_session=True,  # Ctrl-C is not for it
+        )  # fmt: skip
+
+    @staticmethod
+    def _lead(out: int, error: int) -> None:
+        os.dup2(out, 1)
+        os.dup2(error, 2)
+
+    def _follow(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        with os.fdopen(os.dup(self._terminals[0]), "w", encoding=sys.stdout.encoding, errors="replace") as file:
+            self._console = Console(file=file)
+            self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            with self._live:
+                self._console.show_cursor()  # which a process that is killed cannot bring back
+                super()._follow()
+                self._pass_on(last=True)
+
+    def _pause(self, until: float) -> bool:
+        while (left := until - time.monotonic()) > 0:
+            readable = select.select([self._woken, self._pipe], [], [], left)[0]
+            if self._woken in readable:
+                return True
+            if readable:
+                time.sleep(0.02)  # for the lines behind the first
+                self._pass_on()
+        return False
+
+    def _pass_on(self, last: bool = False) -> None:
+        """Print what was written, in whole lines; of those that were drawn over, what was drawn last."""
+        from rich.text import Text
+
+        written = self._part + self._read()
+        whole, _, part = (written + b"\n" if last and written else written).rpartition(b"\n")
+        self._part = part.rpartition(b"\r")[2]
+        drawn = [(line, line.rstrip(b"\r").rpartition(b"\r")[2]) for line in whole.split(b"\n")] if whole else []
+        lines = [kept.decode(errors="replace") for line, kept in drawn if kept.strip() or b"\r" not in line]
+        if lines:
+            self._console.print(Text.from_ansi("\n".join(lines)), soft_wrap=True)
+
+    def _read(self) -> bytes:
+        filled = select.select([self._pipe], [], [], 0)[0]
+        return os.read(self._pipe, 1 << 16) if filled else b""  # as much as a pipe holds
+
+    def _show(self, ended: Sequence[Job]) -> None:
+        from rich.text import Text
+
+        columns, rows = os.get_terminal_size(self._terminals[0])
+        self._console.size = columns or 80, rows or 24
+        self._pass_on()
+        for job in ended:
+            if job.status != "skipped":  # there may be hundreds; they are counted
+                self._console.print(Text(job.line, "red" if job.status == "failed" else ""), soft_wrap=True)
+        self._live.update(picture(self._progress.state, rows or 24), refresh=True)
+
+    def _fail(self, told: str) -> None:
+        """Let everything through as it is; jobs must never wait for a pipe that nobody reads."""
+        os.environ.pop(_PIPE, None)
+        self._lead(*self._terminals)
+        self._copy(f"\n{told}\n".encode())  # not logged: what logs may be waiting for the pipe
+        while True:
+            readable = select.select([self._woken, self._pipe], [], [])[0]
+            if self._pipe in readable:
+                self._copy(self._read())
+            elif readable:
+                return
+
+    def _copy(self, written: bytes) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone
+            os.write(self._terminals[1], written)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def picture(state: State, rows: int) -> RenderableType:
+    """Return the live region.
+
+    Args:
+        state: Of the sweep.
+        rows: Of the terminal; of more jobs than fit there is only their number.
+    """
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    most = max(rows - 4, 1)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column(no_wrap=True, min_width=17)
+    table.add_column(no_wrap=True, min_width=_BAR)
+    table.add_column(no_wrap=True, min_width=7, justify="right")
+    table.add_column(no_wrap=True, min_width=5, justify="right")
+    for job in state.running[:most]:
+        fraction, accuracy = job.note.get("fraction"), job.note.get("accuracy")
+        table.add_row(
+            job.name,
+            job.phase,
+            "" if fraction is None else ProgressBar(total=1.0, completed=fraction, width=_BAR),
+            "" if accuracy is None else f"{100 * accuracy:.1f} %",
+            clock(state.now - job.since),
+        )
+    more = len(state.running) - most
+    return Group(
+        *([table] if state.running else []),
+        *([Text(f"and {more} more")] if more > 0 else []),
+        Text(f"sweep: {state.line}, {clock(state.elapsed)} so far", "bold"),
+    )
+
+
+def clock(seconds: float) -> str:
+    """Return a time as a clock shows it: ``0:07``, ``12:34``, ``1:02:03``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

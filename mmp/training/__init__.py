@@ -1,0 +1,1 @@
+"""One training with Lightning: the classifier, its trainer, checkpoints, the dense model, fine-tuning."""

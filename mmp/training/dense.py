@@ -1,0 +1,114 @@
+"""The dense model that pruning starts from: a checkpoint, the cache, or a training."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
+
+from mmp.cache import cached_tensors
+from mmp.config.identity import OF_DENSE, digest, identity
+from mmp.config.schema import TrainConfig
+from mmp.data.module import ImageData
+from mmp.files import locked
+from mmp.models.timm_models import build_model
+from mmp.models.weights import load_weights, require_finite
+from mmp.tensors import tensors_digest
+from mmp.training.checkpoints import LAST, BestCheckpoint, last_checkpoint
+from mmp.training.classifier import Classifier
+from mmp.training.trainer import build_trainer, fit
+
+log = logging.getLogger(__name__)
+
+
+def dense_model(
+    config: TrainConfig,
+    data: ImageData,
+    callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[Logger] = (),
+    watchers: Sequence[pl.Callback] = (),
+) -> tuple[nn.Module, bool]:
+    """Return the trained dense model: from ``model.checkpoint``, from the cache, or trained now and cached.
+
+    Args:
+        config: Model, data, recipe, callbacks if they are used, and seed; together they name the cache entry.
+        data: The data set that ``config`` describes.
+        callbacks: Further Lightning callbacks for the training.
+        loggers: Where the training is logged.
+        watchers: Lightning callbacks that only look on, and so are no part of what the training is.
+
+    Returns:
+        The model, on the CPU, and whether nothing had to be trained.
+
+    Raises:
+        MmpError: on an unreadable checkpoint, a checkpoint of another architecture, or diverged training.
+    """
+    _, path = dense_file(config, data, callbacks)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    model = build_model(config.model).to(memory_format=torch.channels_last)  # convolutions are faster so
+    if config.model.checkpoint:
+        load_weights(model, path)
+        return model, True
+    # Named by all that decides it, and only entered under the cache's lock: whatever is in it is of this training.
+    unfinished = path.with_suffix(".training")
+    called = [*callbacks, *watchers]
+    weights, cached = cached_tensors(path, lambda: _train(model, config, data, called, loggers, unfinished))
+    if unfinished.exists():
+        with locked(Path(f"{path}.lock"), str(path)):
+            shutil.rmtree(unfinished, ignore_errors=True)
+    model.load_state_dict(weights)
+    log.info("dense model %s: %s", "read from the cache" if cached else "trained", path)
+    return model, cached
+
+
+def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Callback] = ()) -> tuple[str, Path]:
+    """Return a name for the dense model of a configuration, the same for the same one, and the file it is read from.
+
+    Args:
+        config: Model, data, recipe, callbacks if they are used, and seed.
+        data: The data set that ``config`` describes.
+        callbacks: Further Lightning callbacks for the training.
+    """
+    settings, label = identity(config), config.model.label or config.model.name
+    if config.model.checkpoint:
+        return f"{label}-{settings['model']['checkpoint'][:16]}", Path(config.model.checkpoint)
+    decisive = [settings[key] for key in OF_DENSE]
+    key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
+    name = f"{label}-{key}"
+    return name, Path(config.paths.cache) / "dense" / f"{name}.safetensors"
+
+
+def accuracy_file(config: TrainConfig, model: nn.Module, data: ImageData) -> Path:
+    """Return where the cache keeps what a dense model reaches; the name hashes everything that decides it."""
+    settings = identity(config)
+    decisive = [tensors_digest(model.state_dict()), settings["model"], settings["data"], config.seed, data.fingerprint]
+    name = config.model.label or config.model.name
+    return Path(config.paths.cache) / "accuracy" / f"{name}-{digest(decisive)[:16]}.safetensors"
+
+
+def _train(
+    model: nn.Module,
+    config: TrainConfig,
+    data: ImageData,
+    callbacks: Sequence[pl.Callback],
+    loggers: Sequence[Logger],
+    folder: Path,
+) -> Mapping[str, Tensor]:
+    """Train, going on where an interrupted process has left its checkpoints in a folder."""
+    best = BestCheckpoint(
+        folder, "best", "val/accuracy", mode="max", save_weights_only=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, Path(LAST).stem, enable_version_counter=False)
+    module = Classifier(model, config.dense, config.data.classes, seed=config.seed)
+    trainer = build_trainer(config, config.dense.epochs, [best, last, *callbacks], loggers, folder)
+    fit(trainer, module, data, last_checkpoint(folder))
+    module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    require_finite(model, "training")
+    return model.state_dict()
