@@ -85,7 +85,7 @@ def masks(width: int, depth: int) -> tuple[float, Route]:
 
 def report(folder: Path, size: int) -> tuple[float, Route]:
     """Return the number of configurations, and what writes their report."""
-    sys.path.append(str(ROOT / "tests"))
+    sys.path.append(str(ROOT / "tests" / "helpers"))
     from result_files import full_sweep
 
     for part in range(math.ceil(size / 30)):

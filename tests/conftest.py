@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from places import CONF
 from torch import nn
 
 # The first call into torch is slow and the machines of a test run are shared, so time is no failure.
@@ -25,7 +26,7 @@ os.environ |= {"WANDB_ERROR_REPORTING": "false", "WANDB_BASE_URL": "http://127.0
 @pytest.fixture(scope="session")
 def conf() -> Path:
     """The folder of configurations that users get."""
-    return Path(__file__).parents[1] / "conf"
+    return CONF
 
 
 @pytest.fixture

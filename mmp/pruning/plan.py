@@ -176,10 +176,7 @@ def layer_ranges(
     """
     if observations is None and table.observed and not rules:
         raise MmpError(f"ranges={table.name} is observed, so it needs observations (mmp.runs.calibration)")
-    if observations is None:
-        source = rule_ranges(layers, table.rules)
-    else:
-        source = observed_ranges(layers, observations)
+    source = rule_ranges(layers, table.rules) if observations is None else observed_ranges(layers, observations)
     return allow_pattern(layers, constrain(layers, source, table.constraints), pattern)
 
 

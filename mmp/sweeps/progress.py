@@ -1,7 +1,7 @@
 """The progress of a sweep, from the files of its folder alone: what runs, what has ended, how much time is left.
 
-Whatever launcher runs the jobs, each of them says in its own folder where it is (``mmp.runs.progress_file``) and how it ended
-(``status.json``). Nothing is read twice that has not changed.
+Whatever launcher runs the jobs, each of them says in its own folder where it is (``mmp.runs.progress_file``) and how it
+ended (``status.json``). Nothing is read twice that has not changed.
 """
 
 from __future__ import annotations

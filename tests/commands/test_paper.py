@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from small_files import write_cifar10, write_cifar_batch, write_gtsrb
 from warm import LIMIT
 
-ROOT = Path(__file__).parents[1]
 SMALL = ["dense.epochs=1", "dense.warmup_epochs=0", "finetune.epochs=1", "trainer.limit_train_batches=1"]
 SMALL += ["data.validation=0.25", "data.calibration=0.25", "data.batch_size=4", "data.workers=0"]
 # One strategy each: its sparsity is the plan's, with the authors' budget for the two CNNs. (Swin's is 0.4478 with a

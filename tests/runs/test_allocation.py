@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import command
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.search import Trial, best_of, search, search_groups
 from mmp.runs.allocation import Allocator
 from mmp.runs.calibration import Calibration
-from tests.test_sweep import command
 
 
 def test_groups_split_by_kind_and_depth_and_hold_every_layer() -> None:

@@ -15,11 +15,11 @@ import pytest
 import torch
 import warm
 from PIL import Image
+from places import ROOT
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 QUICK = ["dense.epochs=1", "finetune.epochs=1"]
 
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 from safetensors.torch import load_file
 from warm import LIMIT
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[1]
 
 
 def prune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

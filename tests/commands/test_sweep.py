@@ -8,36 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import QUICK, command
 from safetensors.numpy import load_file
-from warm import LIMIT
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
-QUICK = ["finetune.epochs=1", "dense.epochs=2", "trainer.enable_progress_bar=false"]
-
-
-def command(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-        timeout=LIMIT,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

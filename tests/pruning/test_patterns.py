@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from commands import QUICK, command
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,6 @@ from mmp.pruning.ranges import Range, allow_pattern
 from mmp.pruning.reconstruction.reconstruct import reconstruct
 from mmp.pruning.topk import keep_highest, keep_patterned, pruned_count, satisfies
 from mmp.runs.allocation import Allocator
-from tests.test_sweep import QUICK, command
 
 TWO_FOUR = Pattern.parse("2:4")
 

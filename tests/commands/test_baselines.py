@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import QUICK, command
 from hydra import compose, initialize_config_dir
 
 from mmp.config.identity import run_name
@@ -16,7 +17,6 @@ from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.models.timm_models import build_skeleton
 from mmp.runs.allocation import Allocator
-from tests.test_sweep import QUICK, command
 
 
 def written(folder: Path, name: str, **content: object) -> None:

@@ -7,22 +7,11 @@ import statistics
 from dataclasses import replace
 
 import pytest
+from hand_made_runs import run
 
 from mmp.report.groups import Group
-from mmp.report.results import Run
 from mmp.report.tables import verdicts_table
 from mmp.report.verdict import bands, paired, verdicts
-
-
-def run(name: str, sparsity: float, validation: float, test: float, seed: int = 0, **changes: str) -> Run:
-    """Return a run of a strategy; of a baseline if its name begins with a sign."""
-    baseline = name.startswith("!")
-    known = {"signal": name[1:], "strategy": "baseline", "criterion": name[1:]} if baseline else {"strategy": name}
-    return Run(
-        f"{name}-{seed}", "completed", model="cnn", data="digits", sparsity=sparsity, validation=validation, test=test,
-        seed=seed, dense_test=0.95, drop=100 * (0.95 - test), test_samples=400, **{"signal": "magnitude"} | known,
-        **changes,
-    )  # fmt: skip
 
 
 def test_both_are_chosen_on_validation_and_compared_on_test() -> None:

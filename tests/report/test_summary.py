@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from hand_made_runs import run
 from result_files import full_sweep
-from test_verdict import run
 
 from mmp.report.groups import Group, groups_of
 from mmp.report.results import Run, load_runs

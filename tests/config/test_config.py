@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from places import CONF
 
 from mmp.config.command import explain
 from mmp.config.identity import run_name
@@ -17,7 +18,6 @@ from mmp.config.schema import BudgetConfig, PlanConfig, PruneConfig, TrainConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError, nearest
 
-CONF = Path(__file__).parents[1] / "conf"
 OF_PRUNE = {"criterion", "signal", "strategy", "allocation", "ranges", "schedule", "reconstruct", "finetune"}
 STRATEGIES = {
     "conservative", "aggressive", "balanced", "p30", "p50", "p70", "p90", "proportional", "classifier_heavy",

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import warm
+from places import ROOT
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

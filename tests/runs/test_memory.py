@@ -6,11 +6,10 @@ import ctypes
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 CODE = """
 import resource, sys
 from mmp.runs.memory import keep_freed_memory, return_freed_memory

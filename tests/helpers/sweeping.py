@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import warm
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 QUICK = ["finetune.epochs=1", "dense.epochs=1", "logger=none", "trainer.enable_progress_bar=false"]
 
 
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment, with one thread each and the callbacks of tests."""
-    path = f"{ROOT / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path = f"{ROOT / 'tests' / 'helpers'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": path, **more}
 
 

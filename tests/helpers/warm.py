@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-
+from places import ROOT
 
 LIMIT = 900.0  # seconds of any command, far more than one needs; a shared machine is slow
 
@@ -61,7 +60,7 @@ def _answer(asked: str) -> int | None:
 @functools.cache
 def _server() -> Any:
     """Start the process that others are forked from; it ends with this one, whose pipe then closes."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, start_new_session=True, **pipes)
