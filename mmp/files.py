@@ -115,6 +115,15 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         raise MmpError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None if the file is missing, is not JSON, or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:

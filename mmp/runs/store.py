@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmp.errors import MmpError
-from mmp.files import file_digest, is_locked, locked, remove_unfinished, write_json
+from mmp.files import file_digest, is_locked, locked, read_json, remove_unfinished, write_json
 from mmp.runs.progress_file import Notes
 from mmp.runs.slurm import job_id
 
@@ -88,12 +87,12 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """What ``result.json`` holds, or None if there is none that can be read."""
-        return _read_json(self.path / RESULT)
+        return read_json(self.path / RESULT)
 
     @property
     def status(self) -> dict[str, Any] | None:
         """What ``status.json`` holds, or None if there is none that can be read."""
-        return _read_json(self.path / STATUS)
+        return read_json(self.path / STATUS)
 
     def lock(self) -> AbstractContextManager[None]:
         """Have the folder for oneself in a ``with`` block: two processes that are told to do the same run take turns.
@@ -164,14 +163,6 @@ class RunFolder:
             self.say("failed", {"type": type(error).__name__, "message": str(error), "detail": detail})
         except (MmpError, OSError) as lost:
             log.error("%s: the reason of the failure could not be written (%s)", self.path, lost)  # noqa: TRY400
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _size(path: Path) -> int | None:

@@ -7,7 +7,6 @@ ended (``status.json``). Nothing is read twice that has not changed.
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import statistics
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmp.files import read_json
 from mmp.runs.progress_file import NOTES
 from mmp.runs.store import STATUS, RunFolder
 
@@ -150,7 +150,7 @@ class Progress:
         running = self._running()
         self._workers = max(self._workers, len(running))
         for job in running:
-            job.note = _read_note(job.folder) or job.note
+            job.note = read_json(job.folder / NOTES) or job.note
         return ended
 
     def _read(self, folder: Path) -> Job | None:
@@ -247,11 +247,3 @@ def _stamps(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
             yield from _stamps(Path(entry.path))
             continue
         yield Path(entry.path), (found.st_mtime_ns, found.st_ino)
-
-
-def _read_note(folder: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mmp.errors import MmpError
-from mmp.files import write_atomically, write_json
+from mmp.files import read_json, write_atomically, write_json
 from mmp.tensors import load_pickled
 
 log = logging.getLogger(__name__)
@@ -62,11 +61,7 @@ def open_checkpoints(folder: Path, owner: dict[str, Any]) -> None:
         folder: The folder.
         owner: Plain data that tells one training from another.
     """
-    try:
-        found = json.loads((folder / _OWNER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found != owner:
+    if read_json(folder / _OWNER) != owner:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / _OWNER, owner)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmp.cache import cached_set, cached_tensors
 from mmp.errors import MmpError
-from mmp.files import write_atomically, write_json
+from mmp.files import read_json, write_atomically, write_json
 from mmp.tensors import load_tensors, save_tensors, tensors_digest
 
 WORKERS = 8
@@ -100,6 +100,16 @@ def test_json_comes_back_and_refuses_what_json_does_not_have(tmp_path: Path) -> 
         write_json(path, {"accuracy": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8"))["accuracy"] == 0.5
     assert listing(tmp_path) == ["result.json"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"half', b"[1, 2]", b'"text"', b"\xff\xfe"], ids=str)
+def test_a_file_without_a_json_object_reads_as_none(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json(path) is None
+    write_json(path, {"status": "running"})
+    assert read_json(path) == {"status": "running"}
 
 
 # --- tensors ---
