@@ -7,8 +7,6 @@ to it (:mod:`mmp.config.command`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +35,18 @@ def choose(group: str, name: str) -> DictConfig:
     if name not in options:
         raise MmpError(f"{group}={name}: no such choice; {nearest(name, options)}")
     if _application() is None:
-        content: Any = OmegaConf.load(FOLDER / group / f"{name}.yaml")
-        if "defaults" not in content:  # which Hydra alone can compose
-            return content
+        return _read(group, name)
     from hydra import compose
 
-    with _hydra():
-        content = compose(f"{group}/{name}")
-    return content[group]
+    return compose(f"{group}/{name}")[group]
+
+
+def _read(group: str, name: str) -> DictConfig:
+    """Return the content of one file, on top of the files of its group that its defaults list names."""
+    content: Any = OmegaConf.load(FOLDER / group / f"{name}.yaml")
+    defaults = content.pop("defaults", ["_self_"])
+    merged: Any = OmegaConf.merge(*(content if entry == "_self_" else _read(group, entry) for entry in defaults))
+    return merged
 
 
 def _application() -> Any:
@@ -56,22 +58,3 @@ def _application() -> Any:
     hydra = GlobalHydra.instance()
     ours = hydra.is_initialized() and "generic" in hydra.config_loader().get_group_options("ranges")
     return hydra.config_loader() if ours else None
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Have Hydra compose from ``conf/``; an application that is not ours finds its own state again afterwards."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.singleton import Singleton
-
-    if _application() is not None:
-        yield
-        return
-    state = Singleton.get_state()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(FOLDER), version_base="1.3"):
-            yield
-    finally:
-        Singleton.set_state(state)
