@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import whole_weights
+from mmp.pruning.calibration_statistics import Batches, Loss, collect
 from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import Masks
 from mmp.pruning.patterns import sparsity_of
-from mmp.pruning.signals import Fisher, Magnitude
+from mmp.pruning.signals import Fisher, Magnitude, score
 from mmp.pruning.topk import keep_highest, pruned_count
 
 
@@ -286,6 +288,43 @@ def criterion(name: str) -> Criterion:
     if name not in CRITERIA:
         raise MmpError(f"unknown criterion {name!r}; {nearest(name, CRITERIA)}")
     return CRITERIA[name]()
+
+
+def observe(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Batches,
+    loss: Loss,
+    criteria: Iterable[Criterion],
+    targets: Sequence[float],
+    temperature: float = 1.0,
+) -> dict[str, dict[str, float]]:
+    """Return every layer's sparsity under each criterion at each global target, from which ranges are made.
+
+    Args:
+        model: The trained dense model.
+        layers: Its prunable layers.
+        batches: (images, labels) pairs on the model's device.
+        loss: The loss used in training.
+        criteria: The criteria.
+        targets: Global sparsities in [0, 1].
+        temperature: Divisor of the model's outputs for GraSP; see
+            :func:`mmp.pruning.calibration_statistics.collect`.
+
+    Returns:
+        Layer name to sparsity, under a key such as ``snip@0.8`` for each criterion and target.
+    """
+    scorers = list(criteria)
+    parameters = prunable_parameters(model, layers)
+    total = sum(layer.size for layer in layers)
+    needs = frozenset[str]().union(*(scorer.needs for scorer in scorers))
+    statistics = collect(model, parameters, batches, loss, needs, temperature)
+    observed = {}
+    for scorer in scorers:
+        scores = score(scorer, parameters, statistics)
+        for target in targets:
+            observed[f"{scorer.name}@{target}"] = scorer.allocate(layers, scores, pruned_count(target, total))
+    return observed
 
 
 def global_masks(scores: Mapping[str, Tensor], pruned: int, min_density: float = 0.0) -> Masks:
