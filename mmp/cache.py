@@ -1,4 +1,4 @@
-"""The cache of dense models, scores and accuracies that runs share: each is made once, by whoever asks first."""
+"""The cache that runs share: dense models, scores and accuracies are computed by the first run that needs them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ log = logging.getLogger(__name__)
 
 
 def cached_tensors(path: Path, compute: Callable[[], Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], bool]:
-    """Read tensors from a cache file, or compute and write them, once for all processes that ask at once.
+    """Read tensors from a cache file, or compute them and write the file.
+
+    A lock makes sure that only one of several processes computes them. A damaged file is removed and computed again.
 
     Args:
-        path: The file; its name must hold a hash of everything that decides its contents.
-        compute: Makes the tensors.
+        path: The file. Its name must contain a hash of everything that its content depends on.
+        compute: Returns the tensors.
 
     Returns:
-        The tensors, and whether they came from the cache. A damaged file is thrown away and made again.
+        The tensors on the CPU, and whether they were read from the cache.
+
+    Raises:
+        MmpError: if the cache cannot be written.
     """
     return cached_set({"": path}, "", lambda _: compute())
 
@@ -32,25 +37,28 @@ def cached_tensors(path: Path, compute: Callable[[], Mapping[str, Tensor]]) -> t
 def cached_set(
     paths: Mapping[str, Path], wanted: str, compute: Callable[[str], Mapping[str, Tensor]]
 ) -> tuple[dict[str, Tensor], bool]:
-    """Do as :func:`cached_tensors` for one of several sets of tensors that are cheap to make together.
+    """Like :func:`cached_tensors`, for one of several sets of tensors that are cheap to compute together.
 
-    If it is missing, all sets are computed and written, and no two are in memory at once.
+    If the wanted set is missing, all sets are computed and written, one after the other: no two are in memory at once.
 
     Args:
-        paths: The file of each set, by name.
-        wanted: The name of the set that is asked for.
-        compute: Makes a set, by its name.
+        paths: The cache file of each set, by name.
+        wanted: The name of the set to return.
+        compute: Returns a set, given its name.
 
     Returns:
-        The set, and whether it came from the cache.
+        The wanted set on the CPU, and whether it was read from the cache.
+
+    Raises:
+        MmpError: if the cache cannot be written.
     """
     path = paths[wanted]
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(Path(f"{min(paths.values())}.lock"), str(path)))
         except OSError as error:
-            told = f"cannot write the cache {path.parent}: {error}; set paths.cache to another folder"
-            raise MmpError(told) from error
+            message = f"cannot write the cache {path.parent}: {error}; set paths.cache to another folder"
+            raise MmpError(message) from error
         for file in paths.values():
             remove_unfinished(file)
         if path.is_file():

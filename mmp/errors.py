@@ -1,40 +1,44 @@
-"""The one exception that a user is meant to read."""
+"""The exception whose message is meant for the user."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+_MOST_LISTED = 25  # choices that fit into one message
+
 
 class MmpError(Exception):
-    """Bad input, told in one sentence: what is wrong, where it is, and the way out.
+    """Invalid input. The message says in one line what is wrong, where it is, and what to do.
 
-    The command line prints its message without a traceback and exits with code 1.
+    The command line prints the message without a traceback and exits with code 1.
     """
 
     def __str__(self) -> str:
-        """Return the sentence; a worker process of a data loader hands it over at the end of its traceback."""
+        """Return the message alone, also if a data loader's worker has put its traceback in front of it."""
         return super().__str__().rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip()
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return the end of an error message: the nearest valid choices, and all of them if they are at most 25.
+    """Return the end of an error message: the valid choices that are closest to a word, or a list of all of them.
+
+    All choices are listed if there are at most 25.
 
     Args:
-        word: What the user wrote.
-        choices: What would have been valid.
+        word: The invalid input.
+        choices: The valid inputs.
 
     Returns:
         A phrase such as ``did you mean 'balanced'? choose from: aggressive, balanced``.
     """
     names = sorted(choices)
     if not names:
-        return "there are none"
-    few = len(names) <= 25
+        return "there are no choices"
+    few = len(names) <= _MOST_LISTED
     close = difflib.get_close_matches(word, names, n=1 if few else 3, cutoff=0.5)
     parts = [f"did you mean {' or '.join(map(repr, close))}?"] if close else []
     if few:
         parts.append(f"choose from: {', '.join(names)}")
     elif not close:
-        parts.append(f"none of {len(names)} is close; they begin with {', '.join(names[:3])}")
+        parts.append(f"none of the {len(names)} choices is similar; the first are {', '.join(names[:3])}")
     return " ".join(parts)

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and never made twice at once. Imports no torch."""
+"""Atomic writes, locks that processes share, checksums and JSON. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock for a ``with`` block: one process at a time, on whatever hosts share the file system.
+    """Hold a lock during a ``with`` block: one process at a time, on all hosts that share the file system.
 
-    The system keeps the lock, not the file: when its holder dies, however it dies, the next one gets it.
+    The operating system holds the lock, so it is released when its process ends, even if that process is killed.
 
     Args:
-        path: The lock file, which stays.
-        what: What is locked, for the line that is logged when somebody else holds it.
+        path: The lock file. It is created if needed and not removed.
+        what: Name of the locked resource, for the log line that says that this process waits.
 
     Raises:
-        OSError: if the file cannot be made.
+        OSError: if the lock file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, poll_interval=0.2)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("waiting for another process that is at %s", what)
+        log.info("waiting for another process that uses %s", what)
         lock.acquire()
     try:
         yield
@@ -48,7 +48,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether some process holds a lock; one that cannot be looked at counts as held."""
+    """Return whether a process holds a lock. A lock file that cannot be opened counts as held."""
     if not path.is_file():
         return False
     try:
@@ -59,12 +59,16 @@ def is_locked(path: Path) -> bool:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers see all of it or nothing.
+    """Write a temporary file beside ``path``, then rename it: readers see the old file or the new one, never a part.
 
-    The contents are on the disk before the new name is, so that a power cut leaves the old file or the new one.
+    The content is flushed to disk before the rename, so this also holds after a power cut.
+
+    Args:
+        path: The file to write. Its folder is created if needed.
+        write: Called with the path of the temporary file; writes the content there.
 
     Raises:
-        MmpError: if the folder cannot be written; the message names it.
+        MmpError: if the file cannot be written; the message names it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,17 +88,36 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise MmpError(f"cannot write {path}: {reason}") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON, atomically.
+
+    Raises:
+        ValueError: if the content has a number that is not finite, which JSON cannot hold.
+        MmpError: if the file cannot be written; the message names it.
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
 def remove_unfinished(path: Path) -> None:
-    """Remove what :func:`write_atomically` leaves beside a file when its process dies; nobody may be writing it now."""
+    """Remove temporary files of :func:`write_atomically` whose process died. No process may be writing ``path`` now."""
     for temporary in path.parent.glob(f".{path.name}.*{path.suffix}"):
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Fill a new folder in a ``with`` block; it takes the place of ``path`` at the end, and is removed on an error.
+    """Fill a temporary folder in a ``with`` block; at its end, the temporary folder replaces ``path``.
 
-    Whoever calls this holds a lock on the folder above; what a process that died had begun is removed.
+    If the block raises, ``path`` stays as it was. Temporary folders of processes that died are removed. The caller must
+    hold a lock on the parent folder.
+
+    Yields:
+        The temporary folder.
 
     Raises:
         MmpError: if the folder cannot be written; the message names it.
@@ -131,19 +154,9 @@ def file_digest(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk keep what was written to a file, or the names in a folder."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, atomically."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors files under a checksum, and pickles that cannot execute code."""
+"""Tensors on disk: safetensors files with a checksum, and pickled files loaded without executing code."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from mmp.files import write_atomically
 
 
 def all_finite(values: Tensor) -> bool:
-    """Return whether no value is NaN or infinity, from their extremes: one look, and no second tensor.
+    """Return whether no value is NaN or infinite.
+
+    Looks at the minimum and maximum only: one pass, and no temporary tensor of the same size.
 
     Args:
-        values: Floating-point tensor of any shape, empty ones included.
+        values: Floating-point tensor of any shape, possibly empty.
     """
     return not values.numel() or all(map(torch.isfinite, torch.aminmax(values)))
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 over names, types, shapes and values, whatever the order or device."""
+    """Return a SHA-256 over names, dtypes, shapes and values. It does not depend on order or device."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
@@ -38,15 +40,22 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors to a safetensors file with their digest in its header, atomically.
+    """Write tensors to a safetensors file, atomically, with their digest in its header.
+
+    Args:
+        path: The file to write.
+        tensors: Tensors by name, on any device; two of them may share memory.
 
     Returns:
         The digest of the tensors.
+
+    Raises:
+        MmpError: if the file cannot be written; the message names it.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     uses = Counter(value.untyped_storage().data_ptr() for value in plain.values())
     for name, value in plain.items():
-        if uses[value.untyped_storage().data_ptr()] > 1:  # tied weights, which safetensors refuses
+        if uses[value.untyped_storage().data_ptr()] > 1:  # safetensors refuses tensors that share memory
             plain[name] = value.clone()
     digest = tensors_digest(plain)
     write_atomically(path, lambda temporary: save_file(plain, temporary, metadata={"sha256": digest}))
@@ -54,29 +63,31 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read tensors; a file that carries a digest is checked against it.
+    """Read the tensors of a safetensors file, and check them against the digest in its header if it has one.
 
     Raises:
-        MmpError: if the file is missing, not a safetensors file, truncated or altered.
+        MmpError: if the file is missing, truncated, altered, or not a safetensors file.
     """
     if not path.is_file():
         raise MmpError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
             expected = (file.metadata() or {}).get("sha256")
     except (SafetensorError, OSError, ValueError) as error:
         raise MmpError(f"{path}: not a readable safetensors file ({error})") from error
     if expected and tensors_digest(tensors) != expected:
-        raise MmpError(f"{path}: the contents do not match their checksum; the file was altered")
+        raise MmpError(f"{path}: the contents do not match their checksum; restore the file or create it again")
     return tensors
 
 
 def load_pickled(path: Path) -> Any:
-    """Read a file of ``torch.save`` onto the CPU, with ``weights_only=True``: one that would execute code is refused.
+    """Load a file of ``torch.save`` onto the CPU with ``weights_only=True``, so that it cannot execute code.
+
+    Unlike ``torch.load``, this also verifies the checksums of the zip archive.
 
     Raises:
-        MmpError: if the file is unsafe, damaged or of another kind. Its checksums count, too, which torch ignores.
+        MmpError: if the file would execute code, is damaged, or is not a file of ``torch.save``.
     """
     damaged, content = None, None
     try:
@@ -85,7 +96,7 @@ def load_pickled(path: Path) -> Any:
                 damaged = archive.testzip()
         if not damaged:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MmpError(f"{path}: refused or unreadable ({reason})") from error
     if damaged:

@@ -1,6 +1,6 @@
-"""``python -m mmp.workspace ENTITY``: a saved view in W&B with the panels that a sweep is looked at by.
+"""``python -m mmp.workspace ENTITY``: save a view of sweeps in W&B, with charts and tables of their runs.
 
-Needs the package ``wandb-workspaces`` and an account; ``--dry-run`` needs no account and shows what would be saved.
+Needs the package ``wandb-workspaces`` and a W&B account. ``--dry-run`` needs no account and prints the view instead.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def make_workspace(entity: str, project: str = "mmp", group: str | None = None) -> Workspace:
-    """Return a view of a project: accuracy against sparsity, parallel coordinates, tables and curves.
+    """Return a view of a W&B project: accuracy against sparsity, parallel coordinates, tables and curves.
 
     Args:
-        entity: User or team.
-        project: W&B's project.
-        group: Show the runs of one sweep; None shows all.
+        entity: W&B user or team.
+        project: W&B project.
+        group: Name of the sweep whose runs the view shows; None for all runs.
     """
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces import workspaces
@@ -38,7 +38,9 @@ def make_workspace(entity: str, project: str = "mmp", group: str | None = None) 
             title="Accuracy against sparsity", x=panels.SummaryMetric("sparsity"), y=panels.SummaryMetric("accuracy")
         ),
         panels.ScatterPlot(
-            title="Points lost against size", x=panels.SummaryMetric("size_mb"), y=panels.SummaryMetric("drop")
+            title="Accuracy drop (points) against size (MB)",
+            x=panels.SummaryMetric("size_mb"),
+            y=panels.SummaryMetric("drop"),
         ),
         panels.ParallelCoordinatesPlot(title="Signal, strategy, size, accuracy", columns=columns),
         panels.MediaBrowser(title="Pareto front", media_keys=["pareto"]),
@@ -61,16 +63,19 @@ def make_workspace(entity: str, project: str = "mmp", group: str | None = None) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save the view, or show it as JSON.
+    """Save the view in W&B, or print it as JSON.
+
+    Args:
+        arguments: The command line; None for that of the process.
 
     Returns:
-        Exit code: 1 if a package is missing.
+        The exit code: 0, or 1 if the package ``wandb-workspaces`` is missing.
     """
     parser = argparse.ArgumentParser(prog="python -m mmp.workspace", description="Save a view of sweeps in W&B.")
-    parser.add_argument("entity", help="user or team in W&B")
-    parser.add_argument("--project", default="mmp", help="default: mmp")
-    parser.add_argument("--group", help="name of a sweep; without it, the view shows all runs of the project")
-    parser.add_argument("--dry-run", action="store_true", help="show the view as JSON, and contact no server")
+    parser.add_argument("entity", help="W&B user or team")
+    parser.add_argument("--project", default="mmp", help="W&B project (default: mmp)")
+    parser.add_argument("--group", help="show only the runs of this sweep (default: all runs of the project)")
+    parser.add_argument("--dry-run", action="store_true", help="print the view as JSON and contact no server")
     options = parser.parse_args(arguments)
     if not find_spec("wandb_workspaces"):
         sys.stderr.write("error: the package wandb-workspaces is not installed: pip install wandb-workspaces\n")

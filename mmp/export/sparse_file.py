@@ -89,7 +89,7 @@ def load_sparse(path: Path | str) -> dict[str, Tensor]:
     if _DIGEST not in header:
         raise MmpError(f"{path}: not a sparse file of mmp; load safetensors files with mmp.tensors.load_tensors")
     if content[at : at + 64] != _digest(content, at).encode():
-        raise MmpError(f"{path}: the contents do not match their checksum; the file is damaged, export it again")
+        raise MmpError(f"{path}: the contents do not match their checksum; export the file again")
     try:
         notes = json.loads(json.loads(header)["__metadata__"]["mmp"])
         version = notes["format"]

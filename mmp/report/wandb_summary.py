@@ -1,4 +1,4 @@
-"""The W&B run that sums up a sweep."""
+"""The W&B run that summarises a sweep: its table, picture and page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 from mmp.config.identity import digest
 from mmp.config.schema import is_wandb
 from mmp.report.results import REPORT
-from mmp.runs.wandb_run import WandbRun, _identifier
 
 log = logging.getLogger(__name__)
 
 
 def log_sweep(config: DictConfig, folder: Path, failed: int) -> None:
-    """Sum a sweep up in a W&B run of its own, if its configuration has W&B; whatever fails is a warning.
+    """Log the report of a sweep to a W&B run of its own, if the configuration logs to W&B. Errors become warnings.
 
-    The run's id is made from the folder, so that the same command updates it.
+    The run's ID depends on the folder only, so that the same sweep updates its run.
 
     Args:
         config: The configuration of the multirun.
-        folder: The sweep's folder, with a report in it.
-        failed: Number of runs that failed.
+        folder: The sweep's folder, with its report written.
+        failed: Number of failed runs.
     """
     for node in config.logger.values():
         if not is_wandb(node):
@@ -36,15 +35,17 @@ def log_sweep(config: DictConfig, folder: Path, failed: int) -> None:
             arguments: Any = OmegaConf.to_container(node, resolve=True)
             _log_sweep(arguments, {"overrides": list(config.hydra.overrides.task)}, folder, failed)
         except Exception as error:
-            log.warning("W&B: the summary of the sweep is missing: %s: %s", type(error).__name__, error)
+            log.warning("W&B: the sweep has no summary run: %s: %s", type(error).__name__, error)
 
 
 def _log_sweep(node: Mapping[str, Any], settings: Mapping[str, Any], folder: Path, failed: int) -> None:
     import wandb
 
+    from mmp.runs.wandb_run import WandbRun, identifier
+
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     group = arguments.get("group") or folder.name
-    key = _identifier(f"sweep-{group}-{digest(str(folder.resolve()))[:8]}")
+    key = identifier(f"sweep-{group}-{digest(str(folder.resolve()))[:8]}")
     earlier = list(folder.glob(f"wandb/offline-run-*-{key}"))
     arguments |= {"save_dir": str(folder), "id": key, "name": f"{group}/report", "job_type": "sweep", "tags": ["sweep"]}
     run = WandbRun(**arguments).experiment
@@ -54,19 +55,19 @@ def _log_sweep(node: Mapping[str, Any], settings: Mapping[str, Any], folder: Pat
         report = folder / REPORT
         columns, rows = _read_table(report / "results.csv")
         content: dict[str, Any] = {"results": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}
-        if (picture := report / "pareto.png").is_file():  # there is none where all runs failed
+        if (picture := report / "pareto.png").is_file():  # missing if all runs failed
             content["pareto"] = wandb.Image(str(picture))
         run.log({**content, "report": wandb.Html(str(report / "index.html"))})
         run.summary.update({"runs": len(rows), "failed": failed})
         exit_code = 1 if failed else 0
     finally:
         run.finish(exit_code=exit_code)
-    for path in earlier:  # this one says all that they said
+    for path in earlier:  # the new run contains everything that they do
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_table(path: Path) -> tuple[list[str | int], list[list[Any]]]:
-    """Return the columns of a CSV file and its rows, numbers as such and blanks as None."""
+    """Return the columns and rows of a CSV file: numbers as int or float, empty cells as None."""
     with path.open(encoding="utf-8", newline="") as file:
         columns, *rows = csv.reader(file)
     return [*columns], [[_value(cell) for cell in row] for row in rows]

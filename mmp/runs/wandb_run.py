@@ -104,7 +104,7 @@ class WandbRun(WandbLogger):
         """Declare a file as input or output of the run; it is read where it lies, and uploaded if W&B lacks it."""
         import wandb
 
-        name = _identifier(file.name)
+        name = identifier(file.name)
         artifact = wandb.Artifact(name, file.kind, metadata=dict(file.metadata))
         # The other policy copies every file to the user's home first.
         artifact.add_file(str(file.path.resolve()), name=file.path.name, policy="immutable", skip_cache=True)
@@ -141,6 +141,6 @@ def _open(folder: Path, offline: bool, settings: Mapping[str, Any], **identity: 
     return begin("offline")
 
 
-def _identifier(text: str) -> str:
+def identifier(text: str) -> str:
     """Return what W&B takes as a name; the end of ours tells them apart."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", text)[-128:]

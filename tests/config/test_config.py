@@ -231,4 +231,4 @@ def test_a_number_of_batches_stays_a_number_and_a_fraction_a_fraction() -> None:
 
 def test_many_choices_are_not_all_listed() -> None:
     told = nearest("xyzzy", (f"name{i}" for i in range(1000)))
-    assert told == "none of 1000 is close; they begin with name0, name1, name10"
+    assert told == "none of the 1000 choices is similar; the first are name0, name1, name10"
