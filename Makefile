@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python prune.py -m experiment=demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: $(STAMP)
+	$(BIN)/python docs/pages.py copy
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/pages.py check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""The study's lines as the tables and the picture of docs/study.md: ``python -m benchmarks.study report``.
+"""Writes the tables and pictures of the study from its rows: ``python -m benchmarks.study report``.
 
-Wherever one of several configurations is chosen, it is the best on validation accuracy, mean over seeds, as in the
-verdicts of a sweep's report; test accuracy is compared. Drops are points of test accuracy against the dense model of
-the same seed.
+The tables and one picture are those of docs/study.md; the other picture is the README's. Where one of several
+configurations is chosen, it has the best mean validation accuracy over the seeds, as in a sweep's report. Comparisons
+are on test accuracy. A drop is in points of test accuracy, against the dense model of the same seed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ from mmp.files import write_text
 from mmp.markdown import table_of
 from mmp.report.verdict import paired
 
-PAGE, PICTURE = Path("docs/study.md"), Path("docs/images/study.png")
+PAGE, PICTURE, HEADLINE = Path("docs/study.md"), Path("docs/images/study.png"), Path("docs/images/headline.png")
 PAPERS = ("mag", "snip", "grasp")  # the criteria that the paper compares with
 SOLVED = "reconstruct=least_squares"
+STRATEGY_PARTS = ("magnitude", "product", "gradient")
+SOLVED_PARTS = ("magnitude, re-solved", "obs_fisher, re-solved", "allocations, re-solved")
 
 Row = dict[str, Any]
 BySeed = dict[int, Row]
+Found = Mapping[tuple[str, str], BySeed]  # the rows of one model by part and settings, then by seed
+Belongs = Callable[[str, str], bool]  # whether a part and its settings are of one side of a comparison
 
 
 def write_report(
     rows: Sequence[Row], recipes: Mapping[str, Sequence[str]], ablations: Mapping[str, Mapping[str, Sequence[str]]]
 ) -> None:
-    """Write the tables into docs/study.md, where it has places for them, and draw its picture.
+    """Write the tables into their places in docs/study.md, and draw both pictures.
 
     Args:
-        rows: What has been measured.
-        recipes: Settings of each recipe that is compared.
-        ablations: By subject, what is changed about the ranges.
+        rows: The measured rows of results/study.jsonl.
+        recipes: The settings of each recipe, by its name.
+        ablations: The settings of each change of the ranges, by subject and by the change's name.
     """
     present = [name for name in ablations if any(row["subject"] == name for row in rows)]
     configurations = {name: by_configuration([r for r in rows if r["subject"] == name]) for name in present}
@@ -51,23 +55,24 @@ def write_report(
         text = fill(text, name, table)
     write_text(PAGE, text)
     draw(configurations)
+    draw_headline(configurations)
 
 
 def fill(page: str, name: str, table: str) -> str:
-    """Return a page with the table of a name in the place that is marked for it.
+    """Return the page with a table between the comment with its name and the comment ``end``.
 
     Raises:
-        MmpError: if no place is marked.
+        MmpError: if the page has no such comments.
     """
     begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
     before, found, after = page.partition(begin)
     if not found or end not in after:
-        raise MmpError(f"{PAGE}: has no place for {name!r}; add the lines {begin.strip()} and {end.strip()}")
+        raise MmpError(f"{PAGE}: no place for {name!r}; add the lines {begin.strip()} and {end.strip()}")
     return before + begin + table + after[after.index(end) :]
 
 
 def by_configuration(rows: Iterable[Row]) -> dict[tuple[str, str], BySeed]:
-    """Return a model's rows by part and settings, then by seed."""
+    """Return the rows of one model by part and settings, then by seed."""
     found: dict[tuple[str, str], BySeed] = defaultdict(dict)
     for row in rows:
         found[row["part"], row["run"]][row["seed"]] = row
@@ -80,20 +85,36 @@ def drop(row: Row, stage: str = "finetuned") -> float:
 
 
 def validation(row: Row) -> float:
-    """Return the accuracy that choices are made by."""
+    """Return the validation accuracy, which configurations are chosen by."""
     return row["accuracy"]["finetuned"]["validation"]
 
 
 def name_of(run: str) -> str:
-    """Return a configuration's settings as people read them."""
+    """Return a readable name for a configuration's settings."""
     words = [part.partition("=")[2] for part in run.split() if part != SOLVED]
     return "/".join(words) + (", re-solved" if SOLVED in run else "")
 
 
-def chosen(found: Mapping[tuple[str, str], BySeed], belongs: Callable[[str, str], bool]) -> BySeed:
-    """Return the configuration that is best on validation, mean over seeds, among those that belong; by seed.
+def baseline(names: Iterable[str] | None = None, *, solved: bool = False) -> Belongs:
+    """Return a filter for baselines: those with these criteria (default: all), re-solved or as published."""
+    wanted = None if names is None else {f"criterion={name}" for name in names}
 
-    Those with fewer seeds than others are left out.
+    def belongs(part: str, run: str) -> bool:
+        is_baseline = part.startswith("baselines") and (SOLVED in run) is solved
+        return is_baseline and (wanted is None or run.split(maxsplit=1)[0] in wanted)
+
+    return belongs
+
+
+def of_parts(*names: str) -> Belongs:
+    """Return a filter for the runs of these parts of the study."""
+    return lambda part, _: part in names
+
+
+def chosen(found: Found, belongs: Belongs) -> BySeed:
+    """Return the rows by seed of the configuration with the best mean validation accuracy, among those that belong.
+
+    Configurations with fewer seeds than others are left out.
     """
     members = [by_seed for (part, run), by_seed in found.items() if belongs(part, run)]
     most = max(map(len, members), default=0)
@@ -107,13 +128,13 @@ def spread(values: Sequence[float]) -> str:
 
 
 def difference(values: Sequence[float]) -> str:
-    """Return the mean of paired differences with half of its 95 % interval, if there is more than one."""
+    """Return the mean of paired differences as text, with half the width of its 95 % interval."""
     better, noise = paired(values) if len(values) > 1 else (values[0], float("nan"))
     return f"{better:+.2f} ± {noise:.2f}"
 
 
-def dense_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> str:
-    """Return what the dense models reach, and what fine-tuning does to them unpruned."""
+def dense_table(configurations: Mapping[str, Found]) -> str:
+    """Return the accuracy of the dense models, and their drop after the same fine-tuning without masks."""
     lines = []
     for model, found in configurations.items():
         rows = {seed: row for by_seed in found.values() for seed, row in by_seed.items()}
@@ -125,8 +146,8 @@ def dense_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) 
     return table_of(["model", "seeds", "dense (%)", "drop if fine-tuned unpruned", "pruned to (%)"], lines)
 
 
-def every_table(found: Mapping[tuple[str, str], BySeed]) -> str:
-    """Return every configuration of one model but the recipes, by rising drop."""
+def every_table(found: Found) -> str:
+    """Return the strategies and baselines of one model, by rising drop."""
     lines = []
     for (part, run), by_seed in found.items():
         if part in ("recipes", "unpruned", "ablations"):
@@ -141,34 +162,19 @@ def every_table(found: Mapping[tuple[str, str], BySeed]) -> str:
     return table_of(headings, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
 
 
-def claims_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> str:
-    """Return who beats whom: means of paired differences with their intervals, and ratios of mean drops."""
-
-    def criterion(names: Iterable[str] | None, solved: bool) -> Callable[[str, str], bool]:
-        wanted = None if names is None else {f"criterion={name}" for name in names}
-
-        def belongs(part: str, run: str) -> bool:
-            known = part.startswith("baselines") and (SOLVED in run) is solved
-            return known and (wanted is None or run.split(maxsplit=1)[0] in wanted)
-
-        return belongs
-
-    def parts(*names: str) -> Callable[[str, str], bool]:
-        return lambda part, _: part in names
-
-    paper = ("magnitude", "product", "gradient")
-    solved = ("magnitude, re-solved", "obs_fisher, re-solved", "allocations, re-solved")
+def claims_table(configurations: Mapping[str, Found]) -> str:
+    """Return the comparisons: means of paired differences with their intervals, and ratios of mean drops."""
     comparisons = {
-        "(a) the ten x three signals : MAG, SNIP, GraSP": (parts(*paper), criterion(PAPERS, False)),
-        "the ten x three signals : every baseline": (parts(*paper), criterion(None, False)),
+        "(a) the ten x three signals : MAG, SNIP, GraSP": (of_parts(*STRATEGY_PARTS), baseline(PAPERS)),
+        "the ten x three signals : every baseline": (of_parts(*STRATEGY_PARTS), baseline()),
         "the ten (magnitude) : baselines, both with strong": (
             lambda part, run: part == "strong" and "signal=" in run,
             lambda part, run: part == "strong" and "criterion=" in run,
         ),
-        "(b) magnitude : product": (parts("magnitude"), parts("product")),
-        "(c) rules : observed ranges (magnitude)": (parts("magnitude"), parts("observed")),
-        "ours, re-solved : every baseline as published": (parts(*solved), criterion(None, False)),
-        "ours, re-solved : baselines, re-solved": (parts(*solved), criterion(None, True)),
+        "(b) magnitude : product": (of_parts("magnitude"), of_parts("product")),
+        "(c) rules : observed ranges (magnitude)": (of_parts("magnitude"), of_parts("observed")),
+        "ours, re-solved : every baseline as published": (of_parts(*SOLVED_PARTS), baseline()),
+        "ours, re-solved : baselines, re-solved": (of_parts(*SOLVED_PARTS), baseline(solved=True)),
     }
     lines = []
     for model, found in configurations.items():
@@ -187,8 +193,8 @@ def claims_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]])
     return table_of(headings, lines)
 
 
-def signals_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> str:
-    """Return each signal's drop: mean over strategies, and of the choice on validation."""
+def signals_table(configurations: Mapping[str, Found]) -> str:
+    """Return each signal's drop: the mean over its strategies, and the one chosen on validation."""
     lines = []
     for model, found in configurations.items():
         for signal in ("magnitude", "product", "gradient"):
@@ -197,16 +203,14 @@ def signals_table(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]
                 for seed, row in by_seed.items() if part == signal else ():
                     of_seed[seed].append(drop(row))
             if of_seed:
-                best = chosen(found, lambda part, _, signal=signal: part == signal)  # type: ignore[misc]
+                best = chosen(found, of_parts(signal))
                 means = [statistics.fmean(drops) for drops in of_seed.values()]
                 lines.append([model, signal, spread(means), spread([drop(r) for r in best.values()]), str(len(means))])
     return table_of(["model", "signal", "mean of strategies", "chosen on validation", "seeds"], lines)
 
 
-def recipes_table(
-    configurations: Mapping[str, Mapping[tuple[str, str], BySeed]], recipes: Mapping[str, Sequence[str]]
-) -> str:
-    """Return what each recipe makes of the same masks, and what share of the paper recipe's drop that is."""
+def recipes_table(configurations: Mapping[str, Found], recipes: Mapping[str, Sequence[str]]) -> str:
+    """Return the drop of each recipe on the same masks, and its ratio to the drop of the paper's recipe."""
     lines = []
     for model, found in configurations.items():
         of_recipe = {
@@ -225,10 +229,10 @@ def recipes_table(
 
 
 def ablations_table(
-    configurations: Mapping[str, Mapping[tuple[str, str], BySeed]],
+    configurations: Mapping[str, Found],
     ablations: Mapping[str, Mapping[str, Sequence[str]]],
 ) -> str:
-    """Return what each change of the ranges does to the same strategies: means, and paired differences."""
+    """Return the drop of the same strategies before and after each change of the ranges, and the paired difference."""
     lines = []
     for name, found in configurations.items():
         for change, settings in ablations[name].items():
@@ -249,8 +253,8 @@ def ablations_table(
     return table_of(["model", "change", "drop before", "drop after", "better by (95 %)", "seeds"], lines)
 
 
-def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None:
-    """Draw every configuration's drop: a panel per model, a line per kind, a dot per configuration and seed."""
+def draw(configurations: Mapping[str, Found]) -> None:
+    """Draw the drop of every configuration: a panel per model, a line per kind, a dot per configuration and seed."""
     from matplotlib.figure import Figure
 
     kinds = {
@@ -266,7 +270,7 @@ def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None
         for height, (part, colour) in enumerate(shown.items()):
             values = [drop(row) for (of, _), by_seed in found.items() if of == part for row in by_seed.values()]
             axis.scatter(values, [height] * len(values), s=14, color=colour, alpha=0.45, linewidths=0)
-            best = chosen(found, lambda of, _, part=part: of == part)  # type: ignore[misc]
+            best = chosen(found, of_parts(part))
             if best:
                 mean = statistics.fmean(drop(row) for row in best.values())
                 axis.scatter([mean], [height], s=90, color="black", marker="|", linewidths=2)
@@ -278,7 +282,49 @@ def draw(configurations: Mapping[str, Mapping[tuple[str, str], BySeed]]) -> None
     axes[0].set_xticks(ticks, list(map(str, ticks)))
     axes[0].set_yticks(range(len(shown)), list(shown))
     figure.supxlabel(
-        "drop in test accuracy (points), a dot per configuration and seed; | marks the mean of what validation chose"
+        "drop in test accuracy (points), a dot per configuration and seed; | is the mean of the choice on validation"
     )
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
+
+
+def draw_headline(configurations: Mapping[str, Found]) -> None:
+    """Draw the drop of the criteria, of the best baselines, of the strategies and of our best: a panel per model.
+
+    Each dot is the mean over seeds of the configuration chosen on validation, each bar the standard deviation.
+    """
+    from matplotlib.figure import Figure
+
+    sides = {
+        "GraSP": (baseline(["grasp"]), "#7F7F7F"),
+        "MAG": (baseline(["mag"]), "#7F7F7F"),
+        "SNIP": (baseline(["snip"]), "#7F7F7F"),
+        "best of 11 baselines": (baseline(), "black"),
+        "the ten strategies": (of_parts(*STRATEGY_PARTS), "#0072B2"),
+        "best of 6 baselines, re-solved": (baseline(solved=True), "black"),
+        "searched strategy, re-solved": (of_parts(*SOLVED_PARTS), "#D55E00"),
+    }
+    titles = {"cnn-90": "ResNet, 90 % pruned", "levit-85": "LeViT, 85 % pruned", "levit-92": "LeViT, 92 % pruned"}
+    shown = {title: configurations[name] for name, title in titles.items() if name in configurations}
+    figure = Figure(figsize=(11, 3.3), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, (title, found) in zip(axes, shown.items(), strict=True):
+        for height, (belongs, colour) in enumerate(sides.values()):
+            drops = [drop(row) for row in chosen(found, belongs).values()]
+            mean, deviation = statistics.fmean(drops), statistics.stdev(drops)
+            axis.errorbar(mean, height, xerr=deviation, fmt="o", color=colour, markersize=6, elinewidth=2, capsize=3)
+            axis.annotate(f"{mean:.2f}", (mean, height), (0, 6), textcoords="offset points", ha="center", color=colour)
+        axis.set_title(title)
+        axis.grid(alpha=0.25, axis="x")
+        axis.spines[["top", "right"]].set_visible(False)
+    ticks = (0.1, 0.3, 1, 3, 10, 30)
+    axes[0].set_xscale("log")
+    axes[0].set_xlim(0.08, 100)
+    axes[0].set_ylim(len(sides) - 0.4, -0.7)  # the first line on top
+    axes[0].set_xticks(ticks, list(map(str, ticks)))
+    axes[0].minorticks_off()
+    axes[0].set_yticks(range(len(sides)), list(sides))
+    figure.supxlabel(
+        "points of test accuracy lost on Fashion-MNIST, mean and standard deviation of three seeds", size=10
+    )
+    figure.savefig(HEADLINE, dpi=110)
