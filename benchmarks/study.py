@@ -31,7 +31,7 @@ from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.timm_models import fill_input
-from mmp.runs.prune import Job, prune
+from mmp.runs.prune import PruneJob, prune
 from mmp.runs.store import RunFolder, Stopwatch
 from mmp.tensors import save_tensors
 from mmp.training.dense import dense_model
@@ -232,7 +232,7 @@ def rows_of(name: str, seed: int, part: str, cache: str) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as scratch:
             config, watch = configured([*fixed, *run]), Stopwatch()
             folder = RunFolder(Path(scratch), {"run_name": "study"})
-            result = prune(Job.of(config, folder.path), data, folder, watch)
+            result = prune(PruneJob.of(config, folder.path), data, folder, watch)
         yield {
             **known,
             "run": " ".join(run),

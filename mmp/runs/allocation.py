@@ -1,15 +1,15 @@
-"""Allocation: what each layer's sparsity becomes in a run - by a strategy, a search, or a criterion's own ranking."""
+"""Allocation: each layer's sparsity in a run, decided by a strategy, by a search, or by a criterion's ranking."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +36,17 @@ from mmp.runs.calibration import Calibration, source_code
 
 log = logging.getLogger(__name__)
 
-ANYTHING = Range(0.0, 1.0)  # what a layer may become where a criterion decides
+UNLIMITED = Range(0.0, 1.0)  # the range of every layer where a criterion allocates
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What each layer becomes.
+    """The sparsity of every layer.
 
     Attributes:
-        ranges: What its sparsity may be.
-        sparsities: What it is.
-        search: What ``result.json`` says of the search, if there was one.
+        ranges: The range in which each layer's sparsity may be.
+        sparsities: Each layer's sparsity, a fraction.
+        search: The entry of ``result.json`` about the search, if there was one.
     """
 
     ranges: Mapping[str, Range]
@@ -60,10 +60,10 @@ class Allocator:
 
     Attributes:
         config: The run's configuration.
-        strategy: Where each layer goes in its range.
-        pattern: What masks satisfy.
+        strategy: The position of each layer in its range.
+        pattern: The pattern of the masks.
         baseline: The criterion that scores and allocates, in a run that is a baseline.
-        ranking: The criterion that only allocates (``allocation=lamp``), while the signal says which weights go.
+        ranking: The criterion that only allocates (``allocation=lamp``); the signal decides which weights are pruned.
     """
 
     config: PruneConfig
@@ -74,7 +74,7 @@ class Allocator:
 
     @classmethod
     def of(cls, config: PruneConfig, strategy: Strategy) -> Allocator:
-        """Build what a configuration names.
+        """Build the parts that a configuration names.
 
         Raises:
             MmpError: if there is no such criterion or allocation, or the two contradict each other.
@@ -82,17 +82,17 @@ class Allocator:
         name = config.allocation.name
         baseline = None
         if config.criterion["name"] != NO_CRITERION:
-            given = {key: value for key, value in config.criterion.items() if key != "name"}
-            baseline = instantiate(given, "criterion")
+            arguments = {key: value for key, value in config.criterion.items() if key != "name"}
+            baseline = instantiate(arguments, "criterion")
             if name != STRATEGY:
-                said = f"criterion={config.criterion['name']}"
-                raise MmpError(f"allocation={name}: {said} decides every layer's sparsity; set one of the two")
+                chosen = f"criterion={config.criterion['name']}"
+                raise MmpError(f"allocation={name}: {chosen} decides every layer's sparsity; set one of the two")
         if name not in (STRATEGY, SEARCHED, *CRITERIA):
-            told = nearest(name, (STRATEGY, SEARCHED, *CRITERIA))
-            raise MmpError(f"allocation.name={name}: no such allocation; {told}")
+            hint = nearest(name, (STRATEGY, SEARCHED, *CRITERIA))
+            raise MmpError(f"allocation.name={name}: no such allocation; {hint}")
         if name == SEARCHED and config.reconstruct.name == "none":
             raise MmpError(
-                "allocation=searched tells models apart by what they reach re-solved and untrained; set "
+                "allocation=searched compares models by their accuracy after re-solving, without training; set "
                 "reconstruct=least_squares"
             )
         ranking = criterion(name) if name in CRITERIA else None
@@ -108,41 +108,46 @@ class Allocator:
         """The budget of the configuration."""
         return build_budget(self.config.budget)
 
-    def check(self, model: nn.Module) -> None:
-        """Raise before anything is trained if ranges, budget, pattern or the sweep to match cannot be had for a model.
+    def check_feasible(self, model: nn.Module) -> None:
+        """Check, before anything is trained, that the model can satisfy ranges, budget, pattern and matched sweep.
 
         Args:
             model: The network; its weights may be on the ``meta`` device.
 
         Raises:
-            MmpError: as `allocate` would.
+            MmpError: for every reason for which :meth:`allocate` would raise one.
         """
-        config = self.config
         layers = prunable_layers(model)
-        if not any(self.pattern.fits(layer.shape, layer.groups) for layer in layers):
+        fitting = [layer for layer in layers if self.pattern.fits(layer.shape, layer.groups)]
+        if not fitting:
             raise MmpError(f"pattern={self.pattern} fits the shape of no layer of this model; see docs/patterns.md")
-        pruned = self._pruned(Sizes.of(model, layers))
-        forced = sum(
-            self.pattern.forced(layer.shape) for layer in layers if self.pattern.fits(layer.shape, layer.groups)
-        )
-        if pruned is not None and pruned < forced:
-            share = forced / sum(layer.size for layer in layers)
-            raise MmpError(f"pattern={self.pattern} alone prunes {share:.4f} of the weights; raise the budget to that")
-        if pruned is None and config.ranges.source == "rules":
-            budget = Budget() if config.allocation.name == SEARCHED else self.budget
-            plan = plan_model(model, self.table, [self.strategy], budget, pattern=self.pattern)
-            if not any(plan.patterned(layer, self.strategy.name) for layer in layers):
-                least = 100 * (1 - self.pattern.kept / self.pattern.of)
+        pruned = self._pruned_by_criterion(Sizes.of(model, layers))
+        if pruned is not None:
+            forced = sum(self.pattern.forced(layer.shape) for layer in fitting)
+            if pruned < forced:
+                share = forced / sum(layer.size for layer in layers)
                 raise MmpError(
-                    f"pattern={self.pattern} needs layers that are {least:g} % sparse, but ranges={config.ranges.name} "
-                    "allows that in none that it fits; choose other ranges, or a budget"
+                    f"pattern={self.pattern} alone prunes {share:.4f} of the weights; raise the budget to that"
                 )
+        elif self.config.ranges.source == "rules":
+            self._check_plan(model)
 
-    def _pruned(self, sizes: Sizes) -> int | None:
-        """Return how many weights a criterion is told to prune; None where ranges and a strategy say that.
+    def _check_plan(self, model: nn.Module) -> None:
+        """Check that the rules apply to the model, the budget is in reach, and some layer can take the pattern."""
+        budget = Budget() if self.config.allocation.name == SEARCHED else self.budget
+        plan = plan_model(model, self.table, [self.strategy], budget, pattern=self.pattern)
+        if not any(plan.patterned(layer, self.strategy.name) for layer in plan.layers):
+            least = 100 * (1 - self.pattern.kept / self.pattern.of)
+            raise MmpError(
+                f"pattern={self.pattern} needs layers that are {least:g} % sparse, but ranges={self.config.ranges.name}"
+                " allows that in no layer that it fits; choose other ranges, or a budget"
+            )
+
+    def _pruned_by_criterion(self, sizes: Sizes) -> int | None:
+        """Return how many weights a criterion has to prune, None if ranges and a strategy decide that.
 
         Raises:
-            MmpError: if the sweep to match does not hold the strategy, or a budget in megabytes is out of reach.
+            MmpError: if the matched sweep does not contain the strategy, or a budget in megabytes is out of reach.
         """
         config = self.config
         if self.baseline is None and self.ranking is None:
@@ -164,34 +169,26 @@ class Allocator:
             )
         return pruned
 
-    def allocate(
-        self,
-        calibration: Calibration,
-        scores: Mapping[str, Tensor],
-        sizes: Sizes,
-        reach: Callable[[Mapping[str, float]], float],
-        dense: Callable[[], float],
-    ) -> Allocation:
+    def allocate(self, calibration: Calibration, scores: Mapping[str, Tensor], validation: Validation) -> Allocation:
         """Return every layer's sparsity.
 
         Args:
             calibration: The dense model with its calibration split.
             scores: The run's scores.
-            sizes: Bytes of the model's parts, for budgets in megabytes.
-            reach: From sparsities to the validation accuracy of the re-solved model, for a search.
-            dense: Returns the dense model's validation accuracy, for a search.
+            validation: Validation accuracies, for a search.
 
         Raises:
             MmpError: if the budget is out of reach.
         """
         config, layers = self.config, calibration.layers
-        decides, pruned = self.baseline or self.ranking, self._pruned(sizes)
+        sizes = Sizes.of(calibration.model, layers)
+        decides, pruned = self.baseline or self.ranking, self._pruned_by_criterion(sizes)
         if decides and pruned is not None:
             return self._ranked(decides, calibration, scores, pruned)
         observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
         ranges = layer_ranges(layers, self.table, observed, pattern=self.pattern)
         if config.allocation.name == SEARCHED:
-            return self._searched(calibration, ranges, sizes, reach, dense)
+            return AllocationSearch(self, calibration, ranges, sizes, validation).run()
         sparsities = choose_sparsities(self.strategy, layers, ranges, self.table, self.budget, sizes, self.pattern)
         if decides is None:
             return Allocation(ranges, sparsities)
@@ -201,60 +198,106 @@ class Allocator:
     def _ranked(
         self, decides: Criterion, calibration: Calibration, scores: Mapping[str, Tensor], pruned: int
     ) -> Allocation:
+        """Return the allocation of a criterion that ranks all weights and prunes the lowest."""
         if self.baseline is None:
             scores, _ = calibration.criterion_scores(decides, self.config.ranges.grasp_temperature)
         layers = calibration.layers
         sparsities = with_pattern(layers, decides.allocate(layers, scores, pruned), self.pattern)
-        return Allocation({layer.name: ANYTHING for layer in layers}, sparsities)
+        return Allocation({layer.name: UNLIMITED for layer in layers}, sparsities)
 
-    def _searched(
-        self,
-        calibration: Calibration,
-        ranges: Mapping[str, Range],
-        sizes: Sizes,
-        reach: Callable[[Mapping[str, float]], float],
-        dense: Callable[[], float],
-    ) -> Allocation:
-        config, layers = self.config, calibration.layers
-        groups = search_groups(layers)
-        target = budget_target(self.budget, SEARCHED, sizes)
 
-        def sparsities_at(positions: Mapping[str, float]) -> dict[str, float]:
-            inside = {n: ranges[n].at(positions[group]) for group, names in groups.items() for n in names}
-            inside = {layer.name: inside[layer.name] for layer in layers}
-            return to_budget("these positions", inside, target, layers, self.table, self.budget, sizes, self.pattern)
+class Validation(Protocol):
+    """Validation accuracies that a search compares, as fractions."""
 
-        def evaluate(positions: Mapping[str, float]) -> tuple[float, float]:
-            sparsities = sparsities_at(positions)
-            return reach(sparsities), global_sparsity(layers, sparsities)
+    def dense_accuracy(self) -> float:
+        """Return the accuracy of the dense model."""
 
-        def compute() -> dict[str, Tensor]:
-            trials = search([*groups], evaluate, config.allocation.trials, config.seed, sparsity_varies=target is None)
-            least = dense() - config.allocation.tolerance / 100 if target is None else None
-            best = best_of(trials, least)
-            numbers = {"accuracy": best.accuracy, "sparsity": best.sparsity, "trials": float(len(trials))}
-            numbers |= {"short": max(0.0, (least or 0.0) - best.accuracy)}
-            numbers |= {f"position/{name}": value for name, value in best.positions.items()}
-            return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    def accuracy_at(self, sparsities: Mapping[str, float]) -> float:
+        """Return the accuracy of the model pruned to these sparsities and re-solved, without training."""
 
+
+@dataclass(frozen=True)
+class AllocationSearch:
+    """A search for the position of each group of layers in its ranges (``allocation=searched``).
+
+    Attributes:
+        allocator: Configuration, range table, budget and pattern.
+        calibration: The dense model with its calibration split.
+        ranges: The range of every layer.
+        sizes: Bytes of the model's parts, for budgets in megabytes.
+        validation: Validation accuracies of the trials and of the dense model.
+    """
+
+    allocator: Allocator
+    calibration: Calibration
+    ranges: Mapping[str, Range]
+    sizes: Sizes
+    validation: Validation
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The names of the layers in each group."""
+        return search_groups(self.calibration.layers)
+
+    @cached_property
+    def target(self) -> float | None:
+        """The global sparsity that all trials have; None without a budget."""
+        return budget_target(self.allocator.budget, SEARCHED, self.sizes)
+
+    def run(self) -> Allocation:
+        """Return the allocation of the best trial; every run with the same search shares its result in the cache."""
+        best, cached = cached_tensors(self._cache_file(), self._best_trial)
+        config = self.allocator.config.allocation
+        if best["short"] > 0:
+            log.warning(
+                "allocation=searched: no trial is within allocation.tolerance=%g points of the dense model; using the "
+                "most accurate one, which is %.2f points below that (raise allocation.trials, or lower the ranges)",
+                config.tolerance,
+                100 * float(best["short"]),
+            )
+        positions = {name: float(best[f"position/{name}"]) for name in self.groups}
+        record = {
+            "trials": int(best["trials"]),
+            "cached": cached,
+            "validation": float(best["accuracy"]),
+            "positions": positions,
+        }
+        return Allocation(self.ranges, self._sparsities(positions), record)
+
+    def _sparsities(self, positions: Mapping[str, float]) -> dict[str, float]:
+        """Return every layer's sparsity at positions of the groups, shifted to the budget."""
+        allocator, layers = self.allocator, self.calibration.layers
+        position = {name: positions[group] for group, names in self.groups.items() for name in names}
+        inside = {layer.name: self.ranges[layer.name].at(position[layer.name]) for layer in layers}
+        return to_budget(
+            "these positions", inside, self.target, layers, allocator.table, allocator.budget, self.sizes,
+            allocator.pattern,
+        )  # fmt: skip
+
+    def _evaluate(self, positions: Mapping[str, float]) -> tuple[float, float]:
+        """Return the validation accuracy and the global sparsity at positions of the groups."""
+        sparsities = self._sparsities(positions)
+        return self.validation.accuracy_at(sparsities), global_sparsity(self.calibration.layers, sparsities)
+
+    def _best_trial(self) -> dict[str, Tensor]:
+        """Search, and return the numbers of the best trial as tensors for the cache."""
+        config, free = self.allocator.config, self.target is None
+        trials = search([*self.groups], self._evaluate, config.allocation.trials, config.seed, sparsity_varies=free)
+        least = self.validation.dense_accuracy() - config.allocation.tolerance / 100 if free else None
+        best = best_of(trials, least)
+        numbers = {"accuracy": best.accuracy, "sparsity": best.sparsity, "trials": float(len(trials))}
+        numbers |= {"short": max(0.0, (least or 0.0) - best.accuracy)}
+        numbers |= {f"position/{name}": value for name, value in best.positions.items()}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+
+    def _cache_file(self) -> Path:
+        """Return the file of the best trial; its name hashes all settings, data and code that decide the result."""
+        config = self.allocator.config
         settings = identity(config)
         decisive = [
             settings[key] for key in ("allocation", "signal", "ranges", "budget", "reconstruct", "data", "seed")
         ]
-        code = [
-            inspect.getsource(module)
-            for module in (mmp.pruning.search, mmp.pruning.reconstruction.reconstruct, sys.modules[__name__])
-        ]
-        key = digest([calibration.key, decisive, str(self.pattern), source_code(), code])
-        found, cached = cached_tensors(Path(config.paths.cache) / "search" / f"{key[:16]}.safetensors", compute)
-        if found["short"] > 0:
-            log.warning(
-                "allocation=searched: no trial is within allocation.tolerance=%g points of the dense model; the most "
-                "accurate, %.2f points short of that, is taken (raise allocation.trials, or lower the ranges)",
-                config.allocation.tolerance,
-                100 * float(found["short"]),
-            )
-        positions = {name: float(found[f"position/{name}"]) for name in groups}
-        reached = float(found["accuracy"])
-        told = {"trials": int(found["trials"]), "cached": cached, "validation": reached, "positions": positions}
-        return Allocation(ranges, sparsities_at(positions), told)
+        modules = (mmp.pruning.search, mmp.pruning.reconstruction.reconstruct, sys.modules[__name__])
+        code = [inspect.getsource(module) for module in modules]
+        key = digest([self.calibration.key, decisive, str(self.allocator.pattern), source_code(), code])
+        return Path(config.paths.cache) / "search" / f"{key[:16]}.safetensors"

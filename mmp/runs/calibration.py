@@ -1,4 +1,4 @@
-"""Calibration: scores and observed ranges of a dense model, computed once and shared by every job of a sweep."""
+"""Calibration: scores and observed ranges of a dense model, computed once and shared by all runs of a sweep."""
 
 from __future__ import annotations
 
@@ -21,27 +21,32 @@ import mmp.pruning.row_systems
 import mmp.pruning.signals
 from mmp.cache import cached_set, cached_tensors
 from mmp.config.identity import digest
-from mmp.config.schema import PruneConfig, RangesConfig, TrainConfig
+from mmp.config.schema import RangesConfig, ReconstructConfig, TrainConfig
 from mmp.data.module import ImageData
 from mmp.pruning.calibration_statistics import collect
-from mmp.pruning.criteria import Criterion, criterion
+from mmp.pruning.criteria import Criterion, criterion, observe
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import Masks
 from mmp.pruning.reconstruction.reconstruct import LayerReport, dense_targets, reconstruct
 from mmp.pruning.signals import PAPER_SIGNALS, Scorer, score
 from mmp.pruning.sizes import MEGABYTE
-from mmp.pruning.topk import pruned_count
 from mmp.tensors import tensors_digest
 
-_MOST_SHARED = 10**9  # bytes of covariances that are worth a file
+_MOST_SHARED = 10**9  # bytes; larger covariances are not cached
 
 
 @dataclass
 class Calibration:
-    """A dense model with the calibration split: what scores and observed ranges are computed from.
+    """A dense model with the calibration split, from which scores and observed ranges are computed.
 
-    ``key`` hashes everything that decides their values: weights, architecture, images in their batches, and loss.
+    Attributes:
+        model: The dense model.
+        layers: Its prunable layers.
+        batches: The calibration split, as (images, labels) on the model's device.
+        loss: The loss used in training.
+        cache: The folder of the cache.
+        key: A hash of everything that decides the results: weights, architecture, batches, loss and seed.
     """
 
     model: nn.Module
@@ -58,11 +63,11 @@ class Calibration:
         """Read the calibration split, and move it and the model to a device.
 
         Args:
-            config: Names the model, the loss and the cache.
+            config: Settings of the model, the loss and the cache.
             model: The trained dense model.
             layers: Its prunable layers.
             data: The data set.
-            device: Where scores are computed.
+            device: The device on which scores are computed.
         """
         model.to(device)
         batches = [(x.to(device), y.to(device)) for x, y in data.calibration_dataloader()]
@@ -75,7 +80,7 @@ class Calibration:
         return cls(model, layers, batches, loss, Path(config.paths.cache), key)
 
     def images(self, most: int) -> list[Tensor]:
-        """Return at most so many images without their labels, in batches (B, C, H, W)."""
+        """Return at most ``most`` images without their labels, in batches (B, C, H, W)."""
         kept: list[Tensor] = []
         for images, _ in self.batches:
             if not most:
@@ -85,9 +90,9 @@ class Calibration:
         return kept
 
     def scores(self, signal: Scorer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return one score tensor per layer, and where they came from.
+        """Return one score tensor per layer, and their source for ``result.json``.
 
-        One calibration pass serves the three signals of the paper and this one; a sweep shares their files.
+        One calibration pass computes the three signals of the paper and this one. All runs of a sweep share the files.
         """
         signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
         key = digest([self.key, {name: _source_of(type(known)) for name, known in signals.items()}, source_code()])
@@ -107,28 +112,28 @@ class Calibration:
         source = {"key": key[:16], "cached": cached, "file": files[signal.name]}
         return {layer.name: scores[layer.name] for layer in self.layers}, source
 
-    def criterion_scores(self, criterion: Criterion, temperature: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return a criterion's scores as they are, comparable between layers, and where they came from.
+    def criterion_scores(self, scorer: Criterion, temperature: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return a criterion's scores, not normalised, so that they compare between layers; and their source.
 
         Args:
-            criterion: The criterion.
-            temperature: Of GraSP's outputs (``mmp.pruning.calibration_statistics.collect``).
+            scorer: The criterion.
+            temperature: The temperature of GraSP's outputs (``mmp.pruning.calibration_statistics.collect``).
         """
-        settings = {key: value for key, value in vars(criterion).items() if key != "min_density"}
-        key = digest([self.key, criterion.name, settings, temperature, _source_of(type(criterion)), source_code()])
+        settings = {key: value for key, value in vars(scorer).items() if key != "min_density"}
+        key = digest([self.key, scorer.name, settings, temperature, _source_of(type(scorer)), source_code()])
         file = f"criteria/{key[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
             parameters = prunable_parameters(self.model, self.layers)
-            statistics = collect(self.model, parameters, self.batches, self.loss, criterion.needs, temperature)
-            return score(criterion, parameters, statistics)
+            statistics = collect(self.model, parameters, self.batches, self.loss, scorer.needs, temperature)
+            return score(scorer, parameters, statistics)
 
         scores, cached = cached_tensors(self.cache / file, compute)
         source = {"key": key[:16], "cached": cached, "file": file}
         return {layer.name: scores[layer.name] for layer in self.layers}, source
 
     def _covariances(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Return what `collect` does for ``input_covariance``; signals share a file of it unless it would be large."""
+        """Return the statistic ``input_covariance``; unless it is large, signals share it through the cache."""
 
         def compute() -> dict[str, Tensor]:
             return collect(self.model, parameters, self.batches, self.loss, ["input_covariance"])["input_covariance"]
@@ -140,11 +145,12 @@ class Calibration:
         return {name: covariances[name].to(p.device) for name, p in parameters.items()}
 
     def targets(self, images: list[Tensor], megabytes: float) -> dict[str, Tensor]:
-        """Return what every layer of the dense model makes of images, for reconstruction; a sweep shares its file.
+        """Return the outputs of every layer of the dense model, for reconstruction; all runs of a sweep share the file.
 
         Args:
-            images: What :meth:`images` returned.
-            megabytes: If they need more (10^6 bytes), nothing is returned, and reconstruction computes them itself.
+            images: Batches returned by :meth:`images`.
+            megabytes: The most that the outputs may need, in units of 10^6 bytes. If they need more, the result is
+                empty, and reconstruction computes them itself.
         """
         names, most = [layer.name for layer in self.layers], megabytes * MEGABYTE
         key = digest([self.key, sum(map(len, images)), most, source_code()])
@@ -152,40 +158,36 @@ class Calibration:
         return cached_tensors(path, lambda: dense_targets(self.model, names, images, most))[0]
 
     def observe(self, ranges: RangesConfig) -> list[dict[str, float]]:
-        """Return every layer's sparsity under each criterion at each global target (METHOD, phase 1)."""
+        """Return every layer's sparsity under each criterion at each global target.
+
+        This is phase 1 of the method (docs/method.md). Each entry of the result maps
+        layer names to sparsities, for one criterion at one target.
+        """
         criteria, targets, temperature = ranges.criteria, ranges.targets, ranges.grasp_temperature
         names = [layer.name for layer in self.layers]
-        total = sum(layer.size for layer in self.layers)
         decisive = [self.key, criteria, targets, temperature, _source_of(Criterion), source_code()]
         path = self.cache / "observed" / f"{digest(decisive)[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
             scorers = [criterion(name) for name in criteria]
-            parameters = prunable_parameters(self.model, self.layers)
-            needs = frozenset[str]().union(*(s.needs for s in scorers))
-            statistics = collect(self.model, parameters, self.batches, self.loss, needs, temperature)
-            observed = {}
-            for scorer in scorers:
-                scores = score(scorer, parameters, statistics)
-                for target in targets:
-                    by_layer = scorer.allocate(self.layers, scores, pruned_count(target, total))
-                    observed[f"{scorer.name}@{target}"] = torch.tensor(
-                        [by_layer[n] for n in names], dtype=torch.float64
-                    )
-            return observed
+            found = observe(self.model, self.layers, self.batches, self.loss, scorers, targets, temperature)
+            return {
+                key: torch.tensor([sparsities[name] for name in names], dtype=torch.float64)
+                for key, sparsities in found.items()
+            }
 
         observed, _ = cached_tensors(path, compute)
         return [dict(zip(names, values.tolist(), strict=True)) for values in observed.values()]
 
 
 def _source_of(kind: type) -> str:
-    """Return the code of a class with all of its file around it: when any of it changes, scores are computed anew."""
+    """Return the source of the module that defines a class; when it changes, scores are recomputed."""
     module = inspect.getmodule(kind)
     return inspect.getsource(kind if module is None else module)
 
 
 def source_code() -> str:
-    """Return the code that statistics, the scores made from them, and targets come from."""
+    """Return the source of the modules that compute statistics, scores and reconstruction targets."""
     modules = (
         mmp.pruning.calibration_statistics,
         mmp.pruning.signals,
@@ -198,10 +200,15 @@ def source_code() -> str:
 
 
 class Solver:
-    """Re-solves what masks leave of a dense model; the images and what its layers make of them are read once."""
+    """Re-solves the kept weights of a masked model. Images and dense layer outputs are loaded once and reused.
 
-    def __init__(self, config: PruneConfig, dense: nn.Module, calibration: Calibration) -> None:
-        self._config, self._dense, self._calibration = config.reconstruct, dense, calibration
+    Args:
+        config: Ridge, number of images and size of the cache.
+        calibration: The dense model with its calibration split.
+    """
+
+    def __init__(self, config: ReconstructConfig, calibration: Calibration) -> None:
+        self._config, self._calibration = config, calibration
 
     @cached_property
     def _data(self) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -209,7 +216,8 @@ class Solver:
         return images, self._calibration.targets(images, self._config.cache_megabytes)
 
     def solve(self, masks: Masks) -> tuple[nn.Module, list[LayerReport]]:
-        """Return a pruned and re-solved copy, and a report per layer."""
+        """Return a pruned and re-solved copy of the dense model, and a report per layer."""
         images, targets = self._data
-        model = copy.deepcopy(self._dense)
-        return model, reconstruct(model, masks, images, self._config.ridge, self._dense, targets)
+        dense = self._calibration.model
+        model = copy.deepcopy(dense)
+        return model, reconstruct(model, masks, images, self._config.ridge, dense, targets)

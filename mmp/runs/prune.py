@@ -1,18 +1,18 @@
-"""A pruned model, from its configuration to its folder: what ``prune.py`` runs, once or for every job of a sweep."""
+"""One pruning run, from its configuration to its folder. ``prune.py`` runs one; a sweep runs many."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from callbacks.averaging import AverageAtTarget
 from callbacks.progress import NoteProgress
@@ -31,35 +31,34 @@ from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.reconstruction.reconstruct import summary_of
 from mmp.pruning.schedules import Schedule
 from mmp.pruning.signals import Scorer
-from mmp.pruning.sizes import Sizes
 from mmp.pruning.topk import satisfies
-from mmp.runs.allocation import Allocator
+from mmp.runs.allocation import Allocation, Allocator
 from mmp.runs.calibration import Calibration, Solver
 from mmp.runs.lifecycle import introduce
-from mmp.runs.loggers import Artifact, opened_loggers
+from mmp.runs.loggers import Artifact, SafeLogger, opened_loggers
 from mmp.runs.measure import measure, save_model, validated
 from mmp.runs.memory import peak_memory, reset_peak_memory
-from mmp.runs.result import describe, head_of, summarise
+from mmp.runs.result import describe_sparsity, head_of, summarise
 from mmp.runs.slurm import restarts
 from mmp.runs.store import LOGGERS, MASKS, WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.training.checkpoints import open_checkpoints
 from mmp.training.dense import dense_file, dense_model
 from mmp.training.evaluation import device_of
-from mmp.training.finetune import finetune_best
-from mmp.training.trainer import check
+from mmp.training.finetune import Finetuning, finetune_best
+from mmp.training.trainer import check_config
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Job:
-    """What a configuration says before any data is read; building it finds every mistake in it.
+@dataclass(frozen=True)
+class PruneJob:
+    """The parts that a configuration names. Building them finds every mistake in it before any data is read.
 
     Attributes:
         config: The validated configuration.
-        signal: How weights are scored, unless the run is a baseline.
-        allocator: What decides each layer's sparsity.
-        schedule: When masks come.
+        signal: The signal that scores weights, unless the run is a baseline.
+        allocator: Decides each layer's sparsity.
+        schedule: The epochs in which masks are applied.
     """
 
     config: PruneConfig
@@ -68,7 +67,7 @@ class Job:
     schedule: Schedule
 
     @classmethod
-    def of(cls, config: PruneConfig, folder: Path) -> Job:
+    def of(cls, config: PruneConfig, folder: Path) -> PruneJob:
         """Build the parts of a configuration.
 
         Args:
@@ -78,28 +77,18 @@ class Job:
         Raises:
             MmpError: on the first part that is wrong.
         """
-        check(config, folder)
+        check_config(config, folder)
         signal = instantiate({"_target_": config.signal._target_}, "signal")
         schedule = instantiate(config.schedule, "schedule")
-        strategy = build_strategy(config.strategy)
-        allocator = Allocator.of(config, strategy)
-        allocator.check(build_skeleton(config.model))
+        allocator = Allocator.of(config, build_strategy(config.strategy))
+        allocator.check_feasible(build_skeleton(config.model))
         for name in config.ranges.criteria:
             criterion(name)
-        if config.reconstruct.name != "none" and schedule.last_epoch > 0:
-            raise MmpError(
-                f"reconstruct={config.reconstruct.name} needs all masks at once, but the schedule ends in epoch "
-                f"{schedule.last_epoch}; use schedule=one_shot"
-            )
-        if 0 < config.finetune.epochs <= schedule.last_epoch:
-            raise MmpError(
-                f"schedule reaches its final sparsity in epoch {schedule.last_epoch}, but finetune.epochs="
-                f"{config.finetune.epochs}; raise finetune.epochs or shorten the schedule"
-            )
+        _check_schedule(config, schedule)
         return cls(config, signal, allocator, schedule)
 
     def scores(self, calibration: Calibration) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the score tensor of every layer, and where it came from."""
+        """Return the score tensor of every layer, and their source for ``result.json``."""
         if self.allocator.baseline is None:
             return calibration.scores(self.signal)
         return calibration.criterion_scores(self.allocator.baseline, self.config.ranges.grasp_temperature)
@@ -107,113 +96,206 @@ class Job:
     def masking(
         self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], sparsities: Mapping[str, float]
     ) -> list[pl.Callback]:
-        """Return the callbacks that bring the masks and, where the recipe says so, average the weights under them."""
+        """Return the callbacks that apply the masks and, if the recipe says so, average the weights under them."""
         decay = self.config.finetune.averaging
         averaging = [AverageAtTarget(decay)] if decay else []
         return [MaskPruning(layers, scores, sparsities, self.schedule, self.allocator.pattern), *averaging]
 
 
-def prune(job: Job, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[str, Any]:
+def _check_schedule(config: PruneConfig, schedule: Schedule) -> None:
+    """Check that a schedule fits re-solving, and ends before the training does."""
+    if config.reconstruct.name != "none" and schedule.last_epoch > 0:
+        raise MmpError(
+            f"reconstruct={config.reconstruct.name} needs all masks at once, but the schedule ends in epoch "
+            f"{schedule.last_epoch}; use schedule=one_shot"
+        )
+    if 0 < config.finetune.epochs <= schedule.last_epoch:
+        raise MmpError(
+            f"schedule reaches its final sparsity in epoch {schedule.last_epoch}, but finetune.epochs="
+            f"{config.finetune.epochs}; raise finetune.epochs or shorten the schedule"
+        )
+
+
+def prune(job: PruneJob, data: ImageData, run: RunFolder, watch: Stopwatch) -> dict[str, Any]:
     """Prune, fine-tune and measure one configuration.
 
     Args:
-        job: What to do.
+        job: The parts of the configuration.
         data: The data set.
-        run: Where masks, weights and ``result.json`` go.
+        run: The folder for masks, weights and ``result.json``.
         watch: Counts the seconds of each phase.
 
     Returns:
-        What ``result.json`` holds besides its head.
+        The content of ``result.json``, without its head.
 
     Raises:
         MmpError: on bad data, weights, checkpoints or folders, or diverged training.
     """
-    config = job.config
     reset_peak_memory()
-    head = head_of(config)
-    tags = [
-        config.model.label or config.model.name,
-        config.data.name,
-        head["signal"] or head["criterion"],
-        head["strategy"],
-    ]
-    with opened_loggers(config, run, "prune", tags, watch) as loggers:
-        with watch("dense"):
-            dense, dense_cached = dense_model(config, data, watchers=[NoteProgress(run.notes), *saving_in_time(config)])
-        with watch("scores"):
-            layers = prunable_layers(dense)
-            calibration = Calibration.of(config, dense, layers, data, device_of(config))
-            scores, source = job.scores(calibration)
-        with watch(LOGGERS):
-            for logger in loggers:
-                logger.log_artifacts(made_from(job, data, calibration.cache, source))
-        with watch("ranges"):
-            sizes = Sizes.of(dense, layers)
-            solver, pattern = Solver(config, dense, calibration), job.allocator.pattern
-            groups = {layer.name: layer.groups for layer in layers}
-
-            def reach(sparsities: Mapping[str, float]) -> float:
-                masks = make_masks(scores, sparsities, pattern, groups=groups)
-                return validated(solver.solve(masks)[0], config, data)
-
-            allocation = job.allocator.allocate(
-                calibration, scores, sizes, reach, lambda: validated(dense, config, data)
-            )
-            ranges, sparsities = allocation.ranges, allocation.sparsities
-        with watch("masks"):
-            masks = make_masks(scores, sparsities, pattern, groups=groups)
-            pruned = copy.deepcopy(dense)
-            MaskEnforcer(prunable_parameters(pruned, layers)).set(masks)
-            tell_pattern(masks, pattern, groups)
-        models = {"dense": dense, "pruned": pruned}
-        masked, reconstruction = pruned, None
-        with watch("reconstruct"):
-            if config.reconstruct.name != "none":
-                masked, reports = solver.solve(masks)
-                models["reconstructed"] = masked
-                reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
-        with watch("finetune"):
-
-            def callbacks() -> list[pl.Callback]:
-                return [*job.masking(layers, scores, sparsities), NoteProgress(run.notes), *saving_in_time(config)]
-
-            start = dense if job.schedule.last_epoch > 0 else masked
-            finetuned, training = finetune_best(config, dense, start, masked, callbacks, data, loggers, run.path)
-        models["finetuned"] = finetuned
-        run.discard()
-        save_model(finetuned, masks, run.path)
-        with watch("evaluate"):
-            measured = measure(models, config, data)
-        result = {
-            **describe(dense, layers, ranges, sparsities, masks, sizes, pattern),
-            **measured,
-            **training,
-            "reconstruction": reconstruction,
-            "search": allocation.search,
-            "dense_cached": dense_cached,
-            "scores": source,
-            "seconds": watch.summary(),
-            "peak_memory_bytes": peak_memory(),
-            "versions": versions(),
-        }
-        run.complete([MASKS, WEIGHTS], **result)
-        for logger in loggers:
-            logger.log_summary(summarise({**run.head, **result}), result["layers"])
-            logger.log_artifacts(made(run))
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    with opened_loggers(job.config, run, "prune", _tags(job.config), watch) as loggers:
+        pruning = Pruning(job, data, run, watch, loggers)
+        pruning.dense()
+        pruning.score()
+        pruning.allocate()
+        pruning.mask()
+        pruning.resolve()
+        pruning.finetune()
+        pruning.save()
+        pruning.measure()
+        result = pruning.complete()
+    _remove_checkpoints(run)
     return result
 
 
-def tell_pattern(masks: Masks, pattern: Pattern, groups: Mapping[str, int]) -> None:
-    """Log where masks satisfy a pattern; layers whose shape or range it does not fit go without."""
+class Pruning:
+    """The stages of a pruning run, in the order of :func:`prune`. Each stage keeps its outcome for those after it.
+
+    Args:
+        job: The parts of the configuration.
+        data: The data set.
+        run: The run's folder.
+        watch: Counts the seconds of each phase.
+        loggers: Where the run is logged.
+
+    Attributes:
+        models: The models to measure: ``dense``, ``pruned``, with re-solving ``reconstructed``, and ``finetuned``.
+    """
+
+    dense_cached: bool
+    layers: tuple[Layer, ...]
+    calibration: Calibration
+    scores: dict[str, Tensor]
+    source: dict[str, Any]
+    solver: Solver
+    allocation: Allocation
+    masks: Masks
+    training: dict[str, Any]
+    measured: dict[str, Any]
+
+    def __init__(
+        self, job: PruneJob, data: ImageData, run: RunFolder, watch: Stopwatch, loggers: Sequence[SafeLogger]
+    ) -> None:
+        self.job, self.data, self.run, self.watch, self.loggers = job, data, run, watch, loggers
+        self.config, self.pattern = job.config, job.allocator.pattern
+        self.models: dict[str, nn.Module] = {}
+        self.reconstruction: dict[str, Any] | None = None
+
+    def dense(self) -> None:
+        """Load the dense model, or train it."""
+        with self.watch("dense"):
+            self.models["dense"], self.dense_cached = dense_model(self.config, self.data, watchers=self._observers())
+
+    def score(self) -> None:
+        """Score all prunable weights on the calibration split."""
+        with self.watch("scores"):
+            dense = self.models["dense"]
+            self.layers = prunable_layers(dense)
+            self.calibration = Calibration.of(self.config, dense, self.layers, self.data, device_of(self.config))
+            self.scores, self.source = self.job.scores(self.calibration)
+        with self.watch(LOGGERS):
+            for logger in self.loggers:
+                logger.log_artifacts(_inputs(self.job, self.data, self.calibration.cache, self.source))
+
+    def allocate(self) -> None:
+        """Decide the sparsity of every layer."""
+        with self.watch("ranges"):
+            self.solver = Solver(self.config.reconstruct, self.calibration)
+            self.allocation = self.job.allocator.allocate(self.calibration, self.scores, validation=self)
+
+    def mask(self) -> None:
+        """Make the masks, and a copy of the dense model pruned by them."""
+        with self.watch("masks"):
+            self.masks = self._masks_at(self.allocation.sparsities)
+            pruned = self.models["pruned"] = copy.deepcopy(self.models["dense"])
+            MaskEnforcer(prunable_parameters(pruned, self.layers)).set(self.masks)
+            _log_pattern(self.masks, self.pattern, self._groups())
+
+    def resolve(self) -> None:
+        """Re-solve the kept weights, if the configuration says so."""
+        with self.watch("reconstruct"):
+            if self.config.reconstruct.name == "none":
+                return
+            self.models["reconstructed"], reports = self.solver.solve(self.masks)
+            self.reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
+
+    def finetune(self) -> None:
+        """Fine-tune under the masks; a gradual schedule begins with the dense model."""
+        with self.watch("finetune"):
+            dense, masked = self.models["dense"], self.models.get("reconstructed", self.models["pruned"])
+            start = dense if self.job.schedule.last_epoch > 0 else masked
+            task = Finetuning(self.config, self.data, dense, self._callbacks, self.loggers, self.run.path)
+            self.models["finetuned"], self.training = finetune_best(task, start, masked)
+
+    def save(self) -> None:
+        """Save the fine-tuned model and the masks, in place of those of an earlier result."""
+        self.run.discard()
+        save_model(self.models["finetuned"], self.masks, self.run.path)
+
+    def measure(self) -> None:
+        """Measure all models; the test split is read here and nowhere else."""
+        with self.watch("evaluate"):
+            self.measured = measure(self.models, self.config, self.data)
+
+    def complete(self) -> dict[str, Any]:
+        """Write ``result.json``, log the summary, and return the result."""
+        result = {
+            **describe_sparsity(self.models["dense"], self.layers, self.allocation, self.masks, self.pattern),
+            **self.measured,
+            **self.training,
+            "reconstruction": self.reconstruction,
+            "search": self.allocation.search,
+            "dense_cached": self.dense_cached,
+            "scores": self.source,
+            "seconds": self.watch.summary(),
+            "peak_memory_bytes": peak_memory(),
+            "versions": versions(),
+        }
+        self.run.complete([MASKS, WEIGHTS], **result)
+        for logger in self.loggers:
+            logger.log_summary(summarise({**self.run.head, **result}), result["layers"])
+            logger.log_artifacts(_outputs(self.run))
+        return result
+
+    def dense_accuracy(self) -> float:
+        """Return the validation accuracy of the dense model."""
+        return validated(self.models["dense"], self.config, self.data)
+
+    def accuracy_at(self, sparsities: Mapping[str, float]) -> float:
+        """Return the validation accuracy of the model pruned to these sparsities and re-solved, without training."""
+        resolved, _ = self.solver.solve(self._masks_at(sparsities))
+        return validated(resolved, self.config, self.data)
+
+    def _masks_at(self, sparsities: Mapping[str, float]) -> Masks:
+        return make_masks(self.scores, sparsities, self.pattern, groups=self._groups())
+
+    def _groups(self) -> dict[str, int]:
+        return {layer.name: layer.groups for layer in self.layers}
+
+    def _callbacks(self) -> list[pl.Callback]:
+        return [*self.job.masking(self.layers, self.scores, self.allocation.sparsities), *self._observers()]
+
+    def _observers(self) -> list[pl.Callback]:
+        """Return the callbacks that do not change what a training computes."""
+        return [NoteProgress(self.run.notes), *saving_in_time(self.config)]
+
+
+def _tags(config: PruneConfig) -> list[str]:
+    """Return the tags of a run in W&B."""
+    head = head_of(config)
+    name = config.model.label or config.model.name
+    return [name, config.data.name, head["signal"] or head["criterion"], head["strategy"]]
+
+
+def _log_pattern(masks: Masks, pattern: Pattern, groups: Mapping[str, int]) -> None:
+    """Log how many masks satisfy a pattern; the others are unstructured, since their shape or range does not fit."""
     if pattern != UNSTRUCTURED:
         under = [mask.numel() for name, mask in masks.items() if satisfies(mask, pattern, groups[name])]
         share = 100 * sum(under) / masks.total
         log.info("pattern %s: in %d of %d layers, %.1f %% of weights", pattern, len(under), len(masks), share)
 
 
-def made_from(job: Job, data: ImageData, cache: Path, scores: Mapping[str, Any]) -> list[Artifact]:
-    """Return the files that a pruned model comes from: the dense one, and scores that this run may have computed."""
+def _inputs(job: PruneJob, data: ImageData, cache: Path, scores: Mapping[str, Any]) -> list[Artifact]:
+    """Return the files that a pruned model is made from: the dense model, and the scores, new or from the cache."""
     name, path = dense_file(job.config, data)
     _, *parts = Path(scores["file"]).with_suffix("").parts
     return [
@@ -222,7 +304,7 @@ def made_from(job: Job, data: ImageData, cache: Path, scores: Mapping[str, Any])
     ]
 
 
-def made(run: RunFolder) -> list[Artifact]:
+def _outputs(run: RunFolder) -> list[Artifact]:
     """Return the files of a pruned model."""
     name, head = run.head["run_name"], {key: run.head[key] for key in ("model", "data", "strategy", "seed")}
     return [
@@ -231,50 +313,58 @@ def made(run: RunFolder) -> list[Artifact]:
     ]
 
 
-def keep_metrics(folder: Path) -> None:
-    """Move the metrics of an interrupted attempt aside; the CSV logger begins with an empty file."""
+def _keep_metrics(folder: Path) -> None:
+    """Rename the metrics of an interrupted attempt, since the CSV logger begins with an empty file."""
     metrics = folder / "metrics.csv"
     if metrics.is_file():
         metrics.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv'))) + 1}.csv")
 
 
+def _remove_checkpoints(run: RunFolder) -> None:
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
 def run_job(run: RunFolder, config: PruneConfig, cfg: DictConfig) -> dict[str, Any]:
-    """Run one configuration, unless its result is there already.
+    """Run one configuration, unless its result exists already.
 
     Args:
-        run: The run.
-        config: Its configuration, validated.
-        cfg: The same, as Hydra composed it.
+        run: The run's folder.
+        config: The validated configuration.
+        cfg: The same configuration, as Hydra composed it.
 
     Returns:
-        Its status; a plain value that any launcher can send home.
+        The run's status: plain data, so that every launcher can return it from a worker process.
     """
     watch = Stopwatch()
     watch.begun = run.notes.begin
     fill_input(config)
     introduce(run, cfg, config, **head_of(config))
-    job = Job.of(config, run.path)
+    job = PruneJob.of(config, run.path)
+    name = run.head["run_name"]
     with watch("data"):
         data = ImageData(config.data, config.seed)
     run.head["data_fingerprint"] = data.fingerprint
     if not config.force and run.completed():
-        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        _remove_checkpoints(run)
         run.say("skipped")
-        log.info("%s: already completed, skipped (force=true runs it again)", run.head["run_name"])
-        return {"status": "skipped", "run": run.head["run_name"]}
+        log.info("%s: already completed, skipped (force=true runs it again)", name)
+        return {"status": "skipped", "run": name}
     if config.force and not restarts():
-        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        _remove_checkpoints(run)
     open_checkpoints(run.path / "checkpoints", run.origin)
-    keep_metrics(run.path / "csv")
-    result = prune(job, data, run, watch)
+    _keep_metrics(run.path / "csv")
+    _log_result(name, prune(job, data, run, watch))
+    return {"status": "completed", "run": name}
+
+
+def _log_result(name: str, result: Mapping[str, Any]) -> None:
     final, dense = result["accuracy"]["finetuned"]["test"], result["accuracy"]["dense"]["test"]
     log.info(
         "%s: sparsity %.1f %%, test accuracy %.2f %% (dense %.2f %%, drop %.2f points), %.1f s",
-        run.head["run_name"],
+        name,
         100 * result["sparsity"],
         100 * final,
         100 * dense,
         result["drop"],
         result["seconds"]["total"],
     )
-    return {"status": "completed", "run": run.head["run_name"]}

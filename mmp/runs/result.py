@@ -1,8 +1,7 @@
-"""What a result says of a pruned model: sparsity in all and per layer, bytes, and the memory that it took."""
+"""The content of ``result.json``: its head, sparsity in total and per layer, and a summary for dashboards."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,34 +12,32 @@ from mmp.config.schema import PruneConfig
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.masks import Masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
-from mmp.pruning.ranges import Range
 from mmp.pruning.sizes import MEGABYTE, Sizes
 from mmp.pruning.topk import satisfies
+from mmp.runs.allocation import Allocation
 
-log = logging.getLogger(__name__)
 
-
-def describe(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    ranges: Mapping[str, Range],
-    sparsities: Mapping[str, float],
-    masks: Masks,
-    sizes: Sizes,
-    pattern: Pattern = UNSTRUCTURED,
+def describe_sparsity(
+    model: nn.Module, layers: Sequence[Layer], allocation: Allocation, masks: Masks, pattern: Pattern
 ) -> dict[str, Any]:
-    """Return what ``result.json`` says of a model's sparsity: in all, over all parameters, and per layer.
+    """Return the entries of ``result.json`` about sparsity: of prunable weights, of all parameters, and per layer.
 
-    A layer's ``pattern`` is that which its mask satisfies, if there is one at all.
+    Args:
+        model: The dense model.
+        layers: Its prunable layers.
+        allocation: The range and the sparsity of every layer.
+        masks: The masks made from them.
+        pattern: The pattern of the run; a layer's entry names it only if the layer's mask satisfies it.
     """
     parameters = sum(p.numel() for p in model.parameters())
-    gone, patterned = masks.pruned, pattern != UNSTRUCTURED
+    pruned, patterned = masks.pruned, pattern != UNSTRUCTURED
+    sizes = Sizes.of(model, layers)
     return {
         "parameters": parameters,
         "prunable": masks.total,
         "sparsity": masks.sparsity,
-        "sparsity_all": sum(gone.values()) / parameters,
-        "bytes": {"dense": sizes.dense, "pruned": sizes.sparse(sum(gone.values()))},
+        "sparsity_all": sum(pruned.values()) / parameters,
+        "bytes": {"dense": sizes.dense, "pruned": sizes.sparse(sum(pruned.values()))},
         "masks_hash": masks.digest(),
         "layers": [
             {
@@ -48,10 +45,10 @@ def describe(
                 "role": layer.role,
                 "stage": layer.stage,
                 "depth": layer.depth,
-                "lo": ranges[layer.name].lo,
-                "hi": ranges[layer.name].hi,
-                "sparsity": sparsities[layer.name],
-                "pruned": gone[layer.name],
+                "lo": allocation.ranges[layer.name].lo,
+                "hi": allocation.ranges[layer.name].hi,
+                "sparsity": allocation.sparsities[layer.name],
+                "pruned": pruned[layer.name],
                 "total": layer.size,
                 "pattern": str(pattern) if patterned and satisfies(masks[layer.name], pattern, layer.groups) else None,
             }
@@ -61,10 +58,10 @@ def describe(
 
 
 def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the final numbers that a dashboard compares runs by, and the names that it groups them by.
+    """Return the final numbers by which a dashboard compares runs, and the names by which it groups them.
 
     Args:
-        result: What ``result.json`` holds, its head included.
+        result: The content of ``result.json``, its head included.
     """
     final = result["accuracy"]["finetuned"]
     per_layer = {f"sparsity/{layer['name']}": layer["pruned"] / layer["total"] for layer in result["layers"]}
@@ -84,9 +81,9 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_of(config: PruneConfig) -> dict[str, Any]:
-    """Return the names that open ``result.json``."""
+    """Return the settings at the head of ``result.json`` and ``status.json``."""
     baseline, settings = config.criterion["name"] != NO_CRITERION, identity(config)
-    asked = SEARCHED if config.allocation.name == SEARCHED else config.strategy.name
+    strategy = SEARCHED if config.allocation.name == SEARCHED else config.strategy.name
     return {
         "criterion": config.criterion["name"] if baseline else None,
         "signal": None if baseline else config.signal.name,
@@ -97,7 +94,7 @@ def head_of(config: PruneConfig) -> dict[str, Any]:
         "pattern": None if config.pattern == str(UNSTRUCTURED) else config.pattern,
         "reconstruct": config.reconstruct.name,
         "finetune": config.finetune.name,
-        "budget": None if config.match else config.budget.of(asked),
+        "budget": None if config.match else config.budget.of(strategy),
         "budget_megabytes": config.budget.megabytes,
         "protocol": protocol_of(settings),
         "configuration": configuration_of(settings),

@@ -18,7 +18,7 @@ from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.tensors import save_tensors
 from mmp.training.dense import dense_file, dense_model
 from mmp.training.evaluation import accuracy, device_of
-from mmp.training.trainer import build_callbacks, check
+from mmp.training.trainer import build_callbacks, check_config
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     """
     watch = Stopwatch()
     watch.begun = run.notes.begin
-    check(config, run.path)
+    check_config(config, run.path)
     data = ImageData(config.data, config.seed)
     tags = [run.head["model"], run.head["data"], "dense"]
     with opened_loggers(config, run, "dense", tags, watch) as loggers:

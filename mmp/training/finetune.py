@@ -1,11 +1,11 @@
-"""Fine-tuning under masks: one training, or the best of none, gentle and full by validation."""
+"""Fine-tuning under masks: one training, or the best of three by validation accuracy."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from mmp.config.schema import FinetuneConfig, PruneConfig
+from mmp.config.schema import PruneConfig
 from mmp.data.module import ImageData
 from mmp.training.checkpoints import epochs_of, last_checkpoint
 from mmp.training.classifier import Classifier
@@ -28,96 +28,96 @@ log = logging.getLogger(__name__)
 _UNTRAINED: dict[str, Any] = {"epochs": 0, "history": []}
 
 
-def finetune(
-    config: PruneConfig,
-    recipe: FinetuneConfig,
-    model: nn.Module,
-    teacher: nn.Module,
-    masking: Sequence[pl.Callback],
-    data: ImageData,
-    loggers: Sequence[Logger],
-    folder: Path,
-) -> dict[str, Any]:
-    """Train a model while its masks come and hold; leave it at the best validated epoch.
+@dataclass(frozen=True)
+class Finetuning:
+    """What a fine-tuning uses besides the model.
+
+    Attributes:
+        config: Trainer, callbacks and seed; ``config.finetune`` is the recipe.
+        data: Train, validation and calibration splits.
+        teacher: The dense model, which a recipe with distillation follows.
+        new_callbacks: Returns new callbacks for one training: they apply the masks and average the weights.
+        loggers: Where epochs are logged.
+        folder: The parent of ``checkpoints``; an interrupted training resumes from the last checkpoint there.
+    """
+
+    config: PruneConfig
+    data: ImageData
+    teacher: nn.Module
+    new_callbacks: Callable[[], Sequence[pl.Callback]]
+    loggers: Sequence[Logger]
+    folder: Path
+
+    def at_rate(self, name: str, share: float, loggers: Sequence[Logger]) -> Finetuning:
+        """Return a fine-tuning with a share of the learning rate, its own loggers and its own folder of checkpoints."""
+        recipe = replace(self.config.finetune, learning_rate=share * self.config.finetune.learning_rate)
+        config, folder = replace(self.config, finetune=recipe), self.folder / "checkpoints" / name
+        return replace(self, config=config, loggers=loggers, folder=folder)
+
+
+def finetune(task: Finetuning, model: nn.Module) -> dict[str, Any]:
+    """Train a model while its masks are applied, and leave it at the epoch with the best validation accuracy.
 
     Args:
-        config: Trainer and callbacks.
-        recipe: How to train.
-        model: The model to begin with, changed in place.
-        teacher: The dense model, which a recipe with distillation follows.
-        masking: The callbacks that bring the masks, average under them, and look on.
-        data: Train and validation splits.
-        loggers: Where epochs are logged.
-        folder: Where checkpoints go; the last one there is resumed from if a run of the same settings was interrupted.
+        task: The recipe, the data and everything else that the training uses.
+        model: The model to train, changed in place.
 
     Returns:
-        What ``result.json`` says of it: the number of epochs, and the metrics of each.
+        The entries of ``result.json`` about the training: the number of epochs, and the metrics of each epoch.
     """
+    config, recipe = task.config, task.config.finetune
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    configured = build_callbacks(config, folder)
-    module = Classifier(model, recipe, config.data.classes, teacher, config.seed)
-    checkpoints = folder / "checkpoints"
-    trainer = build_trainer(config, recipe.epochs, [*masking, *configured.values()], loggers, checkpoints)
+    configured = build_callbacks(config, task.folder)
+    module = Classifier(model, recipe, config.data.classes, task.teacher, config.seed)
+    checkpoints = task.folder / "checkpoints"
+    callbacks = [*task.new_callbacks(), *configured.values()]
+    trainer = build_trainer(config, recipe.epochs, callbacks, task.loggers, checkpoints)
     last = last_checkpoint(checkpoints)
     before = epochs_of(last) if last and trainer.world_size > 1 else trainer.current_epoch
-    fit(trainer, module, data, last)
+    fit(trainer, module, task.data, last)
     best = configured.get("best")
     if isinstance(best, ModelCheckpoint) and best.best_model_path:
         module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     if recipe.reestimate_norms:
-        reestimate_norms(model, data, device_of(config))
+        reestimate_norms(model, task.data, device_of(config))
     epochs = int(trainer.callback_metrics.get("epochs", max(before, trainer.current_epoch)))
     return {"epochs": epochs, "history": recorder_of(trainer).history()}
 
 
 def reestimate_norms(model: nn.Module, data: ImageData, device: torch.device) -> None:
-    """Take means and variances of all batch norms anew, from the calibration images."""
+    """Recompute the running means and variances of all batch norms on the calibration images."""
     update_bn((images.to(device) for images, _ in data.calibration_dataloader()), model.to(device))
 
 
-def finetune_best(
-    config: PruneConfig,
-    dense: nn.Module,
-    start: nn.Module,
-    masked: nn.Module,
-    masking: Callable[[], Sequence[pl.Callback]],
-    data: ImageData,
-    loggers: Sequence[Logger],
-    folder: Path,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Fine-tune as configured; with ``finetune.gentle`` set, choose none, gentle or full on validation.
+def finetune_best(task: Finetuning, start: nn.Module, masked: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """Fine-tune as configured.
+
+    With ``finetune.gentle`` set, the result is the best on validation of three models: not trained, trained at that
+    share of the learning rate, and trained at the full learning rate.
 
     Args:
-        config: Recipe, trainer and callbacks.
-        dense: The dense model.
-        start: The model that a training begins with, left as it is.
-        masked: The model under its final masks that no training leaves; a copy of it is returned then.
-        masking: Makes the callbacks that bring the masks, for each training anew.
-        data: Train and validation splits.
-        loggers: Where the epochs of the full recipe are logged.
-        folder: The run's folder.
+        task: The recipe, the data and everything else that the training uses.
+        start: The model that a training begins with; it is not changed.
+        masked: The model under its final masks, for a recipe without training; it is not changed.
 
     Returns:
-        The model, and what ``result.json`` says of its training, and of the choice if there was one.
+        The fine-tuned model, and the entries of ``result.json`` about its training and the choice.
     """
-    recipe = config.finetune
+    recipe = task.config.finetune
     if not recipe.epochs:
         model = copy.deepcopy(masked)
         if recipe.reestimate_norms:
-            reestimate_norms(model, data, device_of(config))
+            reestimate_norms(model, task.data, device_of(task.config))
         return model, _UNTRAINED
     if recipe.gentle is None:
         model = copy.deepcopy(start)
-        return model, finetune(config, recipe, model, dense, masking(), data, loggers, folder)
-    rates = {"gentle": recipe.gentle, "full": 1.0}
+        return model, finetune(task, model)
+    variants = {"gentle": task.at_rate("gentle", recipe.gentle, ()), "full": task.at_rate("full", 1.0, task.loggers)}
     models, trainings = {"none": copy.deepcopy(masked)}, {"none": _UNTRAINED}
-    for name, share in rates.items():
+    for name, variant in variants.items():
         models[name] = copy.deepcopy(start)
-        lower = replace(recipe, learning_rate=share * recipe.learning_rate)
-        heard = loggers if name == "full" else []
-        below = folder / "checkpoints" / name
-        trainings[name] = finetune(config, lower, models[name], dense, masking(), data, heard, below)
-    validation, _ = accuracy(models, data.val_dataloader(), config.data.classes, device_of(config))
+        trainings[name] = finetune(variant, models[name])
+    validation, _ = accuracy(models, task.data.val_dataloader(), task.config.data.classes, device_of(task.config))
     chosen = max(models, key=lambda name: validation[name])  # the first of equals: the least training
     log.info("fine-tuning %s is best on validation: %s", chosen, validation)
     return models[chosen], {**trainings[chosen], "finetune_choice": chosen, "finetune_validation": validation}

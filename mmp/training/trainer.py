@@ -40,8 +40,8 @@ def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]
     return built
 
 
-def check(config: TrainConfig, folder: Path) -> None:
-    """Build what a configuration names and throw it away, so that a mistake is told before anything is trained.
+def check_config(config: TrainConfig, folder: Path) -> None:
+    """Build every part that a configuration names and discard it, to find mistakes before anything is trained.
 
     Raises:
         MmpError: on the first part that cannot be built.

@@ -21,7 +21,7 @@ from mmp.config.schema import TrainConfig
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.timm_models import build_model
-from mmp.runs.prune import Job
+from mmp.runs.prune import PruneJob
 
 
 def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:
@@ -93,7 +93,7 @@ def test_tables_go_where_the_page_has_a_place_for_them() -> None:
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def prune(job: Job, *_: object) -> dict:
+    def prune(job: PruneJob, *_: object) -> dict:
         measured.append(job.config.criterion["name"])
         accuracy = {"dense": {}, "finetuned": {}}
         return {"sparsity": 0.0, "accuracy": accuracy, "masks_hash": "0" * 64, "epochs": 1, "seconds": {}}

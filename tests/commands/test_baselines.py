@@ -101,14 +101,14 @@ def test_sizes_out_of_reach_are_told_before_training(conf: Path, who: str, megab
     allocator = Allocator.of(config, build_strategy(config.strategy))
     told = rf"budget.megabytes={megabytes} is out of reach: .* sizes from 0\.\d+ to 2\.\d+ MB"
     with pytest.raises(MmpError, match=told):
-        allocator.check(build_skeleton(config.model))
+        allocator.check_feasible(build_skeleton(config.model))
 
 
 def test_a_table_of_another_architecture_is_told_before_training(conf: Path) -> None:
     config = validate(composed(conf, "criterion=mag", "ranges=vgg"))
     allocator = Allocator.of(config, build_strategy(config.strategy))
     with pytest.raises(MmpError, match="vgg"):
-        allocator.check(build_skeleton(config.model))
+        allocator.check_feasible(build_skeleton(config.model))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.runs import wandb_run as wandb_runs
-from mmp.training.trainer import check
+from mmp.training.trainer import check_config
 
 pytestmark = pytest.mark.slow
 
@@ -291,7 +291,7 @@ def test_a_missing_package_is_told_with_the_way_out(
         config = validate(compose("prune", ["logger=tensorboard", f"paths.results={tmp_path}"]))
     monkeypatch.setattr("mmp.training.trainer.find_spec", lambda _: None)
     with pytest.raises(MmpError, match=r"logger\.tensorboard needs .* pip install tensorboard, or .*logger=csv"):
-        check(config, tmp_path)
+        check_config(config, tmp_path)
 
 
 def test_the_saved_view_has_the_panels_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:

@@ -409,7 +409,7 @@ def composed(conf: Path, *overrides: str, name: str = "prune"):
 
 
 def checked(config: PruneConfig) -> None:
-    Allocator.of(config, build_strategy(config.strategy)).check(build_skeleton(config.model))
+    Allocator.of(config, build_strategy(config.strategy)).check_feasible(build_skeleton(config.model))
 
 
 @pytest.mark.parametrize("name", ["prune", "plan"])

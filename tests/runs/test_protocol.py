@@ -12,7 +12,7 @@ from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.models.timm_models import fill_input
-from mmp.runs.prune import Job, prune
+from mmp.runs.prune import PruneJob, prune
 from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch
 
 
@@ -54,7 +54,7 @@ def test_test_images_are_read_exactly_once_after_everything_is_chosen(
         run = RunFolder(tmp_path / attempt, {"run_name": "protocol"})
         data = ImageData(config.data, config.seed)
         recorded = data._sets["test"] = Recorded(data._sets["test"], run.path / WEIGHTS)
-        result = prune(Job.of(config, run.path), data, run, Stopwatch())
+        result = prune(PruneJob.of(config, run.path), data, run, Stopwatch())
         assert sorted(recorded.read) == list(range(360)), attempt
         assert not recorded.early, attempt
         assert result["samples"]["test"] == 360

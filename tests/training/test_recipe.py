@@ -23,7 +23,7 @@ from mmp.models.timm_models import build_model, fill_input
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.schedules import OneShot, Schedule, Stepwise
 from mmp.training.classifier import Classifier, distillation_loss
-from mmp.training.finetune import finetune_best
+from mmp.training.finetune import Finetuning, finetune_best
 
 EPOCHS, STEPS = 4, 5
 
@@ -77,7 +77,7 @@ def test_norms_are_estimated_anew_from_the_calibration_images(
     fill_input(config)
     monkeypatch.setattr("mmp.training.finetune.fit", lambda *_: None)  # what happens at the end is what counts
     data, model = ImageData(config.data, 0), build_model(config.model).eval()
-    tuned, _ = finetune_best(config, model, model, model, list, data, [], tmp_path)
+    tuned, _ = finetune_best(Finetuning(config, data, model, list, [], tmp_path), model, model)
     (images,) = [torch.cat([x for x, _ in data.calibration_dataloader()])]
     made = tuned.conv1(images)
     batches = [len(x) for x, _ in data.calibration_dataloader()]
