@@ -96,7 +96,7 @@ def measure(arguments: list[str]) -> None:
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         config = configured([*overrides, f"seed={seed}"])
-        model, data = config.model.label or config.model.name, config.data.name
+        model, data = config.model.title, config.data.name
         head = {"model": model, "data": data, "signal": config.signal.name, "seed": seed}
         done = {(r["budget"], r["strategy"]) for r in read_rows() if head.items() <= r.items()}
         if all((budget, strategy) in done for budget in budgets for strategy in choices_of("strategy")):

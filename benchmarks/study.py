@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from benchmarks import RESULTS
 from benchmarks.study_report import SOLVED, write_report
 from mmp.config.choices import FOLDER, choices_of
-from mmp.config.identity import OF_DENSE, digest, identity
+from mmp.config.identity import OF_DENSE, digest, identity, settings_of
 from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
@@ -214,9 +214,9 @@ def rows_of(name: str, seed: int, part: str, cache: str) -> Iterator[Row]:
         return
     common = (*subject.settings, f"seed={seed}", f"paths.cache={cache}")
     dense = configured(["data=fashion_mnist", *DENSE, *common])
-    key = digest([identity(dense)[part] for part in OF_DENSE])[:8]
+    key = digest([identity(settings_of(dense))[part] for part in OF_DENSE])[:8]
     shared = configured([*RUN, *common, f"budget={subject.sparsity}"])
-    protocol = digest([key, identity(shared)])[:8]
+    protocol = digest([key, identity(settings_of(shared))])[:8]
     known = {"subject": name, "seed": seed, "part": part, "protocol": protocol}
     done = {row["run"] for row in read_rows() if known.items() <= row.items()}
     missing = [run for run in runs if " ".join(run) not in done]

@@ -104,7 +104,7 @@ def plan_of(config: PlanConfig) -> Plan:
     configured = build_strategy(config.strategy)  # with what the command line says of it
     others = [load_strategy(name) for name in choices_of("strategy") if name != configured.name]
     strategies = [configured, *others]
-    name = config.model.label or config.model.name
+    name = config.model.title
     if config.ranges.source == "rules":
         model = build_skeleton(config.model)
         return make_plan(model, config.ranges, strategies, config.budget, name=name, pattern=config.pattern)

@@ -1,4 +1,8 @@
-"""What a run is: the settings that decide its numbers, their hash, and the name made from both."""
+"""Identity of a run: the settings that decide its numbers, their hash, and the name made of both.
+
+Two runs with the same identity compute the same model, so a run whose folder holds a result of the same identity is
+skipped. The functions here take plain data: :func:`settings_of` makes it from a configuration.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmp.config.matching import matched_weights
+from mmp.config.matching import StrategyRun, matched_weights
+from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, ModelConfig, TrainConfig
 from mmp.errors import MmpError
 from mmp.files import file_digest
 from mmp.pruning.patterns import UNSTRUCTURED
 
-NO_CRITERION = "none"
-OF_DENSE = ("model", "data", "dense", "trainer", "seed")  # the settings that decide a dense model
-STRATEGY, SEARCHED = "strategy", "searched"  # of allocation; anything else is the name of a criterion
+Settings = dict[str, Any]
 
-# What does not change a run's numbers, and so is no part of its identity.
+OF_DENSE = ("model", "data", "dense", "trainer", "seed")  # the settings that decide a dense model
+
+# Sections and keys that change no number.
 _INCIDENTAL = {"paths", "logger", "sweep", "force", "hydra"}
 _INCIDENTAL_IN = {
     "trainer": {"enable_progress_bar", "log_every_n_steps"},
@@ -30,43 +35,46 @@ _INCIDENTAL_IN = {
 }
 
 
-def identity(cfg: Any) -> dict[str, Any]:
-    """Return the settings that decide a run's numbers, as plain data."""
+def settings_of(cfg: DictConfig | TrainConfig) -> Settings:
+    """Return a configuration as plain data, without the sections that change no number.
+
+    Args:
+        cfg: A configuration that Hydra composed, or a validated one. Interpolations are resolved.
+
+    Raises:
+        MissingMandatoryValue: if a key has no value (OmegaConf's ``???``).
+    """
     if isinstance(cfg, DictConfig):
-        kept: dict[str, Any] = {str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL}
-    else:
-        kept = {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
-    kept = _with_class_names(kept)
+        return {str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL}
+    return {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+
+
+def identity(settings: Settings) -> Settings:
+    """Return the part of a configuration that decides a run's numbers.
+
+    Keys that have no effect are left out. So are keys that did not exist in earlier versions, as long as they have
+    their default value: hashes of older runs stay valid.
+
+    Args:
+        settings: The configuration, from :func:`settings_of`.
+    """
+    kept = _with_class_names(settings)
     for section, incidental in _INCIDENTAL_IN.items():
         if section in kept:
             kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
-    kept["data"] = _of_data(kept["data"])
-    for key in ("checkpoint", "pretrained_file"):  # what a file holds counts, not where it lies
-        if (path := kept["model"][key]) and Path(path).is_file():
-            kept["model"] = {**kept["model"], key: _file_digest(path, Path(path).stat().st_mtime_ns)}
-    if "strategy" not in kept:
-        return kept
-    if kept["pattern"] == str(UNSTRUCTURED):
-        kept.pop("pattern")  # runs without one are what they were before there were any
-    baseline = kept["criterion"]["name"] != NO_CRITERION
-    if baseline:
-        kept.pop("signal")  # the criterion scores
-        kept["match"] = _matched(kept)
-        if kept["match"]:
-            kept.pop("budget")
-    ranked = baseline or kept["allocation"]["name"] not in (STRATEGY, SEARCHED)
-    if ranked and common_budget(kept.get("budget")):
-        kept["ranges"] = {"grasp_temperature": kept["ranges"]["grasp_temperature"]}
-        kept.pop("strategy")
-    if kept["allocation"]["name"] == SEARCHED:
-        kept.pop("strategy")  # the search takes its place
-    return kept
+    kept["data"] = _data_identity(kept["data"])
+    kept["model"] = _model_identity(kept["model"])
+    return _pruning_identity(kept) if "strategy" in kept else kept
 
 
 def _with_class_names(settings: Any) -> Any:
-    """Return settings in which a ``_target_`` of this project is the class's name, wherever its module lies.
+    """Return settings in which a ``_target_`` of this project is only the name of the class.
 
-    A file that moves changes no hash. Classes of others, and of users, keep their whole address.
+    A class that moves to another module then changes no hash. Classes of other packages keep their full address.
     """
     if isinstance(settings, dict):
         return {
@@ -81,110 +89,166 @@ def _class_name(target: Any) -> Any:
     return str(target).rpartition(".")[2] if ours else target
 
 
-def common_budget(budget: Any) -> bool:
-    """Return whether a budget, in any of its forms, is the same for all strategies."""
-    if budget is None or isinstance(budget, int | float | str):
-        return budget is not None
-    asks = budget.get if hasattr(budget, "get") else lambda key: getattr(budget, key)
-    return not asks("strategies") and (asks("sparsity") is not None or asks("megabytes") is not None)
+def _data_identity(data: Settings) -> Settings:
+    """Return the data settings that are part of a run's identity.
 
-
-def label(cfg: Any) -> str:
-    """Return what decides each layer's sparsity, as names and reports show it: ``p70``, ``searched``, ``lamp at p70``.
-
-    Args:
-        cfg: A configuration of ``prune.py``, validated or not.
+    Keys added later are left out while they have no effect, so that older hashes stay valid.
     """
-    name = cfg.allocation.name
-    if name == STRATEGY:
-        return str(cfg.strategy.name)
-    return name if name == SEARCHED or common_budget(cfg.budget) else f"{name} at {cfg.strategy.name}"
+    in_batches = data.get("augment") is not None and data.get("augment_batches")
+    unused = {"augment_batches": not in_batches, "in_memory": not data.get("in_memory")}
+    return {key: value for key, value in data.items() if not unused.get(key)}
 
 
-def protocol_of(settings: dict[str, Any]) -> str:
-    """Return a hash of how a run was masked, trained and re-solved: only runs that have it in common are compared.
-
-    Args:
-        settings: What `identity` returned.
-    """
-    keys = ("dense", "schedule", "pattern", "reconstruct", "finetune", "trainer", "callbacks", "data")
-    return digest({key: settings[key] for key in keys if key in settings})[:16]
+def _model_identity(model: Settings) -> Settings:
+    """Return the model settings with the digests of its weight files in place of their paths."""
+    files = {key: model[key] for key in ("checkpoint", "pretrained_file") if model[key] and Path(model[key]).is_file()}
+    return model | {key: _file_digest(path, Path(path).stat().st_mtime_ns) for key, path in files.items()}
 
 
-def configuration_of(settings: dict[str, Any]) -> str:
-    """Return a hash of all settings but the seed and what depends on it: runs that share it are repetitions.
+def _pruning_identity(settings: Settings) -> Settings:
+    """Return the settings of ``prune.py`` without those that others override."""
+    kept = dict(settings)
+    if kept["pattern"] == str(UNSTRUCTURED):
+        del kept["pattern"]  # so that hashes from before patterns existed stay valid
+    baseline = _is_baseline(kept)
+    if baseline:
+        del kept["signal"]  # the criterion scores the weights
+        kept["match"] = _match_identity(kept)
+        if kept["match"]:
+            kept.pop("budget")
+    allocation = kept["allocation"]["name"]
+    ranked = baseline or allocation not in (STRATEGY, SEARCHED)
+    if ranked and common_budget(kept.get("budget")):  # the ranking alone decides every layer's sparsity
+        kept["ranges"] = {"grasp_temperature": kept["ranges"]["grasp_temperature"]}
+        del kept["strategy"]
+    if allocation == SEARCHED:
+        kept.pop("strategy", None)  # the search takes its place
+    return kept
 
-    Args:
-        settings: What `identity` returned.
-    """
-    model = {key: value for key, value in settings["model"].items() if key != "checkpoint"}
-    kept = {key: value for key, value in settings.items() if key not in ("seed", "match")}
-    return digest({**kept, "model": model})[:16]
+
+def _is_baseline(settings: Settings) -> bool:
+    return settings["criterion"]["name"] != NO_CRITERION
 
 
-def _of_data(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what counts of a data set: without batches or a copy in memory, runs are what they were before those."""
-    in_batches = settings.get("augment") is not None and settings.get("augment_batches")
-    absent = {"augment_batches": not in_batches, "in_memory": not settings.get("in_memory")}
-    return {key: value for key, value in settings.items() if not absent.get(key)}
-
-
-def _matched(settings: dict[str, Any]) -> Any:
-    """Return the number of weights that a matched sweep prescribes: it counts, not where the sweep lies."""
-    folder, model, data = settings["match"], settings["model"], settings["data"]
+def _match_identity(settings: Settings) -> Any:
+    """Return how many weights the matched sweep prunes: this number counts, not the path of the sweep."""
+    run = StrategyRun(
+        model=_title(settings),
+        data=settings["data"]["name"],
+        ranges=settings["ranges"]["name"],
+        strategy=settings["strategy"]["name"],
+        seed=settings["seed"],
+        pattern=settings.get("pattern"),
+    )
+    folder = settings["match"]
     try:
-        name = model["label"] or model["name"]
-        return folder and matched_weights(
-            Path(folder),
-            name,
-            data["name"],
-            settings["ranges"]["name"],
-            settings["strategy"]["name"],
-            settings["seed"],
-            settings.get("pattern"),
-        )
-    except MmpError:  # told where the run begins
+        return folder and matched_weights(Path(folder), run)
+    except MmpError:  # raised again, and reported, when the run starts
         return folder
 
 
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+def _title(settings: Settings) -> str:
+    return ModelConfig(**settings["model"]).title
 
 
 @lru_cache
-def _file_digest(path: str, _changed: int) -> str:
+def _file_digest(path: str, _modified: int) -> str:
     return file_digest(Path(path))
 
 
 def digest(content: Any) -> str:
-    """Return a SHA-256 of plain data, the same for the same content whatever the order of keys."""
+    """Return the SHA-256 of plain data. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def run_title(cfg: Any) -> str:
-    """Return how a dashboard shows a run: ``magnitude/p50/s0``; of a baseline ``lamp/p50/s0`` or ``lamp/0.9/s0``.
+def protocol_of(decisive: Settings) -> str:
+    """Return a hash of how a run was masked, re-solved and trained. Only runs with the same protocol are compared.
 
-    A pattern is named in it: ``magnitude/p50/2:4/s0``.
+    Args:
+        decisive: What :func:`identity` returned.
     """
-    if "strategy" not in cfg:
-        return f"dense/{cfg.model.label or cfg.model.name}/s{cfg.seed}"
-    end = "" if cfg.pattern == str(UNSTRUCTURED) else f"/{cfg.pattern}"
-    end += f"/s{cfg.seed}"
-    if cfg.criterion.name == NO_CRITERION:
-        return f"{cfg.signal.name}/{label(cfg)}{end}"
-    budget = cfg.budget
-    if OmegaConf.is_dict(budget):
-        budget = budget.get("sparsity") if budget.get("megabytes") is None else f"{budget.megabytes:g}MB"
-    at = budget if common_budget(cfg.budget) else label(cfg)
-    return f"{cfg.criterion.name}/{at}{end}"
+    keys = ("dense", "schedule", "pattern", "reconstruct", "finetune", "trainer", "callbacks", "data")
+    return digest({key: decisive[key] for key in keys if key in decisive})[:16]
 
 
-def run_name(cfg: Any) -> str:
-    """Return the folder name of a run: readable parts, then eight digits of the hash of its settings."""
-    parts = [cfg.model.label or cfg.model.name, cfg.data.name]
-    if "strategy" in cfg:
-        baseline = cfg.criterion.name != NO_CRITERION
-        parts += [cfg.criterion.name] if baseline else [cfg.signal.name]
-        parts += [] if baseline and common_budget(cfg.budget) else [label(cfg).replace(" ", "-")]
-        parts += [] if cfg.pattern == str(UNSTRUCTURED) else [cfg.pattern.replace(":", "of")]  # a colon is no file name
-    return "-".join([*parts, f"s{cfg.seed}", digest(identity(cfg))[:8]])
+def configuration_of(decisive: Settings) -> str:
+    """Return a hash of everything but the seed and its consequences. Runs with the same hash are repetitions.
+
+    Args:
+        decisive: What :func:`identity` returned.
+    """
+    model = {key: value for key, value in decisive["model"].items() if key != "checkpoint"}
+    kept = {key: value for key, value in decisive.items() if key not in ("seed", "match")}
+    return digest({**kept, "model": model})[:16]
+
+
+def common_budget(budget: Any) -> bool:
+    """Return whether a budget is the same for all strategies.
+
+    Args:
+        budget: None, a global sparsity, or the keys of :class:`mmp.config.schema.BudgetConfig`.
+    """
+    if not isinstance(budget, dict):
+        return budget is not None
+    return not budget.get("strategies") and (budget.get("sparsity") is not None or budget.get("megabytes") is not None)
+
+
+def label(settings: Settings) -> str:
+    """Return the name of whatever decides each layer's sparsity: ``p70``, ``searched`` or ``lamp at p70``.
+
+    Args:
+        settings: A configuration of ``prune.py``, from :func:`settings_of`.
+    """
+    allocation, strategy = settings["allocation"]["name"], settings["strategy"]["name"]
+    if allocation == STRATEGY:
+        return str(strategy)
+    if allocation == SEARCHED or common_budget(settings["budget"]):
+        return str(allocation)
+    return f"{allocation} at {strategy}"
+
+
+def run_title(cfg: DictConfig) -> str:
+    """Return the name of a run in a dashboard.
+
+    Examples: ``magnitude/p50/s0``, ``magnitude/p50/2:4/s0`` with a pattern, ``dense/cnn/s0`` of a dense model; of a
+    baseline ``lamp/p50/s0``, or ``lamp/0.9/s0`` with a budget.
+
+    Args:
+        cfg: A configuration that Hydra composed.
+    """
+    settings = settings_of(cfg)
+    if "strategy" not in settings:
+        return f"dense/{_title(settings)}/s{settings['seed']}"
+    budget = settings["budget"]
+    if not _is_baseline(settings):
+        parts = [settings["signal"]["name"], label(settings)]
+    elif not common_budget(budget):
+        parts = [settings["criterion"]["name"], label(settings)]
+    else:
+        parts = [settings["criterion"]["name"], _budget_title(budget)]
+    parts += [] if settings["pattern"] == str(UNSTRUCTURED) else [settings["pattern"]]
+    return "/".join([*parts, f"s{settings['seed']}"])
+
+
+def _budget_title(budget: Any) -> str:
+    if not isinstance(budget, dict):
+        return str(budget)
+    return str(budget["sparsity"]) if budget.get("megabytes") is None else f"{budget['megabytes']:g}MB"
+
+
+def run_name(cfg: DictConfig) -> str:
+    """Return the name of a run's folder: readable parts, then the first eight digits of the hash of its identity.
+
+    Args:
+        cfg: A configuration that Hydra composed.
+    """
+    settings = settings_of(cfg)
+    parts = [_title(settings), settings["data"]["name"]]
+    if "strategy" in settings:
+        baseline = _is_baseline(settings)
+        parts.append(settings["criterion" if baseline else "signal"]["name"])
+        if not (baseline and common_budget(settings["budget"])):
+            parts.append(label(settings).replace(" ", "-"))
+        if settings["pattern"] != str(UNSTRUCTURED):
+            parts.append(settings["pattern"].replace(":", "of"))  # some file systems allow no colon in a name
+    return "-".join([*parts, f"s{settings['seed']}", digest(identity(settings))[:8]])

@@ -1,7 +1,8 @@
 """The schema behind ``conf/``: every key a user can set, and its type.
 
-Hydra composes YAML files into these dataclasses, so an unknown key or a wrong type is caught while composing;
-``mmp.config.validate`` then checks values. Imports neither torch nor Lightning, so mistakes are told in a second.
+Hydra composes YAML files into these dataclasses, so composing catches an unknown key or a wrong type;
+:mod:`mmp.config.validate` then checks the values. This module imports neither torch nor Lightning, so a mistake on the
+command line is reported within a second.
 """
 
 from __future__ import annotations
@@ -12,19 +13,28 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
-from mmp.config.identity import NO_CRITERION
-
-# OmegaConf reads these annotations at run time and knows typing's spelling best.
+# OmegaConf evaluates these annotations and supports Optional[X] better than X | None.
 # ruff: noqa: UP045
+
+NO_CRITERION = "none"  # the value of criterion.name where the run is no baseline
+STRATEGY, SEARCHED = "strategy", "searched"  # values of allocation.name; any other is the name of a criterion
 
 
 @dataclass
 class ModelConfig:
     """A timm model.
 
-    ``pretrained`` starts the dense training from timm's weights, or from those in ``pretrained_file``;
-    ``checkpoint`` is a dense model already trained for this very data. ``image_size`` is what data sets without a
-    size of their own bring images to; null is the size that timm states for the model.
+    Attributes:
+        name: timm's name of the architecture.
+        label: A shorter name for folders and reports; null uses ``name``.
+        num_classes: Number of classes; null takes it from the data.
+        in_chans: Number of input channels.
+        image_size: Size to which images are resized if the data set sets none; null is the size that timm states for
+            the model.
+        pretrained: Whether the dense training starts from timm's pretrained weights.
+        pretrained_file: A file to read these weights from.
+        checkpoint: A file with a dense model that is already trained on these data; the dense training is skipped.
+        kwargs: Further arguments of ``timm.create_model``.
     """
 
     name: str = MISSING
@@ -37,16 +47,44 @@ class ModelConfig:
     checkpoint: Optional[str] = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The model's name in folders, logs and reports: its label if it has one, else timm's name."""
+        return self.label or self.name
+
 
 @dataclass
 class DataConfig:
-    """A data set, its preprocessing and its four disjoint splits (fractions of the training images).
+    """A data set, its preprocessing and its four disjoint splits.
 
-    Null in ``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` or ``crop_mode`` is what timm states for
-    the model.
-    ``augment`` holds arguments of timm's ``create_transform`` for training images; null is no augmentation.
-    ``augment_batches`` augments images in memory a batch at a time where all of ``augment`` can be; else one by one.
-    ``in_memory`` reads image files once, as they are evaluated, and crops and augments what that makes of them.
+    If ``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` or ``crop_mode`` is null, the value that timm
+    states for the model is used.
+
+    Attributes:
+        name: Name of the data set.
+        reader: A key of ``mmp.data.readers.READERS``.
+        root: Folder of the files.
+        download: Whether to download files that are missing.
+        classes: Number of classes.
+        channels: Number of channels.
+        image_size: Height and width of the model's input, in pixels.
+        patch_size: Patch size of a vision transformer on these images; read only by interpolations in ``conf/model``.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        interpolation: Interpolation of the resizing, by timm's name.
+        crop_pct: Fraction of the resized image that the centre crop keeps.
+        crop_mode: How images that are not square are cropped, by timm's name.
+        augment: Arguments of ``timm.data.create_transform`` for training images; null switches augmentation off.
+        augment_batches: Whether images in memory are augmented a batch at a time, if all of ``augment`` can be.
+        in_memory: Whether image files are read once, resized to the model's input, and augmented from there.
+        validation: Fraction of the training images that form the validation split.
+        calibration: Fraction of the training images that form the calibration split.
+        test: Fraction of all images that form the test split, if the data set has no official test set.
+        batch_size: Images in a training batch.
+        eval_batch_size: Images in an evaluation batch.
+        workers: Processes that load images; 0 loads them in the main process.
+        dense_epochs: Epochs of the dense training; read only by an interpolation in ``conf/dense``.
+        finetune_epochs: Epochs of fine-tuning; read only by interpolations in ``conf/finetune``.
     """
 
     name: str = MISSING
@@ -77,10 +115,20 @@ class DataConfig:
 
 @dataclass
 class RecipeConfig:
-    """How to train: optimizer and schedule by timm's names. A short training shortens its warm-up, too.
+    """How to train.
 
-    The rate changes once an epoch, or with ``by_step`` at every step, which a training of few epochs needs.
-    ``layer_decay`` multiplies it once more for every layer that is farther from the output.
+    Attributes:
+        name: Name of the recipe.
+        epochs: Number of epochs. If there are fewer than the warm-up takes, the warm-up is shortened.
+        optimizer: Optimizer, by timm's name.
+        learning_rate: Peak learning rate.
+        weight_decay: Weight decay.
+        scheduler: Schedule of the learning rate, by timm's name; ``none`` keeps the rate constant.
+        by_step: Whether the rate changes at every step instead of once an epoch, which short trainings need.
+        layer_decay: Factor on the learning rate for every layer that is farther from the output; null for none.
+        warmup_epochs: Length of the warm-up; a fraction needs ``by_step``.
+        min_learning_rate: Final learning rate.
+        label_smoothing: Label smoothing of the loss, in [0, 1).
     """
 
     name: str = MISSING
@@ -98,14 +146,15 @@ class RecipeConfig:
 
 @dataclass
 class FinetuneConfig(RecipeConfig):
-    """How to train what is left after pruning.
+    """How to train a pruned model.
 
     Attributes:
-        gentle: If set, none, this share of the rate, or all of it, is chosen on validation.
-        distillation: Share of the loss that is the divergence from the dense model's logits.
-        temperature: Divides the logits of both for it.
-        averaging: Decay of a moving average of the weights, which then is the model; 0 is none.
-        reestimate_norms: Whether batch norms take their means and variances anew from the calibration images, at the
+        gentle: If set, the best of three is chosen on validation: no fine-tuning, this fraction of the learning rate,
+            and the full learning rate.
+        distillation: Share of the loss that is the divergence from the dense model's logits, in [0, 1].
+        temperature: Temperature that divides the logits of both models in this divergence.
+        averaging: Decay of a moving average of the weights, which becomes the final model; 0 switches it off.
+        reestimate_norms: Whether batch norms re-estimate their means and variances on the calibration images at the
             end.
     """
 
@@ -126,7 +175,7 @@ class SignalConfig:
 
 @dataclass
 class StrategyConfig:
-    """Where each layer goes inside its range; the fields of ``mmp.pruning.strategies.Strategy``."""
+    """The position of each layer in its range; the fields of ``mmp.pruning.strategies.Strategy``."""
 
     name: str = MISSING
     position: float = 0.0
@@ -137,7 +186,7 @@ class StrategyConfig:
 
 @dataclass
 class SelectorConfig:
-    """Which layers; the fields of ``mmp.pruning.ranges.Selector``."""
+    """A choice of layers; the fields of ``mmp.pruning.ranges.Selector``."""
 
     role: list[str] = field(default_factory=list)
     stage: list[int] = field(default_factory=list)
@@ -157,7 +206,7 @@ class RuleConfig(SelectorConfig):
 
 @dataclass
 class ConstraintsConfig:
-    """What holds on top of any source of ranges; the fields of ``mmp.pruning.ranges.Constraints``."""
+    """Limits on ranges of any source; the fields of ``mmp.pruning.ranges.Constraints``."""
 
     small_below: int = 10_000
     small: list[float] = field(default_factory=lambda: [0.0, 0.10])
@@ -167,7 +216,20 @@ class ConstraintsConfig:
 
 @dataclass
 class RangesConfig:
-    """Where ranges come from: a rule table, or criteria observed at global targets."""
+    """The source of every layer's range: a rule table, or the sparsities observed under criteria at global targets.
+
+    Attributes:
+        name: Name of the range table.
+        source: ``rules`` or ``observed``.
+        strict: Whether a rule that selects no layer is an error.
+        rules: The rules. At most one of them may select a layer.
+        default: Range of the layers that no rule selects.
+        groups: Selectors of the groups of layers that strategies name.
+        constraints: Limits on all ranges.
+        criteria: Criteria to observe.
+        targets: Global sparsities at which they are observed.
+        grasp_temperature: Temperature that divides the logits in GraSP's loss.
+    """
 
     name: str = MISSING
     source: str = "rules"
@@ -183,9 +245,12 @@ class RangesConfig:
 
 @dataclass
 class BudgetConfig:
-    """What a strategy is shifted to meet: a global sparsity, or a size on disk in megabytes (10^6 bytes).
+    """The target that every strategy is shifted to meet: a global sparsity, or a size on disk.
 
-    ``strategies`` holds sparsities of single strategies, which win over the common one.
+    Attributes:
+        sparsity: Global sparsity in [0, 1).
+        megabytes: Size on disk, in units of 10^6 bytes.
+        strategies: Global sparsities of single strategies; they take precedence over ``sparsity``.
     """
 
     sparsity: Optional[float] = None
@@ -193,21 +258,21 @@ class BudgetConfig:
     strategies: dict[str, float] = field(default_factory=dict)
 
     def of(self, strategy: str) -> Optional[float]:
-        """Return the global sparsity that a strategy has to meet; None where there is none."""
+        """Return the global sparsity that a strategy must meet; None if the budget sets none for it."""
         return self.strategies.get(strategy, self.sparsity)
 
 
 @dataclass
 class AllocationConfig:
-    """What decides each layer's sparsity: ``strategy``, ``searched``, or the name of a criterion.
+    """The method that decides each layer's sparsity.
 
     Attributes:
-        name: Which of them.
-        trials: Of a search.
-        tolerance: Points of validation accuracy that a search without a budget may lose.
+        name: ``strategy``, ``searched``, or the name of a criterion.
+        trials: Number of models that a search tries.
+        tolerance: Percentage points of validation accuracy that a search without a budget may lose.
     """
 
-    name: str = "strategy"
+    name: str = STRATEGY
     trials: int = 32
     tolerance: float = 1.0
 
@@ -216,8 +281,12 @@ class AllocationConfig:
 class ReconstructConfig:
     """Whether and how kept weights are re-solved after masking (``mmp.pruning.reconstruction.reconstruct``).
 
-    What the dense layers make of the images is kept in the cache for the other jobs of a sweep, up to
-    ``cache_megabytes`` (10^6 bytes); 0 switches that off.
+    Attributes:
+        name: ``none`` or ``least_squares``.
+        ridge: Strength of the pull towards the dense weights, as a share of a layer's mean squared input.
+        images: Number of calibration images, at most.
+        cache_megabytes: Dense layer outputs up to this size (in units of 10^6 bytes) are stored in the cache and shared
+            by the jobs of a sweep; 0 switches that off.
     """
 
     name: str = "none"
@@ -236,15 +305,15 @@ class TrainerConfig:
     accumulate_grad_batches: int = 1
     gradient_clip_val: Optional[float] = None
     deterministic: bool = True
-    limit_train_batches: Any = None  # a number of batches, or a fraction in (0, 1) of them
+    limit_train_batches: Any = None  # an int is a number of batches, a float in (0, 1] a fraction of them
     limit_val_batches: Any = None
-    enable_progress_bar: Optional[bool] = None  # None: where a terminal is attached
+    enable_progress_bar: Optional[bool] = None  # null shows it if a terminal is attached
     log_every_n_steps: int = 10
 
 
 @dataclass
 class PathsConfig:
-    """Folders: ``results`` holds runs and sweeps, ``cache`` dense models and scores that runs share."""
+    """Folders: ``results`` for runs and sweeps, ``cache`` for dense models and scores that runs share."""
 
     results: str = MISSING
     cache: str = MISSING
@@ -270,9 +339,9 @@ class TrainConfig:
 class PruneConfig(TrainConfig):
     """Everything that ``prune.py`` reads.
 
-    With a ``criterion`` a run is a baseline: neither ``signal`` nor the ranges decide its masks, and ``strategy`` says
-    only whose global sparsity it is pruned to, unless there is a budget. ``match`` takes that sparsity from the folder
-    of a sweep.
+    With a ``criterion`` the run is a baseline. Its masks depend neither on ``signal`` nor on the ranges. Its global
+    sparsity is set by ``budget``; without one, it is the sparsity of ``strategy``; with ``match``, it is the sparsity
+    that this strategy has in the folder of a sweep.
     """
 
     criterion: dict[str, Any] = field(default_factory=lambda: {"name": NO_CRITERION})  # a class and its arguments
@@ -290,7 +359,7 @@ class PruneConfig(TrainConfig):
 
 @dataclass
 class PlanConfig(PruneConfig):
-    """Everything that ``python -m mmp.plan`` reads: what ``prune.py`` reads, but only observed ranges need data."""
+    """Everything that ``python -m mmp.plan`` reads: the keys of ``prune.py``, but only observed ranges need data."""
 
     data: Optional[DataConfig] = None  # type: ignore[assignment]
     format: str = "table"

@@ -6,8 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmp.config.identity import NO_CRITERION, STRATEGY
 from mmp.config.schema import (
+    NO_CRITERION,
+    STRATEGY,
     BudgetConfig,
     DataConfig,
     FinetuneConfig,

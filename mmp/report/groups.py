@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from mmp.config.matching import key_of
 from mmp.report.results import SETTINGS, Run
 
 # Overrides that say nothing about a configuration's settings, or are in its name anyway.
@@ -178,7 +179,7 @@ def _told_apart(namesakes: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _counts(override: str) -> bool:
-    key = override.partition("=")[0].lstrip("+~")
+    key = key_of(override)
     return key not in _NAMED and key.partition(".")[0] not in _INCIDENTAL
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import mmp.pruning.reconstruction.reconstruct
 import mmp.pruning.search
 from mmp.cache import cached_tensors
-from mmp.config.identity import NO_CRITERION, SEARCHED, STRATEGY, digest, identity
-from mmp.config.matching import matched_weights
+from mmp.config.identity import digest, identity, settings_of
+from mmp.config.matching import StrategyRun, matched_weights
 from mmp.config.objects import build_budget, build_range_table, instantiate
-from mmp.config.schema import PruneConfig
+from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, PruneConfig
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import Budget, budget_target, global_sparsity, inwards, to_budget, with_pattern
 from mmp.pruning.criteria import CRITERIA, Criterion, criterion
@@ -153,10 +153,15 @@ class Allocator:
         if self.baseline is None and self.ranking is None:
             return None
         if config.match:
-            name = config.model.label or config.model.name
-            named = (name, config.data.name, config.ranges.name, self.strategy.name)
-            pattern = None if self.pattern == UNSTRUCTURED else str(self.pattern)
-            return matched_weights(Path(config.match), *named, config.seed, pattern)
+            run = StrategyRun(
+                model=config.model.title,
+                data=config.data.name,
+                ranges=config.ranges.name,
+                strategy=self.strategy.name,
+                seed=config.seed,
+                pattern=None if self.pattern == UNSTRUCTURED else str(self.pattern),
+            )
+            return matched_weights(Path(config.match), run)
         target = budget_target(self.budget, self.strategy.name, sizes)
         if target is None:
             return None
@@ -293,7 +298,7 @@ class AllocationSearch:
     def _cache_file(self) -> Path:
         """Return the file of the best trial; its name hashes all settings, data and code that decide the result."""
         config = self.allocator.config
-        settings = identity(config)
+        settings = identity(settings_of(config))
         decisive = [
             settings[key] for key in ("allocation", "signal", "ranges", "budget", "reconstruct", "data", "seed")
         ]

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mmp.config.command import explain, quiet
-from mmp.config.identity import digest, identity, run_name
+from mmp.config.identity import digest, identity, run_name, settings_of
 from mmp.config.schema import TrainConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
@@ -74,8 +74,8 @@ def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any)
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     run.head |= {
         "run_name": run_name(cfg),
-        "identity": digest(identity(cfg)),
-        "model": config.model.label or config.model.name,
+        "identity": digest(identity(settings_of(cfg))),
+        "model": config.model.title,
         "data": config.data.name,
         "seed": config.seed,
         "overrides": OmegaConf.to_container(HydraConfig.get().overrides.task),

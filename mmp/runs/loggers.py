@@ -13,7 +13,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
-from mmp.config.identity import identity
+from mmp.config.identity import identity, settings_of
 from mmp.config.objects import instantiate
 from mmp.config.schema import TrainConfig, is_wandb
 from mmp.runs.store import LOGGERS, RunFolder, Stopwatch
@@ -60,7 +60,7 @@ def opened_loggers(
     with finishing(loggers):
         with watch(LOGGERS):
             for logger in loggers:
-                logger.log_hyperparams(identity(config))
+                logger.log_hyperparams(identity(settings_of(config)))
         yield loggers
 
 

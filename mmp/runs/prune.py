@@ -282,7 +282,7 @@ class Pruning:
 def _tags(config: PruneConfig) -> list[str]:
     """Return the tags of a run in W&B."""
     head = head_of(config)
-    name = config.model.label or config.model.name
+    name = config.model.title
     return [name, config.data.name, head["signal"] or head["criterion"], head["strategy"]]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from mmp.config.identity import NO_CRITERION, SEARCHED, configuration_of, identity, label, protocol_of
-from mmp.config.schema import PruneConfig
+from mmp.config.identity import configuration_of, identity, label, protocol_of, settings_of
+from mmp.config.schema import NO_CRITERION, SEARCHED, PruneConfig
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.masks import Masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
@@ -82,13 +82,15 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def head_of(config: PruneConfig) -> dict[str, Any]:
     """Return the settings at the head of ``result.json`` and ``status.json``."""
-    baseline, settings = config.criterion["name"] != NO_CRITERION, identity(config)
+    baseline = config.criterion["name"] != NO_CRITERION
+    settings = settings_of(config)
+    decisive = identity(settings)
     strategy = SEARCHED if config.allocation.name == SEARCHED else config.strategy.name
     return {
         "criterion": config.criterion["name"] if baseline else None,
         "signal": None if baseline else config.signal.name,
         "allocation": config.allocation.name,
-        "strategy": label(config),
+        "strategy": label(settings),
         "ranges": config.ranges.name,
         "schedule": str(config.schedule.get("_target_", "")).rpartition(".")[2],
         "pattern": None if config.pattern == str(UNSTRUCTURED) else config.pattern,
@@ -96,6 +98,6 @@ def head_of(config: PruneConfig) -> dict[str, Any]:
         "finetune": config.finetune.name,
         "budget": None if config.match else config.budget.of(strategy),
         "budget_megabytes": config.budget.megabytes,
-        "protocol": protocol_of(settings),
-        "configuration": configuration_of(settings),
+        "protocol": protocol_of(decisive),
+        "configuration": configuration_of(decisive),
     }

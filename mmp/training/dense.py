@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from mmp.cache import cached_tensors
-from mmp.config.identity import OF_DENSE, digest, identity
+from mmp.config.identity import OF_DENSE, digest, identity, settings_of
 from mmp.config.schema import TrainConfig
 from mmp.data.module import ImageData
 from mmp.files import locked
@@ -76,21 +76,21 @@ def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Call
         data: The data set that ``config`` describes.
         callbacks: Further Lightning callbacks for the training.
     """
-    settings, label = identity(config), config.model.label or config.model.name
+    settings, title = identity(settings_of(config)), config.model.title
     if config.model.checkpoint:
-        return f"{label}-{settings['model']['checkpoint'][:16]}", Path(config.model.checkpoint)
+        return f"{title}-{settings['model']['checkpoint'][:16]}", Path(config.model.checkpoint)
     decisive = [settings[key] for key in OF_DENSE]
     key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
-    name = f"{label}-{key}"
+    name = f"{title}-{key}"
     return name, Path(config.paths.cache) / "dense" / f"{name}.safetensors"
 
 
 def accuracy_file(config: TrainConfig, model: nn.Module, data: ImageData) -> Path:
     """Return where the cache keeps what a dense model reaches; the name hashes everything that decides it."""
-    settings = identity(config)
+    settings = identity(settings_of(config))
     decisive = [tensors_digest(model.state_dict()), settings["model"], settings["data"], config.seed, data.fingerprint]
-    name = config.model.label or config.model.name
-    return Path(config.paths.cache) / "accuracy" / f"{name}-{digest(decisive)[:16]}.safetensors"
+    name = f"{config.model.title}-{digest(decisive)[:16]}.safetensors"
+    return Path(config.paths.cache) / "accuracy" / name
 
 
 def _train(

@@ -10,7 +10,7 @@ from commands import QUICK, command
 from hydra import compose, initialize_config_dir
 
 from mmp.config.identity import run_name
-from mmp.config.matching import matched_weights, with_axes
+from mmp.config.matching import StrategyRun, matched_weights, with_axes
 from mmp.config.objects import build_strategy
 from mmp.config.registration import register
 from mmp.config.validate import validate
@@ -37,18 +37,18 @@ def test_the_weights_of_the_very_strategy_are_matched(tmp_path: Path) -> None:
     written(tmp_path, "e", status="failed")
     written(tmp_path, "g", allocation="searched", layers=[{"pruned": 2}])
     written(tmp_path, "h", ranges="mine", layers=[{"pruned": 4}])
-    assert matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 0) == 12
-    assert matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 1) == 13
-    assert matched_weights(tmp_path, "cnn", "digits", "generic", "p90", 0) == 90
+    assert matched_weights(tmp_path, StrategyRun("cnn", "digits", "generic", "p50", 0)) == 12
+    assert matched_weights(tmp_path, StrategyRun("cnn", "digits", "generic", "p50", 1)) == 13
+    assert matched_weights(tmp_path, StrategyRun("cnn", "digits", "generic", "p90", 0)) == 90
     with pytest.raises(
         MmpError, match=r"ranges=generic strategy=p70 seed=0 has no completed run there; there are: model=cnn .*p50"
     ):
-        matched_weights(tmp_path, "cnn", "digits", "generic", "p70", 0)
+        matched_weights(tmp_path, StrategyRun("cnn", "digits", "generic", "p70", 0))
     written(tmp_path, "f", layers=[{"pruned": 3}])
     with pytest.raises(MmpError, match=r"was pruned to 2 different sparsities there; run baselines at those budgets"):
-        matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 0)
+        matched_weights(tmp_path, StrategyRun("cnn", "digits", "generic", "p50", 0))
     with pytest.raises(MmpError, match="holds no completed run of a strategy"):
-        matched_weights(tmp_path / "d", "cnn", "digits", "generic", "p50", 0)
+        matched_weights(tmp_path / "d", StrategyRun("cnn", "digits", "generic", "p50", 0))
 
 
 def test_a_multirun_takes_over_the_axes_of_the_sweep_it_matches(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_multirun_takes_over_the_axes_of_the_sweep_it_matches(tmp_path: Path) 
     assert with_axes(chosen) == [*chosen, "strategy=p50,p90", "seed=2", "signal=magnitude"]
     assert with_axes(line[1:]) == line[1:]
     assert with_axes(["-m", "seed=1"]) == ["-m", "seed=1"]
-    with pytest.raises(MmpError, match=r"budget=0.5 both say how sparse"):
+    with pytest.raises(MmpError, match=r"budget=0.5 both set the sparsity"):
         with_axes(["criterion=mag", "budget=0.5", f"match={tmp_path}"])
 
 

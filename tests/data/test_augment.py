@@ -16,7 +16,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
-from mmp.config.identity import identity, protocol_of
+from mmp.config.identity import identity, protocol_of, settings_of
 from mmp.config.registration import register
 from mmp.config.schema import DataConfig
 from mmp.config.validate import validate
@@ -228,7 +228,7 @@ def test_runs_augmented_in_batches_are_not_those_augmented_one_by_one(conf: Path
 
     def settings(*overrides: str) -> dict[str, Any]:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            return identity(validate(compose("prune", [*overrides])))
+            return identity(settings_of(validate(compose("prune", [*overrides]))))
 
     plain, batched = settings(), settings("+data.augment={hflip: 0.5}")
     one_by_one = settings("+data.augment={hflip: 0.5}", "data.augment_batches=false")

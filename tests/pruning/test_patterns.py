@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmp.config.identity import identity, protocol_of, run_name, run_title
-from mmp.config.matching import matched_weights
+from mmp.config.identity import identity, protocol_of, run_name, run_title, settings_of
+from mmp.config.matching import StrategyRun, matched_weights
 from mmp.config.objects import build_strategy
 from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
@@ -435,12 +435,13 @@ def test_a_pattern_that_no_layer_can_take_is_told_before_training(conf: Path) ->
 
 def test_a_pattern_is_part_of_what_a_run_is_and_none_is_not(conf: Path) -> None:
     plain, patterned = composed(conf), composed(conf, "pattern=2:4")
-    assert "pattern" not in identity(plain)
-    assert identity(patterned) == {**identity(plain), "pattern": "2:4"}
+    identities = [identity(settings_of(cfg)) for cfg in (plain, patterned)]
+    assert "pattern" not in identities[0]
+    assert identities[1] == {**identities[0], "pattern": "2:4"}
     assert run_name(patterned).startswith("cnn-digits-magnitude-balanced-2of4-s0-")
     assert run_title(patterned) == "magnitude/balanced/2:4/s0"
-    assert protocol_of(identity(plain)) != protocol_of(identity(patterned))  # never compared with each other
-    assert identity(validate(plain))["criterion"] == {"name": "none"}
+    assert protocol_of(identities[0]) != protocol_of(identities[1])  # never compared with each other
+    assert identity(settings_of(validate(plain)))["criterion"] == {"name": "none"}
     assert run_title(composed(conf, "criterion=lamp", "budget=0.9", "pattern=4x1")) == "lamp/0.9/4x1/s0"
 
 
@@ -458,10 +459,10 @@ def test_the_weights_of_the_same_pattern_are_matched(tmp_path: Path) -> None:
         folder.mkdir()
         content = {**known, "ranges": "generic", "pattern": pattern, "layers": [{"pruned": pruned}]}
         (folder / "result.json").write_text(json.dumps(content))
-    assert matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 0) == 7
-    assert matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 0, "2:4") == 9
+    assert matched_weights(tmp_path, StrategyRun("cnn", "digits", "generic", "p50", 0)) == 7
+    assert matched_weights(tmp_path, StrategyRun("cnn", "digits", "generic", "p50", 0, "2:4")) == 9
     with pytest.raises(MmpError, match=r"seed=0 pattern=4x1 has no completed run there; there are: .*pattern=2:4"):
-        matched_weights(tmp_path, "cnn", "digits", "generic", "p50", 0, "4x1")
+        matched_weights(tmp_path, StrategyRun("cnn", "digits", "generic", "p50", 0, "4x1"))
 
 
 # --- after masking ---
