@@ -215,11 +215,11 @@ _STRATEGY_HEADINGS = ("strategy", "sparsity (%)", "of all parameters (%)", "para
 
 def as_text(plan: Plan) -> str:
     """Return the two tables as text, at least as wide as they need."""
-    tables = [_aligned(*_layer_table(plan)), _aligned(*_strategy_table(plan))]
+    tables = [aligned(*_layer_table(plan)), aligned(*_strategy_table(plan))]
     return "\n\n".join([_title(plan), *tables, _note(plan)]) + "\n"
 
 
-def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in columns as wide as their cells: words to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     lines = [
