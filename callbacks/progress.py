@@ -6,17 +6,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from mmp.runs.progress_file import Notes
+from mmp.runs.progress_file import ProgressFile
 
 
-class NoteProgress(pl.Callback):
-    """Notes epoch, share of the training and validation accuracy; changes nothing of what is trained.
+class WriteProgress(pl.Callback):
+    """ProgressFile epoch, share of the training and validation accuracy; changes nothing of what is trained.
 
     Args:
         notes: Of the run.
     """
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: ProgressFile) -> None:
         self._notes = notes
 
     def _note(self, trainer: pl.Trainer, batches: int) -> None:

@@ -19,7 +19,7 @@ def saving_in_time(config: TrainConfig) -> list[pl.Callback]:
 
 
 class SaveInTime(pl.Callback):
-    """Writes the last checkpoint at the end of the batch in which Slurm's signal came, and requeues the job.
+    """Writes the last checkpoint at the end of the batch in which Slurm's signal received, and requeues the job.
 
     Lightning has a handler of its own, which saves wherever the signal finds the process, be it in the middle of an
     optimizer step. From the end of a batch a training goes on as if nothing had been.
@@ -30,7 +30,7 @@ class SaveInTime(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._asked = slurm.Asked()
+        self._asked = slurm.SignalFlag()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen."""
@@ -41,21 +41,21 @@ class SaveInTime(pl.Callback):
     ) -> None:
         """Save and requeue, where no gradients are being accumulated."""
         within = not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._asked.came and within:
+        if self._asked.received and within:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
             self._leave()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Requeue after an epoch's own checkpoint."""
-        if self._asked.came:
+        if self._asked.received:
             self._leave()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop listening; what comes after the training is done anew."""
         signal.signal(slurm.SIGNAL, self._before)
-        if self._asked.came:
+        if self._asked.received:
             self._leave()
 
     def _leave(self) -> None:
-        self._asked.came = False
+        self._asked.received = False
         slurm.requeue()

@@ -25,7 +25,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import DictConfig
 
 from mmp.errors import MmpError
-from mmp.runs.slurm import remember
+from mmp.runs.slurm import hold_signal
 
 if TYPE_CHECKING:
     from mmp.sweeps.jobs import Sweep
@@ -154,9 +154,9 @@ class Workers(OwnProcesses):
             log.error("a worker process was killed; what was under way runs again, one job at a time")
             for index in interrupted:
                 if not attempt([index]):
-                    sweep.lose(index, "its process was killed, twice, the second time alone; out of memory?")
+                    sweep.mark_lost(index, "its process was killed, twice, the second time alone; out of memory?")
             waiting = [index for index in left if index not in interrupted]
-        return [sweep.returned(index) for index in range(len(sweep.jobs))]
+        return [sweep.job_return(index) for index in range(len(sweep.jobs))]
 
     def _stop(self) -> None:
         """Stop workers that are still importing what no job needs any more."""
@@ -207,7 +207,7 @@ class Slurm(SlurmLauncher):
                 [sweep.jobs[index] for index in missing], [initial_job_idx + index for index in missing]
             )
             self._wait(sweep, dict(zip(missing, jobs, strict=True)))
-        return [sweep.returned(index) for index in range(len(sweep.jobs))]
+        return [sweep.job_return(index) for index in range(len(sweep.jobs))]
 
     def _submit(self, job_overrides: Overrides, numbers: Sequence[int]) -> list[Any]:
         import submitit
@@ -248,12 +248,12 @@ class Slurm(SlurmLauncher):
                 log.info("%d of %d jobs have ended", len(jobs) - len(waiting), len(jobs))
                 if not ended:
                     why = f"ended as {_ended_as(job) or 'unknown'}, without a result; its log is {job.paths.stdout}"
-                    sweep.lose(index, f"Slurm job {job.job_id} {why}")
+                    sweep.mark_lost(index, f"Slurm job {job.job_id} {why}")
             time.sleep(self.params["poll_s"] if waiting else 0)
 
 
 def _listening() -> Slurm:
-    remember()
+    hold_signal()
     return Slurm()
 
 
@@ -315,6 +315,6 @@ class Ray(OwnProcesses):
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
                 why = str(cause).partition("\n")[0]
-                sweep.lose(index, f"{type(cause).__name__}: {why}")
+                sweep.mark_lost(index, f"{type(cause).__name__}: {why}")
             log.info("%d of %d jobs have ended", len(missing) - len(tasks), len(missing))
-        return [sweep.returned(index) for index in range(len(sweep.jobs))]
+        return [sweep.job_return(index) for index in range(len(sweep.jobs))]

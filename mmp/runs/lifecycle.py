@@ -46,7 +46,7 @@ def attempt(cfg: DictConfig) -> Iterator[tuple[RunFolder, Any]]:
     use_own_cores()
     keep_freed_memory()
     with requeued_in_time(), run.lock():
-        run.tidy()
+        run.clean_up()
         try:
             config = validate(cfg)
             if config.trainer.enable_progress_bar and is_shown():
@@ -56,10 +56,10 @@ def attempt(cfg: DictConfig) -> Iterator[tuple[RunFolder, Any]]:
             run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
             raise
         finally:
-            run.notes.remove()
+            run.progress.remove()
 
 
-def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any) -> None:
+def record_start(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any) -> None:
     """Write a run's resolved configuration, and what opens its ``result.json`` and ``status.json``.
 
     Args:
@@ -87,4 +87,4 @@ def introduce(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any)
             "out) and run as many jobs at once as there are devices (hydra/launcher=joblib, or submitit_slurm with "
             "hydra.launcher.gpus_per_node=1); or run single configurations on several devices, without -m"
         )
-    run.say("running")
+    run.write_status("running")

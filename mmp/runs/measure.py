@@ -20,7 +20,7 @@ from mmp.training.dense import accuracy_file
 from mmp.training.evaluation import accuracy, device_of
 
 
-def validated(model: nn.Module, config: PruneConfig, data: ImageData) -> float:
+def validation_accuracy(model: nn.Module, config: PruneConfig, data: ImageData) -> float:
     """Return a model's validation accuracy."""
     return accuracy({"": model}, data.val_dataloader(), config.data.classes, device_of(config))[0][""]
 

@@ -1,4 +1,4 @@
-"""Notes: where a run is, in a small file of its folder, for whoever looks on."""
+"""ProgressFile: where a run is, in a small file of its folder, for whoever looks on."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-NOTES = "progress.json"
+PROGRESS = "progress.json"
 _PAUSE = 0.5  # seconds
 
 
-class Notes:
+class ProgressFile:
     """Writes where a run is: its phase at once, what changes within the phase at most twice a second.
 
     For the one process that holds the run's lock. A note that cannot be written is lost, and nothing else.
@@ -24,7 +24,7 @@ class Notes:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._temporary = folder / NOTES, folder / f".{NOTES}"
+        self._path, self._temporary = folder / PROGRESS, folder / f".{PROGRESS}"
         self._content: dict[str, Any] = {}
         self._due = 0.0
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from callbacks.averaging import AverageAtTarget
-from callbacks.progress import NoteProgress
+from callbacks.progress import WriteProgress
 from callbacks.pruning import MaskPruning
 from callbacks.requeue import saving_in_time
 from mmp.config.objects import build_strategy, instantiate
@@ -34,9 +34,9 @@ from mmp.pruning.signals import Scorer
 from mmp.pruning.topk import satisfies
 from mmp.runs.allocation import Allocation, Allocator
 from mmp.runs.calibration import Calibration, Solver
-from mmp.runs.lifecycle import introduce
+from mmp.runs.lifecycle import record_start
 from mmp.runs.loggers import Artifact, SafeLogger, opened_loggers
-from mmp.runs.measure import measure, save_model, validated
+from mmp.runs.measure import measure, save_model, validation_accuracy
 from mmp.runs.memory import peak_memory, reset_peak_memory
 from mmp.runs.result import describe_sparsity, head_of, summarise
 from mmp.runs.slurm import restarts
@@ -183,7 +183,7 @@ class Pruning:
     def dense(self) -> None:
         """Load the dense model, or train it."""
         with self.watch("dense"):
-            self.models["dense"], self.dense_cached = dense_model(self.config, self.data, watchers=self._observers())
+            self.models["dense"], self.dense_cached = dense_model(self.config, self.data, observers=self._observers())
 
     def score(self) -> None:
         """Score all prunable weights on the calibration split."""
@@ -228,7 +228,7 @@ class Pruning:
 
     def save(self) -> None:
         """Save the fine-tuned model and the masks, in place of those of an earlier result."""
-        self.run.discard()
+        self.run.discard_result()
         save_model(self.models["finetuned"], self.masks, self.run.path)
 
     def measure(self) -> None:
@@ -258,12 +258,12 @@ class Pruning:
 
     def dense_accuracy(self) -> float:
         """Return the validation accuracy of the dense model."""
-        return validated(self.models["dense"], self.config, self.data)
+        return validation_accuracy(self.models["dense"], self.config, self.data)
 
     def accuracy_at(self, sparsities: Mapping[str, float]) -> float:
         """Return the validation accuracy of the model pruned to these sparsities and re-solved, without training."""
         resolved, _ = self.solver.solve(self._masks_at(sparsities))
-        return validated(resolved, self.config, self.data)
+        return validation_accuracy(resolved, self.config, self.data)
 
     def _masks_at(self, sparsities: Mapping[str, float]) -> Masks:
         return make_masks(self.scores, sparsities, self.pattern, groups=self._groups())
@@ -276,14 +276,13 @@ class Pruning:
 
     def _observers(self) -> list[pl.Callback]:
         """Return the callbacks that do not change what a training computes."""
-        return [NoteProgress(self.run.notes), *saving_in_time(self.config)]
+        return [WriteProgress(self.run.progress), *saving_in_time(self.config)]
 
 
 def _tags(config: PruneConfig) -> list[str]:
     """Return the tags of a run in W&B."""
     head = head_of(config)
-    name = config.model.title
-    return [name, config.data.name, head["signal"] or head["criterion"], head["strategy"]]
+    return [config.model.title, config.data.name, head["signal"] or head["criterion"], head["strategy"]]
 
 
 def _log_pattern(masks: Masks, pattern: Pattern, groups: Mapping[str, int]) -> None:
@@ -336,9 +335,9 @@ def run_job(run: RunFolder, config: PruneConfig, cfg: DictConfig) -> dict[str, A
         The run's status: plain data, so that every launcher can return it from a worker process.
     """
     watch = Stopwatch()
-    watch.begun = run.notes.begin
+    watch.on_begin = run.progress.begin
     fill_input(config)
-    introduce(run, cfg, config, **head_of(config))
+    record_start(run, cfg, config, **head_of(config))
     job = PruneJob.of(config, run.path)
     name = run.head["run_name"]
     with watch("data"):
@@ -346,7 +345,7 @@ def run_job(run: RunFolder, config: PruneConfig, cfg: DictConfig) -> dict[str, A
     run.head["data_fingerprint"] = data.fingerprint
     if not config.force and run.completed():
         _remove_checkpoints(run)
-        run.say("skipped")
+        run.write_status("skipped")
         log.info("%s: already completed, skipped (force=true runs it again)", name)
         return {"status": "skipped", "run": name}
     if config.force and not restarts():

@@ -43,23 +43,23 @@ def use_own_cores() -> None:
         torch.set_num_threads(int(cores))
 
 
-class Asked:
-    """A handler that only remembers that the signal came."""
+class SignalFlag:
+    """A handler that only remembers that the signal received."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.received = False
 
     def __call__(self, *_: Any) -> None:
         """Remember."""
-        self.came = True
+        self.received = True
 
 
-def remember() -> None:
+def hold_signal() -> None:
     """Keep a signal that comes from now on for the next job of this process."""
     if not _may_listen():
         return
-    if not isinstance(signal.getsignal(SIGNAL), Asked):  # a training that failed leaves one
-        signal.signal(SIGNAL, Asked())
+    if not isinstance(signal.getsignal(SIGNAL), SignalFlag):  # a training that failed leaves one
+        signal.signal(SIGNAL, SignalFlag())
     # At its end Python takes handlers away, and the signal would kill it in the seconds that it then needs to clean up.
     atexit.unregister(_ignore)
     atexit.register(_ignore)
@@ -87,11 +87,11 @@ def requeued_in_time() -> Iterator[None]:
 
     before = signal.signal(SIGNAL, leave)
     try:
-        if isinstance(before, Asked) and before.came:
+        if isinstance(before, SignalFlag) and before.received:
             requeue()
         yield
     finally:
-        remember()
+        hold_signal()
 
 
 def requeue() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mmp.errors import MmpError
 from mmp.files import file_digest, is_locked, locked, read_json, remove_unfinished, write_json
-from mmp.runs.progress_file import Notes
+from mmp.runs.progress_file import ProgressFile
 from mmp.runs.slurm import job_id
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,14 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.begun: Callable[[str], None] | None = None
+        self.on_begin: Callable[[str], None] | None = None
         self._start = time.perf_counter()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Add the time of a ``with`` block to a phase."""
-        if self.begun:
-            self.begun(phase)
+        if self.on_begin:
+            self.on_begin(phase)
         start = time.perf_counter()
         try:
             yield
@@ -80,9 +80,9 @@ class RunFolder:
     head: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def notes(self) -> Notes:
+    def progress(self) -> ProgressFile:
         """Where the run says what it is at."""
-        return Notes(self.path)
+        return ProgressFile(self.path)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -102,7 +102,7 @@ class RunFolder:
         """
         return locked(self.path / LOCK, str(self.path))
 
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
         """Remove what processes that died had begun to write; for whoever holds the lock."""
         for name in (RESULT, STATUS, MASKS, WEIGHTS, CONFIG):
             remove_unfinished(self.path / name)
@@ -122,7 +122,7 @@ class RunFolder:
         """The settings and the data that a run comes from, as hashes."""
         return {key: self.head.get(key) for key in ("identity", "data_fingerprint")}
 
-    def say(self, status: str, error: Mapping[str, str] | None = None) -> None:
+    def write_status(self, status: str, error: Mapping[str, str] | None = None) -> None:
         """Write ``status.json`` atomically: what this attempt is at, and in which process.
 
         Args:
@@ -134,7 +134,7 @@ class RunFolder:
         content = {"schema_version": SCHEMA_VERSION, "status": status, **self.head, "error": error}
         write_json(self.path / STATUS, {**content, "process": process, "time": now})
 
-    def discard(self) -> None:
+    def discard_result(self) -> None:
         """Forget an earlier result, whose files are about to be replaced."""
         (self.path / RESULT).unlink(missing_ok=True)
 
@@ -150,7 +150,7 @@ class RunFolder:
         digests = {name: file_digest(self.path / name) for name, size in sizes.items() if size is not None}
         head = {"schema_version": SCHEMA_VERSION, "status": "completed", **self.head}
         write_json(self.path / RESULT, {**head, **content, "files": sizes, "digests": digests})
-        self.say("completed")
+        self.write_status("completed")
 
     def fail(self, error: BaseException, detail: str) -> None:
         """Record why an attempt failed.
@@ -160,7 +160,7 @@ class RunFolder:
             detail: One line for the user, or a traceback.
         """
         try:
-            self.say("failed", {"type": type(error).__name__, "message": str(error), "detail": detail})
+            self.write_status("failed", {"type": type(error).__name__, "message": str(error), "detail": detail})
         except (MmpError, OSError) as lost:
             log.error("%s: the reason of the failure could not be written (%s)", self.path, lost)  # noqa: TRY400
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import stat
 
-_PIPE = "MMP_DISPLAY"  # which pipe leads to a live region, for processes that write to it
+PIPE = "MMP_DISPLAY"  # which pipe leads to a live region, for processes that write to it
 
 
 def is_shown() -> bool:
     """Return whether what this process writes is printed above a live region."""
     try:
-        return os.environ.get(_PIPE) == _name(1)
+        return os.environ.get(PIPE) == pipe_name(1)
     except OSError:
         return False
 
 
-def _name(descriptor: int) -> str:
+def pipe_name(descriptor: int) -> str:
     found = os.fstat(descriptor)
     return f"{found.st_dev}:{found.st_ino}" if stat.S_ISFIFO(found.st_mode) else "no pipe"

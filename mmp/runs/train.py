@@ -7,12 +7,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from callbacks.progress import NoteProgress
+from callbacks.progress import WriteProgress
 from callbacks.requeue import saving_in_time
 from mmp.config.schema import TrainConfig
 from mmp.data.module import ImageData
 from mmp.models.timm_models import fill_input
-from mmp.runs.lifecycle import introduce
+from mmp.runs.lifecycle import record_start
 from mmp.runs.loggers import Artifact, opened_loggers
 from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.tensors import save_tensors
@@ -34,7 +34,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
         What ``result.json`` holds.
     """
     watch = Stopwatch()
-    watch.begun = run.notes.begin
+    watch.on_begin = run.progress.begin
     check_config(config, run.path)
     data = ImageData(config.data, config.seed)
     tags = [run.head["model"], run.head["data"], "dense"]
@@ -42,7 +42,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
         with watch("dense"):
             callbacks = list(build_callbacks(config, run.path).values())
             model, cached = dense_model(
-                config, data, callbacks, loggers, [NoteProgress(run.notes), *saving_in_time(config)]
+                config, data, callbacks, loggers, [WriteProgress(run.progress), *saving_in_time(config)]
             )
         device = device_of(config)
         validation, _ = accuracy({"dense": model}, data.val_dataloader(), config.data.classes, device)
@@ -79,5 +79,5 @@ def run_job(run: RunFolder, config: TrainConfig, cfg: DictConfig) -> None:
         cfg: The same, as Hydra composed it.
     """
     fill_input(config)
-    introduce(run, cfg, config)
+    record_start(run, cfg, config)
     train(config, run)

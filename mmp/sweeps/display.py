@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmp.runs.terminal import _PIPE, _name
-from mmp.sweeps.progress import Job, Progress, State
+from mmp.runs.terminal import PIPE, pipe_name
+from mmp.sweeps.progress import JobProgress, Progress, State
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,7 +96,7 @@ class Display(ABC):
         return bool(select.select([self._woken], [], [], max(until - time.monotonic(), 0))[0])
 
     @abstractmethod
-    def _show(self, ended: Sequence[Job]) -> None:
+    def _show(self, ended: Sequence[JobProgress]) -> None:
         """Show where the sweep is.
 
         Args:
@@ -119,7 +119,7 @@ class Lines(Display):
         super().__init__(progress)
         self._every, self._told, self._due, self._failed = every, "", time.monotonic() + every, False
 
-    def _show(self, ended: Sequence[Job]) -> None:
+    def _show(self, ended: Sequence[JobProgress]) -> None:
         state = self._progress.state
         first = not self._failed and any(job.status == "failed" for job in ended)
         if not first and (time.monotonic() < self._due or state.counts == self._told):
@@ -140,11 +140,11 @@ class Region(Display):
         """Take the terminal."""
         self._terminals = (os.dup(1), os.dup(2))
         self._pipe, entrance = os.pipe()  # which stays open here: without any writer it would be at its end
-        self._heir = self._bequeath()
+        self._drain = self._start_drain()
         self._part = b""  # of a line that is not complete yet
-        os.environ[_PIPE] = _name(entrance)
+        os.environ[PIPE] = pipe_name(entrance)
         _flush()
-        self._lead(entrance, entrance)
+        self._redirect(entrance, entrance)
         super().start()
 
     def stop(self) -> None:
@@ -152,14 +152,14 @@ class Region(Display):
 
         The pipe stays open, since a worker that still writes into it must not be ended by that.
         """
-        os.environ.pop(_PIPE, None)
+        os.environ.pop(PIPE, None)
         _flush()
-        self._lead(*self._terminals)
+        self._redirect(*self._terminals)
         super().stop()
-        self._heir.kill()
-        self._heir.wait()
+        self._drain.kill()
+        self._drain.wait()
 
-    def _bequeath(self) -> subprocess.Popen[bytes]:
+    def _start_drain(self) -> subprocess.Popen[bytes]:
         """Start the process that waits for the end of this one, and then shows what it and its workers still say."""
         command = ["sh", "-c", f"read -r never; echo; exec cat /dev/fd/{self._pipe}"]
         return subprocess.Popen(  # noqa: S603
@@ -168,7 +168,7 @@ class Region(Display):
         )  # fmt: skip
 
     @staticmethod
-    def _lead(out: int, error: int) -> None:
+    def _redirect(out: int, error: int) -> None:
         os.dup2(out, 1)
         os.dup2(error, 2)
 
@@ -210,7 +210,7 @@ class Region(Display):
         filled = select.select([self._pipe], [], [], 0)[0]
         return os.read(self._pipe, 1 << 16) if filled else b""  # as much as a pipe holds
 
-    def _show(self, ended: Sequence[Job]) -> None:
+    def _show(self, ended: Sequence[JobProgress]) -> None:
         from rich.text import Text
 
         columns, rows = os.get_terminal_size(self._terminals[0])
@@ -219,12 +219,12 @@ class Region(Display):
         for job in ended:
             if job.status != "skipped":  # there may be hundreds; they are counted
                 self._console.print(Text(job.line, "red" if job.status == "failed" else ""), soft_wrap=True)
-        self._live.update(picture(self._progress.state, rows or 24), refresh=True)
+        self._live.update(render_region(self._progress.state, rows or 24), refresh=True)
 
     def _fail(self, told: str) -> None:
         """Let everything through as it is; jobs must never wait for a pipe that nobody reads."""
-        os.environ.pop(_PIPE, None)
-        self._lead(*self._terminals)
+        os.environ.pop(PIPE, None)
+        self._redirect(*self._terminals)
         self._copy(f"\n{told}\n".encode())  # not logged: what logs may be waiting for the pipe
         while True:
             readable = select.select([self._woken, self._pipe], [], [])[0]
@@ -244,7 +244,7 @@ def _flush() -> None:
             stream.flush()
 
 
-def picture(state: State, rows: int) -> RenderableType:
+def render_region(state: State, rows: int) -> RenderableType:
     """Return the live region.
 
     Args:

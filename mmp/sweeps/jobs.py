@@ -148,7 +148,7 @@ class Sweep:
         """Return whether a job of this launch has begun."""
         return self._status(index) != self._before[index]
 
-    def lose(self, index: int, reason: str) -> None:
+    def mark_lost(self, index: int, reason: str) -> None:
         """Write down that a job's process is gone, unless it had come to its end before.
 
         Args:
@@ -163,7 +163,7 @@ class Sweep:
         write_json(run.path / STATUS, {"schema_version": SCHEMA_VERSION, **known, "status": "failed", "error": error})
         log.error("%s: %s", run.path.name, reason)
 
-    def returned(self, index: int) -> JobReturn:
+    def job_return(self, index: int) -> JobReturn:
         """Return what Hydra wants to hear of a job; the truth is in its folder."""
         status = (RunFolder(self.folders[index]).status or {}).get("status", "unknown")
         return JobReturn(

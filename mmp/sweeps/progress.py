@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmp.files import read_json
-from mmp.runs.progress_file import NOTES
+from mmp.runs.progress_file import PROGRESS
 from mmp.runs.store import STATUS, RunFolder
 
 ENDED = ("completed", "skipped", "failed")
@@ -24,7 +24,7 @@ _PHASES = {"dense": "dense model", "finetune": "fine-tuning", "evaluate": "evalu
 
 
 @dataclass
-class Job:
+class JobProgress:
     """A job of a sweep that has begun.
 
     Attributes:
@@ -88,7 +88,7 @@ class State:
     completed: int
     skipped: int
     failed: int
-    running: tuple[Job, ...]
+    running: tuple[JobProgress, ...]
     start: float
     now: float
     left: float | None
@@ -112,7 +112,7 @@ class State:
         """All of it, such as ``12 of 30 done (3 skipped), 1 failed, 2 running, about 4 min left``."""
         if self.total is None or self.completed + self.skipped + self.failed >= self.total:
             return self.counts
-        left = "time left unknown" if self.left is None else f"about {spoken(self.left)} left"
+        left = "time left unknown" if self.left is None else f"about {rounded_time(self.left)} left"
         return f"{self.counts}, {left}"
 
 
@@ -134,11 +134,11 @@ class Progress:
         self._total = None if jobs is None else len(jobs)
         self._ours = None if jobs is None else {tuple(job) for job in jobs}
         self._seen = dict(_stamps(folder))
-        self._jobs: dict[Any, Job] = {}  # by overrides: two jobs may come to the same run
-        self._at: dict[Path, Job] = {}
+        self._jobs: dict[Any, JobProgress] = {}  # by overrides: two jobs may come to the same run
+        self._at: dict[Path, JobProgress] = {}
         self._workers = 1  # the most jobs that were seen running at once
 
-    def look(self) -> list[Job]:
+    def look(self) -> list[JobProgress]:
         """Read what has changed since the last look, and return the jobs that have ended since."""
         ended = []
         for folder, stamp in _stamps(self._folder):
@@ -150,10 +150,10 @@ class Progress:
         running = self._running()
         self._workers = max(self._workers, len(running))
         for job in running:
-            job.note = read_json(job.folder / NOTES) or job.note
+            job.note = read_json(job.folder / PROGRESS) or job.note
         return ended
 
-    def _read(self, folder: Path) -> Job | None:
+    def _read(self, folder: Path) -> JobProgress | None:
         """Read how a run stands, and return its job if that has ended."""
         run = RunFolder(folder)
         content = run.status
@@ -163,7 +163,9 @@ class Progress:
         if self._ours is not None and overrides and tuple(overrides) not in self._ours:
             return None  # of another sweep that fills the same folder
         key = tuple(overrides) if overrides else folder
-        job = self._jobs.setdefault(key, Job(folder, content.get("run_name", folder.name), "running", self._clock()))
+        job = self._jobs.setdefault(
+            key, JobProgress(folder, content.get("run_name", folder.name), "running", self._clock())
+        )
         before = self._at.get(folder, job)
         if before is not job and before.status == "running":
             before.status = "completed"  # the next job wrote over its end before anybody looked
@@ -176,7 +178,7 @@ class Progress:
             job.result = run.result or {}
         return job if job.status in ENDED else None
 
-    def _running(self) -> tuple[Job, ...]:
+    def _running(self) -> tuple[JobProgress, ...]:
         return tuple(job for job in self._jobs.values() if job.status == "running")
 
     @property
@@ -226,7 +228,7 @@ def time_left(completed: Sequence[float], running: Sequence[float], waiting: int
     return max(free)
 
 
-def spoken(seconds: float) -> str:
+def rounded_time(seconds: float) -> str:
     """Return a time as people say it: ``40 s``, ``4 min``, ``2 h 10 min``; no more digits than an estimate has."""
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"

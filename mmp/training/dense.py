@@ -33,7 +33,7 @@ def dense_model(
     data: ImageData,
     callbacks: Sequence[pl.Callback] = (),
     loggers: Sequence[Logger] = (),
-    watchers: Sequence[pl.Callback] = (),
+    observers: Sequence[pl.Callback] = (),
 ) -> tuple[nn.Module, bool]:
     """Return the trained dense model: from ``model.checkpoint``, from the cache, or trained now and cached.
 
@@ -42,7 +42,7 @@ def dense_model(
         data: The data set that ``config`` describes.
         callbacks: Further Lightning callbacks for the training.
         loggers: Where the training is logged.
-        watchers: Lightning callbacks that only look on, and so are no part of what the training is.
+        observers: Lightning callbacks that only look on, and so are no part of what the training is.
 
     Returns:
         The model, on the CPU, and whether nothing had to be trained.
@@ -58,7 +58,7 @@ def dense_model(
         return model, True
     # Named by all that decides it, and only entered under the cache's lock: whatever is in it is of this training.
     unfinished = path.with_suffix(".training")
-    called = [*callbacks, *watchers]
+    called = [*callbacks, *observers]
     weights, cached = cached_tensors(path, lambda: _train(model, config, data, called, loggers, unfinished))
     if unfinished.exists():
         with locked(Path(f"{path}.lock"), str(path)):

@@ -93,7 +93,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
     recorder_of(trainer).replay()
 
 
-class Terminable(pl.Callback):
+class RestoreSigterm(pl.Callback):
     """Has SIGTERM do in a training, on one device, what it does before it: end the process, unless somebody listens.
 
     Lightning would wait for the end of the batch and make an exit of it, with code 0, after which a sweep goes on.
@@ -150,7 +150,7 @@ def build_trainer(
     metrics = folder / "metrics.jsonl"
     alone = config.trainer.devices == 1
     heard = [*loggers, Recorder(metrics)] if alone else [Recorder(metrics, loggers)]
-    first = [Terminable()] if alone else []
+    first = [RestoreSigterm()] if alone else []
     try:
         return pl.Trainer(
             **options,

@@ -15,7 +15,7 @@ HEAD = {"identity": "a", "data_fingerprint": "b"}
 def completed(folder: Path) -> RunFolder:
     run = RunFolder(folder, dict(HEAD))
     (folder / MASKS).write_bytes(b"masks")
-    run.say("running")
+    run.write_status("running")
     run.complete([MASKS], sparsity=0.5)
     return run
 
@@ -61,7 +61,7 @@ def test_a_status_tells_the_process_and_whether_it_lives(tmp_path: Path, monkeyp
     run = RunFolder(tmp_path, dict(HEAD))
     assert not run.alive()
     with run.lock():
-        run.say("running")
+        run.write_status("running")
         assert run.alive()
     assert not run.alive()
     assert run.status is not None

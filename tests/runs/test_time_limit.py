@@ -75,7 +75,7 @@ def test_without_slurm_the_signal_stays_what_it_is(requeues: list[None], monkeyp
     monkeypatch.delenv("SLURM_JOB_ID")
     with slurm.requeued_in_time():
         assert signal.getsignal(slurm.SIGNAL) == signal.SIG_IGN
-    slurm.remember()
+    slurm.hold_signal()
     assert signal.getsignal(slurm.SIGNAL) == signal.SIG_IGN
 
 
@@ -92,7 +92,7 @@ class Late:
 
 with slurm.requeued_in_time():
     if {failed}:
-        signal.signal(slurm.SIGNAL, slurm.Asked())  # as a training does
+        signal.signal(slurm.SIGNAL, slurm.SignalFlag())  # as a training does
 signal.raise_signal(slurm.SIGNAL)
 late = Late()  # which ends with the interpreter
 """

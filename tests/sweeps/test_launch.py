@@ -71,7 +71,7 @@ def test_what_is_not_whole_or_of_something_else_is_missing(launch: Any, spoilt: 
     if spoilt == "files":
         (folder / MASKS).write_bytes(b"mas")
     if spoilt in ("attempt", "unfinished"):
-        RunFolder(folder, {}).say("failed" if spoilt == "attempt" else "running")
+        RunFolder(folder, {}).write_status("failed" if spoilt == "attempt" else "running")
     assert launch().missing() == [0, 1]
 
 
@@ -87,13 +87,13 @@ def test_data_that_cannot_be_read_here_are_left_to_the_job(launch: Any, monkeypa
 
 def test_a_lost_job_is_written_down_unless_it_had_ended(launch: Any) -> None:
     sweep = launch()
-    sweep.lose(0, "its node is gone")
+    sweep.mark_lost(0, "its node is gone")
     status = json.loads((sweep.folders[0] / STATUS).read_text())
     assert (status["status"], status["error"]["message"]) == ("failed", "its node is gone")
     assert "strategy=p30" in status["overrides"]
-    assert sweep.returned(0).return_value == {"status": "failed"}
+    assert sweep.job_return(0).return_value == {"status": "failed"}
     complete(sweep, 1)
-    sweep.lose(1, "its node is gone")
+    sweep.mark_lost(1, "its node is gone")
     assert json.loads((sweep.folders[1] / STATUS).read_text())["status"] == "completed"
 
 
@@ -102,7 +102,7 @@ def test_a_job_has_ended_only_when_this_launch_saw_it(launch: Any) -> None:
     sweep = launch()
     assert not sweep.ended(0)
     assert not sweep.begun(0)
-    RunFolder(sweep.folders[0], {}).say("running")
+    RunFolder(sweep.folders[0], {}).write_status("running")
     assert sweep.begun(0)
     assert not sweep.ended(0)
 

@@ -279,7 +279,7 @@ def test_workers_are_told_nothing_where_all_is_done(monkeypatch: pytest.MonkeyPa
     workers = Workers(n_jobs=2)
     workers.setup(hydra_context=None, task_function=None, config=OmegaConf.create({}))  # type: ignore[arg-type]
     monkeypatch.setattr(
-        "mmp.sweeps.jobs.Sweep", lambda *_: SimpleNamespace(missing=list, jobs=[0], returned=lambda job: job)
+        "mmp.sweeps.jobs.Sweep", lambda *_: SimpleNamespace(missing=list, jobs=[0], job_return=lambda job: job)
     )
     with warnings.catch_warnings(), workers.starting(jobs=2):
         warnings.simplefilter("error")

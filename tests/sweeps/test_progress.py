@@ -18,12 +18,12 @@ from sweeping import ROOT, arguments, environment, sweep
 from terminal import Session, play
 
 from mmp.config.registration import register
-from mmp.runs.progress_file import NOTES, Notes
+from mmp.runs.progress_file import PROGRESS, ProgressFile
 from mmp.runs.store import RESULT, STATUS
 from mmp.sweeps import progress
-from mmp.sweeps.display import Lines, clock, picture
+from mmp.sweeps.display import Lines, clock, render_region
 from mmp.sweeps.jobs import expand
-from mmp.sweeps.progress import Job, Progress, State, spoken, time_left
+from mmp.sweeps.progress import JobProgress, Progress, State, rounded_time, time_left
 
 slow = pytest.mark.slow
 
@@ -189,7 +189,7 @@ def test_the_estimate(
 
 
 def test_times_are_said_as_exactly_as_they_are_known() -> None:
-    assert [spoken(s) for s in (0.2, 40.4, 89, 91, 239, 3600, 7800)] == [
+    assert [rounded_time(s) for s in (0.2, 40.4, 89, 91, 239, 3600, 7800)] == [
         "1 s", "40 s", "89 s", "2 min", "4 min", "60 min", "2 h 10 min",
     ]  # fmt: skip
     assert [clock(s) for s in (0.9, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
@@ -199,27 +199,27 @@ def shown(state: State, rows: int) -> list[str]:
     from rich.console import Console
 
     console = Console(width=100, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
-    console.print(picture(state, rows))
+    console.print(render_region(state, rows))
     return console.export_text().splitlines()
 
 
 def test_the_picture_has_a_line_for_each_job_and_fits_the_terminal(tmp_path: Path) -> None:
     note = {"phase": "finetune", "epoch": 2, "epochs": 4, "fraction": 0.5, "accuracy": 0.975}
-    jobs = tuple(Job(tmp_path, f"run{number}", "running", 93.0, note=note) for number in range(30))
+    jobs = tuple(JobProgress(tmp_path, f"run{number}", "running", 93.0, note=note) for number in range(30))
     state = State(40, 1, 0, 0, jobs, 0.0, 100.0, 240.0)
     lines = shown(state, 10)
     assert len(lines) == 8
     assert lines[0].split() == ["run0", "fine-tuning", "2/4", "━━━━━━", "97.5", "%", "0:07"]
     assert lines[-2:] == ["and 24 more", "sweep: 1 of 40 done, 30 running, about 4 min left, 1:40 so far"]
     assert shown(State(40, 0, 0, 0, (), 0.0, 0.0, None), 10) == ["sweep: 0 of 40 done, time left unknown, 0:00 so far"]
-    long = Job(tmp_path, "n" * 200, "running", 93.0, note={"phase": "scores"})
+    long = JobProgress(tmp_path, "n" * 200, "running", 93.0, note={"phase": "scores"})
     assert "…  scores" in shown(State(1, 0, 0, 0, (long,), 0.0, 100.0, None), 10)[0]
 
 
 def test_notes_are_few_and_never_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    notes, read = Notes(tmp_path), lambda: json.loads((tmp_path / NOTES).read_text())
+    notes, read = ProgressFile(tmp_path), lambda: json.loads((tmp_path / PROGRESS).read_text())
     notes.begin("dense")
     notes.add(epoch=1)
     assert read() == {"phase": "dense"}
@@ -231,7 +231,7 @@ def test_notes_are_few_and_never_in_the_way(tmp_path: Path, monkeypatch: pytest.
     notes.remove()
     notes.remove()
     assert list(tmp_path.iterdir()) == []
-    for lost in (Notes(tmp_path / "no such folder"), Notes(Path("/dev/null"))):
+    for lost in (ProgressFile(tmp_path / "no such folder"), ProgressFile(Path("/dev/null"))):
         lost.begin("dense")
         lost.remove()
 
@@ -308,7 +308,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(plain: tuple[Path, str]
         assert list(numbers) == sorted(numbers)
     assert lines[-1] == "sweep: 2 of 4 done, 2 failed"
     assert "\x1b" not in written
-    assert not list(results.rglob(NOTES))
+    assert not list(results.rglob(PROGRESS))
 
 
 @slow

@@ -30,7 +30,7 @@ from mmp.runs.store import RunFolder
 from mmp.training.checkpoints import LAST, last_checkpoint, open_checkpoints
 from mmp.training.classifier import Classifier
 from mmp.training.recorder import Recorder
-from mmp.training.trainer import Terminable, build_callbacks, build_trainer, fit
+from mmp.training.trainer import RestoreSigterm, build_callbacks, build_trainer, fit
 
 METRICS = "checkpoints/metrics.jsonl"
 
@@ -171,11 +171,11 @@ class Terminated(pl.Callback):
 
 @pytest.mark.parametrize("early", [True, False])
 def test_sigterm_goes_to_whoever_listened_before_the_training(config: PruneConfig, early: bool, tmp_path: Path) -> None:
-    asked, terminated = slurm.Asked(), Terminated(early)
+    asked, terminated = slurm.SignalFlag(), Terminated(early)
     before = signal.signal(signal.SIGTERM, asked)
     try:
         train(config, ImageData(config.data, config.seed), tmp_path, terminated)
-        assert asked.came
+        assert asked.received
         assert terminated.listens is asked
         assert signal.getsignal(signal.SIGTERM) is asked
     finally:
@@ -183,13 +183,13 @@ def test_sigterm_goes_to_whoever_listened_before_the_training(config: PruneConfi
 
 
 def test_sigterm_that_comes_while_a_training_begins_is_passed_on() -> None:
-    asked = slurm.Asked()
+    asked = slurm.SignalFlag()
     before = signal.signal(signal.SIGTERM, asked)
     try:
-        callback = Terminable()
+        callback = RestoreSigterm()
         callback.on_fit_start()
         callback.on_train_start(SimpleNamespace(received_sigterm=True))  # type: ignore[arg-type]
-        assert asked.came
+        assert asked.received
     finally:
         signal.signal(signal.SIGTERM, before)
 
