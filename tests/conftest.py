@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import resources
 import torch
 from hypothesis import settings
 from places import CONF
 from torch import nn
+
+from mmp.data import readers
+
+pytest_plugins = ["pytester"]
 
 # The first call into torch is slow and the machines of a test run are shared, so time is no failure.
 settings.register_profile("mmp", deadline=None)
@@ -21,6 +27,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[_name]
 os.environ |= {"WANDB_ERROR_REPORTING": "false", "WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": os.devnull}
+
+
+def pytest_configure() -> None:
+    """Stop where a required resource is missing, and keep hidden images from the tests that do not ask for them."""
+    resources.require()
+    if "data" in resources.hidden():
+        readers.FASHION_MNIST_FOLDERS = readers.FASHION_MNIST_FOLDERS[1:]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Close the summary with the ways to get what skipped tests need."""
+    yield
+    reports = terminalreporter.stats.get("skipped", [])
+    for sentence in resources.ways(report.longrepr[2] for report in reports):
+        terminalreporter.write_line(sentence)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resources import needs
+from small_files import write_fashion_mnist, write_idx
 
 from mmp.config.schema import DataConfig
 from mmp.data.images import TensorImages
@@ -22,21 +23,6 @@ from mmp.errors import MmpError
 def config(reader: str = "digits", **changes: Any) -> DataConfig:
     basis = {"classes": 10, "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.25], "batch_size": 64}
     return DataConfig(name=reader, reader=reader, **{**basis, **changes})
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    content = head + array.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def write_fashion(folder: Path, suffix: str = "", train: int = 100, test: int = 20) -> Path:
-    for stem, count in (("train", train), ("t10k", test)):
-        images = np.arange(count * 784).reshape(count, 28, 28) % 251
-        write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", images)
-        write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", np.arange(count) % 10)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +114,7 @@ def test_a_batch_equals_its_images_one_by_one_and_the_fingerprint_sees_every_pix
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("below", [".", "FashionMNIST/raw"])
 def test_fashion_mnist_is_read_from_either_layout(suffix: str, below: str, tmp_path: Path) -> None:
-    write_fashion(tmp_path / below, suffix)
+    write_fashion_mnist(tmp_path / below, suffix)
     data = ImageData(config("fashion_mnist", root=str(tmp_path), image_size=28), seed=0)
     assert data.samples["test"] == 20
     assert sum(data.samples.values()) == 120
@@ -139,14 +125,14 @@ def test_fashion_mnist_is_read_from_either_layout(suffix: str, below: str, tmp_p
 
 @pytest.mark.parametrize("cut", [3, 10, 500])
 def test_a_truncated_file_is_named(cut: int, tmp_path: Path) -> None:
-    path = write_fashion(tmp_path) / "train-images-idx3-ubyte"
+    path = write_fashion_mnist(tmp_path) / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(MmpError, match="train-images-idx3-ubyte"):
         read_idx(path, dimensions=3)
 
 
 def test_other_damage_is_named_too(tmp_path: Path) -> None:
-    write_fashion(tmp_path)
+    write_fashion_mnist(tmp_path)
     with pytest.raises(MmpError, match="not an IDX file"):
         read_idx(tmp_path / "train-images-idx3-ubyte", dimensions=1)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(99) % 10)
@@ -163,7 +149,7 @@ def test_a_label_beyond_the_classes_and_an_unknown_reader_are_errors(tmp_path: P
         ImageData(config("digit"), seed=0)
 
 
-@pytest.mark.skipif(not FASHION_MNIST_FOLDERS[0].is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+@needs("data")
 def test_the_real_fashion_mnist_is_whole() -> None:
     train = read_idx(FASHION_MNIST_FOLDERS[0] / "train-labels-idx1-ubyte", dimensions=1)
     test = read_idx(FASHION_MNIST_FOLDERS[0] / "t10k-labels-idx1-ubyte", dimensions=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import result_files
 import torch
+from resources import RESOURCES, lack, needs
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -78,7 +78,7 @@ def pruned(config: ModelConfig, size: int, scratch: Path, sparsity: float = 0.9)
 def test_every_architecture_goes_through_every_target(architecture: str, tmp_path: Path) -> None:
     source = pruned(*ARCHITECTURES[architecture], tmp_path)
     for name in TARGETS:
-        if name in ("openvino", "executorch") and find_spec(name) is None:  # extras of their own
+        if name in RESOURCES and lack(name):  # extras of their own
             continue
         target = load_target(name)
         path = tmp_path / target.files[0]
@@ -209,9 +209,9 @@ def test_what_cannot_be_exported_is_told(kind: type[nn.Module], part: str, name:
 
 
 @pytest.mark.slow
+@needs("executorch")
 @pytest.mark.parametrize("kind", [Branches, FixedBatch])
 def test_what_executorch_cannot_do_is_told(kind: type[nn.Module], tmp_path: Path) -> None:
-    pytest.importorskip("executorch")
     source = Exportable(ModelConfig("x", label="odd"), kind().eval(), Masks({}), (torch.ones(2, 1, 2, 2),), tmp_path)
     with pytest.raises(
         MmpError,
@@ -236,10 +236,10 @@ class Convolutions(nn.Module):
 
 
 @pytest.mark.slow
+@needs("executorch")
 def test_zeros_are_counted_in_the_bytes_of_an_executorch_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("executorch")
     torch.manual_seed(0)
     model, target = Convolutions().eval(), load_target("executorch")
     nn.init.uniform_(model.norm.weight, -1.5, -0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,20 @@ def write_gtsrb(root: Path, tracks: int = 4, frames: int = 4, classes: int = 43)
         Image.new("RGB", (30, 18), (5 * label, 0, 0)).save(test / f"{classes - 1 - label:05d}.ppm")
         lines.append(f"{classes - 1 - label:05d}.ppm;30;18;1;1;9;9;{label}")
     (root / "gtsrb" / "GT-final_test.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write bytes in LeCun's format, gzipped if the name ends in ``.gz``."""
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    content = head + array.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_fashion_mnist(folder: Path, suffix: str = "", train: int = 100, test: int = 20) -> Path:
+    """Write the four files of Fashion-MNIST, with images that rise from pixel to pixel."""
+    for stem, count in (("train", train), ("t10k", test)):
+        images = np.arange(count * 784).reshape(count, 28, 28) % 251
+        write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", np.arange(count) % 10)
+    return folder

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
-import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resources import CHROMIUM, needs
 from result_files import STRATEGIES, full_sweep, result, write
 
 from mmp.report.write import write_comparison, write_report
 
-CHROMIUM = os.environ.get("MMP_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install -e '.[dev]'")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="no chromium on PATH (apt-get install chromium), nor in MMP_CHROMIUM"),
-]
+pytestmark = [pytest.mark.slow, needs("browser")]
 
 LONG = "long" * 75
 HOSTILE = "<script>document.title='owned'</script><b>bold</b>"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from resources import needs, skip_without
 from sweeping import QUICK, ROOT, arguments, environment, sweep
 from warm import LIMIT
 
@@ -54,13 +54,13 @@ def test_kills_at_random_moments_change_no_result(expected: dict[str, Any], tmp_
     assert outcomes(tmp_path) == expected
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="a small disk has to be mounted, by root")
+@needs("mount")
 def test_a_full_disk_is_told_and_costs_nothing_but_a_second_start(expected: dict[str, Any], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=False, timeout=60)
     if mounted.returncode:
-        pytest.skip("nothing can be mounted here")
+        skip_without("mount", "a tmpfs cannot be mounted here")
     try:
         done = sweep(disk, *FEW)
         assert done.returncode == 1

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from misbehaving import overrides
+from resources import needs, skip_without
 from slurm_cluster import Attempt, Cluster
 from sweeping import ROOT, arguments, environment, statuses, sweep
 
 from benchmarks.sweeps import outcomes
 
-UNAVAILABLE = Cluster.unavailable()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE)]
+pytestmark = [pytest.mark.slow, needs("slurm")]
 
 SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=debug"]
 SLURM += ["hydra.launcher.poll_s=2", "hydra.launcher.patience_s=8"]
@@ -32,7 +32,7 @@ def started(folder: Path, accounting: bool = True) -> Cluster:
         return Cluster.start(folder, accounting)
     except RuntimeError as error:
         if "could not install" in str(error):
-            pytest.skip(str(error))
+            skip_without("slurm", str(error))
         raise
 
 
