@@ -27,6 +27,7 @@ from benchmarks.memory import GIBI, MEBI, resident
 from benchmarks.timing import Claim, table
 from mmp.plan import make_plan
 from mmp.pruning.calibration_statistics import collect
+from mmp.pruning.layers.layer import count_weights
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import make_grid
 from mmp.pruning.signals import Gradient, Magnitude, score
@@ -103,7 +104,7 @@ def report(folder: Path, size: int) -> tuple[float, Route]:
 
 def weights_of(model: nn.Module) -> int:
     """Return the number of prunable weights."""
-    return sum(layer.size for layer in prunable_layers(model))
+    return count_weights(prunable_layers(model))
 
 
 SUBJECTS: dict[str, Callable[..., tuple[float, Route]]] = {

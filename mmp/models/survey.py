@@ -24,7 +24,7 @@ from mmp.errors import MmpError
 from mmp.markdown import table_of
 from mmp.models.timm_models import build_skeleton
 from mmp.pruning.layers.graph import Graph
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.patterns import Pattern
 from mmp.pruning.plan import Plan, plan_model
 from mmp.pruning.strategies import Strategy
@@ -131,7 +131,7 @@ def _found(plan: Plan, model: nn.Module, module: str) -> Finding:
         layers=len(plan.layers),
         classifier=classifiers[-1] if classifiers else "",
         stem=plan.layers[0].name,
-        other=sum(layer.size for layer in others) / plan.sizes.weights,
+        other=count_weights(others) / plan.sizes.weights,
         largest_other=share,
         largest_other_layer=largest.name if largest else "",
         reason=reason,

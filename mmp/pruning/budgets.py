@@ -9,20 +9,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmp.errors import MmpError
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern, sparsity_of
 from mmp.pruning.ranges import RangeTable
 from mmp.pruning.sizes import MEGABYTE, Sizes
 
+BUDGET_CEILING = 0.98  # no budget makes a layer sparser than this
+
 
 @dataclass(frozen=True)
 class Budget:
-    """What a strategy is shifted to meet: a global sparsity, or a size on disk. An empty budget shifts nothing.
+    """A global sparsity, or a size on disk, that strategies are shifted to. An empty budget shifts nothing.
 
     Attributes:
         sparsity: The global sparsity, a fraction of the prunable weights.
         megabytes: Size of the pruned model, in units of 10^6 bytes.
-        strategies: Sparsities of single strategies, which win over the common one.
+        strategies: Global sparsities of single strategies, which take precedence over ``sparsity``.
     """
 
     sparsity: float | None = None
@@ -30,212 +32,220 @@ class Budget:
     strategies: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, strategy: str) -> float | None:
-        """Return the global sparsity that a strategy has to meet; None where there is none."""
+        """Return the global sparsity that the budget sets for a strategy, None if it sets none."""
         return self.strategies.get(strategy, self.sparsity)
 
+    def target(self, strategy: str, sizes: Sizes) -> Target | None:
+        """Return the budget of one strategy on one model, None if there is none.
+
+        Args:
+            strategy: The strategy's name.
+            sizes: Bytes of the model's parts, which turn a size into a sparsity.
+        """
+        if self.megabytes is not None:
+            return Target(sizes.sparsity_for(self.megabytes * MEGABYTE), sizes, self.megabytes)
+        sparsity = self.of(strategy)
+        return None if sparsity is None else Target(sparsity, sizes)
+
     def __str__(self) -> str:
-        """Return the budget in words; empty if there is none."""
+        """Return the budget in words, empty if there is none."""
         parts = [f"{self.megabytes:g} MB"] if self.megabytes is not None else []
         parts += [f"{100 * self.sparsity:g} %"] if self.sparsity is not None else []
         parts += [f"{name} {100 * value:g} %" for name, value in self.strategies.items()]
         return ", ".join(parts)
 
 
-def to_budget(
-    name: str,
-    sparsities: Mapping[str, float],
-    target: float | None,
-    layers: Sequence[Layer],
-    table: RangeTable,
-    budget: Budget,
-    sizes: Sizes,
-    pattern: Pattern = UNSTRUCTURED,
-) -> dict[str, float]:
-    """Return sparsities shifted to a global sparsity, to the weight; as they are if there is none to meet.
+@dataclass(frozen=True)
+class Target:
+    """The budget of one strategy on one model, as a global sparsity.
 
-    With a pattern of blocks they are those of whole blocks, and a global sparsity is met to less than one.
-
-    Args:
-        name: What they come from, for the message.
-        sparsities: The sparsity of every layer.
-        target: The global sparsity.
-        layers: The model's prunable layers.
-        table: The range table, for what counts as a small layer, which no budget moves.
-        budget: What asks for the target, for the message.
+    Attributes:
+        sparsity: The global sparsity, a fraction of the prunable weights.
         sizes: Bytes of the model's parts.
-        pattern: What masks satisfy.
-
-    Raises:
-        MmpError: if the target is out of reach; the message says what can be reached.
+        megabytes: The size that the sparsity was computed from, None if the budget is a sparsity.
     """
-    if target is None:
-        return {layer.name: pattern.whole(layer.shape, sparsities[layer.name], layer.groups) for layer in layers}
-    ceiling = min(BUDGET_CEILING, table.constraints.ceiling)
-    small = table.small(layers)
-    least, most = reachable(layers, sparsities, small, ceiling, pattern)
-    if not least <= target <= most:
-        said, reach = f"budget={target:g}", f"global sparsities from {inwards(least, most)}"
-        if budget.megabytes is not None:
-            low, high = (sizes.sparse(round(share * sizes.weights)) / MEGABYTE for share in (most, least))
-            said = f"budget.megabytes={budget.megabytes:g}"
-            reach = f"sizes from {inwards(low, high, 3)} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
-        raise MmpError(f"{said} is out of reach: {name} can be shifted to {reach}")
-    shifted = meet_budget(layers, sparsities, target, small, ceiling, pattern)
-    return whole_weights(layers, shifted, small, ceiling, pattern)
+
+    sparsity: float
+    sizes: Sizes
+    megabytes: float | None = None
+
+    def require_within(self, least: float, most: float, subject: str) -> None:
+        """Raise if the target is outside the global sparsities that can be reached.
+
+        Args:
+            least: The lowest global sparsity that can be reached.
+            most: The highest.
+            subject: Start of the phrase that names these limits, such as ``strategy p50 can be shifted``.
+
+        Raises:
+            MmpError: if the target is outside [least, most]; the message states the limits in the budget's own unit.
+        """
+        if least <= self.sparsity <= most:
+            return
+        key, limits = f"budget={self.sparsity:g}", f"global sparsities from {inwards(least, most)}"
+        if self.megabytes is not None:
+            low, high = (self.sizes.sparse(round(share * self.sizes.weights)) / MEGABYTE for share in (most, least))
+            key = f"budget.megabytes={self.megabytes:g}"
+            dense = f"the dense model has {self.sizes.dense / MEGABYTE:.3f} MB"
+            limits = f"sizes from {inwards(low, high, 3)} MB ({dense})"
+        raise MmpError(f"{key} is out of reach: {subject} to {limits}")
 
 
-def budget_target(budget: Budget, strategy: str, sizes: Sizes) -> float | None:
-    """Return the global sparsity that a budget asks of a strategy, None without a budget."""
-    if budget.megabytes is not None:
-        return sizes.sparsity_for(budget.megabytes * MEGABYTE)
-    return budget.of(strategy)
+@dataclass(frozen=True)
+class Shift:
+    """Shifts the sparsities of a model's layers by one common offset, within limits.
 
+    Attributes:
+        layers: The model's prunable layers.
+        fixed: Names of the layers whose sparsity stays (small layers under the 10K rule).
+        ceiling: Sparsity that no layer is shifted beyond; one that is above it already can only be shifted down.
+        pattern: Pattern of the masks. A layer whose sparsity is high enough for the pattern is not shifted below the
+            lowest sparsity at which the pattern holds.
+    """
 
-BUDGET_CEILING = 0.98
+    layers: Sequence[Layer]
+    fixed: frozenset[str] = frozenset()
+    ceiling: float = BUDGET_CEILING
+    pattern: Pattern = UNSTRUCTURED
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], table: RangeTable, pattern: Pattern = UNSTRUCTURED) -> Shift:
+        """Return the shift that a range table allows: its small layers are fixed, its ceiling holds."""
+        return cls(layers, table.small(layers), min(BUDGET_CEILING, table.constraints.ceiling), pattern)
+
+    def to_budget(self, sparsities: Mapping[str, float], target: Target | None, subject: str) -> dict[str, float]:
+        """Shift all sparsities so that the masks prune exactly the target number of weights.
+
+        Without a target, return them unchanged. With a pattern of blocks, layers lose whole blocks: without a target
+        their sparsities are rounded down to whole blocks, and a target is met to less than one block.
+
+        Args:
+            sparsities: Sparsity of every layer, by name.
+            target: The budget.
+            subject: What the sparsities belong to, such as ``strategy p50``; named in the message.
+
+        Raises:
+            MmpError: if the target is out of reach; the message states the limits.
+        """
+        if target is None:
+            return {layer.name: self.pattern.whole(layer, sparsities[layer.name]) for layer in self.layers}
+        target.require_within(*self.reachable(sparsities), f"{subject} can be shifted")
+        return self.whole_weights(self.meet(sparsities, target.sparsity))
+
+    def reachable(self, sparsities: Mapping[str, float]) -> tuple[float, float]:
+        """Return the lowest and the highest global sparsity that a common offset leads to."""
+        floors = self._floors(sparsities)
+        least = {name: s if name in self.fixed else floors[name] for name, s in sparsities.items()}
+        most = {name: s if name in self.fixed else max(s, self.ceiling) for name, s in sparsities.items()}
+        return global_sparsity(self.layers, least), global_sparsity(self.layers, most)
+
+    def meet(self, sparsities: Mapping[str, float], target: float) -> dict[str, float]:
+        """Shift every layer by one common offset so that the global sparsity is ``target``.
+
+        The global sparsity is a piecewise linear, rising function of the offset, with a corner wherever a layer
+        reaches its limit. The offset between two corners follows from one division (METHOD, phase 2, budget).
+
+        Args:
+            sparsities: Sparsity of every layer, by name.
+            target: The global sparsity, a fraction.
+
+        Returns:
+            Shifted sparsities, clipped to [0, ceiling].
+
+        Raises:
+            MmpError: if no offset reaches the target; the message states the limits.
+        """
+        least, most = self.reachable(sparsities)
+        rounding = 1e-9
+        if not least - rounding <= target <= most + rounding:
+            raise MmpError(
+                f"budget={target:g} is out of reach: this model's layers can be shifted to global sparsities from "
+                f"{inwards(least, most)}"
+            )
+        size = np.array([layer.size for layer in self.layers], dtype=float)
+        start = np.array([sparsities[layer.name] for layer in self.layers])
+        bottom = np.array(list(self._floors(sparsities).values()))
+        top = np.maximum(self.ceiling, start)
+        moves = np.array([layer.name not in self.fixed for layer in self.layers])
+
+        def shifted(offset: float) -> np.ndarray:
+            return np.where(moves, np.clip(start + offset, bottom, top), start)
+
+        corners = np.unique(np.concatenate([(bottom - start)[moves], (top - start)[moves], [0.0]]))
+        values = np.array([float(size @ shifted(corner) / size.sum()) for corner in corners])
+        right = int(np.clip(np.searchsorted(values, target), 1, len(corners) - 1)) if len(corners) > 1 else 0
+        offset = corners[right]
+        if right and values[right] > values[right - 1]:
+            share = (target - values[right - 1]) / (values[right] - values[right - 1])
+            offset = corners[right - 1] + share * (corners[right] - corners[right - 1])
+        return {layer.name: float(s) for layer, s in zip(self.layers, shifted(float(offset)), strict=True)}
+
+    def whole_weights(self, sparsities: Mapping[str, float]) -> dict[str, float]:
+        """Move sparsities by a few weights, so that whole weights add up to the global sparsity.
+
+        A mask prunes floor(sparsity * n) weights, so a model of many small layers would miss its budget. The weights
+        that floor loses go to the layers with the largest fractions. With a pattern of blocks, the same holds for
+        whole blocks.
+
+        Args:
+            sparsities: Sparsity of every layer, by name.
+
+        Returns:
+            Sparsities whose masks prune round(global sparsity * N) weights, if the layers have that many to give.
+            Layers at 0, at the lowest sparsity of their pattern or at the ceiling keep their sparsity, and no layer
+            loses all its weights. With blocks, the masks fall short by less than the smallest block.
+        """
+        exact = {layer.name: layer.size * sparsities[layer.name] for layer in self.layers}
+        unit = {layer.name: self.pattern.unit if self.pattern.fits(layer) else 1 for layer in self.layers}
+        counts = {name: math.floor(value) // unit[name] * unit[name] for name, value in exact.items()}
+        floors = self._floors(sparsities)
+        inside = [n for n, s in sparsities.items() if n not in self.fixed and floors[n] < s < self.ceiling]
+        lost = round(sum(exact.values())) - sum(counts.values())
+        inside.sort(key=lambda name: (counts[name] - exact[name]) / unit[name])
+        most = {layer.name: min(math.floor(self.ceiling * layer.size), layer.size - 1) for layer in self.layers}
+        while open_layers := [n for n in inside if unit[n] <= lost and counts[n] + unit[n] <= most[n]]:
+            for name in open_layers:
+                if unit[name] <= lost:
+                    counts[name] += unit[name]
+                    lost -= unit[name]
+        moved = {*inside, *(name for name in unit if unit[name] > 1)}
+        sizes = {layer.name: layer.size for layer in self.layers}
+        return {name: sparsity_of(counts[name], sizes[name]) if name in moved else s for name, s in sparsities.items()}
+
+    def _floors(self, sparsities: Mapping[str, float]) -> dict[str, float]:
+        """Return the lowest sparsity of each layer: 0, or the lowest at which a layer that has the pattern keeps it."""
+        return {
+            layer.name: self.pattern.least(layer) if self.pattern.takes(layer, sparsities[layer.name]) else 0.0
+            for layer in self.layers
+        }
 
 
 def global_sparsity(layers: Sequence[Layer], sparsities: Mapping[str, float]) -> float:
-    """Return the sparsity over all prunable weights: the mean of the layers' sparsities weighted by size."""
-    return sum(layer.size * sparsities[layer.name] for layer in layers) / sum(layer.size for layer in layers)
-
-
-def meet_budget(
-    layers: Sequence[Layer],
-    sparsities: Mapping[str, float],
-    target: float,
-    fixed: frozenset[str] = frozenset(),
-    ceiling: float = BUDGET_CEILING,
-    pattern: Pattern = UNSTRUCTURED,
-) -> dict[str, float]:
-    """Shift every layer by one common offset so that the global sparsity is ``target``.
-
-    The global sparsity is a piecewise linear, rising function of the offset, with a corner wherever a layer
-    reaches 0 or 0.98; the offset is found between two corners by one division (METHOD, phase 2, budget).
-
-    Args:
-        layers: The model's prunable layers.
-        sparsities: The strategy's sparsity of every layer.
-        target: Global sparsity wanted, as a fraction.
-        fixed: Names of the layers that stay as they are (small layers under the 10K rule).
-        ceiling: Sparsity that no layer is shifted beyond.
-        pattern: Pattern of the masks; a layer that takes it is not shifted below where it can.
-
-    Returns:
-        Shifted sparsities, clipped to [0, ceiling]; a layer that starts above the ceiling is shifted down only.
-
-    Raises:
-        MmpError: if no offset reaches the target; the message says what can be reached.
-    """
-    least, most = reachable(layers, sparsities, fixed, ceiling, pattern)
-    rounding = 1e-9
-    if not least - rounding <= target <= most + rounding:
-        raise MmpError(
-            f"budget={target:g} is out of reach: this model's layers can be shifted to global sparsities from "
-            f"{inwards(least, most)}"
-        )
-    size = np.array([layer.size for layer in layers], dtype=float)
-    start = np.array([sparsities[layer.name] for layer in layers])
-    bottom = np.array(list(_floors(layers, sparsities, pattern).values()))
-    top = np.maximum(ceiling, start)
-    moves = np.array([layer.name not in fixed for layer in layers])
-
-    def shifted(offset: float) -> np.ndarray:
-        return np.where(moves, np.clip(start + offset, bottom, top), start)
-
-    corners = np.unique(np.concatenate([(bottom - start)[moves], (top - start)[moves], [0.0]]))
-    values = np.array([float(size @ shifted(corner) / size.sum()) for corner in corners])
-    right = int(np.clip(np.searchsorted(values, target), 1, len(corners) - 1)) if len(corners) > 1 else 0
-    offset = corners[right]
-    if right and values[right] > values[right - 1]:
-        share = (target - values[right - 1]) / (values[right] - values[right - 1])
-        offset = corners[right - 1] + share * (corners[right] - corners[right - 1])
-    return {layer.name: float(s) for layer, s in zip(layers, shifted(float(offset)), strict=True)}
-
-
-def reachable(
-    layers: Sequence[Layer],
-    sparsities: Mapping[str, float],
-    fixed: frozenset[str] = frozenset(),
-    ceiling: float = BUDGET_CEILING,
-    pattern: Pattern = UNSTRUCTURED,
-) -> tuple[float, float]:
-    """Return the least and the greatest global sparsity that a common offset can lead to."""
-    floors = _floors(layers, sparsities, pattern)
-    least = {name: s if name in fixed else floors[name] for name, s in sparsities.items()}
-    most = {name: s if name in fixed else max(s, ceiling) for name, s in sparsities.items()}
-    return global_sparsity(layers, least), global_sparsity(layers, most)
-
-
-def _floors(layers: Sequence[Layer], sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, float]:
-    """Return how far down each layer may be shifted: to 0, or to where it still takes the pattern that it takes."""
-    taken = {layer.name: pattern.takes(layer.shape, sparsities[layer.name], layer.groups) for layer in layers}
-    return {layer.name: pattern.least(layer.shape, layer.groups) if taken[layer.name] else 0.0 for layer in layers}
-
-
-def inwards(least: float, most: float, digits: int = 4) -> str:
-    """Return an interval as text, rounded so that both ends as written lie in it."""
-    scale = 10**digits
-    return f"{math.ceil(least * scale) / scale:.{digits}f} to {math.floor(most * scale) / scale:.{digits}f}"
-
-
-def whole_weights(
-    layers: Sequence[Layer],
-    sparsities: Mapping[str, float],
-    fixed: frozenset[str] = frozenset(),
-    ceiling: float = BUDGET_CEILING,
-    pattern: Pattern = UNSTRUCTURED,
-) -> dict[str, float]:
-    """Move sparsities by a few weights, so that whole weights add up to the global sparsity.
-
-    A mask prunes floor(sparsity * n) weights, so a model of many small layers falls short of its budget. The
-    weights that floor loses go to the layers that lost the largest parts of one. With a pattern of blocks it is
-    blocks that floor loses, and whole blocks that go.
-
-    Args:
-        layers: The model's prunable layers.
-        sparsities: Sparsity of every layer.
-        fixed: Names of the layers that stay as they are.
-        ceiling: Sparsity that no layer is moved beyond.
-        pattern: Pattern of the masks.
-
-    Returns:
-        Sparsities whose masks prune round(global sparsity * N) weights, where layers have that many to give; layers
-        at 0, at the least sparsity of their pattern, or at the ceiling stay, too, and none is emptied. With blocks they
-        prune less than the smallest block of a layer below that.
-    """
-    exact = {layer.name: layer.size * sparsities[layer.name] for layer in layers}
-    unit = {layer.name: pattern.unit if pattern.fits(layer.shape, layer.groups) else 1 for layer in layers}
-    counts = {name: math.floor(value) // unit[name] * unit[name] for name, value in exact.items()}
-    floors = _floors(layers, sparsities, pattern)
-    inside = [name for name, s in sparsities.items() if name not in fixed and floors[name] < s < ceiling]
-    lost = round(sum(exact.values())) - sum(counts.values())
-    inside.sort(key=lambda name: (counts[name] - exact[name]) / unit[name])
-    most = {layer.name: min(math.floor(ceiling * layer.size), layer.size - 1) for layer in layers}
-    while open_layers := [n for n in inside if unit[n] <= lost and counts[n] + unit[n] <= most[n]]:
-        for name in open_layers:
-            if unit[name] <= lost:
-                counts[name] += unit[name]
-                lost -= unit[name]
-    moved = {*inside, *(name for name in unit if unit[name] > 1)}
-    sizes = {layer.name: layer.size for layer in layers}
-    return {name: sparsity_of(counts[name], sizes[name]) if name in moved else s for name, s in sparsities.items()}
+    """Return the sparsity over all prunable weights: the mean of the layers' sparsities, weighted by size."""
+    return sum(layer.size * sparsities[layer.name] for layer in layers) / count_weights(layers)
 
 
 def with_pattern(layers: Sequence[Layer], sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, float]:
-    """Return sparsities at which every layer that a pattern fits takes it, of the same global sparsity.
+    """Return sparsities of the same global sparsity at which the pattern holds in every layer that it fits.
 
-    Layers are raised to 1 - N/M, and all are shifted by one common offset to make up for it.
+    Layers below 1 - N/M are raised to it, then all are shifted down by one common offset to make up for that.
 
     Args:
         layers: The model's prunable layers.
-        sparsities: Sparsity of every layer.
+        sparsities: Sparsity of every layer, by name.
         pattern: The pattern.
 
     Raises:
-        MmpError: if the global sparsity is less than what the pattern alone prunes.
+        MmpError: if the global sparsity is lower than the pattern alone makes it.
     """
     if pattern == UNSTRUCTURED:
         return dict(sparsities)
-    raised = {layer.name: max(sparsities[layer.name], pattern.least(layer.shape, layer.groups)) for layer in layers}
-    shifted = meet_budget(layers, raised, global_sparsity(layers, sparsities), pattern=pattern)
-    return whole_weights(layers, shifted, pattern=pattern)
+    raised = {layer.name: max(sparsities[layer.name], pattern.least(layer)) for layer in layers}
+    shift = Shift(layers, pattern=pattern)
+    return shift.whole_weights(shift.meet(raised, global_sparsity(layers, sparsities)))
+
+
+def inwards(least: float, most: float, digits: int = 4) -> str:
+    """Return an interval as text, rounded so that both written ends are inside it."""
+    scale = 10**digits
+    return f"{math.ceil(least * scale) / scale:.{digits}f} to {math.floor(most * scale) / scale:.{digits}f}"

@@ -1,8 +1,8 @@
-"""Criteria: complete single-method pruners. A score, and a rule for how sparse each layer becomes.
+"""Criteria: complete single-method pruners, each a score and a rule for the sparsity of every layer.
 
-They are the baselines of the method, and the observers of its phase 1. Most rank all weights of the network together;
-``uniform`` and ``erk`` divide the sparsity among the layers first. Like a signal, a new criterion is a class and a YAML
-file, in ``conf/criterion``.
+They are the baselines of the method and the observers of its phase 1. Most rank all weights of the network together;
+``uniform`` and ``erk`` set every layer's sparsity first. A new criterion is a class and a YAML file in
+``conf/criterion``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmp.errors import MmpError, nearest
-from mmp.pruning.budgets import whole_weights
+from mmp.pruning.budgets import Shift
 from mmp.pruning.calibration_statistics import Batches, Loss, collect
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import Masks
 from mmp.pruning.patterns import sparsity_of
@@ -30,11 +30,16 @@ from mmp.pruning.topk import keep_highest, pruned_count
 
 @dataclass(frozen=True)
 class Criterion:
-    """What all criteria have; their ``score`` is that of ``mmp.pruning.signals.Scorer``.
+    """Base of all criteria, a ``mmp.pruning.signals.Scorer`` that also allocates the sparsity.
 
     Attributes:
-        min_density: Share of its weights that every layer keeps, its highest; SNIP for one empties whole layers at 98 %
-            sparsity, which cuts the network in two. 0, as published, promises nothing.
+        name: The criterion's name on the command line and in reports.
+        needs: The statistics that its score is computed from (``mmp.pruning.calibration_statistics.STATISTICS``).
+        min_density: Share of its weights that every layer keeps at least. At 98 % sparsity SNIP, for one, prunes whole
+            layers, which disconnects the network. 0, the published behaviour, sets no minimum.
+
+    Raises:
+        MmpError: if ``min_density`` is outside [0, 1).
     """
 
     name: ClassVar[str]
@@ -43,19 +48,29 @@ class Criterion:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_density < 1.0:
-            raise MmpError(f"criterion.min_density={self.min_density} is out of range: must be a share in [0, 1)")
+            raise MmpError(f"criterion.min_density={self.min_density}: must be a share in [0, 1)")
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return importances of the weight's shape, comparable between layers; higher is more important."""
+        """Return importances of the weight's shape, comparable between layers; higher is more important.
+
+        Args:
+            weight: The weight tensor.
+            statistics: The statistics named in ``needs``, for this weight.
+        """
         raise NotImplementedError
 
     def allocate(self, layers: Sequence[Layer], scores: Mapping[str, Tensor], pruned: int) -> dict[str, float]:
-        """Return each layer's sparsity, so that exactly ``pruned`` weights go in all: here, the lowest-scored ones.
+        """Return every layer's sparsity, by name, for which masks prune exactly ``pruned`` weights in all.
+
+        Unless a criterion overrides this, these are the lowest-scored weights of the whole network.
 
         Args:
             layers: The model's prunable layers.
-            scores: One tensor per layer, by its name.
-            pruned: Number of weights.
+            scores: One tensor per layer, by name.
+            pruned: Number of weights to prune.
+
+        Raises:
+            MmpError: if ``min_density`` leaves fewer weights than that.
         """
         ordered = {layer.name: scores[layer.name] for layer in layers}
         masks = global_masks(ordered, pruned, self.min_density)
@@ -64,7 +79,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Mag(Criterion):
-    """Global magnitude: the signal |w|, ranked over all layers together (Han et al. 2015, arXiv 1506.02626)."""
+    """Global magnitude: |w|, ranked over all layers together (Han et al. 2015, arXiv 1506.02626)."""
 
     name: ClassVar[str] = "mag"
 
@@ -75,13 +90,13 @@ class Mag(Criterion):
 
 @dataclass(frozen=True)
 class _Divided(Mag):
-    """Magnitude within each layer, where the criterion itself says how sparse each layer becomes."""
+    """Magnitude within each layer; the criterion sets every layer's sparsity without looking at the scores."""
 
     def __post_init__(self) -> None:
         if self.min_density:
             raise MmpError(
-                f"criterion={self.name} sets each layer's sparsity itself, so criterion.min_density="
-                f"{self.min_density} means nothing to it; leave it at 0"
+                f"criterion.min_density={self.min_density}: criterion={self.name} sets each layer's sparsity itself "
+                "and ignores a minimum density; leave it at 0"
             )
 
 
@@ -92,49 +107,50 @@ class Uniform(_Divided):
     name: ClassVar[str] = "uniform"
 
     def allocate(self, layers: Sequence[Layer], scores: Mapping[str, Tensor], pruned: int) -> dict[str, float]:
-        """Return the same sparsity for every layer, up to one weight."""
-        same = pruned / sum(layer.size for layer in layers)
-        return whole_weights(layers, {layer.name: same for layer in layers}, ceiling=1.0)
+        """Return the same sparsity for every layer, to within one weight; see :meth:`Criterion.allocate`."""
+        same = pruned / count_weights(layers)
+        return Shift(layers, ceiling=1.0).whole_weights({layer.name: same for layer in layers})
 
 
 @dataclass(frozen=True)
 class Erk(_Divided):
-    """Magnitude within each layer, densities by Erdos-Renyi-Kernel (Evci et al. 2020, RigL, arXiv 1911.11134).
+    """Magnitude within each layer, with Erdos-Renyi-Kernel densities (RigL, Evci et al. 2020, arXiv 1911.11134).
 
-    The density of a layer is proportional to the sum of its weight's dimensions over their product, so that large
-    layers become sparser; a layer that would have to keep more than all of its weights stays dense.
+    The density of a layer is proportional to the sum of its weight's dimensions divided by their product, so large
+    layers become sparser. A layer whose density would exceed 1 stays dense.
     """
 
     name: ClassVar[str] = "erk"
 
     def allocate(self, layers: Sequence[Layer], scores: Mapping[str, Tensor], pruned: int) -> dict[str, float]:
-        """Return 1 - density of every layer."""
-        kept = sum(layer.size for layer in layers) - pruned
+        """Return 1 - density of every layer; see :meth:`Criterion.allocate`."""
+        kept = count_weights(layers) - pruned
         raw = {layer.name: sum(layer.shape) / math.prod(layer.shape) for layer in layers}
         dense: set[str] = set()
         while True:
             left = [layer for layer in layers if layer.name not in dense]
-            room = kept - sum(layer.size for layer in layers if layer.name in dense)
+            room = kept - count_weights(layer for layer in layers if layer.name in dense)
             scale = room / sum(raw[layer.name] * layer.size for layer in left) if left else 0.0
             full = {layer.name for layer in left if scale * raw[layer.name] > 1.0}
             if not full:
                 break
             dense |= full
         sparsities = {n: 0.0 if n in dense else 1.0 - scale * value for n, value in raw.items()}
-        return whole_weights(layers, sparsities, ceiling=1.0)
+        return Shift(layers, ceiling=1.0).whole_weights(sparsities)
 
 
 @dataclass(frozen=True)
 class Lamp(Criterion):
-    """Layer-adaptive magnitude: w^2 over the sum of all squares that are not smaller, in its layer, ranked globally.
+    """Layer-adaptive magnitude (LAMP, Lee et al. 2021, arXiv 2010.07611), ranked over all layers together.
 
-    (Lee et al. 2021, arXiv 2010.07611.) The largest weight of each layer scores 1, so no layer is emptied.
+    The score is w^2 divided by the sum of all squares in the layer that are at least as large. The largest weight of
+    each layer scores 1, so no layer loses all its weights.
     """
 
     name: ClassVar[str] = "lamp"
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return w_u^2 / sum of w_v^2 over all v from u on, in the order of rising |w|."""
+        """Return w_u^2 / sum of w_v^2 over all v >= u, with the weights in ascending order of |w|."""
         squares, order = weight.square().double().flatten().sort(stable=True)
         remaining = squares.flip(0).cumsum(0).flip(0)
         ratio = torch.where(remaining > 0, squares / remaining.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
@@ -143,16 +159,16 @@ class Lamp(Criterion):
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """Any weight is as good as any other: what a criterion must beat.
+    """Random scores: the baseline that every other criterion must beat.
 
-    Numbers are drawn from a generator that the weights seed, so the same model gives the same masks, and layers of one
-    shape get different ones.
+    The weights seed the generator, so the same model gives the same masks, and layers of the same shape get different
+    ones.
     """
 
     name: ClassVar[str] = "random"
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return uniform numbers in [0, 1)."""
+        """Return uniform random numbers in [0, 1)."""
         seed = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes())
         noise = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         return noise.to(weight.device)
@@ -160,11 +176,11 @@ class Random(Criterion):
 
 @dataclass(frozen=True)
 class Snip(Criterion):
-    """Connection sensitivity |w * dL/dw|, with one gradient over all samples (Lee et al. 2019, arXiv 1810.02340).
+    """Connection sensitivity |w * dL/dw|, g = dL/dw over all samples (SNIP, Lee et al. 2019, arXiv 1810.02340).
 
-    Unlike the signal ``product``, the gradient keeps its sign until it is averaged, so samples that pull a
-    weight in opposite directions cancel. The paper's division by the sum over all weights changes no ranking.
-    Made for networks at initialisation; here it is applied to trained ones, as it is.
+    Unlike in the signal ``product``, the gradient keeps its sign when it is averaged, so samples with opposite
+    gradients cancel. The paper divides by the sum over all weights, which changes no ranking. SNIP was published for
+    networks at initialisation; here it scores trained ones, unchanged.
     """
 
     name: ClassVar[str] = "snip"
@@ -177,10 +193,10 @@ class Snip(Criterion):
 
 @dataclass(frozen=True)
 class Grasp(Criterion):
-    """Gradient signal preservation (Wang et al. 2020, arXiv 2002.07376).
+    """Gradient signal preservation (GraSP, Wang et al. 2020, arXiv 2002.07376).
 
-    The paper's score of removing a weight is -w * (H g), and the largest are removed first; the importance is
-    therefore w * (H g), of either sign. Made for networks at initialisation, like SNIP.
+    The paper scores the removal of a weight by -w * (H g) and removes the highest scores first; the importance is
+    therefore w * (H g), of either sign. GraSP was published for networks at initialisation, like SNIP.
     """
 
     name: ClassVar[str] = "grasp"
@@ -193,9 +209,9 @@ class Grasp(Criterion):
 
 @dataclass(frozen=True)
 class Taylor(Criterion):
-    """First-order Taylor expansion: (g * w)^2 of each batch, averaged (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
+    """First-order Taylor expansion: mean of (g * w)^2 over batches (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
 
-    The square keeps batches from cancelling, which they do in SNIP.
+    Because of the square, batches with opposite gradients do not cancel, as they do in SNIP.
     """
 
     name: ClassVar[str] = "taylor"
@@ -220,14 +236,16 @@ class GlobalFisher(Criterion):
 
 @dataclass(frozen=True)
 class BlockFisher(GlobalFisher):
-    """The same, averaged over square blocks of the weight matrix that stay or go whole.
+    """The criterion ``fisher``, averaged over square blocks of the weight matrix, which are pruned as a whole.
 
-    The nearest to LPViT (Xu et al. 2024, arXiv 2407.02068) that unstructured masks allow; docs/baselines.md says what
-    it leaves out. The last block that is pruned may be pruned in part, so that the number of weights is exact.
+    An approximation of LPViT (Xu et al. 2024, arXiv 2407.02068) with unstructured masks; docs/baselines.md lists the
+    differences. To prune an exact number of weights, the last block may be pruned in part.
 
     Attributes:
-        size: Rows and columns of a block, of the weight seen as a matrix (outputs, inputs); blocks at the edges are
-            smaller.
+        size: Rows and columns of a block of the weight as a matrix (outputs, inputs); blocks at the edges are smaller.
+
+    Raises:
+        MmpError: if the size is less than 1.
     """
 
     name: ClassVar[str] = "block_fisher"
@@ -236,10 +254,10 @@ class BlockFisher(GlobalFisher):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size < 1:
-            raise MmpError(f"criterion.size={self.size} is out of range: must be at least 1")
+            raise MmpError(f"criterion.size={self.size}: must be at least 1")
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return for every weight the mean Fisher score of its block."""
+        """Return the mean Fisher score of each weight's block."""
         scores = super().score(weight, statistics).flatten(1)
         means = F.avg_pool2d(scores.double()[None], self.size, ceil_mode=True, count_include_pad=False)[0]
         spread = means.repeat_interleave(self.size, 0).repeat_interleave(self.size, 1)
@@ -248,12 +266,16 @@ class BlockFisher(GlobalFisher):
 
 @dataclass(frozen=True)
 class QuantizedTaylor(Criterion):
-    """|q(w) * g|: the first-order loss of a weight as it will be once it is quantized; what rounds to zero goes first.
+    """|q(w) * g|: the first-order change of the loss when a quantized weight is removed; q rounds to an integer grid.
 
-    The nearest to GETA (Qu et al. 2025, arXiv 2502.16638) that unstructured masks allow; see docs/baselines.md.
+    Weights that round to zero score 0. An approximation of GETA (Qu et al. 2025, arXiv 2502.16638) with unstructured
+    masks; docs/baselines.md lists the differences.
 
     Attributes:
-        bits: Width of a symmetric integer grid per output channel, its scale set by the channel's largest weight.
+        bits: Width of the grid, symmetric per output channel and scaled to the channel's largest weight.
+
+    Raises:
+        MmpError: if the width is not from 2 to 16.
     """
 
     name: ClassVar[str] = "quantized_taylor"
@@ -263,7 +285,7 @@ class QuantizedTaylor(Criterion):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 2 <= self.bits <= 16:
-            raise MmpError(f"criterion.bits={self.bits} is out of range: must be from 2 to 16")
+            raise MmpError(f"criterion.bits={self.bits}: must be from 2 to 16")
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return |q(w) * g|."""
@@ -280,10 +302,10 @@ CRITERIA: dict[str, type[Criterion]] = {
 
 
 def criterion(name: str) -> Criterion:
-    """Return a criterion by name, as published.
+    """Return a criterion by name, with its published settings.
 
     Raises:
-        MmpError: on an unknown name, with the nearest.
+        MmpError: on an unknown name; the message suggests the nearest.
     """
     if name not in CRITERIA:
         raise MmpError(f"unknown criterion {name!r}; {nearest(name, CRITERIA)}")
@@ -316,7 +338,7 @@ def observe(
     """
     scorers = list(criteria)
     parameters = prunable_parameters(model, layers)
-    total = sum(layer.size for layer in layers)
+    total = count_weights(layers)
     needs = frozenset[str]().union(*(scorer.needs for scorer in scorers))
     statistics = collect(model, parameters, batches, loss, needs, temperature)
     observed = {}
@@ -328,21 +350,21 @@ def observe(
 
 
 def global_masks(scores: Mapping[str, Tensor], pruned: int, min_density: float = 0.0) -> Masks:
-    """Prune exactly so many lowest scores over all layers together.
+    """Return masks that prune exactly the ``pruned`` lowest scores over all layers together.
 
-    Ties go by the order of the layers, then by flat index, so the masks are those that each layer's own lowest scores
-    give.
+    Of equal scores, those of earlier layers and lower flat indices are pruned first, so within each layer the lowest
+    scores are pruned, as in :func:`mmp.pruning.masks.make_masks`.
 
     Args:
-        scores: One tensor per layer, comparable between layers.
-        pruned: Number of weights.
-        min_density: Share of its highest scores that every layer keeps, rounded up to whole weights.
+        scores: One tensor per layer, by name, comparable between layers.
+        pruned: Number of weights to prune.
+        min_density: Share of its weights, rounded up to whole weights, that every layer keeps at least.
 
     Raises:
-        MmpError: if the layers' shares leave fewer weights than that to prune.
+        MmpError: if ``min_density`` leaves fewer weights than ``pruned``.
     """
     flat = {name: value.detach().flatten() for name, value in scores.items()}
-    # What may go: all but the highest of each layer.
+    # Weights that may be pruned: all but the highest scores of each layer.
     free = {n: ~keep_highest(v, pruned_count(1.0 - min_density, v.numel())) for n, v in flat.items()}
     everything = torch.cat([value[free[name]] for name, value in flat.items()])
     if pruned > everything.numel():

@@ -1,4 +1,4 @@
-"""Masks: which weights stay. Made exactly, checked, saved, loaded, and enforced (phase 3 of the method)."""
+"""Masks: which weights a pruned model keeps, and how they stay in force while it trains (METHOD, phase 3)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmp.errors import MmpError
-from mmp.pruning.patterns import UNSTRUCTURED, Pattern
+from mmp.pruning.patterns import UNSTRUCTURED, Pattern, WeightShape
 from mmp.pruning.topk import keep_highest_each, keep_patterned, pruned_count
 from mmp.tensors import load_tensors, save_tensors
 
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per element
 
 
 class Masks(Mapping[str, Tensor]):
-    """A fixed set of masks: weight name -> bool tensor of the weight's shape, True where it is kept.
+    """An immutable mapping from weight names to masks: bool tensors of the weight's shape, True where it is kept.
 
     Args:
-        masks: Masks by the state_dict name of their weight.
+        masks: Masks by the ``state_dict`` key of their weight.
 
     Raises:
         MmpError: if a name is not a non-empty string or a mask is not a bool tensor.
@@ -52,21 +52,21 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def total(self) -> int:
-        """Number of weights under a mask."""
+        """Number of weights that have a mask."""
         return sum(mask.numel() for mask in self._masks.values())
 
     @property
     def pruned(self) -> dict[str, int]:
-        """Number of pruned weights of every layer."""
+        """Number of pruned weights of every layer, by name."""
         return {name: mask.numel() - int(mask.count_nonzero()) for name, mask in self._masks.items()}
 
     @property
     def sparsity(self) -> float:
-        """Pruned weights / weights of all layers."""
+        """Pruned weights of all layers divided by their weights, in [0, 1]."""
         return sum(self.pruned.values()) / max(self.total, 1)
 
     def digest(self) -> str:
-        """Return a SHA-256 over names, shapes and bits: equal exactly when the masks are equal."""
+        """Return a SHA-256 over names, shapes and bits; two digests are equal if and only if the masks are."""
         sha = hashlib.sha256()
         for name in sorted(self._masks):
             mask = self._masks[name]
@@ -80,8 +80,27 @@ class Masks(Mapping[str, Tensor]):
     __hash__ = None  # type: ignore[assignment]
 
     def contains(self, other: Masks) -> bool:
-        """Return whether everything that ``other`` prunes is pruned here too."""
+        """Return whether both have the same names and every weight that ``other`` prunes is pruned here, too."""
         return self.keys() == other.keys() and all(not (self[n] & ~other[n]).any() for n in self)
+
+    def require_fit(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise unless every mask has a weight of its name and shape.
+
+        Args:
+            weights: The model's weights by name, for instance its ``state_dict``.
+
+        Raises:
+            MmpError: naming the first mask that does not fit.
+        """
+        for name, mask in self._masks.items():
+            if name not in weights:
+                raise MmpError(f"mask {name!r} names no weight of this model; use masks that were made for it")
+            shape = tuple(weights[name].shape)
+            if tuple(mask.shape) != shape:
+                raise MmpError(
+                    f"mask {name!r} has shape {tuple(mask.shape)}, its weight has {shape}; use masks that were made "
+                    "for this model"
+                )
 
 
 def make_masks(
@@ -91,19 +110,30 @@ def make_masks(
     fraction: float = 1.0,
     groups: Mapping[str, int] | None = None,
 ) -> Masks:
-    """Return masks that prune floor(sparsity * n) lowest-scored weights in each layer.
+    """Return masks that prune the floor(sparsity * n) lowest-scored weights of each layer of n weights.
+
+    Of equal scores, lower flat indices are pruned first.
 
     Args:
-        scores: One tensor per layer, of the weight's shape; higher is more important.
-        sparsities: One fraction per layer; the same names.
-        pattern: What the masks of layers that take it (:meth:`Pattern.takes`) satisfy. With blocks as many whole ones
-            go as are in floor(sparsity * n) weights.
-        fraction: Share of all sparsities that is in force, for a ramp. Masks of lower fractions prune parts of what
-            those of higher ones do; the pattern holds from 1 on.
-        groups: Groups of each convolution that has more than one, which blocks stay within.
+        scores: One tensor per layer, by name, of the weight's shape; higher is more important.
+        sparsities: One fraction per layer, by the same names.
+        pattern: Pattern of the masks, in every layer that takes it (:meth:`Pattern.takes`). With a pattern of blocks,
+            floor(sparsity * n) is rounded down to whole blocks.
+        fraction: Multiplies all sparsities, for a schedule. The masks of a higher fraction prune all weights that those
+            of a lower one prune, and more. The pattern holds at fraction 1.
+        groups: Groups of the convolutions that have more than one, by name; no block crosses from one into the next.
 
     Raises:
         MmpError: if the names differ, a sparsity is outside [0, 1] or a score is not finite.
+
+    Example:
+        >>> scores = {"fc.weight": torch.tensor([[0.1, 0.4], [0.3, 0.2]])}
+        >>> masks = make_masks(scores, {"fc.weight": 0.5})
+        >>> masks
+        Masks(1 layers, sparsity 0.5000)
+        >>> masks["fc.weight"]
+        tensor([[False,  True],
+                [ True, False]])
     """
     return make_grid(scores, {"": sparsities}, pattern, fraction, groups)[""]
 
@@ -115,47 +145,61 @@ def make_grid(
     fraction: float = 1.0,
     groups: Mapping[str, int] | None = None,
 ) -> dict[str, Masks]:
-    """Return the masks of several strategies, each that of :func:`make_masks`, from one look at the scores.
+    """Return the masks of several strategies: as :func:`make_masks` for each, but the scores are read only once.
 
     Args:
-        scores: One tensor per layer, of the weight's shape; higher is more important.
-        strategies: For each strategy, by its name, one fraction per layer.
+        scores: One tensor per layer, by name, of the weight's shape; higher is more important.
+        strategies: One fraction per layer, by strategy and by layer name.
         pattern: As in :func:`make_masks`.
         fraction: As in :func:`make_masks`.
         groups: As in :func:`make_masks`.
 
     Raises:
         MmpError: if the names of layers differ, a sparsity is outside [0, 1] or a score is not finite.
+
+    Example:
+        >>> scores = {"fc.weight": torch.tensor([[0.1, 0.4], [0.3, 0.2]])}
+        >>> grid = make_grid(scores, {"p50": {"fc.weight": 0.5}, "p90": {"fc.weight": 0.9}})
+        >>> {name: masks.pruned for name, masks in grid.items()}
+        {'p50': {'fc.weight': 2}, 'p90': {'fc.weight': 3}}
     """
     for sparsities in strategies.values():
         if scores.keys() != sparsities.keys():
             odd = sorted(scores.keys() ^ sparsities.keys())
-            raise MmpError(f"scores and sparsities name different layers: {', '.join(odd[:5])}")
+            raise MmpError(
+                f"scores and sparsities name different layers: {', '.join(odd[:5])}; both need one entry per layer"
+            )
     masks: dict[str, dict[str, Tensor]] = {strategy: {} for strategy in strategies}
     for name, score in scores.items():
         wanted = [sparsities[name] for sparsities in strategies.values()]
+        weight = WeightShape(score.shape, (groups or {}).get(name, 1))
         try:
             counts = [pruned_count(fraction * sparsity, score.numel()) for sparsity in wanted]
-            patterned = [
-                pattern != UNSTRUCTURED and pattern.takes(score.shape, sparsity, (groups or {}).get(name, 1))
-                for sparsity in wanted
-            ]
-            freely = [count for count, is_so in zip(counts, patterned, strict=True) if not is_so]
+            patterned = [pattern != UNSTRUCTURED and pattern.takes(weight, sparsity) for sparsity in wanted]
+            freely = [count for count, takes in zip(counts, patterned, strict=True) if not takes]
             free = iter(keep_highest_each(score, freely))
-            for strategy, count, is_so in zip(strategies, counts, patterned, strict=True):
-                masks[strategy][name] = keep_patterned(score, count, pattern) if is_so else next(free)
+            for strategy, count, takes in zip(strategies, counts, patterned, strict=True):
+                masks[strategy][name] = keep_patterned(score, count, pattern) if takes else next(free)
         except MmpError as error:
             raise MmpError(f"layer {name!r}: {error}") from error
     return {strategy: Masks(layers) for strategy, layers in masks.items()}
 
 
 def save_masks(masks: Masks, path: Path) -> None:
-    """Write masks to a safetensors file: one bool tensor per weight name, True where kept."""
+    """Write masks to a safetensors file: one bool tensor per weight name, True where kept.
+
+    Args:
+        masks: The masks.
+        path: The file; written atomically, with a checksum.
+
+    Raises:
+        MmpError: if the file cannot be written.
+    """
     save_tensors(path, dict(masks))
 
 
 def load_masks(path: Path) -> Masks:
-    """Read what :func:`save_masks` wrote.
+    """Read masks from a file of :func:`save_masks`.
 
     Raises:
         MmpError: if the file is missing, truncated or altered.
@@ -166,12 +210,27 @@ def load_masks(path: Path) -> Masks:
 class MaskEnforcer:
     """Keeps pruned weights at exactly zero while a model trains.
 
-    The weights are zeroed in a post-hook of ``optimizer.step()``, so nothing that runs after a step (a
-    checkpoint, a validation, an average of weights) ever sees a pruned weight alive, whatever momentum, weight
-    decay, gradient accumulation or a gradient scaler did. The model is not reparametrised.
+    A post-hook of ``optimizer.step()`` zeroes the weights, so code that runs after a step (a checkpoint, a validation,
+    an average of weights) always sees zeros, with any momentum, weight decay, gradient accumulation or gradient scaler.
+    The model is not reparametrised: its modules, parameters and ``state_dict`` keys stay the same.
 
     Args:
-        parameters: Live parameters by name.
+        parameters: The model's own parameters, by name.
+
+    Attributes:
+        masks: The masks in force; None before :meth:`set`.
+
+    Example:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> enforcer = MaskEnforcer(dict(layer.named_parameters()))
+        >>> enforcer.set(Masks({"weight": torch.tensor([[True, False], [False, True]])}), [optimizer])
+        >>> enforcer.attach(optimizer)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> (layer.weight == 0).tolist()
+        [[False, True], [True, False]]
+        >>> enforcer.check()
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -181,21 +240,18 @@ class MaskEnforcer:
         self.masks: Masks | None = None
 
     def set(self, masks: Masks, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
-        """Put masks in force: zero the pruned weights and, once, what optimizers remember of them.
+        """Put masks in force: zero the pruned weights and the optimizers' state at them.
+
+        The masks replace those of an earlier call.
 
         Args:
-            masks: Masks for some or all of the parameters.
-            optimizers: Optimizers whose state (momentum, second moments) is zeroed at pruned weights.
+            masks: Masks of some or all of the parameters.
+            optimizers: Optimizers whose state (momentum, second moments) is zeroed once at the pruned weights.
 
         Raises:
             MmpError: if a mask names an unknown parameter or has another shape.
         """
-        for name, mask in masks.items():
-            if name not in self._parameters:
-                raise MmpError(f"mask {name!r} names no weight of this model; was it made for another one?")
-            shape = tuple(self._parameters[name].shape)
-            if tuple(mask.shape) != shape:
-                raise MmpError(f"mask {name!r} has shape {tuple(mask.shape)}, its weight has {shape}")
+        masks.require_fit(self._parameters)
         self.masks = masks
         self._kept = {name: _integers(mask, self._parameters[name]) for name, mask in masks.items()}
         self.zero_weights()
@@ -206,64 +262,64 @@ class MaskEnforcer:
                         value.masked_fill_(kept == 0, 0)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zero pruned weights after every step of this optimizer, until :meth:`detach`."""
+        """Zero the pruned weights after every step of an optimizer, until :meth:`detach`."""
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self.zero_weights()))
 
     def detach(self) -> None:
-        """Remove every hook."""
+        """Remove the hooks of :meth:`attach` from all optimizers."""
         while self._handles:
             self._handles.pop().remove()
 
     def zero_weights(self) -> None:
-        """Set pruned weights to +0.0."""
+        """Set the pruned weights to +0.0."""
         _zero([self._parameters[name] for name in self._kept], list(self._kept.values()))
 
     def zero_gradients(self) -> None:
         """Set the gradients of pruned weights to zero, so that gradient norms ignore them."""
-        gradients = {name: self._parameters[name].grad for name in self._kept}
-        there = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        _zero(list(there.values()), [self._kept[name] for name in there])
+        every = {name: self._parameters[name].grad for name in self._kept}
+        gradients = {name: gradient for name, gradient in every.items() if gradient is not None}
+        _zero(list(gradients.values()), [self._kept[name] for name in gradients])
 
     def check(self) -> None:
         """Raise if a pruned weight is not exactly zero.
 
         Raises:
-            MmpError: naming the weight and how many of its entries came back to life.
+            MmpError: naming the weight and the number of its entries that are not zero.
         """
         check_zeros(self._parameters, self.masks or Masks({}))
 
 
 def _integers(mask: Tensor, weight: Tensor) -> Tensor:
-    """Return a mask as 0 and 1 in integers of the weight's width, where and how the weight lies."""
+    """Return a mask as integers 0 and 1 of the weight's width, on its device and in its memory format."""
     return torch.empty_like(weight, dtype=INTEGERS[weight.element_size()], requires_grad=False).copy_(mask)
 
 
 @torch.no_grad()
 def _zero(values: list[Tensor], kept: list[Tensor]) -> None:
-    """Set values to +0.0 where ``kept`` is 0, leave them where it is 1.
+    """Set values to +0.0 where ``kept`` is 0, and leave them where it is 1, in one fused operation for all tensors.
 
-    Their bits are multiplied: a product of floating-point numbers would make -0.0, and NaN of infinity; and there is no
-    fused operation that fills by mask.
+    The bit patterns are multiplied as integers: a product of floating-point numbers would turn negative numbers into
+    -0.0 and infinities into NaN, and torch has no fused ``masked_fill_``.
     """
     if values:
         torch._foreach_mul_([value.view(kind.dtype) for value, kind in zip(values, kept, strict=True)], kept)
 
 
 def check_zeros(weights: Mapping[str, Tensor], masks: Masks) -> None:
-    """Raise unless every pruned weight is exactly 0.0.
+    """Raise unless every pruned weight is exactly zero.
 
     Args:
-        weights: Weights by name, for instance a state_dict.
+        weights: Weights by name, for instance a ``state_dict``.
         masks: Masks of some of them.
 
     Raises:
-        MmpError: naming the first weight with a pruned entry that is not zero, or a mask that belongs to no weight.
+        MmpError: naming the first mask that fits no weight, or the first weight with a pruned entry that is not zero.
     """
+    masks.require_fit(weights)
     for name, mask in masks.items():
-        if name not in weights:
-            raise MmpError(f"mask {name!r} names no weight of this model; was it made for another one?")
-        if mask.shape != weights[name].shape:
-            raise MmpError(f"mask {name!r} has shape {tuple(mask.shape)}, its weight has {tuple(weights[name].shape)}")
-        alive = int((weights[name].detach() != 0)[~mask.to(weights[name].device)].count_nonzero())
-        if alive:
-            raise MmpError(f"{alive} pruned weights of {name!r} are not zero; something wrote to them")
+        wrong = int((weights[name].detach() != 0)[~mask.to(weights[name].device)].count_nonzero())
+        if wrong:
+            raise MmpError(
+                f"{wrong} pruned weights of {name!r} are not zero; apply the masks again after anything that writes to "
+                "the weights"
+            )

@@ -1,29 +1,42 @@
-"""Patterns: structure that masks satisfy exactly, so that hardware can make use of their zeros.
+"""Patterns: structure that every mask of a layer satisfies exactly, so that hardware can use its zeros.
 
-``2:4`` keeps at most two of every four weights in a row, which is what sparse tensor cores run (Mishra et al. 2021,
-arXiv 2104.08378); any ``N:M`` is the same with other numbers. ``4x1`` prunes blocks of four outputs by one input as a
-whole, the idea of LPViT (Xu et al. 2024, arXiv 2407.02068). Imports no torch; :mod:`mmp.pruning.masks` makes the masks.
+``2:4`` keeps at most two of every four neighbouring weights, the structure of sparse tensor cores (Mishra et al. 2021,
+arXiv 2104.08378); ``N:M`` is the same with other numbers. ``4x1`` keeps or prunes blocks of four outputs by one input
+as a whole, the idea of LPViT (Xu et al. 2024, arXiv 2407.02068). :mod:`mmp.pruning.masks` makes the masks; this module
+imports no torch.
 
-A weight is (outputs, inputs, kernel...), that of a grouped convolution (outputs, inputs per group, kernel...). What
-stands beside each other are its inputs, at one kernel position: the columns of a linear's matrix, and of a
-channels-last convolution's, of which a grouped one has one per group.
+A weight has the shape (outputs, inputs per group, kernel...). Neighbours are the inputs of one output at one kernel
+position: the columns of a linear layer's matrix, or of a channels-last convolution's matrix (one matrix per group).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmp.errors import MmpError
+from mmp.pruning.layers.layer import Layer
 
 _SPELLINGS = re.compile(r"(?P<kept>[1-9]\d*):(?P<of>[1-9]\d*)|(?P<rows>[1-9]\d*)x(?P<columns>[1-9]\d*)")
 
 
+class WeightShape(NamedTuple):
+    """The two properties of a layer that a pattern depends on, for weights without a `Layer`.
+
+    Attributes:
+        shape: (outputs, inputs per group, kernel...).
+        groups: Groups of the convolution; no block crosses from one into the next.
+    """
+
+    shape: tuple[int, ...]
+    groups: int = 1
+
+
 @dataclass(frozen=True)
 class Pattern:
-    """At most ``kept`` of every ``of`` neighbouring blocks are kept, each of which is kept or pruned as a whole.
+    """At most ``kept`` of every ``of`` neighbouring blocks are kept; each block is kept or pruned as a whole.
 
     Attributes:
         kept: N of N:M.
@@ -39,10 +52,19 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Return what ``none``, ``N:M`` (``2:4``) or ``RxC`` (``4x1``) means.
+        """Return the pattern that ``none``, ``N:M`` (``2:4``) or ``RxC`` (``4x1``) stands for.
 
         Raises:
-            MmpError: if it is none of these, or leaves everything as it is.
+            MmpError: if the text is none of these, or stands for a pattern that any mask satisfies.
+
+        Example:
+            >>> pattern = Pattern.parse("2:4")
+            >>> pattern.kept, pattern.of
+            (2, 4)
+            >>> Pattern.parse("4x1")
+            Pattern(kept=1, of=1, rows=4, columns=1)
+            >>> Pattern.parse("none") == UNSTRUCTURED
+            True
         """
         if text == str(UNSTRUCTURED):
             return UNSTRUCTURED
@@ -50,7 +72,7 @@ class Pattern:
         if not found:
             raise MmpError(
                 f"pattern={text}: no such pattern; choose none, N:M such as 2:4, or blocks of outputs x inputs such as "
-                "4x1 (in a YAML file, put 2:4 in quotes: without them YAML reads a time of day)"
+                "4x1 (in a YAML file, quote it: YAML reads an unquoted 2:4 as a time of day)"
             )
         pattern = cls(**{key: int(value) for key, value in found.groupdict().items() if value})
         if pattern.kept >= pattern.of and pattern.unit == 1:
@@ -58,7 +80,7 @@ class Pattern:
         return pattern
 
     def __str__(self) -> str:
-        """Return how a command line spells it."""
+        """Return the pattern as it is written on the command line."""
         if self.of > 1:
             return f"{self.kept}:{self.of}"
         return "none" if self.unit == 1 else f"{self.rows}x{self.columns}"
@@ -68,37 +90,42 @@ class Pattern:
         """Number of weights that are kept or pruned together."""
         return self.rows * self.columns
 
-    def fits(self, shape: Sequence[int], groups: int = 1) -> bool:
-        """Return whether a weight divides into whole blocks, N:M into whole M of them; one that does not has none.
-
-        Args:
-            shape: (outputs, inputs per group, kernel...).
-            groups: Groups of a convolution; no block may reach from one into the next.
-        """
+    def fits(self, layer: Layer | WeightShape) -> bool:
+        """Return whether the layer's shape divides into whole blocks, and for N:M into whole runs of M blocks."""
+        shape = layer.shape
         if len(shape) < 2:
             return False
-        return shape[0] % (groups * self.rows) == 0 and shape[1] % (self.columns * self.of) == 0
+        return shape[0] % (layer.groups * self.rows) == 0 and shape[1] % (self.columns * self.of) == 0
 
-    def forced(self, shape: Sequence[int]) -> int:
-        """Return how many weights of a layer must go so that the pattern can hold."""
-        return math.prod(shape) // self.of * max(0, self.of - self.kept)
+    def forced(self, layer: Layer | WeightShape) -> int:
+        """Return the number of weights that a layer must lose for the pattern to hold."""
+        return math.prod(layer.shape) // self.of * max(0, self.of - self.kept)
 
-    def takes(self, shape: Sequence[int], sparsity: float, groups: int = 1) -> bool:
-        """Return whether a layer's mask of this sparsity satisfies it: the shape fits, and enough weights go.
+    def takes(self, layer: Layer | WeightShape, sparsity: float) -> bool:
+        """Return whether a layer's mask satisfies the pattern at a sparsity: its shape fits, and enough weights go.
 
-        This is the rule for who has the pattern; every other layer is pruned weight by weight.
+        Every other layer is pruned weight by weight.
+
+        Args:
+            layer: The layer.
+            sparsity: Share of its weights that are pruned.
         """
-        return self.fits(shape, groups) and math.floor(sparsity * math.prod(shape)) >= self.forced(shape)
+        return self.fits(layer) and math.floor(sparsity * math.prod(layer.shape)) >= self.forced(layer)
 
-    def least(self, shape: Sequence[int], groups: int = 1) -> float:
-        """Return the least sparsity at which a layer takes it, 1 - N/M; 0 where the shape does not fit."""
-        return sparsity_of(self.forced(shape), math.prod(shape)) if self.fits(shape, groups) else 0.0
+    def least(self, layer: Layer | WeightShape) -> float:
+        """Return the lowest sparsity at which a layer takes the pattern, 1 - N/M; 0 if its shape does not fit."""
+        return sparsity_of(self.forced(layer), math.prod(layer.shape)) if self.fits(layer) else 0.0
 
-    def whole(self, shape: Sequence[int], sparsity: float, groups: int = 1) -> float:
-        """Return what a layer's sparsity comes to where whole blocks go; as it is where single weights do."""
-        if self.unit == 1 or not self.fits(shape, groups):
+    def whole(self, layer: Layer | WeightShape, sparsity: float) -> float:
+        """Return a layer's sparsity rounded down to whole blocks; unchanged if it is pruned weight by weight.
+
+        Args:
+            layer: The layer.
+            sparsity: Share of its weights that are pruned.
+        """
+        if self.unit == 1 or not self.fits(layer):
             return sparsity
-        total = math.prod(shape)
+        total = math.prod(layer.shape)
         return sparsity_of(math.floor(sparsity * total) // self.unit * self.unit, total)
 
 
@@ -106,6 +133,11 @@ UNSTRUCTURED = Pattern()
 
 
 def sparsity_of(pruned: int, total: int) -> float:
-    """Return the least sparsity by which a mask takes floor(sparsity * n) = so many of a layer's weights."""
+    """Return the lowest sparsity for which floor(sparsity * total) is ``pruned``.
+
+    Args:
+        pruned: Number of pruned weights.
+        total: Number of weights.
+    """
     share = pruned / total
     return share if math.floor(share * total) == pruned else math.nextafter(share, 1.0)

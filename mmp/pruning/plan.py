@@ -1,4 +1,4 @@
-"""The plan of a model: its layers, their ranges, and the sparsity of each layer under each strategy."""
+"""The plan of a model: its layers, their ranges, and every layer's sparsity under every strategy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from mmp.errors import MmpError
-from mmp.pruning.budgets import Budget, budget_target, to_budget
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.budgets import Budget, Shift, Target
+from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.ranges import Range, RangeTable, allow_pattern, constrain, observed_ranges, resolve_groups, rule_ranges
@@ -24,18 +24,18 @@ _NO_BUDGET = Budget()
 
 @dataclass(frozen=True)
 class Plan:
-    """What pruning will do to a model.
+    """The sparsity of every layer of a model under every strategy; ``print(plan)`` shows it as two tables.
 
     Attributes:
         model: The model's name.
         parameters: Number of all its parameters.
         layers: Its prunable layers.
-        ranges: Sparsity allowed in each.
-        sparsities: Per strategy, the sparsity of each layer.
-        sizes: Bytes of its parts.
-        table: What the ranges come from, and the budget if there is one, in words.
-        rules: The rule table's ranges, to compare with, where ``ranges`` were observed.
-        pattern: What the masks satisfy, in every layer that takes it.
+        ranges: The range of each layer, by name.
+        sparsities: The sparsity of each layer, by strategy and by layer name; fractions.
+        sizes: Bytes of the model's parts.
+        table: Range table, budget and pattern in words.
+        rules: If ``ranges`` are observed, the ranges of the rule table for comparison.
+        pattern: Pattern of the masks, in every layer that takes it.
     """
 
     model: str
@@ -50,27 +50,33 @@ class Plan:
 
     @cached_property
     def pruned(self) -> dict[str, int]:
-        """Number of pruned weights per strategy: floor(sparsity * n) in each layer."""
+        """Number of pruned weights of each strategy: the sum of floor(sparsity * n) over the layers."""
         return {
             name: sum(pruned_count(sparsities[layer.name], layer.size) for layer in self.layers)
             for name, sparsities in self.sparsities.items()
         }
 
     def by_sparsity(self) -> list[str]:
-        """Return the strategies' names, the least sparse first."""
+        """Return the strategies' names in ascending order of pruned weights."""
         return sorted(self.sparsities, key=lambda name: (self.pruned[name], name))
 
     def patterned(self, layer: Layer, strategy: str) -> bool:
-        """Return whether a layer's mask will satisfy the pattern under a strategy."""
-        return self.pattern.takes(layer.shape, self.sparsities[strategy][layer.name], layer.groups)
+        """Return whether a layer's mask satisfies the pattern under a strategy."""
+        return self.pattern.takes(layer, self.sparsities[strategy][layer.name])
 
     def summary(self, strategy: str) -> dict[str, Any]:
-        """Return a strategy's sparsity over prunable weights and over all parameters, what is left, and the bytes.
+        """Return a strategy's totals.
 
-        With a pattern also ``patterned``, the share of the prunable weights whose layers satisfy it.
+        Args:
+            strategy: The strategy's name.
+
+        Returns:
+            ``sparsity`` (of the prunable weights) and ``sparsity_all`` (of all parameters), fractions;
+            ``parameters_left``; ``bytes`` of the pruned model; with a pattern also ``patterned``, the share of the
+            prunable weights that are in layers with the pattern.
         """
         pruned = self.pruned[strategy]
-        patterned = sum(layer.size for layer in self.layers if self.patterned(layer, strategy))
+        patterned = count_weights(layer for layer in self.layers if self.patterned(layer, strategy))
         return {
             "sparsity": pruned / self.sizes.weights,
             "sparsity_all": pruned / self.parameters,
@@ -80,7 +86,7 @@ class Plan:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data, for JSON."""
+        """Return the plan as plain data for JSON; sparsities are fractions."""
         return {
             "model": self.model,
             "parameters": self.parameters,
@@ -107,7 +113,7 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        """Return the plan as text."""
+        """Return the plan as text, as :func:`as_text` does."""
         return as_text(self)
 
 
@@ -124,26 +130,39 @@ def plan_model(
 
     Args:
         model: Any module, on any device, ``meta`` included.
-        table: Where the ranges of its layers come from.
-        strategies: Rules from each layer's range to its sparsity.
-        budget: What every strategy is shifted to meet.
-        observations: Layer sparsities under criteria at global targets, for observed ranges.
-        name: What to call the model; its class if None.
-        pattern: What masks satisfy.
+        table: The range table.
+        strategies: Strategies, each of which gives every layer a sparsity in its range.
+        budget: The global sparsity or size that every strategy is shifted to.
+        observations: Layer sparsities under criteria at global sparsities, for observed ranges.
+        name: The model's name in the plan; its class if None.
+        pattern: Pattern of the masks.
 
     Raises:
         MmpError: if the model has no prunable layer, the table does not fit it, or the budget is out of reach.
+
+    Example:
+        >>> from mmp.pruning.ranges import Constraints, Range, RangeTable, RuleTable
+        >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+        >>> rules = RuleTable("mine", rules=(), default=Range(0.5, 0.9))
+        >>> table = RangeTable("mine", rules, constraints=Constraints(small_below=0))
+        >>> plan = plan_model(model, table, [Strategy("balanced", position=0.5)])
+        >>> plan.sparsities["balanced"]["0.weight"]
+        0.7
+        >>> print(plan)
     """
     layers = prunable_layers(model)
     sizes = Sizes.of(model, layers)
     seen = None if observations is None else list(observations)
-    allowed = layer_ranges(layers, table, seen, pattern=pattern)
+    ranges = layer_ranges(layers, table, seen, pattern=pattern)
+    shift = Shift.of(layers, table, pattern)
     return Plan(
         model=name or type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         layers=layers,
-        ranges=allowed,
-        sparsities={s.name: choose_sparsities(s, layers, allowed, table, budget, sizes, pattern) for s in strategies},
+        ranges=ranges,
+        sparsities={
+            s.name: choose_sparsities(s, ranges, table, shift, budget.target(s.name, sizes)) for s in strategies
+        },
         sizes=sizes,
         table=f"ranges {table.name}"
         + (f", budget {budget}" if str(budget) else "")
@@ -160,19 +179,20 @@ def layer_ranges(
     rules: bool = False,
     pattern: Pattern = UNSTRUCTURED,
 ) -> dict[str, Range]:
-    """Return the range of every layer: observed if there are observations, else by the rules; constrained.
+    """Return the range of every layer, by name, under the table's constraints.
 
-    With a pattern lo is raised to where it can hold, in every layer whose range goes as far.
+    With a pattern, lo is raised to the lowest sparsity at which it holds, in every layer whose range reaches that far.
 
     Args:
         layers: The model's prunable layers.
         table: The range table.
-        observations: Layer sparsities under criteria at global targets; needed if the table says ``observed``.
-        rules: Take the rules all the same, to compare with.
-        pattern: What masks satisfy.
+        observations: Layer sparsities under criteria at global sparsities. With them the ranges are observed, without
+            them they follow the rules.
+        rules: Follow the rules even if the table is observed, for comparison.
+        pattern: Pattern of the masks.
 
     Raises:
-        MmpError: if the rules do not fit the layers, or observed ranges lack observations.
+        MmpError: if the rules do not fit the layers, or the table is observed and there are no observations.
     """
     if observations is None and table.observed and not rules:
         raise MmpError(f"ranges={table.name} is observed, so it needs observations (mmp.runs.calibration)")
@@ -181,31 +201,22 @@ def layer_ranges(
 
 
 def choose_sparsities(
-    strategy: Strategy,
-    layers: Sequence[Layer],
-    allowed: Mapping[str, Range],
-    table: RangeTable,
-    budget: Budget,
-    sizes: Sizes,
-    pattern: Pattern = UNSTRUCTURED,
+    strategy: Strategy, ranges: Mapping[str, Range], table: RangeTable, shift: Shift, target: Target | None
 ) -> dict[str, float]:
-    """Return a strategy's sparsity of every layer, shifted to its budget if it has one.
+    """Return a strategy's sparsity of every layer, by name, shifted to the budget if there is one.
 
     Args:
         strategy: The strategy.
-        layers: The model's prunable layers.
-        allowed: The constrained range of each.
-        table: The range table, for its groups and for what counts as a small layer, which no budget moves.
-        budget: The budget.
-        sizes: Bytes of the model's parts, for a budget in megabytes.
-        pattern: What masks satisfy.
+        ranges: The constrained range of every layer, by name.
+        table: The range table, which defines the groups of layers that the strategy names.
+        shift: The layers, and the limits within which a budget shifts them.
+        target: The strategy's budget.
 
     Raises:
-        MmpError: if the budget is out of reach; the message says what can be reached.
+        MmpError: if the budget is out of reach; the message states the limits.
     """
-    sparsities = layer_sparsities(strategy, layers, allowed, resolve_groups(layers, table.groups))
-    target = budget_target(budget, strategy.name, sizes)
-    return to_budget(f"strategy {strategy.name}", sparsities, target, layers, table, budget, sizes, pattern)
+    sparsities = layer_sparsities(strategy, shift.layers, ranges, resolve_groups(shift.layers, table.groups))
+    return shift.to_budget(sparsities, target, f"strategy {strategy.name}")
 
 
 _LAYER_HEADINGS = ("layer", "role", "stage", "weights", "range (%)")
@@ -214,13 +225,13 @@ _STRATEGY_HEADINGS = ("strategy", "sparsity (%)", "of all parameters (%)", "para
 
 
 def as_text(plan: Plan) -> str:
-    """Return the two tables as text, at least as wide as they need."""
-    tables = [aligned(*_layer_table(plan)), aligned(*_strategy_table(plan))]
-    return "\n\n".join([_title(plan), *tables, _note(plan)]) + "\n"
+    """Return a plan as text: a title, a table of layers, a table of strategies, and a note on the sizes."""
+    tables = [aligned(*layer_table(plan)), aligned(*strategy_table(plan))]
+    return "\n\n".join([title_of(plan), *tables, note_of(plan)]) + "\n"
 
 
 def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in columns as wide as their cells: words to the left, numbers to the right."""
+    """Return a table with columns as wide as their cells: words aligned left, numbers aligned right."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     lines = [
         "  ".join(
@@ -232,7 +243,8 @@ def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _layer_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
+def layer_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the headings and the rows of the table of layers; ranges in percent."""
     rows = [
         [
             layer.name,
@@ -251,8 +263,8 @@ def _layer_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def _pattern_of(plan: Plan, layer: Layer) -> str:
-    """Return the pattern of a layer, or why it has none."""
-    if not plan.pattern.fits(layer.shape, layer.groups):
+    """Return the pattern of a layer, or the reason why it has none."""
+    if not plan.pattern.fits(layer):
         return "no: shape"
     taken, strategies = sum(plan.patterned(layer, name) for name in plan.sparsities), len(plan.sparsities)
     if not taken:
@@ -260,7 +272,8 @@ def _pattern_of(plan: Plan, layer: Layer) -> str:
     return str(plan.pattern) if taken == strategies else f"{plan.pattern} in {taken} of {strategies}"
 
 
-def _strategy_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
+def strategy_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the headings and the rows of the table of strategies; sparsities in percent, sizes in 10^6 bytes."""
     rows = []
     for name in plan.by_sparsity():
         facts = plan.summary(name)
@@ -270,15 +283,17 @@ def _strategy_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
     return (*_STRATEGY_HEADINGS, *([] if plan.pattern == UNSTRUCTURED else [f"in {plan.pattern} (%)"])), rows
 
 
-def _title(plan: Plan) -> str:
+def title_of(plan: Plan) -> str:
+    """Return the line above the tables: the model, its parameters and its layers, ranges, budget and pattern."""
     return (
         f"{plan.model}: {plan.parameters:,} parameters, {plan.sizes.weights:,} prunable in {len(plan.layers)} layers; "
         f"{plan.table}"
     )
 
 
-def _note(plan: Plan) -> str:
+def note_of(plan: Plan) -> str:
+    """Return the line below the tables, on the sizes."""
     return (
-        "MB (10^6 bytes): kept weights, one bit per prunable weight that says where they belong, and all other "
-        f"tensors. Dense: {plan.sizes.dense / MEGABYTE:.2f} MB."
+        "MB (10^6 bytes): kept weights, a mask of one bit per prunable weight, and all other tensors. "
+        f"Dense: {plan.sizes.dense / MEGABYTE:.2f} MB."
     )

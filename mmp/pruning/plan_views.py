@@ -1,4 +1,4 @@
-"""How a plan is shown: tables for people, JSON, Markdown and CSV for other programs, and a heat map."""
+"""Views of a plan: text, JSON, Markdown, CSV, and a picture."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from mmp.files import write_atomically
 from mmp.markdown import table_of
-from mmp.pruning.plan import _layer_table, _note, _strategy_table, _title, as_text
+from mmp.pruning.plan import as_text, layer_table, note_of, strategy_table, title_of
 
 if TYPE_CHECKING:
     from mmp.pruning.plan import Plan
 
 
 def render(plan: Plan, style: str) -> None:
-    """Print a plan to standard output as ``table``, ``json``, ``md`` or ``csv``."""
+    """Write a plan to standard output.
+
+    Args:
+        plan: The plan.
+        style: ``table`` (text), ``json``, ``md`` (Markdown) or ``csv``.
+    """
     views: dict[str, Callable[[Plan], str]] = {
         "table": as_text,
-        "json": lambda shown: json.dumps(shown.to_dict(), indent=1) + "\n",
+        "json": lambda plan: json.dumps(plan.to_dict(), indent=1) + "\n",
         "md": as_markdown,
         "csv": as_csv,
     }
@@ -30,13 +35,13 @@ def render(plan: Plan, style: str) -> None:
 
 
 def as_markdown(plan: Plan) -> str:
-    """Return the two tables as Markdown."""
-    parts = [f"**{_title(plan)}**", table_of(*_layer_table(plan)), table_of(*_strategy_table(plan)), _note(plan)]
+    """Return a plan as Markdown: the tables of layers and of strategies, with a title and a note on the sizes."""
+    parts = [f"**{title_of(plan)}**", table_of(*layer_table(plan)), table_of(*strategy_table(plan)), note_of(plan)]
     return "\n\n".join(parts) + "\n"
 
 
 def as_csv(plan: Plan) -> str:
-    """Return one line per layer, with its sparsity under every strategy."""
+    """Return a plan as CSV: one row per layer, with its range and its sparsity under every strategy, as fractions."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     strategies = plan.by_sparsity()
@@ -49,13 +54,16 @@ def as_csv(plan: Plan) -> str:
 
 
 def draw_plan(plan: Plan, path: Path) -> None:
-    """Draw every layer's range beside its sparsity under every strategy, as PNG.
+    """Draw every layer's range beside a heat map of its sparsity under every strategy, as PNG.
 
-    Where ranges were observed, the rule table's range stands above the observed one.
+    Observed ranges are drawn below those of the rule table.
 
     Args:
         plan: The plan.
-        path: Where the PNG goes; written atomically.
+        path: The PNG file; written atomically.
+
+    Raises:
+        MmpError: if the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -80,7 +88,7 @@ def draw_plan(plan: Plan, path: Path) -> None:
     right.xaxis.tick_top()
     right.tick_params(length=0)
     figure.colorbar(image, ax=right, label="sparsity of the layer (%)", fraction=0.03, pad=0.01)
-    figure.suptitle(_title(plan), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(title_of(plan), fontsize=11, x=0.01, ha="left")
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
@@ -94,7 +102,7 @@ def _draw_ranges(axis: Any, plan: Plan) -> None:
         spans = [ranges[layer.name] for layer in plan.layers]
         starts, widths = [100 * span.lo for span in spans], [100 * (span.hi - span.lo) for span in spans]
         axis.barh(rows, widths, left=starts, height=height, color=colour, label=label)
-        axis.scatter(starts, rows, s=8, color=colour, marker="|")  # a range of width zero is still seen
+        axis.scatter(starts, rows, s=8, color=colour, marker="|")  # makes a range of width zero visible
     axis.set_xlim(0, 100)
     axis.set_xlabel("sparsity allowed (%)")
     axis.grid(axis="x", color="0.9")

@@ -1,8 +1,8 @@
-"""Ranges: how sparse each layer may become (phase 1 of the method).
+"""Ranges: how sparse each layer may become (METHOD, phase 1).
 
-Two sources give every prunable layer an interval [lo, hi]: a *rule table* that reads the architecture, or
-*observed* layer sparsities of global pruning criteria. Constraints then hold on top of either. Tables are
-data: a new architecture is a new YAML file under ``conf/ranges``.
+The interval [lo, hi] of a prunable layer comes from one of two sources: a *rule table* for the architecture, or the
+layer's sparsities *observed* under global pruning criteria. Constraints apply on top of either. Tables are data: a new
+architecture is a new YAML file in ``conf/ranges``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from mmp.pruning.patterns import Pattern
 
 @dataclass(frozen=True)
 class Range:
-    """Sparsity allowed in one layer, as fractions of its weights.
+    """The sparsities allowed in one layer, as fractions of its weights.
+
+    Attributes:
+        lo: The lowest.
+        hi: The highest.
 
     Raises:
         MmpError: unless 0 <= lo <= hi <= 1.
@@ -32,24 +36,32 @@ class Range:
             raise MmpError(f"range [{self.lo}, {self.hi}] is not a sparsity range: need 0 <= lo <= hi <= 1")
 
     def at(self, position: float) -> float:
-        """Return the sparsity at ``position`` in [0, 1]: lo + position * (hi - lo), exact at both ends."""
+        """Return the sparsity at a position in [0, 1]: lo + position * (hi - lo), exact at both ends.
+
+        Example:
+            >>> Range(0.5, 0.75).at(0.5)
+            0.625
+        """
         return min(self.hi, max(self.lo, (1 - position) * self.lo + position * self.hi))
 
 
 @dataclass(frozen=True)
 class Selector:
-    """Which layers a rule or a group means; every field that is set must hold.
+    """A condition on layers, for a rule or a group. Every field that is set must hold.
 
-    ``position`` and ``rank`` are taken among the layers that satisfy all the other fields of the selector.
+    ``position`` and ``rank`` count only the layers that satisfy all other fields of the selector.
 
     Attributes:
-        role: Roles, one of which the layer has.
-        stage: Stages (0-based), one of which the layer lies in.
-        depth: Half-open interval [a, b) of ``Layer.depth``; b = 1 includes 1.
-        position: Half-open interval [a, b) of i / (n - 1) among the selected layers; b = 1 includes 1.
-        rank: Half-open interval [a, b) of places in the order of size; 0 is the largest.
-        name: Regular expression searched in the layer's name.
-        min_size: Fewest weights.
+        role: The layer has one of these roles.
+        stage: The layer is in one of these stages (0-based).
+        depth: ``Layer.depth`` is in the half-open interval [a, b); b = 1 includes 1.
+        position: i / (n - 1) of the n selected layers is in the half-open interval [a, b); b = 1 includes 1.
+        rank: The layer's place in descending order of size, from 0, is in the half-open interval [a, b).
+        name: A regular expression that is found in the layer's name.
+        min_size: The layer has at least this many weights.
+
+    Raises:
+        MmpError: on an unknown role, an empty interval or an invalid regular expression.
     """
 
     role: tuple[str, ...] = ()
@@ -74,7 +86,7 @@ class Selector:
             raise MmpError(f"ranges: name={self.name!r} is not a regular expression ({error})") from error
 
     def select(self, layers: Sequence[Layer]) -> list[Layer]:
-        """Return the layers meant, in the order given."""
+        """Return the layers that satisfy the condition, in the given order."""
         chosen = [
             layer
             for layer in layers
@@ -99,7 +111,12 @@ def _inside(value: float, interval: tuple[float, float]) -> bool:
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a rule table: these layers get this range."""
+    """One line of a rule table.
+
+    Attributes:
+        select: The layers that it applies to.
+        range: Their range.
+    """
 
     select: Selector
     range: Range
@@ -107,14 +124,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class RuleTable:
-    """An architecture's knowledge: ranges per kind of layer.
+    """Ranges by kind of layer, for one architecture or for all.
 
     Attributes:
         name: The table's name, for messages.
-        rules: Disjoint rules.
-        default: The range of layers that no rule names; without it, such a layer is an error.
-        strict: Whether a rule that matches no layer is an error. True for the table of one architecture,
-            false for a table meant for all.
+        rules: Rules that do not overlap.
+        default: The range of layers that no rule matches; if None, such a layer is an error.
+        strict: Whether a rule that matches no layer is an error: true for the table of one architecture, false for a
+            table that is meant for all.
     """
 
     name: str
@@ -125,13 +142,13 @@ class RuleTable:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What holds whatever the source of the ranges says (METHOD, phase 1).
+    """Limits on the ranges of either source (METHOD, phase 1).
 
     Attributes:
-        small_below: Layers with fewer weights than this get the range ``small``; 0 turns the rule off.
+        small_below: Layers with fewer weights than this get the range ``small`` (the 10K rule); 0 turns the rule off.
         small: Range of small layers.
         patch_embed: Range of a transformer's patch embedding; None leaves it to the source.
-        ceiling: No layer may become sparser than this, so none is ever emptied.
+        ceiling: Highest sparsity of any layer, so that no layer loses all its weights.
     """
 
     small_below: int = 10_000
@@ -142,14 +159,14 @@ class Constraints:
 
 @dataclass(frozen=True)
 class RangeTable:
-    """Where the ranges of an architecture come from, and what holds on top of them.
+    """The source of a model's ranges, with the constraints on them and the groups of layers that strategies name.
 
     Attributes:
         name: The table's name, for messages.
-        rules: The rule table; an observed table may have one, to compare with.
-        observed: Whether ranges come from observed sparsities in place of the rules.
-        constraints: What holds on top of either source.
-        groups: Selectors of each named group of layers (``late``, ``feature``), which strategies refer to.
+        rules: The rule table; with observed ranges it may serve for comparison.
+        observed: Whether ranges come from observed sparsities instead of the rules.
+        constraints: Limits on the ranges of either source.
+        groups: Selectors of each named group of layers (``late``, ``feature``).
     """
 
     name: str
@@ -159,20 +176,20 @@ class RangeTable:
     groups: Mapping[str, tuple[Selector, ...]] = field(default_factory=dict)
 
     def small(self, layers: Sequence[Layer]) -> frozenset[str]:
-        """Return the names of small layers, which no budget moves."""
+        """Return the names of the layers under the 10K rule, whose sparsity no budget changes."""
         return frozenset(layer.name for layer in layers if layer.size < self.constraints.small_below)
 
 
 def rule_ranges(layers: Sequence[Layer], table: RuleTable) -> dict[str, Range]:
-    """Return the range of every layer according to a rule table.
+    """Return the range of every layer, by name, from a rule table.
 
     Args:
         layers: The model's prunable layers.
-        table: Rules, which must not overlap.
+        table: The rule table.
 
     Raises:
-        MmpError: if two rules claim one layer, a rule of a strict table matches nothing, or a layer is left
-            without a range.
+        MmpError: if two rules match one layer, a rule of a strict table matches no layer, or a layer matches no rule
+            and the table has no default.
     """
     claimed: dict[str, tuple[int, Range]] = {}
     for number, rule in enumerate(table.rules, start=1):
@@ -202,11 +219,11 @@ def rule_ranges(layers: Sequence[Layer], table: RuleTable) -> dict[str, Range]:
 
 
 def observed_ranges(layers: Sequence[Layer], observations: Iterable[Mapping[str, float]]) -> dict[str, Range]:
-    """Return [min, max] of every layer's sparsity over several pruned models (METHOD, phase 1, ``observed``).
+    """Return the range of every layer, by name: [min, max] of its observed sparsities (METHOD, phase 1, ``observed``).
 
     Args:
         layers: The model's prunable layers.
-        observations: One mapping from layer name to sparsity for each criterion at each global target.
+        observations: One mapping from layer name to sparsity for each criterion at each global sparsity.
 
     Raises:
         MmpError: if there are no observations.
@@ -218,7 +235,15 @@ def observed_ranges(layers: Sequence[Layer], observations: Iterable[Mapping[str,
 
 
 def constrain(layers: Sequence[Layer], ranges: Mapping[str, Range], constraints: Constraints) -> dict[str, Range]:
-    """Return the ranges with the constraints on top; a small layer's rule wins over the patch embedding's."""
+    """Return the ranges under the constraints, by layer name.
+
+    For a layer that is both small and a patch embedding, the 10K rule applies.
+
+    Args:
+        layers: The model's prunable layers.
+        ranges: The range of every layer, by name.
+        constraints: The constraints.
+    """
     result = {}
     for layer in layers:
         allowed = ranges[layer.name]
@@ -231,20 +256,31 @@ def constrain(layers: Sequence[Layer], ranges: Mapping[str, Range], constraints:
 
 
 def allow_pattern(layers: Sequence[Layer], ranges: Mapping[str, Range], pattern: Pattern) -> dict[str, Range]:
-    """Return the ranges with lo raised to where a pattern can hold, in every layer whose range goes as far.
+    """Return the ranges, by layer name, with lo raised to the lowest sparsity at which a pattern holds.
 
-    A layer whose hi is below that, or whose shape the pattern does not fit, keeps its range, and has no pattern.
+    A layer whose hi is lower than that, or whose shape the pattern does not fit, keeps its range and is pruned one weight
+    at a time.
+
+    Args:
+        layers: The model's prunable layers.
+        ranges: The range of every layer, by name.
+        pattern: Pattern of the masks.
     """
     result = dict(ranges)
     for layer in layers:
         allowed = ranges[layer.name]
-        if pattern.takes(layer.shape, allowed.hi, layer.groups):
-            result[layer.name] = Range(max(allowed.lo, pattern.least(layer.shape, layer.groups)), allowed.hi)
+        if pattern.takes(layer, allowed.hi):
+            result[layer.name] = Range(max(allowed.lo, pattern.least(layer)), allowed.hi)
     return result
 
 
 def resolve_groups(layers: Sequence[Layer], groups: Mapping[str, Sequence[Selector]]) -> dict[str, frozenset[str]]:
-    """Return the layer names in each named group, such as ``late`` and ``feature`` of strategies 9 and 10."""
+    """Return the names of the layers in each group, such as ``late`` and ``feature`` of strategies 9 and 10.
+
+    Args:
+        layers: The model's prunable layers.
+        groups: Selectors of each group, by its name; a layer in any of them is in the group.
+    """
     return {
         name: frozenset(layer.name for s in chosen for layer in s.select(layers)) for name, chosen in groups.items()
     }

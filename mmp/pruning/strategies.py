@@ -1,7 +1,7 @@
-"""Strategies: one sparsity per layer out of the layers' ranges (phase 2 of the method).
+"""Strategies: from every layer's range to one sparsity per layer (METHOD, phase 2).
 
-A strategy is data: where each layer goes inside its range [lo, hi], as a position in [0, 1]. The ten of the
-paper are the YAML files under ``conf/strategy``; a new one is a new file.
+A strategy is data: it gives every layer a position in [0, 1] inside its range [lo, hi]. The ten strategies of the paper
+are the YAML files in ``conf/strategy``; a new strategy is a new file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mmp.errors import MmpError, nearest
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.ranges import Range
 
 log = logging.getLogger(__name__)
@@ -19,18 +19,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Strategy:
-    """A rule for the position a(l) of every layer in its range; sparsity = lo + a * (hi - lo).
+    """A rule for the position a(l) of every layer l in its range; its sparsity is lo + a(l) * (hi - lo).
 
     Attributes:
         name: The strategy's name.
-        position: a(l) of layers that nothing below names.
-        groups: Position of the layers of a named group of the range table (``late``, ``feature``).
-        proportional: If set, a(l) = min(1, proportional * n_l / n_ref), and ``position`` is not used.
-        reference: What n_ref is: ``total`` weights of all layers, which reproduces the paper's tables, or the
-            ``average`` of a layer, which its text writes.
+        position: a(l) of every layer, unless ``groups`` or ``proportional`` sets it.
+        groups: a(l) of the layers in a group of the range table (``late``, ``feature``), by the group's name.
+        proportional: If set, a(l) = min(1, proportional * n_l / n_ref) for a layer of n_l weights, instead of
+            ``position``.
+        reference: n_ref: ``total``, the weights of all layers, which reproduces the tables of the paper; or
+            ``average``, the mean over layers, as in its text.
 
     Raises:
-        MmpError: on a position outside [0, 1], or an unknown reference.
+        MmpError: on a position outside [0, 1], a ``proportional`` that is not positive, or an unknown reference.
     """
 
     name: str
@@ -53,12 +54,12 @@ class Strategy:
 
 
 def positions(strategy: Strategy, layers: Sequence[Layer], groups: Mapping[str, frozenset[str]]) -> dict[str, float]:
-    """Return a(l) in [0, 1] for every layer.
+    """Return the position a(l) in [0, 1] of every layer, by name.
 
     Args:
         strategy: The strategy.
         layers: The model's prunable layers.
-        groups: Layer names in each group that the range table defines.
+        groups: Names of the layers in each group of the range table.
 
     Raises:
         MmpError: if the strategy names a group that the table does not define.
@@ -70,7 +71,7 @@ def positions(strategy: Strategy, layers: Sequence[Layer], groups: Mapping[str, 
             )
         if not groups[group]:
             log.warning("strategy=%s: group %r of the range table matches no layer of this model", strategy.name, group)
-    total = sum(layer.size for layer in layers)
+    total = count_weights(layers)
     reference = total if strategy.reference == "total" else total / len(layers)
     result = {}
     for layer in layers:
@@ -90,6 +91,16 @@ def layer_sparsities(
     ranges: Mapping[str, Range],
     groups: Mapping[str, frozenset[str]],
 ) -> dict[str, float]:
-    """Return the sparsity of every layer, a fraction inside its range (METHOD, phase 2)."""
-    where = positions(strategy, layers, groups)
-    return {layer.name: ranges[layer.name].at(where[layer.name]) for layer in layers}
+    """Return the sparsity of every layer, by name: a fraction in its range (METHOD, phase 2).
+
+    Args:
+        strategy: The strategy.
+        layers: The model's prunable layers.
+        ranges: The range of every layer, by name.
+        groups: Names of the layers in each group of the range table.
+
+    Raises:
+        MmpError: if the strategy names a group that the table does not define.
+    """
+    position = positions(strategy, layers, groups)
+    return {layer.name: ranges[layer.name].at(position[layer.name]) for layer in layers}

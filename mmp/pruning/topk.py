@@ -1,4 +1,4 @@
-"""Which weights of a layer stay: exactly so many, by score, weight by weight or in patterns (phase 3 of the method)."""
+"""Top-k selection: keep an exact number of highest-scored weights, one by one or in patterns (METHOD, phase 3)."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import torch
 from torch import Tensor
 
 from mmp.errors import MmpError
-from mmp.pruning.patterns import Pattern
+from mmp.pruning.patterns import Pattern, WeightShape
 from mmp.tensors import all_finite
 
-_FEW = 2**12  # scores of which a whole sort costs less than a histogram
+_FEW = 2**12  # up to this number of scores, sorting them costs less than a histogram
 
 
 def pruned_count(sparsity: float, total: int) -> int:
-    """Return floor(sparsity * total), the exact number of weights that a layer loses.
+    """Return floor(sparsity * total), the number of weights that a layer of ``total`` weights loses.
 
     Raises:
         MmpError: if the sparsity is outside [0, 1].
     """
     if not 0.0 <= sparsity <= 1.0:
-        raise MmpError(f"sparsity {sparsity} is outside [0, 1]")
+        raise MmpError(f"sparsity {sparsity} is outside [0, 1]; a sparsity is a fraction of the weights")
     return math.floor(sparsity * total)
 
 
 def keep_highest(scores: Tensor, pruned: int) -> Tensor:
-    """Return a bool mask that drops exactly the ``pruned`` lowest scores.
+    """Return a mask that prunes exactly the ``pruned`` lowest scores, a bool tensor of their shape.
 
-    Equal scores are ordered by flat index, the lower index goes first, so the mask depends on nothing else.
+    Of equal scores, those with lower flat indices are pruned first, so the mask is deterministic.
 
     Args:
-        scores: Tensor of any shape, finite.
-        pruned: How many to drop, from 0 to ``scores.numel()``.
+        scores: Finite tensor of any shape.
+        pruned: Number of scores to prune, from 0 to ``scores.numel()``.
 
     Raises:
         MmpError: if a score is not finite, or the number is out of bounds.
@@ -43,13 +43,13 @@ def keep_highest(scores: Tensor, pruned: int) -> Tensor:
 
 
 def keep_highest_each(scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """Return, for each of several numbers, the mask of :func:`keep_highest`, from one look at the scores.
+    """Return one mask for each of several numbers: as :func:`keep_highest`, but the scores are read only once.
 
-    The masks may share one block of memory, which is free when all of them are.
+    The masks may share one block of memory, which is freed with the last of them.
 
     Args:
-        scores: Tensor of any shape, finite.
-        counts: How many to drop, each from 0 to ``scores.numel()``.
+        scores: Finite tensor of any shape.
+        counts: Numbers of scores to prune, each from 0 to ``scores.numel()``.
 
     Raises:
         MmpError: if a score is not finite, or a number is out of bounds.
@@ -57,7 +57,7 @@ def keep_highest_each(scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
     flat = scores.detach().flatten()
     for count in counts:
         if not 0 <= count <= flat.numel():
-            raise MmpError(f"cannot prune {count} of {flat.numel()} weights")
+            raise MmpError(f"cannot prune {count} of {flat.numel()} weights; the number must be from 0 to all of them")
     _require_finite(flat)
     if flat.numel() > _FEW and flat.dtype is torch.float32 and flat.device.type == "cpu":
         masks = _by_leading_bits(flat.numpy(), counts)
@@ -68,9 +68,9 @@ def keep_highest_each(scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
 
 
 def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
-    """Cut float32 scores at several ranks, and sort only those that share their leading sixteen bits with a cut."""
+    """Cut float32 scores at several ranks; only scores that share their leading sixteen bits with a cut are sorted."""
     keys = scores.view(np.int32)
-    if keys.min() < 0:  # bits of negative numbers fall as the numbers rise; adding 0 makes -0.0 equal to 0.0
+    if keys.min() < 0:  # the bits of negative numbers are in descending order; adding 0 turns -0.0 into 0.0
         keys = (scores + np.float32(0)).view(np.int32)
         keys = keys ^ ((keys >> 31) & 0x7FFFFFFF)
     bins = keys >> 16
@@ -81,10 +81,10 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
     for cut in set(cuts):
         near |= leading == cut
     places = np.flatnonzero(near)
-    rest = keys[places].astype(np.uint16)  # the other sixteen bits
+    rest = keys[places].astype(np.uint16)  # the trailing sixteen bits
     places = places[np.argsort(rest, kind="stable")]
     shared = leading[places]
-    masks = np.empty((len(counts), len(scores)), dtype=bool)  # one block, which the system backs with large pages
+    masks = np.empty((len(counts), len(scores)), dtype=bool)  # one block, for which the system uses large pages
     for keep, count, cut in zip(masks, counts, cuts, strict=True):
         np.greater(leading, cut, out=keep)
         ascending = places[shared == cut]
@@ -98,15 +98,16 @@ def _require_finite(scores: Tensor) -> None:
 
 
 def keep_patterned(scores: Tensor, pruned: int, pattern: Pattern) -> Tensor:
-    """Return a bool mask that drops the lowest scores so that a pattern holds, or comes to hold as more are dropped.
+    """Return a mask that prunes the lowest scores in an order that leads to a pattern, a bool tensor of their shape.
 
-    Blocks are ordered by the sum of their scores. First go those that the pattern takes whatever the sparsity: of
-    every M neighbours the M - N lowest; then all others. So masks for rising numbers contain each other, and once the
-    pattern holds, no mask that satisfies it and prunes as many keeps higher scores. Equal sums go by flat index.
+    Blocks are ordered by the sum of their scores; of equal sums, lower flat indices are pruned first. The M - N lowest
+    of every M neighbouring blocks are pruned before all others, because the pattern needs them pruned at any sparsity.
+    Masks for ascending numbers therefore contain each other. Once the pattern holds, no other mask with the pattern and
+    the same number of pruned weights keeps a higher sum of scores.
 
     Args:
-        scores: (outputs, inputs, kernel...), finite, of a shape that the pattern fits.
-        pruned: How many weights to drop; rounded down to whole blocks.
+        scores: Finite tensor (outputs, inputs, kernel...) of a shape that the pattern fits.
+        pruned: Number of weights to prune; rounded down to whole blocks.
         pattern: The pattern.
 
     Raises:
@@ -125,8 +126,14 @@ def keep_patterned(scores: Tensor, pruned: int, pattern: Pattern) -> Tensor:
 
 
 def satisfies(mask: Tensor, pattern: Pattern, groups: int = 1) -> bool:
-    """Return whether a mask (outputs, inputs, kernel...) has a pattern; one that the pattern does not fit has not."""
-    if not pattern.fits(mask.shape, groups):
+    """Return whether a mask satisfies a pattern; False if the pattern does not fit its shape.
+
+    Args:
+        mask: Bool tensor (outputs, inputs per group, kernel...).
+        pattern: The pattern.
+        groups: Groups of the convolution.
+    """
+    if not pattern.fits(WeightShape(mask.shape, groups)):
         return False
     parts = _parts(mask, pattern)
     blocks = parts.all(4).all(1)

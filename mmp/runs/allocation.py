@@ -22,14 +22,15 @@ from mmp.config.matching import StrategyRun, matched_weights
 from mmp.config.objects import build_budget, build_range_table, instantiate
 from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, PruneConfig
 from mmp.errors import MmpError, nearest
-from mmp.pruning.budgets import Budget, budget_target, global_sparsity, inwards, to_budget, with_pattern
+from mmp.pruning.budgets import Budget, Shift, Target, global_sparsity, with_pattern
 from mmp.pruning.criteria import CRITERIA, Criterion, criterion
+from mmp.pruning.layers.layer import count_weights
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.plan import choose_sparsities, layer_ranges, plan_model
 from mmp.pruning.ranges import Range, RangeTable
 from mmp.pruning.search import best_of, search, search_groups
-from mmp.pruning.sizes import MEGABYTE, Sizes
+from mmp.pruning.sizes import Sizes
 from mmp.pruning.strategies import Strategy
 from mmp.pruning.topk import pruned_count
 from mmp.runs.calibration import Calibration, source_code
@@ -118,14 +119,14 @@ class Allocator:
             MmpError: for every reason for which :meth:`allocate` would raise one.
         """
         layers = prunable_layers(model)
-        fitting = [layer for layer in layers if self.pattern.fits(layer.shape, layer.groups)]
+        fitting = [layer for layer in layers if self.pattern.fits(layer)]
         if not fitting:
             raise MmpError(f"pattern={self.pattern} fits the shape of no layer of this model; see docs/patterns.md")
         pruned = self._pruned_by_criterion(Sizes.of(model, layers))
         if pruned is not None:
-            forced = sum(self.pattern.forced(layer.shape) for layer in fitting)
+            forced = sum(self.pattern.forced(layer) for layer in fitting)
             if pruned < forced:
-                share = forced / sum(layer.size for layer in layers)
+                share = forced / count_weights(layers)
                 raise MmpError(
                     f"pattern={self.pattern} alone prunes {share:.4f} of the weights; raise the budget to that"
                 )
@@ -162,17 +163,11 @@ class Allocator:
                 pattern=None if self.pattern == UNSTRUCTURED else str(self.pattern),
             )
             return matched_weights(Path(config.match), run)
-        target = budget_target(self.budget, self.strategy.name, sizes)
+        target = self.budget.target(self.strategy.name, sizes)
         if target is None:
             return None
-        pruned = round(target * sizes.weights)
-        if not 0 <= pruned <= sizes.weights:
-            low, high = (sizes.sparse(count) / MEGABYTE for count in (sizes.weights, 0))
-            raise MmpError(
-                f"budget.megabytes={config.budget.megabytes:g} is out of reach: a criterion can prune to sizes from "
-                f"{inwards(low, high, 3)} MB (the dense model has {sizes.dense / MEGABYTE:.3f} MB)"
-            )
-        return pruned
+        target.require_within(0.0, 1.0, "a criterion can prune")
+        return round(target.sparsity * sizes.weights)
 
     def allocate(self, calibration: Calibration, scores: Mapping[str, Tensor], validation: Validation) -> Allocation:
         """Return every layer's sparsity.
@@ -194,7 +189,8 @@ class Allocator:
         ranges = layer_ranges(layers, self.table, observed, pattern=self.pattern)
         if config.allocation.name == SEARCHED:
             return AllocationSearch(self, calibration, ranges, sizes, validation).run()
-        sparsities = choose_sparsities(self.strategy, layers, ranges, self.table, self.budget, sizes, self.pattern)
+        shift, target = Shift.of(layers, self.table, self.pattern), self.budget.target(self.strategy.name, sizes)
+        sparsities = choose_sparsities(self.strategy, ranges, self.table, shift, target)
         if decides is None:
             return Allocation(ranges, sparsities)
         pruned = sum(pruned_count(sparsities[layer.name], layer.size) for layer in layers)
@@ -245,9 +241,9 @@ class AllocationSearch:
         return search_groups(self.calibration.layers)
 
     @cached_property
-    def target(self) -> float | None:
+    def target(self) -> Target | None:
         """The global sparsity that all trials have; None without a budget."""
-        return budget_target(self.allocator.budget, SEARCHED, self.sizes)
+        return self.allocator.budget.target(SEARCHED, self.sizes)
 
     def run(self) -> Allocation:
         """Return the allocation of the best trial; every run with the same search shares its result in the cache."""
@@ -274,10 +270,8 @@ class AllocationSearch:
         allocator, layers = self.allocator, self.calibration.layers
         position = {name: positions[group] for group, names in self.groups.items() for name in names}
         inside = {layer.name: self.ranges[layer.name].at(position[layer.name]) for layer in layers}
-        return to_budget(
-            "these positions", inside, self.target, layers, allocator.table, allocator.budget, self.sizes,
-            allocator.pattern,
-        )  # fmt: skip
+        shift = Shift.of(layers, allocator.table, allocator.pattern)
+        return shift.to_budget(inside, self.target, "these positions")
 
     def _evaluate(self, positions: Mapping[str, float]) -> tuple[float, float]:
         """Return the validation accuracy and the global sparsity at positions of the groups."""

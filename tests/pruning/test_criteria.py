@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mmp.errors import MmpError
 from mmp.pruning.calibration_statistics import STATISTICS, collect
 from mmp.pruning.criteria import CRITERIA, BlockFisher, Criterion, Mag, QuantizedTaylor, criterion, global_masks
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.masks import make_masks
 from mmp.pruning.signals import Magnitude, Product, score
@@ -98,7 +98,7 @@ def test_criteria_prune_exactly_as_many_and_each_others(
     conv_net: nn.Module, all_scores: dict[str, dict[str, Tensor]]
 ) -> None:
     layers = prunable_layers(conv_net)
-    half = sum(layer.size for layer in layers) // 2
+    half = count_weights(layers) // 2
     masks = {}
     for name, kind in CRITERIA.items():
         sparsities = kind().allocate(layers, all_scores[name], half)

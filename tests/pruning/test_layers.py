@@ -11,7 +11,7 @@ from timm.layers import CondConv2d, MultiQueryAttentionV2, ScaledStdConv2d, SwiG
 from torch import nn
 
 from mmp.errors import MmpError
-from mmp.pruning.layers.layer import ROLES, Layer
+from mmp.pruning.layers.layer import ROLES, Layer, count_weights
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 
 
@@ -89,7 +89,7 @@ def test_levit_384_roles_sizes_and_stages() -> None:
         "mlp_fc2": 12 + 2,
         "classifier": 2,
     }
-    assert sum(layer.size for layer in layers) == 39_010_064
+    assert count_weights(layers) == 39_010_064
     assert sizes(layers)["classifier"] == 2 * 1000 * 768
     assert {layer.stage for layer in layers} == {None, 0, 1, 2}
     found = by_name(model)
@@ -402,7 +402,7 @@ def test_every_timm_architecture(module: str) -> None:
     model = on_meta(next((name for name in names if name.startswith("test_")), names[0]))
     layers = prunable_layers(model)
     found = {layer.name: layer for layer in layers}
-    total = sum(layer.size for layer in layers)
+    total = count_weights(layers)
     modules = dict(model.named_modules())
     first_names = {id(parameter): name for name, parameter in model.named_parameters()}
 

@@ -25,11 +25,11 @@ from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.models.timm_models import build_skeleton
 from mmp.plan import make_plan
-from mmp.pruning.budgets import global_sparsity, meet_budget, whole_weights, with_pattern
+from mmp.pruning.budgets import Shift, global_sparsity, with_pattern
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.masks import load_masks, make_masks
-from mmp.pruning.patterns import UNSTRUCTURED, Pattern, sparsity_of
+from mmp.pruning.patterns import UNSTRUCTURED, Pattern, WeightShape, sparsity_of
 from mmp.pruning.plan_views import as_markdown
 from mmp.pruning.ranges import Range, allow_pattern
 from mmp.pruning.reconstruction.reconstruct import reconstruct
@@ -96,7 +96,7 @@ def test_a_pattern_that_prunes_nothing_is_refused(text: str) -> None:
     ],
 )
 def test_a_shape_fits_if_it_divides_into_whole_groups_and_blocks(text: str, shape: tuple[int, ...], fits: bool) -> None:
-    assert Pattern.parse(text).fits(shape) == fits
+    assert Pattern.parse(text).fits(WeightShape(shape)) == fits
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_a_shape_fits_if_it_divides_into_whole_groups_and_blocks(text: str, shap
 def test_blocks_stay_within_the_groups_of_a_convolution(
     text: str, shape: tuple[int, ...], groups: int, fits: bool
 ) -> None:
-    pattern = Pattern.parse(text)
-    assert pattern.fits(shape, groups) == fits
-    assert pattern.takes(shape, 0.75, groups) == fits
-    assert (pattern.whole(shape, 0.7001, groups) != 0.7001) == (fits and pattern.unit > 1)
+    pattern, weight = Pattern.parse(text), WeightShape(shape, groups)
+    assert pattern.fits(weight) == fits
+    assert pattern.takes(weight, 0.75) == fits
+    assert (pattern.whole(weight, 0.7001) != 0.7001) == (fits and pattern.unit > 1)
     (mask,) = make_masks({"a": torch.rand(shape)}, {"a": 0.75}, pattern, groups={"a": groups}).values()
     assert satisfies(mask, pattern, groups) == fits
     assert int((~mask).sum()) == (0.75 * math.prod(shape) // (pattern.unit if fits else 1)) * (
@@ -131,7 +131,7 @@ def test_layers_know_their_groups_and_plans_and_budgets_keep_to_them() -> None:
     assert [one.groups for one in layers] == [1, 64, 2]
     raised = allow_pattern(layers, {one.name: Range(0.0, 0.9) for one in layers}, TWO_FOUR)
     assert [raised[one.name].lo for one in layers] == [0.5, 0.0, 0.5]
-    shares = whole_weights(layers, dict.fromkeys((one.name for one in layers), 0.5001), pattern=pattern)
+    shares = Shift(layers, pattern=pattern).whole_weights(dict.fromkeys((one.name for one in layers), 0.5001))
     masks = make_masks(
         {one.name: torch.rand(one.shape) for one in layers}, shares, pattern, groups={n.name: n.groups for n in layers}
     )
@@ -140,12 +140,13 @@ def test_layers_know_their_groups_and_plans_and_budgets_keep_to_them() -> None:
 
 
 def test_a_layer_takes_n_of_m_from_the_very_weight_on_that_makes_it_possible() -> None:
-    assert TWO_FOUR.least((3, 8)) == 0.5
-    assert TWO_FOUR.takes((3, 8), 0.5)
-    assert not TWO_FOUR.takes((3, 8), 0.4999)
-    assert not TWO_FOUR.takes((3, 6), 0.9)
-    assert TWO_FOUR.least((3, 6)) == 0.0
-    assert Pattern.parse("4x1").takes((4, 3), 0.0)  # blocks do so at any sparsity
+    eight, six = WeightShape((3, 8)), WeightShape((3, 6))
+    assert TWO_FOUR.least(eight) == 0.5
+    assert TWO_FOUR.takes(eight, 0.5)
+    assert not TWO_FOUR.takes(eight, 0.4999)
+    assert not TWO_FOUR.takes(six, 0.9)
+    assert TWO_FOUR.least(six) == 0.0
+    assert Pattern.parse("4x1").takes(WeightShape((4, 3)), 0.0)  # blocks do so at any sparsity
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40), st.integers(1, 40))
@@ -153,9 +154,10 @@ def test_the_least_sparsity_prunes_exactly_what_the_pattern_forces(
     n: int, more: int, outputs: int, groups: int
 ) -> None:
     pattern = Pattern(kept=n, of=n + more)
-    shape = (outputs, groups * (n + more))
-    assert pruned_count(pattern.least(shape), math.prod(shape)) == pattern.forced(shape) == outputs * groups * more
-    assert pattern.takes(shape, pattern.least(shape))
+    weight = WeightShape((outputs, groups * (n + more)))
+    forced = pattern.forced(weight)
+    assert pruned_count(pattern.least(weight), math.prod(weight.shape)) == forced == outputs * groups * more
+    assert pattern.takes(weight, pattern.least(weight))
 
 
 # --- masks by hand ---
@@ -253,15 +255,16 @@ def cases(draw: st.DrawFn) -> tuple[Pattern, Tensor]:
 @given(cases(), st.integers(0, 64))
 def test_a_mask_that_takes_a_pattern_has_it_and_prunes_as_promised(case: tuple[Pattern, Tensor], part: int) -> None:
     pattern, scores = case
-    least = pattern.least(scores.shape)
+    weight = WeightShape(scores.shape)
+    least = pattern.least(weight)
     sparsity = least + part / 64 * (1 - least)
     (mask,) = make_masks({"a": scores}, {"a": sparsity}, pattern).values()
     assert satisfies(mask, pattern)
     gone = int((~mask).sum())
     wanted = pruned_count(sparsity, scores.numel())
     assert gone == wanted // pattern.unit * pattern.unit
-    assert pattern.whole(scores.shape, sparsity) == pytest.approx(gone / scores.numel(), abs=1 / scores.numel())
-    assert pruned_count(pattern.whole(scores.shape, sparsity), scores.numel()) == gone
+    assert pattern.whole(weight, sparsity) == pytest.approx(gone / scores.numel(), abs=1 / scores.numel())
+    assert pruned_count(pattern.whole(weight, sparsity), scores.numel()) == gone
 
 
 @given(cases())
@@ -313,17 +316,17 @@ def test_ranges_that_go_far_enough_begin_where_the_pattern_can_hold() -> None:
 
 
 def test_a_budget_takes_no_layer_out_of_its_pattern() -> None:
-    layers = (layer("a", 10, 8), layer("b", 10, 8))
+    shift = Shift((layer("a", 10, 8), layer("b", 10, 8)), pattern=TWO_FOUR)
     start = {"a": 0.6, "b": 0.4}
-    assert meet_budget(layers, start, 0.3, pattern=TWO_FOUR) == pytest.approx({"a": 0.5, "b": 0.1})
+    assert shift.meet(start, 0.3) == pytest.approx({"a": 0.5, "b": 0.1})
     with pytest.raises(MmpError, match=r"global sparsities from 0\.2500 to 0\.9800"):
-        meet_budget(layers, start, 0.2, pattern=TWO_FOUR)
+        shift.meet(start, 0.2)
 
 
 def test_whole_blocks_meet_a_budget_to_less_than_one() -> None:
     layers, blocks = (layer("a", 4, 5), layer("b", 4, 5), layer("c", 3, 5)), Pattern.parse("4x1")
     sparsities = {"a": 0.5, "b": 0.55, "c": 0.4}
-    whole = whole_weights(layers, sparsities, pattern=blocks)
+    whole = Shift(layers, pattern=blocks).whole_weights(sparsities)
     pruned = {one.name: pruned_count(whole[one.name], one.size) for one in layers}
     assert pruned == {
         "a": 8,
@@ -340,17 +343,17 @@ def test_a_ranking_keeps_its_global_sparsity_under_a_pattern(drawn: list[tuple[i
     pattern = Pattern.parse(text)
     layers = tuple(layer(str(i), 4 * a, 4 * b) for i, (a, b, _) in enumerate(drawn))
     sparsities = {str(i): s for i, (*_, s) in enumerate(drawn)}
-    least = global_sparsity(layers, {one.name: pattern.least(one.shape) for one in layers})
+    least = global_sparsity(layers, {one.name: pattern.least(one) for one in layers})
     wanted = global_sparsity(layers, sparsities)
     if wanted < least:
         with pytest.raises(MmpError, match="out of reach"):
             with_pattern(layers, sparsities, pattern)
         return
     found = with_pattern(layers, sparsities, pattern)
-    assert all(pattern.takes(one.shape, found[one.name]) for one in layers)
+    assert all(pattern.takes(one, found[one.name]) for one in layers)
     pruned = sum(pruned_count(found[one.name], one.size) for one in layers)
     assert abs(pruned - wanted * sum(one.size for one in layers)) <= pattern.unit
-    assert all(pattern.whole(one.shape, found[one.name]) == found[one.name] for one in layers)
+    assert all(pattern.whole(one, found[one.name]) == found[one.name] for one in layers)
 
 
 def test_sparsity_of_is_the_inverse_of_the_count() -> None:

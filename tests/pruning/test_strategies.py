@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from mmp.errors import MmpError
-from mmp.pruning.budgets import BUDGET_CEILING, global_sparsity, meet_budget, reachable, whole_weights
+from mmp.pruning.budgets import BUDGET_CEILING, Shift, global_sparsity
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.ranges import Range
 from mmp.pruning.strategies import Strategy, layer_sparsities, positions
@@ -171,35 +171,35 @@ def test_sparsity_stays_in_range_and_rises_with_the_position(ten: dict[str, Stra
 def test_budget_shifts_by_one_offset_by_hand() -> None:
     layers = sized(100, 300)
     # 0.1 and 0.5 are 0.4 in all; everything 0.2 higher is 0.6.
-    assert meet_budget(layers, {"0": 0.1, "1": 0.5}, 0.6) == pytest.approx({"0": 0.3, "1": 0.7})
+    assert Shift(layers).meet({"0": 0.1, "1": 0.5}, 0.6) == pytest.approx({"0": 0.3, "1": 0.7})
 
 
 def test_budget_clips_at_zero_and_makes_up_for_it_elsewhere() -> None:
     layers = sized(100, 100)
-    assert meet_budget(layers, {"0": 0.1, "1": 0.5}, 0.15) == pytest.approx({"0": 0.0, "1": 0.3})
+    assert Shift(layers).meet({"0": 0.1, "1": 0.5}, 0.15) == pytest.approx({"0": 0.0, "1": 0.3})
 
 
 def test_budget_clips_at_the_ceiling_and_makes_up_for_it_elsewhere() -> None:
     layers = sized(100, 100)
-    assert meet_budget(layers, {"0": 0.5, "1": 0.9}, 0.88) == pytest.approx({"0": 0.78, "1": 0.98})
+    assert Shift(layers).meet({"0": 0.5, "1": 0.9}, 0.88) == pytest.approx({"0": 0.78, "1": 0.98})
 
 
 def test_budget_leaves_fixed_layers() -> None:
     layers = sized(100, 300)
-    shifted = meet_budget(layers, {"0": 0.05, "1": 0.5}, 0.6125, fixed=frozenset({"0"}))
+    shifted = Shift(layers, fixed=frozenset({"0"})).meet({"0": 0.05, "1": 0.5}, 0.6125)
     assert shifted["0"] == 0.05
     assert shifted["1"] == pytest.approx(0.8)
 
 
 def test_budget_already_met_changes_nothing() -> None:
-    assert meet_budget(sized(100, 100), {"0": 0.25, "1": 0.75}, 0.5) == pytest.approx({"0": 0.25, "1": 0.75})
+    assert Shift(sized(100, 100)).meet({"0": 0.25, "1": 0.75}, 0.5) == pytest.approx({"0": 0.25, "1": 0.75})
 
 
 @pytest.mark.parametrize("target", [0.04, 0.95, float("nan")])
 def test_budget_out_of_reach_states_what_can_be_reached(target: float) -> None:
     # The fixed half stays at 0.1; the other goes from 0 to 0.98.
     with pytest.raises(MmpError, match=re.escape(f"budget={target:g} is out of reach")) as raised:
-        meet_budget(sized(100, 100), {"0": 0.1, "1": 0.5}, target, fixed=frozenset({"0"}))
+        Shift(sized(100, 100), fixed=frozenset({"0"})).meet({"0": 0.1, "1": 0.5}, target)
     assert "from 0.0500 to 0.5400" in str(raised.value)
 
 
@@ -220,7 +220,7 @@ def test_budget_in_reach_is_reached_exactly(drawn: list[tuple[int, float, bool]]
     most = global_sparsity(layers, {**dict.fromkeys(start, BUDGET_CEILING), **{n: start[n] for n in fixed}})
     target = least + share * (most - least)
 
-    shifted = meet_budget(layers, start, target, fixed)
+    shifted = Shift(layers, fixed).meet(start, target)
 
     assert abs(global_sparsity(layers, shifted) - target) < 1e-9
     assert all(shifted[name] == start[name] for name in fixed)
@@ -236,7 +236,7 @@ def test_budget_in_reach_is_reached_exactly(drawn: list[tuple[int, float, bool]]
 def test_budget_at_the_ceiling_is_in_reach() -> None:
     for size in range(1, 100):
         layers = sized(size, 100, 1000)
-        shifted = meet_budget(layers, dict.fromkeys("012", 0.5), BUDGET_CEILING)
+        shifted = Shift(layers).meet(dict.fromkeys("012", 0.5), BUDGET_CEILING)
         assert shifted == pytest.approx(dict.fromkeys("012", BUDGET_CEILING))
 
 
@@ -245,10 +245,11 @@ def test_whole_weights_add_up_to_the_budget(drawn: list[tuple[int, float, bool]]
     layers = sized(*(size for size, _, _ in drawn))
     start = {layer.name: s for layer, (_, s, _) in zip(layers, drawn, strict=True)}
     fixed = frozenset(layer.name for layer, (_, _, held) in zip(layers, drawn, strict=True) if held)
-    least, most = reachable(layers, start, fixed)
-    shifted = meet_budget(layers, start, least + share * (most - least), fixed)
+    shift = Shift(layers, fixed)
+    least, most = shift.reachable(start)
+    shifted = shift.meet(start, least + share * (most - least))
 
-    whole = whole_weights(layers, shifted, fixed)
+    whole = shift.whole_weights(shifted)
 
     size = {layer.name: layer.size for layer in layers}
     pruned = {name: math.floor(s * size[name]) for name, s in whole.items()}
@@ -264,21 +265,21 @@ def test_whole_weights_add_up_to_the_budget(drawn: list[tuple[int, float, bool]]
 
 def test_whole_weights_by_hand() -> None:
     # 1.5 + 2.7 + 3.9 weights are 8.1: floor makes them 1 + 2 + 3, and the two largest losers get one back each.
-    whole = whole_weights(sized(10, 10, 10), {"0": 0.15, "1": 0.27, "2": 0.39})
+    whole = Shift(sized(10, 10, 10)).whole_weights({"0": 0.15, "1": 0.27, "2": 0.39})
     assert whole == pytest.approx({"0": 0.1, "1": 0.3, "2": 0.4})
     assert [math.floor(s * 10) for s in whole.values()] == [1, 3, 4]
 
 
 def test_whole_weights_never_empty_a_layer() -> None:
     layers = sized(9, 270, 77_231)
+    shift = Shift(layers)
     for percent in range(50, 98):
-        shifted = meet_budget(layers, {"0": 0.9, "1": 0.5, "2": 0.6}, percent / 100)
-        whole = whole_weights(layers, shifted)
+        whole = shift.whole_weights(shift.meet({"0": 0.9, "1": 0.5, "2": 0.6}, percent / 100))
         assert all(math.floor(whole[layer.name] * layer.size) < layer.size for layer in layers)
 
 
 def test_a_budget_goes_no_further_than_the_ceiling() -> None:
-    layers = sized(100, 100)
-    assert meet_budget(layers, {"0": 0.1, "1": 0.4}, 0.45, ceiling=0.5) == pytest.approx({"0": 0.4, "1": 0.5})
+    shift = Shift(sized(100, 100), ceiling=0.5)
+    assert shift.meet({"0": 0.1, "1": 0.4}, 0.45) == pytest.approx({"0": 0.4, "1": 0.5})
     with pytest.raises(MmpError, match=r"to 0\.5000"):
-        meet_budget(layers, {"0": 0.1, "1": 0.4}, 0.6, ceiling=0.5)
+        shift.meet({"0": 0.1, "1": 0.4}, 0.6)

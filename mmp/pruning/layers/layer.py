@@ -1,8 +1,9 @@
-"""What is known of one prunable layer. Imports no torch."""
+"""The record of one prunable layer. Imports no torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 ROLES: tuple[str, ...] = (
@@ -26,15 +27,15 @@ class Layer:
     """One weight tensor that may be pruned.
 
     Attributes:
-        name: The weight's own ``state_dict`` key, such as ``layer1.0.conv1.weight``. A weight that several
-            modules share has one layer, under its first name in ``named_parameters`` order.
+        name: The weight's ``state_dict`` key, such as ``layer1.0.conv1.weight``. A weight that several modules share
+            is one layer, under its first name in ``named_parameters`` order.
         module: Dotted path of the module that owns it; empty if that is the model itself.
         role: One of `ROLES`.
-        stage: Stage that it belongs to, from 0, where the architecture has stages; else None. A stem, a patch
-            embedding and a classifier stand outside the stages.
+        stage: Stage of the architecture, from 0; None if the architecture has no stages, and for stems, patch
+            embeddings and classifiers, which are outside the stages.
         depth: Position among the model's n prunable layers, i / (n - 1), in [0, 1]; 0 for an only layer.
-        shape: Shape of the tensor.
-        groups: Groups of a convolution: outputs of one see the inputs of that one only.
+        shape: Shape of the tensor, (outputs, inputs per group, kernel...).
+        groups: Groups of a convolution: outputs of one group see only the inputs of the same group.
     """
 
     name: str
@@ -49,3 +50,8 @@ class Layer:
     def size(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+
+def count_weights(layers: Iterable[Layer]) -> int:
+    """Return the number of weights of several layers."""
+    return sum(layer.size for layer in layers)
