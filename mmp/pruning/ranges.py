@@ -258,8 +258,8 @@ def constrain(layers: Sequence[Layer], ranges: Mapping[str, Range], constraints:
 def allow_pattern(layers: Sequence[Layer], ranges: Mapping[str, Range], pattern: Pattern) -> dict[str, Range]:
     """Return the ranges, by layer name, with lo raised to the lowest sparsity at which a pattern holds.
 
-    A layer whose hi is lower than that, or whose shape the pattern does not fit, keeps its range and is pruned one weight
-    at a time.
+    A layer whose hi is lower than that, or whose shape the pattern does not fit, keeps its range, and its weights are
+    pruned one by one.
 
     Args:
         layers: The model's prunable layers.
