@@ -1,4 +1,4 @@
-"""GPU slots: each worker process of a parallel sweep takes one before CUDA starts, and keeps it as long as it lives."""
+"""GPU slots: each worker process of a parallel sweep claims one before CUDA starts, and holds it until it ends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-SLOTS = "MMP_GPU_SLOTS"  # "0,0,1,1": two jobs at a time on each of two GPUs
-_leased: list[FileLock] = []  # of this process; the system takes it back when the process ends, however it ends
+SLOTS = "MMP_GPU_SLOTS"  # environment variable; "0,0,1,1" is two jobs at a time on each of two GPUs
+_leased: list[FileLock] = []  # the lock of this process; the system releases it when the process ends
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; CUDA is not started."""
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them, without starting CUDA."""
     if not _has_driver():
         return []
     import torch
@@ -30,7 +30,7 @@ def visible_gpus() -> list[str]:
 
 
 def _has_driver() -> bool:
-    """Return whether CUDA or ROCm may find a GPU here: to ask them, torch must be imported, which takes seconds."""
+    """Return whether a CUDA or ROCm driver is installed, without the seconds that importing torch takes."""
     try:
         CDLL("libcuda.so.1")
     except OSError:
@@ -39,15 +39,15 @@ def _has_driver() -> bool:
 
 
 def lease_gpu(folder: Path | None = None) -> str | None:
-    """Take a slot of those that the launcher offers, unless this process has one: the process sees its GPU alone.
+    """Claim a free GPU slot for this process (once) and set ``CUDA_VISIBLE_DEVICES`` to that GPU.
 
-    Two sweeps on one machine share its slots; whoever finds none waits.
+    Sweeps on the same machine share its slots. If all are taken, the process waits for one.
 
     Args:
-        folder: Where the slots' locks are; a folder of this machine by default.
+        folder: The folder of the slots' locks; by default a temporary folder of this user on this machine.
 
     Returns:
-        The GPU, None if the launcher offers no slots.
+        The GPU, or None if the launcher has not set ``MMP_GPU_SLOTS``.
     """
     slots = [slot for slot in os.environ.get(SLOTS, "").split(",") if slot]
     if not slots or _leased:

@@ -1,4 +1,4 @@
-"""One attempt at a run: its folder locked, what it is written down at the start, and how it ended, however it does."""
+"""One attempt at a run: lock its folder, record its settings at the start, and record how it ended, also on failure."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from mmp.runs.terminal import is_shown
 
 @contextmanager
 def attempt(cfg: DictConfig) -> Iterator[tuple[RunFolder, Any]]:
-    """Have the folder of the current Hydra job for oneself, and leave in it how the attempt ended.
+    """Hold exclusive access to the current job's folder in a ``with`` block, and write the outcome there at its end.
 
     Args:
-        cfg: What Hydra composed.
+        cfg: The configuration that Hydra composed.
 
     Yields:
-        The run, and its configuration, validated.
+        The run's folder, and the validated configuration.
 
     Raises:
-        MmpError: on a value that is wrong.
+        MmpError: on an invalid value in the configuration.
     """
     quiet()
     run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
@@ -50,7 +50,7 @@ def attempt(cfg: DictConfig) -> Iterator[tuple[RunFolder, Any]]:
         try:
             config = validate(cfg)
             if config.trainer.enable_progress_bar and is_shown():
-                config.trainer.enable_progress_bar = False  # the live display draws for all jobs
+                config.trainer.enable_progress_bar = False  # the live display shows the progress of all jobs
             yield run, config
         except BaseException as error:
             run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
@@ -60,16 +60,16 @@ def attempt(cfg: DictConfig) -> Iterator[tuple[RunFolder, Any]]:
 
 
 def record_start(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any) -> None:
-    """Write a run's resolved configuration, and what opens its ``result.json`` and ``status.json``.
+    """Write a run's resolved configuration, and set the head of its ``result.json`` and ``status.json``.
 
     Args:
-        run: The run.
-        cfg: What Hydra composed; it names the run.
-        config: The same, validated and complete; it is what ``config.yaml`` holds.
-        head: Further entries that open its files.
+        run: The run's folder.
+        cfg: The configuration that Hydra composed; the run's name and identity are made from it.
+        config: The same configuration, validated and complete, as ``config.yaml`` stores it.
+        head: Further entries of the head.
 
     Raises:
-        MmpError: if a job of a multirun asks for several devices; workers would start processes on the same ones.
+        MmpError: if a job of a multirun needs several devices, since parallel jobs would use the same ones.
     """
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     run.head |= {
@@ -83,8 +83,8 @@ def record_start(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: A
     }
     if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.devices > 1:
         raise MmpError(
-            f"trainer.devices={config.trainer.devices} in a multirun: give every job one device (leave trainer.devices "
-            "out) and run as many jobs at once as there are devices (hydra/launcher=joblib, or submitit_slurm with "
+            f"trainer.devices={config.trainer.devices} in a multirun: give every job one device (omit trainer.devices) "
+            "and run as many jobs at once as there are devices (hydra/launcher=joblib, or submitit_slurm with "
             "hydra.launcher.gpus_per_node=1); or run single configurations on several devices, without -m"
         )
     run.write_status("running")

@@ -1,4 +1,4 @@
-"""Loggers that cannot harm a run: whatever a dashboard does, training goes on."""
+"""The loggers of a run. A logger that fails is switched off, and the run goes on."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from mmp.config.objects import instantiate
 from mmp.config.schema import TrainConfig, is_wandb
 from mmp.runs.store import LOGGERS, RunFolder, Stopwatch
 
+log = logging.getLogger(__name__)
+
 
 def build_loggers(
     config: TrainConfig, folder: Path, run_id: str, job_type: str, tags: Sequence[str] = ()
 ) -> list[SafeLogger]:
-    """Return the loggers of a run, each guarded, so that training never fails because of one.
+    """Return the loggers of a run, each wrapped in a :class:`SafeLogger`.
 
     Args:
         config: The run's configuration.
-        folder: Where loggers write unless they are configured otherwise.
-        run_id: Stable identifier of the run, so that the same run is the same run in W&B.
-        job_type: What kind of run it is to W&B.
-        tags: What W&B shall be able to filter by.
+        folder: The folder to which loggers write, unless they are configured otherwise.
+        run_id: Stable id of the run: repeated or resumed, it stays the same run in W&B.
+        job_type: The job type in W&B.
+        tags: The tags in W&B.
     """
     loggers = []
     for key, node in config.logger.items():
@@ -46,14 +48,14 @@ def build_loggers(
 def opened_loggers(
     config: TrainConfig, run: RunFolder, job_type: str, tags: Sequence[str], watch: Stopwatch
 ) -> Iterator[list[SafeLogger]]:
-    """Open the loggers of a run, told of its settings, for a ``with`` block; they are closed however that ends.
+    """Open the loggers of a run for a ``with`` block and log its settings; close them at the end, also on an error.
 
     Args:
         config: The run's configuration.
-        run: Where they write, and the run's name.
-        job_type: ``prune`` or ``dense``.
-        tags: What W&B shall be able to filter by.
-        watch: Counts what opening takes apart from the run's own phases.
+        run: The run's folder and name.
+        job_type: The job type in W&B, ``prune`` or ``dense``.
+        tags: The tags in W&B.
+        watch: Counts the time of opening as the phase ``loggers``.
     """
     with watch(LOGGERS):
         loggers = build_loggers(config, run.path, run.head["run_name"], job_type, tags)
@@ -64,19 +66,16 @@ def opened_loggers(
         yield loggers
 
 
-log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class Artifact:
-    """A file for dashboards that keep files, and show which were made from which.
+    """A file for dashboards that store files and the runs that produce and use them.
 
     Attributes:
-        name: Names its content: the same for all runs that share the file.
+        name: Name of the content, the same for all runs that share the file.
         kind: ``model``, ``scores`` or ``masks``.
-        path: Where it lies; it must stay as it is.
-        made: Whether the run has made it; else it was made from it.
-        metadata: What the dashboard shows beside it.
+        path: The file; it must not change.
+        made: Whether the run has produced the file; otherwise the run uses it.
+        metadata: Values that the dashboard shows with the file.
     """
 
     name: str
@@ -87,10 +86,10 @@ class Artifact:
 
 
 class SafeLogger(Logger):
-    """Passes everything on to another logger, and silences that one for good at its first failure.
+    """Passes every call on to another logger. The first failure of that logger is a warning and switches it off.
 
     Args:
-        make: Creates the inner logger; a failure to do so counts too.
+        make: Creates the inner logger; it may fail, too.
         key: The logger's name in the configuration, for the warning.
     """
 
@@ -106,7 +105,7 @@ class SafeLogger(Logger):
         try:
             return action(self._inner)
         except Exception as error:
-            log.warning("logger %r failed and is silent from here on: %s: %s", self._key, type(error).__name__, error)
+            log.warning("logger %r failed and is switched off: %s: %s", self._key, type(error).__name__, error)
             self._inner = None
             return None
 
@@ -121,7 +120,7 @@ class SafeLogger(Logger):
         return self._attempt(lambda inner: inner.version)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log numbers of a step."""
+        """Log the metrics of a step."""
         self._attempt(lambda inner: inner.log_metrics(metrics, step))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -129,15 +128,15 @@ class SafeLogger(Logger):
         self._attempt(lambda inner: inner.log_hyperparams(params, *args, **kwargs))
 
     def log_artifacts(self, artifacts: Iterable[Artifact]) -> None:
-        """Tell loggers that keep files of those that a run was made from, or has made."""
+        """Log the files that a run uses or has produced, to loggers that store files."""
         self._attempt(lambda inner: inner.log_artifacts(artifacts) if hasattr(inner, "log_artifacts") else None)
 
     def log_summary(self, summary: Mapping[str, Any], layers: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Log the end of a run; loggers that know only steps get its numbers as one more of them.
+        """Log the final numbers of a run; a logger without summaries gets them as metrics ``final/...``.
 
         Args:
             summary: Final numbers and names.
-            layers: What ``result.json`` says of each layer.
+            layers: The entries of ``result.json`` about each layer.
         """
 
         def write(inner: Any) -> None:
@@ -158,7 +157,7 @@ class SafeLogger(Logger):
         self._attempt(lambda inner: inner.finalize(status))
 
     def finish(self, exit_code: int) -> None:
-        """Close the run for good; W&B learns whether it failed. Call in ``finally``."""
+        """Close the run, with an exit code that is 0 if it succeeded."""
 
         def close(inner: Any) -> None:
             inner.save()
@@ -170,7 +169,7 @@ class SafeLogger(Logger):
 
 @contextmanager
 def finishing(loggers: Iterable[SafeLogger]) -> Iterator[None]:
-    """Close loggers when a ``with`` block ends, however it ends; W&B learns whether it failed."""
+    """Close loggers at the end of a ``with`` block, with exit code 1 after an exception."""
     exit_code = 1
     try:
         yield

@@ -1,4 +1,4 @@
-"""The accuracies of a run's models, and its weights and masks on disk."""
+"""Measure the accuracies of a run's models, and save its weights and masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def validation_accuracy(model: nn.Module, config: PruneConfig, data: ImageData) 
 
 
 def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
-    """Save a model that must be finite, and zero wherever it is pruned, with its masks."""
+    """Save a model with its masks.
+
+    Raises:
+        MmpError: if a weight is not finite, or a pruned weight is not zero.
+    """
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     require_finite(model, "fine-tuning")
     check_zeros(weights, masks)
@@ -35,9 +39,18 @@ def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
 
 
 def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageData) -> dict[str, Any]:
-    """Measure models on validation and, once everything is chosen, on test data: one pass over each.
+    """Measure models on the validation and the test split, in one pass over each.
 
-    What the dense model reaches is the same for all jobs of a sweep, so the first one leaves it in the cache.
+    Call this once, after every choice is made. The dense model is the same for all runs of a sweep, so the first run
+    writes its accuracies to the cache.
+
+    Args:
+        models: The models by stage, among them ``dense`` and ``finetuned``.
+        config: The run's configuration.
+        data: The data set.
+
+    Returns:
+        The entries of ``result.json`` about accuracy. ``drop`` is in percentage points of test accuracy.
     """
     found: dict[str, dict[str, float]] = {}
 

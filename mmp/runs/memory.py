@@ -1,4 +1,4 @@
-"""Memory of the process: its peak, and freed memory that the C library keeps for the next batch."""
+"""Memory of the process: its peak, and the freed memory that the C library keeps for reuse."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def reset_peak_memory() -> None:
-    """Start counting peak memory anew, where the system lets a process do so (Linux)."""
-    import torch  # this module is imported before a command line is checked
+    """Reset the peak memory of this process, on systems that support it (Linux)."""
+    import torch  # not at the top: this module is imported before the command line is checked
 
     return_freed_memory()
     if torch.cuda.is_available():
@@ -23,11 +23,14 @@ def reset_peak_memory() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        log.debug("peak memory counts from the start of the process")
+        log.debug("the system cannot reset peak memory; it counts from the start of the process")
 
 
 def peak_memory() -> dict[str, int]:
-    """Return peak bytes of this process and, where there is one, of the GPU since :func:`reset_peak_memory`."""
+    """Return the peak memory of the process (``host``) and of the GPU (``cuda``) since :func:`reset_peak_memory`.
+
+    Both are in bytes; ``cuda`` is 0 without a GPU.
+    """
     import torch
 
     try:
@@ -43,20 +46,20 @@ def peak_memory() -> dict[str, int]:
     return {"host": host, "cuda": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_KEPT = 2**30  # bytes that are kept when they are free
-_LARGEST = 2**25  # bytes of one block beyond which it is returned nevertheless; glibc takes no more
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+_KEPT = 2**30  # bytes of freed memory to keep
+_LARGEST = 2**25  # bytes; larger blocks are always returned to the system, and glibc accepts no higher value
 _SET_BY_HAND = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep up to 1 GiB of freed memory, rather than return it after each batch.
+    """Make glibc keep up to 1 GiB of freed memory instead of returning it to the system after each batch.
 
-    The system would hand it out again page by page, zeroed, which costs a ResNet on a CPU a tenth of its time
-    (``benchmarks/heap.py``). What the environment says of the heap wins, and other C libraries are left alone.
+    The system would map and zero every page again, which costs a ResNet on a CPU a tenth of its time
+    (``benchmarks/heap.py``). Malloc settings in the environment take precedence. Other C libraries are not changed.
 
     Returns:
-        Whether the heap does so from now on.
+        Whether the setting is in effect.
     """
     by_hand = any(key in os.environ for key in _SET_BY_HAND) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -66,7 +69,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Have glibc return what is free now, so that the process holds no more than it uses."""
+    """Make glibc return all free memory to the system now, so that the process holds only what it uses."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""ProgressFile: where a run is, in a small file of its folder, for whoever looks on."""
+"""``progress.json``: a small file in the folder of a run, which shows a sweep's display how far the run is."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
-_PAUSE = 0.5  # seconds
+_PAUSE = 0.5  # seconds between two writes
 
 
 class ProgressFile:
-    """Writes where a run is: its phase at once, what changes within the phase at most twice a second.
+    """Writes the progress of a run: a new phase at once, changes within a phase at most twice a second.
 
-    For the one process that holds the run's lock. A note that cannot be written is lost, and nothing else.
+    Only the process that holds the run's lock may use it. A write that fails is skipped, and the run goes on.
 
     Args:
         folder: The run's folder.
@@ -29,32 +29,33 @@ class ProgressFile:
         self._due = 0.0
 
     def begin(self, phase: str) -> None:
-        """Note that a phase begins."""
+        """Write that a phase begins."""
         self._content = {"phase": phase}
         self._write()
 
     def add(self, **content: Any) -> None:
-        """Note more of this phase.
+        """Add values to the current phase.
 
         Args:
-            content: ``epoch`` of ``epochs``, ``fraction`` of the training, ``accuracy`` on validation; plain data.
+            content: ``epoch`` and ``epochs``, ``fraction`` of the training, ``accuracy`` on validation; plain data.
         """
         self._content |= content
         if time.monotonic() >= self._due:
             self._write()
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Remove the file."""
         for path in (self._path, self._temporary):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                log.debug("%s stays: %s", path, error)
+                log.debug("cannot remove %s: %s", path, error)
 
     def _write(self) -> None:
-        """Write the file anew: whoever reads finds all of a note, or for a moment none.
+        """Replace the file: a reader finds all of its content, or for a moment no file.
 
-        Renamed over the old one, ext4 would write the file to the disk at once, which takes ten times as long.
+        The old file is removed first. Renaming over it would make ext4 flush the new one to disk, which takes ten times
+        as long.
         """
         self._due = time.monotonic() + _PAUSE
         try:
@@ -62,4 +63,4 @@ class ProgressFile:
             self._path.unlink(missing_ok=True)
             self._temporary.rename(self._path)
         except OSError as error:
-            log.debug("a note is lost: %s", error)
+            log.debug("cannot write %s: %s", self._path, error)

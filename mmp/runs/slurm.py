@@ -1,7 +1,7 @@
-"""Slurm's time limits: a signal that comes before the limit, and a place in the queue again.
+"""Slurm's time limits: on the signal that Slurm sends before the limit, a job is requeued.
 
-A job that is under way goes back into the queue; `callbacks.requeue.SaveInTime` sees to it that a training saves first.
-A signal that comes before a job, or between two of one process, is kept for the next; after the last it says nothing.
+During a training, `callbacks.requeue.SaveInTime` handles the signal and saves a checkpoint first. A signal that arrives
+before a job, or between two jobs of one process, is held for the next job. After the last job it is ignored.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-SIGNAL = signal.SIGUSR1  # sbatch --signal=USR1@120; submitit uses USR2 for itself
-_MOST_REQUEUES = 100  # a limit too short for any progress must not go round for ever
+SIGNAL = signal.SIGUSR1  # sbatch --signal=USR1@120; submitit itself uses USR2
+_MOST_REQUEUES = 100  # a time limit that is too short for any progress must not requeue a job forever
 
 
 def job_id() -> str | None:
-    """Return the Slurm job that this process is part of, as ``squeue`` names it, or None."""
+    """Return the id of the Slurm job of this process, as ``squeue`` shows it, or None outside of Slurm."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def restarts() -> int:
-    """Return how often Slurm has run this job before."""
+    """Return how often Slurm has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def use_own_cores() -> None:
-    """Compute on the cores that Slurm has given this job, which not every cluster sees to; OMP_NUM_THREADS wins."""
+    """Use as many threads as Slurm has allocated cores, unless OMP_NUM_THREADS is set.
+
+    Not every cluster restricts a job to its cores.
+    """
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
     if cores and "OMP_NUM_THREADS" not in os.environ:
         import torch
@@ -44,23 +47,23 @@ def use_own_cores() -> None:
 
 
 class SignalFlag:
-    """A handler that only remembers that the signal received."""
+    """A signal handler that only records that the signal was received."""
 
     def __init__(self) -> None:
         self.received = False
 
     def __call__(self, *_: Any) -> None:
-        """Remember."""
+        """Record the signal."""
         self.received = True
 
 
 def hold_signal() -> None:
-    """Keep a signal that comes from now on for the next job of this process."""
-    if not _may_listen():
+    """Hold a signal that arrives from now on for the next job of this process."""
+    if not _handles_signal():
         return
-    if not isinstance(signal.getsignal(SIGNAL), SignalFlag):  # a training that failed leaves one
+    if not isinstance(signal.getsignal(SIGNAL), SignalFlag):  # a failed training has left one
         signal.signal(SIGNAL, SignalFlag())
-    # At its end Python takes handlers away, and the signal would kill it in the seconds that it then needs to clean up.
+    # At exit, Python restores the default handlers. The signal would kill the process while it still cleans up.
     atexit.unregister(_ignore)
     atexit.register(_ignore)
 
@@ -69,23 +72,26 @@ def _ignore() -> None:
     signal.signal(SIGNAL, signal.SIG_IGN)
 
 
-def _may_listen() -> bool:
+def _handles_signal() -> bool:
     return job_id() is not None and threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def requeued_in_time() -> Iterator[None]:
-    """Go back into the queue when the signal comes, or has come before; within a training, it is saved first."""
-    if not _may_listen():
+    """Requeue the job when the signal arrives in a ``with`` block, or if it arrived before.
+
+    During a training, `callbacks.requeue.SaveInTime` replaces this handler and saves a checkpoint first.
+    """
+    if not _handles_signal():
         yield
         return
-    owner = os.getpid()  # processes that are forked from this one have no say
+    owner = os.getpid()  # forked processes inherit the handler, but must not requeue the job
 
-    def leave(*_: Any) -> None:
+    def requeue_in_owner(*_: Any) -> None:
         if os.getpid() == owner:
             requeue()
 
-    before = signal.signal(SIGNAL, leave)
+    before = signal.signal(SIGNAL, requeue_in_owner)
     try:
         if isinstance(before, SignalFlag) and before.received:
             requeue()
@@ -95,17 +101,17 @@ def requeued_in_time() -> Iterator[None]:
 
 
 def requeue() -> None:
-    """Put this job back into the queue, and wait for Slurm to end the process; returns only if Slurm refuses."""
+    """Requeue this Slurm job and wait for Slurm to end the process; return only if Slurm refuses."""
     job = job_id()
     if restarts() >= _MOST_REQUEUES:
-        log.error("job %s was requeued %d times and is still not done; give it more time", job, restarts())
+        log.error("job %s was requeued %d times and is not done; increase its time limit", job, restarts())
         return
-    log.warning("job %s is at its time limit and goes back into the queue", job)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, which would cost KillWait seconds
+    log.warning("job %s has reached its time limit and is requeued", job)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores SIGTERM, so that Slurm would wait KillWait seconds
     command = ["scontrol", "requeue", str(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
-        log.error("scontrol requeue %s failed (%s); the same sweep started again goes on", job, done.stderr.strip())
+        log.error("scontrol requeue %s failed (%s); start the same sweep again to resume", job, done.stderr.strip())
         return
     while True:
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""The store: what a run leaves on disk. Imports no torch, for those who only look at runs."""
+"""The files of a run's folder. Imports no torch, so that reports read runs without it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 RESULT, STATUS, MASKS, WEIGHTS = "result.json", "status.json", "masks.safetensors", "model.safetensors"
 CONFIG, LOCK = "config.yaml", ".lock"
-LOGGERS = "loggers"  # the phase of a run that is no work
+LOGGERS = "loggers"  # time spent waiting for loggers; not counted in the total
 
 
 class Stopwatch:
-    """Seconds spent in each phase of a run.
+    """Measures the seconds spent in each phase of a run.
 
     Attributes:
-        seconds: Of each phase.
+        seconds: The seconds of each phase.
         begun: Called with the name of a phase when it begins.
     """
 
@@ -44,7 +44,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Add the time of a ``with`` block to a phase."""
+        """Add the duration of a ``with`` block to a phase."""
         if self.on_begin:
             self.on_begin(phase)
         start = time.perf_counter()
@@ -54,26 +54,26 @@ class Stopwatch:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def summary(self) -> dict[str, float]:
-        """Return the seconds of every phase, and in total but for ``loggers``, where a server may be waited for."""
+        """Return the seconds of every phase, and the ``total`` without the phase ``loggers``."""
         total = time.perf_counter() - self._start - self.seconds.get(LOGGERS, 0.0)
         return {name: round(value, 4) for name, value in {**self.seconds, "total": total}.items()}
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     packages = ("mmp", "torch", "timm", "pytorch-lightning", "hydra-core")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 @dataclass
 class RunFolder:
-    """The folder of one run: ``result.json`` once it is completed, and ``status.json`` of the last attempt.
+    """The folder of one run: ``result.json`` of a completed run, and ``status.json`` of the last attempt.
 
-    An attempt that fails or dies takes no result away.
+    An attempt that fails or is killed does not remove an earlier result.
 
     Attributes:
         path: The folder.
-        head: What is known of the run before it starts; it opens both files.
+        head: Names and settings that are known before the run starts; both files begin with them.
     """
 
     path: Path
@@ -81,21 +81,21 @@ class RunFolder:
 
     @cached_property
     def progress(self) -> ProgressFile:
-        """Where the run says what it is at."""
+        """The file with the run's progress."""
         return ProgressFile(self.path)
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What ``result.json`` holds, or None if there is none that can be read."""
+        """The content of ``result.json``, or None if it is missing or damaged."""
         return read_json(self.path / RESULT)
 
     @property
     def status(self) -> dict[str, Any] | None:
-        """What ``status.json`` holds, or None if there is none that can be read."""
+        """The content of ``status.json``, or None if it is missing or damaged."""
         return read_json(self.path / STATUS)
 
     def lock(self) -> AbstractContextManager[None]:
-        """Have the folder for oneself in a ``with`` block: two processes that are told to do the same run take turns.
+        """Hold exclusive access to the folder in a ``with`` block; a second process with the same run waits.
 
         Raises:
             OSError: if the folder cannot be written.
@@ -103,27 +103,27 @@ class RunFolder:
         return locked(self.path / LOCK, str(self.path))
 
     def clean_up(self) -> None:
-        """Remove what processes that died had begun to write; for whoever holds the lock."""
+        """Remove the unfinished files of processes that were killed. The caller must hold the lock."""
         for name in (RESULT, STATUS, MASKS, WEIGHTS, CONFIG):
             remove_unfinished(self.path / name)
 
     def alive(self) -> bool:
-        """Return whether a process is at this run."""
+        """Return whether a process is working on this run."""
         return is_locked(self.path / LOCK)
 
     def completed(self) -> bool:
-        """Return whether this very run is there, completed and whole."""
+        """Return whether the folder holds a complete result of the same settings and data as in ``head``."""
         result = self.result or {}
         whole = result.get("files") and all(_size(self.path / name) == size for name, size in result["files"].items())
         return bool(whole) and all(result.get(key) == self.head.get(key) for key in self.origin)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The settings and the data that a run comes from, as hashes."""
+        """The hashes of the settings and of the data that a run is made from."""
         return {key: self.head.get(key) for key in ("identity", "data_fingerprint")}
 
     def write_status(self, status: str, error: Mapping[str, str] | None = None) -> None:
-        """Write ``status.json`` atomically: what this attempt is at, and in which process.
+        """Write ``status.json`` atomically: the status of this attempt, and its process.
 
         Args:
             status: ``running``, ``completed``, ``failed`` or ``skipped``.
@@ -135,16 +135,16 @@ class RunFolder:
         write_json(self.path / STATUS, {**content, "process": process, "time": now})
 
     def discard_result(self) -> None:
-        """Forget an earlier result, whose files are about to be replaced."""
+        """Remove an earlier ``result.json``, before the files that it describes are replaced."""
         (self.path / RESULT).unlink(missing_ok=True)
 
     def complete(self, files: Sequence[str], **content: Any) -> None:
-        """Write ``result.json`` atomically; from now on the run is completed.
+        """Write ``result.json`` atomically, which makes the run completed.
 
         Args:
-            files: Names of what belongs to the result; sizes and checksums are kept, to know later whether they are
-                whole, and those of this run.
-            content: What it holds besides the head.
+            files: Names of the files that belong to the result. Their sizes and checksums are stored, to detect later
+                whether a file is truncated or belongs to another run.
+            content: The content of ``result.json`` after the head.
         """
         sizes = {name: _size(self.path / name) for name in files}
         digests = {name: file_digest(self.path / name) for name, size in sizes.items() if size is not None}
@@ -153,18 +153,18 @@ class RunFolder:
         self.write_status("completed")
 
     def fail(self, error: BaseException, detail: str) -> None:
-        """Record why an attempt failed.
+        """Write a failed attempt to ``status.json``.
 
         Args:
-            error: What was raised.
+            error: The exception that was raised.
             detail: One line for the user, or a traceback.
         """
         try:
             self.write_status("failed", {"type": type(error).__name__, "message": str(error), "detail": detail})
-        except (MmpError, OSError) as lost:
-            log.error("%s: the reason of the failure could not be written (%s)", self.path, lost)  # noqa: TRY400
+        except (MmpError, OSError) as unwritten:
+            log.error("%s: the reason of the failure could not be written (%s)", self.path, unwritten)  # noqa: TRY400
 
 
 def _size(path: Path) -> int | None:
-    """Return the bytes of a file, None if there is none."""
+    """Return the size of a file in bytes, None if it does not exist."""
     return path.stat().st_size if path.is_file() else None

@@ -1,15 +1,15 @@
-"""Whether standard output leads to the live display of a sweep."""
+"""Whether the live display of a sweep shows the standard output of this process."""
 
 from __future__ import annotations
 
 import os
 import stat
 
-PIPE = "MMP_DISPLAY"  # which pipe leads to a live region, for processes that write to it
+PIPE = "MMP_DISPLAY"  # environment variable: the name of the pipe that a live display reads
 
 
 def is_shown() -> bool:
-    """Return whether what this process writes is printed above a live region."""
+    """Return whether a live display prints the standard output of this process."""
     try:
         return os.environ.get(PIPE) == pipe_name(1)
     except OSError:
@@ -17,5 +17,6 @@ def is_shown() -> bool:
 
 
 def pipe_name(descriptor: int) -> str:
+    """Return a name for the pipe behind a file descriptor, the same in every process; ``no pipe`` for other files."""
     found = os.fstat(descriptor)
     return f"{found.st_dev}:{found.st_ino}" if stat.S_ISFIFO(found.st_mode) else "no pipe"

@@ -1,4 +1,4 @@
-"""A dense model, from its configuration to its folder: what ``train.py`` runs."""
+"""One training of a dense model, from its configuration to its folder. ``train.py`` runs it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
-    """Train (or fetch) the dense model of a configuration, measure it on test data once, and save it.
+    """Train the dense model of a configuration, or load it from the cache; measure it on the test split, and save it.
 
     Args:
-        config: What to train.
-        run: Where ``model.safetensors`` and ``result.json`` go.
+        config: The validated configuration.
+        run: The folder for ``model.safetensors`` and ``result.json``.
 
     Returns:
-        What ``result.json`` holds.
+        The content of ``result.json``, without its head.
     """
     watch = Stopwatch()
     watch.on_begin = run.progress.begin
@@ -71,12 +71,12 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
 
 
 def run_job(run: RunFolder, config: TrainConfig, cfg: DictConfig) -> None:
-    """Train one dense model, from its configuration to its folder.
+    """Train the dense model of one configuration.
 
     Args:
-        run: The run.
-        config: Its configuration, validated.
-        cfg: The same, as Hydra composed it.
+        run: The run's folder.
+        config: The validated configuration.
+        cfg: The same configuration, as Hydra composed it.
     """
     fill_input(config)
     record_start(run, cfg, config)

@@ -1,8 +1,8 @@
-"""Weights & Biases: a run per configuration, artifacts with their lineage, and one run that sums a sweep up.
+"""Weights & Biases: one W&B run per configuration, artifacts with their lineage, and one run that summarises a sweep.
 
-Works offline and online alike: what is written offline, lineage included, reaches the server by ``wandb sync``. A
-server that is down, slow or refusing costs a bounded time: opening falls back to offline after ``init_timeout``, and
-the next runs of the folder do not ask again for a while; closing waits ``finish_timeout`` and no longer.
+Offline and online runs have the same content; ``wandb sync`` uploads an offline run with its lineage. A server that is
+down or slow delays a run by a bounded time. Opening falls back to offline after ``init_timeout``, and for ten minutes
+the next runs of the folder do not try the server. Closing waits at most ``finish_timeout``.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_COLUMNS = ("name", "role", "lo", "hi", "sparsity", "pruned", "total")  # of the table of layers
-_UNREACHABLE = ".wandb-unreachable"  # its age says when the server was last found so
-_ASK_AGAIN = 600.0  # seconds
+_COLUMNS = ("name", "role", "lo", "hi", "sparsity", "pruned", "total")  # columns of the table of layers
+_UNREACHABLE = ".wandb-unreachable"  # a file whose modification time is that of the last failed connection
+_RETRY_AFTER = 600.0  # seconds
 
 
 class WandbRun(WandbLogger):
-    """Lightning's logger, with a run that cannot stall a job, a table of layers, and artifacts.
+    """Lightning's W&B logger, with bounded waiting for the server, a table of layers, and artifacts.
 
     Args:
-        save_dir: The folder of the run; W&B's own is made in it.
-        id: Stable id, so that the same run is the same run in W&B, resumed or repeated.
-        name: What W&B shows.
-        project: W&B's project.
-        entity: Its user or team; null is the default of the account.
-        group: The sweep.
+        save_dir: The folder of the run; W&B creates its own folder in it.
+        id: Stable id of the run: repeated or resumed, it stays the same run in W&B.
+        name: The run's display name.
+        project: The project in W&B.
+        entity: User or team in W&B; None is the default of the account.
+        group: Name of the sweep.
         job_type: ``prune``, ``dense`` or ``sweep``.
-        tags: What W&B filters by.
+        tags: The tags in W&B.
         offline: Write to disk only, for ``wandb sync``.
-        artifacts: Whether to keep weights, scores and masks in W&B.
-        init_timeout: Seconds to wait for the server before the run goes offline; wandb adds at most ten of its own.
-        finish_timeout: Seconds that the end of a run waits for uploads; what is left by then, ``wandb sync`` uploads.
+        artifacts: Whether to store weights, scores and masks in W&B.
+        init_timeout: Seconds to wait for the server before the run goes offline; wandb itself adds at most ten.
+        finish_timeout: Seconds that the end of a run waits for uploads; ``wandb sync`` uploads the rest.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class WandbRun(WandbLogger):
         """Log the final numbers of a run, and the table of its layers.
 
         Args:
-            summary: Final numbers and names, by which W&B's panels compare runs.
-            layers: What ``result.json`` says of each layer.
+            summary: Final numbers and names, which W&B's panels compare.
+            layers: The entries of ``result.json`` about each layer.
         """
         import wandb
 
@@ -88,35 +88,35 @@ class WandbRun(WandbLogger):
         self.experiment.summary.update(dict(summary))
 
     def log_artifacts(self, artifacts: Iterable[Artifact]) -> None:
-        """Note what the run was made from, or what it has made; a failure takes no more than the artifacts.
+        """Log the files that the run uses or has produced; if this fails, only the artifacts are missing.
 
         Args:
-            artifacts: Files that stay where they are.
+            artifacts: Files that are not moved or changed afterwards.
         """
         try:
             for artifact in artifacts if self._artifacts else ():
                 self._keep(artifact)
         except Exception as error:
-            self._artifacts = False  # every attempt could take seconds
+            self._artifacts = False  # another attempt could take seconds
             log.warning("W&B: artifacts are missing: %s: %s", type(error).__name__, error)
 
     def _keep(self, file: Artifact) -> None:
-        """Declare a file as input or output of the run; it is read where it lies, and uploaded if W&B lacks it."""
+        """Declare a file as input or output of the run. It is not copied, and uploaded only if W&B lacks it."""
         import wandb
 
         name = identifier(file.name)
         artifact = wandb.Artifact(name, file.kind, metadata=dict(file.metadata))
-        # The other policy copies every file to the user's home first.
+        # The policy "mutable" would first copy every file to the user's home.
         artifact.add_file(str(file.path.resolve()), name=file.path.name, policy="immutable", skip_cache=True)
         if file.made:
             self.experiment.log_artifact(artifact)
         else:
-            # As use_artifact does with a new artifact; but that one refuses to do it offline, and waits for the server.
+            # use_artifact does the same with a new artifact, but it waits for the server and refuses offline runs.
             self.experiment._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
 
 
 def _open(folder: Path, offline: bool, settings: Mapping[str, Any], **identity: Any) -> wandb.Run:
-    """Begin a run: online if that is asked for and works, else offline."""
+    """Start a run: online if configured and possible, otherwise offline."""
     import wandb
 
     def begin(mode: Literal["offline"] | None) -> wandb.Run:
@@ -127,20 +127,20 @@ def _open(folder: Path, offline: bool, settings: Mapping[str, Any], **identity: 
 
     if offline:
         return begin("offline")
-    marks = [folder / _UNREACHABLE, folder.parent / _UNREACHABLE]  # of a sweep and of a run in it
-    if any(mark.is_file() and time.time() - mark.stat().st_mtime < _ASK_AGAIN for mark in marks):
-        log.warning("W&B did not answer minutes ago, so this run is written offline, for wandb sync")
+    marks = [folder / _UNREACHABLE, folder.parent / _UNREACHABLE]  # the folder is a sweep's or, in it, a run's
+    if any(mark.is_file() and time.time() - mark.stat().st_mtime < _RETRY_AFTER for mark in marks):
+        log.warning("W&B did not answer minutes ago, so this run is written offline; upload it with wandb sync")
         return begin("offline")
     try:
         return begin(None)
     except Exception as error:
-        log.warning("W&B does not answer, so this run is written offline, for wandb sync: %s", error)
-        with contextlib.suppress(OSError):  # then every run asks
+        log.warning("W&B does not answer, so this run is written offline; upload it with wandb sync: %s", error)
+        with contextlib.suppress(OSError):  # without the file, the next run tries the server again
             marks[1].touch()
-        wandb.teardown()  # else the id counts as taken
+        wandb.teardown()  # otherwise the id counts as taken
     return begin("offline")
 
 
 def identifier(text: str) -> str:
-    """Return what W&B takes as a name; the end of ours tells them apart."""
+    """Return a text as a valid name in W&B: other characters replaced, and the last 128, which make names unique."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", text)[-128:]

@@ -1,4 +1,4 @@
-"""Checkpoints that an interrupted training goes on from: whole, in whatever folder they lie, of this very training."""
+"""Checkpoints to resume from: written atomically, valid after the folder was moved, and never from another training."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _OWNER = "owner.json"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoint files, written so that a process that dies leaves the one before."""
+    """Lightning's checkpoint files, written atomically: a process that is killed leaves the previous checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            MmpError: if it cannot be written; the message names it.
+            MmpError: if the file cannot be written; the message names it.
         """
         content = io.BytesIO()
         torch.save(checkpoint, content)
@@ -37,13 +37,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which finds its best model again in a folder that was moved.
+    """Lightning's ModelCheckpoint, which finds its best model also in a folder that was moved.
 
-    Lightning would keep the old path and forget the best score.
+    Lightning's own class would keep the old path and forget the best score.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint, with its files in this folder."""
+        """Load the state of a checkpoint; its files are in this folder."""
 
         def here(path: str) -> str:
             return str(Path(self.dirpath or "") / Path(path).name) if path else path
@@ -55,11 +55,11 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def open_checkpoints(folder: Path, owner: dict[str, Any]) -> None:
-    """Make a folder of checkpoints ready for a training: those of another one are thrown away.
+    """Prepare a folder of checkpoints for a training; checkpoints of another training are removed.
 
     Args:
         folder: The folder.
-        owner: Plain data that tells one training from another.
+        owner: Plain data that identifies the training.
     """
     if read_json(folder / _OWNER) != owner:
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,7 +67,10 @@ def open_checkpoints(folder: Path, owner: dict[str, Any]) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return what an interrupted training goes on from, if it and the best model that it names are there and whole."""
+    """Return the checkpoint from which an interrupted training resumes, or None.
+
+    If the last checkpoint, or the best model that it refers to, cannot be read, all checkpoints are removed.
+    """
     path = folder / LAST
     if not path.is_file():
         return None
@@ -76,7 +79,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         for name in {Path(state["best_model_path"]).name for state in states if state.get("best_model_path")}:
             load_pickled(folder / name)
     except (MmpError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged (%s); the training starts anew", folder, str(error).partition("\n")[0])
+        log.warning("%s is damaged (%s); the training starts from the beginning", folder, str(error).partition("\n")[0])
         for damaged in folder.glob("*.ckpt"):
             damaged.unlink()
         return None
@@ -84,10 +87,10 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def epochs_of(path: Path) -> int:
-    """Return how many epochs are over in a checkpoint of an epoch's end."""
+    """Return the number of completed epochs in a checkpoint that was saved at the end of an epoch."""
     return load_pickled(path)["epoch"] + 1
 
 
 def loader_state(path: Path) -> dict[str, int]:
-    """Return how far the training batches of a checkpoint had come (``mmp.data.loader.EpochLoader.state_dict``)."""
+    """Return the position of a checkpoint in the training batches (``mmp.data.loader.EpochLoader.state_dict``)."""
     return load_pickled(path)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]

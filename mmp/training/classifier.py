@@ -1,4 +1,4 @@
-"""Training and evaluation of an image classifier."""
+"""The Lightning module that trains and validates an image classifier."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SCHEDULERS = ("cosine", "step", "multistep", "poly", "tanh", "none")
 
 
 def check_recipe(recipe: RecipeConfig) -> None:
-    """Raise if timm knows no such optimizer or scheduler.
+    """Check that timm has the optimizer and the scheduler of a recipe.
 
     Raises:
-        MmpError: with the nearest name.
+        MmpError: if it has not; the message gives the nearest name.
     """
     if recipe.optimizer not in list_optimizers():
         raise MmpError(f"optimizer={recipe.optimizer}: {nearest(recipe.optimizer, map(str, list_optimizers()))}")
@@ -38,9 +38,9 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
     """Return T^2 KL(teacher || student) of softened outputs, averaged over images (Hinton et al. 2015, 1503.02531).
 
     Args:
-        logits: Of the network that is trained, (B, classes).
-        teacher: Of the network that it is to follow, (B, classes).
-        temperature: T, which divides both.
+        logits: Logits of the student, the network that is trained, (B, classes).
+        teacher: Logits of the teacher, (B, classes).
+        temperature: T, by which both are divided.
     """
     student, target = (F.log_softmax(values / temperature, dim=1) for values in (logits, teacher))
     return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
@@ -54,11 +54,10 @@ class Classifier(pl.LightningModule):
         recipe: Optimizer, schedule and loss.
         classes: Number of classes.
         teacher: The dense network, for a recipe with distillation; put in eval mode and moved to the images' device.
-        seed: What a model draws, for dropout for instance, is a function of this, the epoch and the batch.
+        seed: Random numbers, of dropout for instance, are a function of this seed, the epoch and the batch.
 
     Raises:
-        MmpError: on an optimizer or scheduler that timm does not know; and, while training, on a loss that is
-            not finite.
+        MmpError: if timm has no such optimizer or scheduler; and during training, if the loss is not finite.
     """
 
     def __init__(
@@ -68,7 +67,8 @@ class Classifier(pl.LightningModule):
         check_recipe(recipe)
         self.model, self.recipe, self._seed = model, recipe, seed
         distils = isinstance(recipe, FinetuneConfig) and recipe.distillation > 0
-        self._teacher = [teacher.eval()] if teacher is not None and distils else []  # in a list: no part of the module
+        # In a list, so that the teacher is not a submodule.
+        self._teacher = [teacher.eval()] if teacher is not None and distils else []
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -79,8 +79,8 @@ class Classifier(pl.LightningModule):
         return self.model(images)
 
     def on_train_batch_start(self, _batch: Sequence[Tensor], index: int) -> None:
-        """Draw for this batch what an uninterrupted training draws for it."""
-        # For devices that are not in use, `torch.manual_seed` keeps a stack trace of each call: half a millisecond.
+        """Seed the random numbers of this batch, so that a resumed training draws the same ones."""
+        # `torch.manual_seed` also stores a stack trace for devices that are not in use, which takes 0.5 ms per call.
         seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed(mixed(self._seed, self.current_epoch, index, self.global_rank))
 
@@ -92,14 +92,14 @@ class Classifier(pl.LightningModule):
         for teacher in self._teacher:
             assert isinstance(self.recipe, FinetuneConfig)
             with torch.no_grad():
-                followed = teacher.to(images.device)(images)
+                taught = teacher.to(images.device)(images)
             share = self.recipe.distillation
-            loss = (1 - share) * loss + share * distillation_loss(logits, followed, self.recipe.temperature)
+            loss = (1 - share) * loss + share * distillation_loss(logits, taught, self.recipe.temperature)
         self.train_loss.update(loss.detach(), weight=len(images))
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's loss, and stop with a clear error if it is not finite."""
+        """Log the epoch's loss; raise an error if it is not finite."""
         loss = self.train_loss.compute()
         self.train_loss.reset()
         if not torch.isfinite(loss):
@@ -108,11 +108,12 @@ class Classifier(pl.LightningModule):
                 f"(now {self.recipe.learning_rate:g}) or set trainer.gradient_clip_val"
             )
         self.log("train/loss", loss)
-        self.log("epochs", float(self.current_epoch + 1), logger=False)  # of several devices, only metrics come home
+        # With several devices, metrics are all that returns from the training processes.
+        self.log("epochs", float(self.current_epoch + 1), logger=False)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_validation_epoch_start(self) -> None:
-        """Evaluate the weights as they are now."""
+        """Put the model in eval mode, without values that it cached from earlier weights."""
         forget_cached(self.model)
         self.model.eval()
 
@@ -131,7 +132,7 @@ class Classifier(pl.LightningModule):
         self.val_accuracy.reset()
 
     def configure_optimizers(self) -> Any:
-        """Create timm's optimizer and schedule; no weight decay on biases and norms."""
+        """Create timm's optimizer and scheduler, without weight decay on biases and norms."""
         recipe = self.recipe
         optimizer = create_optimizer_v2(
             self.model,
@@ -140,7 +141,7 @@ class Classifier(pl.LightningModule):
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
         )
-        # A training of one epoch warms up for less than one, where the rate can change within it.
+        # The warm-up takes at most half of the training; with a rate per epoch, all epochs but one.
         warmup = min(recipe.warmup_epochs, recipe.epochs / 2 if recipe.by_step else int(recipe.epochs - 1))
         if recipe.scheduler == "none" and not warmup and recipe.layer_decay is None:
             return optimizer
@@ -160,7 +161,7 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:  # noqa: ARG002
-        """Set the rate of the next epoch, or step; timm's schedules are functions of it."""
+        """Set the learning rate of the next epoch or step, of which timm's schedules are functions."""
         if self.recipe.by_step:
             scheduler.step_update(num_updates=self.global_step)
         else:

@@ -1,4 +1,4 @@
-"""The dense model that pruning starts from: a checkpoint, the cache, or a training."""
+"""The dense model from which pruning starts: loaded from a checkpoint or the cache, or trained."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def dense_model(
     loggers: Sequence[Logger] = (),
     observers: Sequence[pl.Callback] = (),
 ) -> tuple[nn.Module, bool]:
-    """Return the trained dense model: from ``model.checkpoint``, from the cache, or trained now and cached.
+    """Return the dense model: from ``model.checkpoint``, from the cache, or trained now and cached.
 
     Args:
-        config: Model, data, recipe, callbacks if they are used, and seed; together they name the cache entry.
-        data: The data set that ``config`` describes.
+        config: The run's configuration; model, data, recipe and seed, and callbacks if given, decide the cache entry.
+        data: The data set of the configuration.
         callbacks: Further Lightning callbacks for the training.
         loggers: Where the training is logged.
-        observers: Lightning callbacks that only look on, and so are no part of what the training is.
+        observers: Lightning callbacks that do not change the training, and so do not count for the cache.
 
     Returns:
-        The model, on the CPU, and whether nothing had to be trained.
+        The model, on the CPU, and whether it was loaded instead of trained.
 
     Raises:
         MmpError: on an unreadable checkpoint, a checkpoint of another architecture, or diverged training.
     """
     _, path = dense_file(config, data, callbacks)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    model = build_model(config.model).to(memory_format=torch.channels_last)  # convolutions are faster so
+    model = build_model(config.model).to(memory_format=torch.channels_last)  # makes convolutions faster
     if config.model.checkpoint:
         load_weights(model, path)
         return model, True
-    # Named by all that decides it, and only entered under the cache's lock: whatever is in it is of this training.
+    # The name hashes everything that decides the training, and only the holder of the cache's lock uses the folder.
     unfinished = path.with_suffix(".training")
     called = [*callbacks, *observers]
     weights, cached = cached_tensors(path, lambda: _train(model, config, data, called, loggers, unfinished))
@@ -69,11 +69,11 @@ def dense_model(
 
 
 def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Callback] = ()) -> tuple[str, Path]:
-    """Return a name for the dense model of a configuration, the same for the same one, and the file it is read from.
+    """Return a name that is unique to the dense model of a configuration, and the file of its weights.
 
     Args:
-        config: Model, data, recipe, callbacks if they are used, and seed.
-        data: The data set that ``config`` describes.
+        config: The run's configuration; model, data, recipe and seed, and callbacks if given, decide the name.
+        data: The data set of the configuration.
         callbacks: Further Lightning callbacks for the training.
     """
     settings, title = identity(settings_of(config)), config.model.title
@@ -86,7 +86,7 @@ def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Call
 
 
 def accuracy_file(config: TrainConfig, model: nn.Module, data: ImageData) -> Path:
-    """Return where the cache keeps what a dense model reaches; the name hashes everything that decides it."""
+    """Return the cache file of a dense model's accuracies; its name hashes everything that decides them."""
     settings = identity(settings_of(config))
     decisive = [tensors_digest(model.state_dict()), settings["model"], settings["data"], config.seed, data.fingerprint]
     name = f"{config.model.title}-{digest(decisive)[:16]}.safetensors"
@@ -101,7 +101,7 @@ def _train(
     loggers: Sequence[Logger],
     folder: Path,
 ) -> Mapping[str, Tensor]:
-    """Train, going on where an interrupted process has left its checkpoints in a folder."""
+    """Train the model, resuming from the checkpoints of an interrupted process in a folder, and return its weights."""
     best = BestCheckpoint(
         folder, "best", "val/accuracy", mode="max", save_weights_only=True, enable_version_counter=False
     )

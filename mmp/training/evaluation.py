@@ -1,4 +1,4 @@
-"""Accuracy of several models on one split, on one device."""
+"""The accuracy of several models, measured in one pass over a split on one device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmp.pruning.layers.eval_mode import forget_cached
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """Return the device that a run scores and measures on: always exactly one."""
+    """Return the one device on which a run scores weights and measures accuracy."""
     gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
 
@@ -22,16 +22,18 @@ def device_of(config: TrainConfig) -> torch.device:
 def accuracy(
     models: Mapping[str, nn.Module], batches: Iterable[Sequence[Tensor]], classes: int, device: torch.device
 ) -> tuple[dict[str, float], int]:
-    """Measure several models in one pass over a split, on one device, so every sample counts exactly once.
+    """Measure the accuracy of several models in one pass over a split.
+
+    All batches are evaluated on one device, so that every sample counts exactly once.
 
     Args:
         models: Networks by name.
-        batches: (images, labels) pairs.
+        batches: Pairs of images (B, C, H, W) and labels (B,).
         classes: Number of classes.
-        device: Where to compute.
+        device: The device on which to compute.
 
     Returns:
-        Top-1 accuracy in [0, 1] of each model, and the number of samples that were read.
+        Top-1 accuracy in [0, 1] of each model, and the number of samples.
     """
     metrics = {name: MulticlassAccuracy(classes, average="micro").to(device) for name in models}
     modes = {name: model.training for name, model in models.items()}

@@ -1,4 +1,4 @@
-"""The metrics of one training, kept on disk and replayed to loggers."""
+"""The metrics of one training, stored on disk and replayed to loggers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class Recorder(Logger):
-    """Keeps the metrics of a training, over interruptions and from other processes.
+    """Stores the metrics of a training, across interruptions and from other processes.
 
     Args:
-        path: Where the process that trains writes, a line a step; below the checkpoints, with which it goes.
-        loggers: What hears them when the training is over; none if they hear it as it goes.
+        path: The file, with one line per step. It is in the folder of the checkpoints and is removed with them.
+        loggers: The loggers that get all metrics after the training; none if Lightning logs to them directly.
     """
 
     def __init__(self, path: Path, loggers: Sequence[Logger] = ()) -> None:
@@ -29,41 +29,41 @@ class Recorder(Logger):
         self._path, self._loggers = path, list(loggers)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loggers": []}  # they stay in the process that has opened them
+        return {**self.__dict__, "_loggers": []}  # loggers stay in the process that opened them
 
     @property
     def name(self) -> str | None:
-        """No name."""
+        """None: the recorder has no name."""
         return None
 
     @property
     def version(self) -> int | str | None:
-        """No version."""
+        """None: the recorder has no version."""
         return None
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Leave the configuration to the loggers."""
+        """Do nothing: the other loggers store the configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Keep the numbers of a step."""
+        """Append the metrics of a step to the file."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "metrics": metrics}) + "\n")
         except OSError as error:
-            log.warning("metrics of step %s are lost: %s", step, error)
+            log.warning("cannot write the metrics of step %s: %s", step, error)
 
     def replay(self) -> None:
-        """Pass everything on to the loggers."""
+        """Log all stored metrics to the loggers."""
         for entry in self._entries():
             for logger in self._loggers:
                 logger.log_metrics(entry["metrics"], entry["step"])
 
     def history(self) -> list[dict[str, float | None]]:
-        """Return the metrics of each epoch, as ``val/accuracy`` and the like, with its number as ``epoch``.
+        """Return the metrics of each epoch, such as ``val/accuracy``, with its number as ``epoch``.
 
-        What is not finite is None: JSON has no word for it.
+        Values that are not finite become None, since JSON cannot express them.
         """
         epochs: dict[float, dict[str, float]] = {}
         for entry in self._entries():
@@ -75,14 +75,14 @@ class Recorder(Logger):
         ]
 
     def _entries(self) -> list[dict[str, Any]]:
-        """Return what was logged; what an attempt that was interrupted has logged before counts once."""
+        """Return the logged entries; of those logged again after an interruption, only the last."""
         if not self._path.is_file():
             return []
         kept = {}
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:  # a process died while it wrote
+            except ValueError:  # a process was killed while it wrote the line
                 continue
             kept[entry["step"], *sorted(entry["metrics"])] = entry
         return list(kept.values())

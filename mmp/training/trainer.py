@@ -1,4 +1,4 @@
-"""The Lightning trainer of a run, its callbacks, and one training with it."""
+"""The Lightning trainer of a run, its callbacks, and one training with them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 
 def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]:
-    """Return the configured callbacks that are not null; checkpoints go below ``folder`` unless told otherwise."""
+    """Return the configured callbacks that are not null.
+
+    Checkpoints go to ``checkpoints`` in ``folder``, unless the configuration sets ``dirpath``.
+    """
     built: dict[str, pl.Callback] = {}
     for key, node in config.callbacks.items():
         if not node or (key == "progress" and not shows_progress(config)):
@@ -50,8 +53,8 @@ def check_config(config: TrainConfig, folder: Path) -> None:
         writes_events = node and str(node.get("_target_")).endswith("TensorBoardLogger")
         if writes_events and not (find_spec("tensorboard") or find_spec("tensorboardX")):
             raise MmpError(
-                f"logger.{key} needs a package that is not installed: pip install tensorboard, or leave that logger "
-                f"out: logger=csv, or logger.{key}=null"
+                f"logger.{key} needs a package that is not installed: pip install tensorboard, or remove that logger: "
+                f"logger=csv, or logger.{key}=null"
             )
     check_recipe(config.dense)
     if isinstance(config, PruneConfig):
@@ -60,19 +63,25 @@ def check_config(config: TrainConfig, folder: Path) -> None:
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkpoint: Path | None = None) -> None:
-    """Train on a data set's training split, validated on its own; from a checkpoint if there is one.
+    """Train on the training split of a data set, with validation after each epoch.
+
+    Args:
+        trainer: A trainer made by :func:`build_trainer`.
+        module: The module to train.
+        data: The data set.
+        checkpoint: The checkpoint from which the training resumes, if any.
 
     Raises:
-        MmpError: if Lightning refuses the trainer's settings for these data.
+        MmpError: if Lightning refuses the trainer's settings for this data set.
         KeyboardInterrupt: on Ctrl-C.
     """
     batches = data.train_dataloader(trainer.world_size)
     limit = trainer.limit_train_batches
     batches.most = min(len(batches), limit if isinstance(limit, int) else int(limit * len(batches)))
-    if checkpoint:  # Lightning does so too late, where the learning rate depends on the number of batches
+    if checkpoint:  # Lightning restores the position too late for rates that depend on the number of batches
         state = loader_state(checkpoint)
         batches.load_state_dict(state)
-        log.info("going on from %s: epoch %d, batch %d", checkpoint, state["epoch"], state["batches"])
+        log.info("resuming from %s: epoch %d, batch %d", checkpoint, state["epoch"], state["batches"])
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(
@@ -85,26 +94,27 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
     except MisconfigurationException as error:
         raise MmpError(f"trainer: Lightning refuses to train ({' '.join(str(error).split())})") from error
     except (Exception, SystemExit) as error:
-        # Lightning makes an exit of Ctrl-C, torch an error if it was writing a file; a sweep would go on after either.
+        # Lightning turns Ctrl-C into SystemExit, and torch into an error while it writes a file. A sweep would go on.
         if pressed := _interrupt_behind(error):
-            signal.signal(signal.SIGINT, interrupt)  # Lightning has made it deaf
+            signal.signal(signal.SIGINT, interrupt)  # Lightning ignores SIGINT from here on; restore the handler
             raise pressed from None
         raise
     recorder_of(trainer).replay()
 
 
 class RestoreSigterm(pl.Callback):
-    """Has SIGTERM do in a training, on one device, what it does before it: end the process, unless somebody listens.
+    """Restores the SIGTERM behaviour from before the training: the process ends, unless a handler was installed.
 
-    Lightning would wait for the end of the batch and make an exit of it, with code 0, after which a sweep goes on.
+    Lightning would wait for the end of the batch and exit with code 0, after which a sweep would go on. For trainings
+    on one device.
     """
 
     def on_fit_start(self, *_: Any) -> None:
-        """Remember who listens; Lightning's handler comes after this."""
+        """Store the current handler, before Lightning installs its own."""
         self._before = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Put the handler back, and pass on what came meanwhile."""
+        """Restore the handler, and raise the signal again if it arrived in between."""
         if self._before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
             if trainer.received_sigterm:
@@ -112,7 +122,7 @@ class RestoreSigterm(pl.Callback):
 
 
 def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
-    """Return the Ctrl-C that an exception came from, if it did."""
+    """Return the KeyboardInterrupt in the context of an exception, if there is one."""
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, KeyboardInterrupt):
         behind = behind.__context__
@@ -120,14 +130,14 @@ def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
 
 
 def recorder_of(trainer: pl.Trainer) -> Recorder:
-    """Return what has kept the metrics of a trainer that `build_trainer` has made."""
+    """Return the recorder of a trainer made by `build_trainer`."""
     return next(logger for logger in trainer.loggers if isinstance(logger, Recorder))
 
 
 def shows_progress(config: TrainConfig) -> bool:
-    """Return whether a job draws progress bars: as configured, else where a terminal is attached.
+    """Return whether a run draws progress bars: as configured, otherwise if standard error is a terminal.
 
-    Not where a sweep has a live display, which draws for all of its jobs.
+    While a sweep has a live display, standard error is a pipe, so there are no bars.
     """
     configured = config.trainer.enable_progress_bar
     return sys.stderr.isatty() if configured is None else configured
@@ -140,26 +150,36 @@ def build_trainer(
     loggers: Sequence[Logger],
     folder: Path,
 ) -> pl.Trainer:
-    """Return a Lightning trainer that keeps everything below ``folder``.
+    """Return a Lightning trainer.
 
-    Several devices train in processes of their own, which end with the training: this one has the models, the masks
-    and the results, and measures on one device. Every rank validates on all images, so all of them see one number.
+    With several devices, training runs in one process per device, started and ended by ``Trainer.fit``. Models, masks
+    and results stay in this process. Every rank validates on all images, so that all ranks get the same accuracy.
+
+    Args:
+        config: The run's configuration; ``config.trainer`` holds arguments of the trainer.
+        epochs: Number of epochs.
+        callbacks: The callbacks of the training.
+        loggers: Where epochs are logged.
+        folder: The trainer's root folder, with its checkpoints and metrics.
+
+    Raises:
+        MmpError: if Lightning refuses the settings.
     """
     options = {name: value for name, value in vars(config.trainer).items() if value is not None}
     options["enable_progress_bar"] = shows_progress(config)
     metrics = folder / "metrics.jsonl"
-    alone = config.trainer.devices == 1
-    heard = [*loggers, Recorder(metrics)] if alone else [Recorder(metrics, loggers)]
-    first = [RestoreSigterm()] if alone else []
+    single = config.trainer.devices == 1
+    attached = [*loggers, Recorder(metrics)] if single else [Recorder(metrics, loggers)]
+    first = [RestoreSigterm()] if single else []
     try:
         return pl.Trainer(
             **options,
-            strategy="auto" if alone else "ddp_spawn",
+            strategy="auto" if single else "ddp_spawn",
             use_distributed_sampler=False,
             plugins=[AtomicCheckpoints(), LightningEnvironment()],
             max_epochs=epochs,
             callbacks=[*first, *callbacks],
-            logger=heard,
+            logger=attached,
             default_root_dir=str(folder),
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             enable_model_summary=False,

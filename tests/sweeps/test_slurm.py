@@ -142,8 +142,8 @@ def test_jobs_that_run_out_of_time_go_on_in_the_queue(
     assert running.returncode == 0
     assert outcomes(tmp_path) == expected
     for strategy in STRATEGIES:
-        assert "is at its time limit and goes back into the queue" in log_of(tmp_path, strategy)
-        assert "going on from" in log_of(tmp_path, strategy)
+        assert "has reached its time limit and is requeued" in log_of(tmp_path, strategy)
+        assert "resuming from" in log_of(tmp_path, strategy)
     attempts = wait_for("the end of all jobs", lambda: ended(cluster.sacct(array)))
     told = "\n".join(map(str, attempts))  # exit codes, and signals after the colon
     assert Counter(a.state for a in attempts if a.state != "REQUEUED") == {"COMPLETED": 3}, told
@@ -165,11 +165,11 @@ def test_a_job_that_is_cancelled_and_one_whose_node_dies(
     found = statuses(tmp_path)
     assert "ended as CANCELLED" in found["magnitude/p30"]["error"]["message"]
     assert found["magnitude/p50"]["status"] == "completed"  # Slurm ran it again on the other node
-    assert "going on from" in log_of(tmp_path, "p50")
+    assert "resuming from" in log_of(tmp_path, "p50")
     done = sweep(tmp_path, *SLURM, *long, **cluster.environment)
     assert done.returncode == 0, done.stderr
     assert "submitted 1 jobs" in done.stdout
-    assert "going on from" in log_of(tmp_path, "p30")
+    assert "resuming from" in log_of(tmp_path, "p30")
     assert outcomes(tmp_path) == expected
 
 
