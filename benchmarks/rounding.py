@@ -21,7 +21,7 @@ from mmp.config.registration import register
 from mmp.export.source import Subject
 from mmp.export.targets import Engine, Exportable, load_target
 from mmp.markdown import table_of
-from mmp.pruning.layers.forward import Walk
+from mmp.pruning.layers.forward import LayerWalk
 from mmp.pruning.reconstruction.least_squares import solve_rows
 from mmp.pruning.reconstruction.moments import Moments
 from mmp.pruning.row_systems import factorise, with_ridge
@@ -42,7 +42,7 @@ def rounded(source: Exportable, bits: int, rule: str) -> Exportable:
     """
     model, levels = copy.deepcopy(source.model), 2 ** (bits - 1) - 1
     images = list(torch.cat(source.batches)[:IMAGES].split(64))
-    walk, before = Walk(model, source.masks, images), Walk(source.model, source.masks, images)
+    walk, before = LayerWalk(model, source.masks, images), LayerWalk(source.model, source.masks, images)
     for name in walk.order:
         if walk.unfit(name):
             continue

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmp.errors import MmpError
 from mmp.pruning.layers.eval_mode import evaluating
-from mmp.pruning.layers.forward import Walk
+from mmp.pruning.layers.forward import LayerWalk
 from mmp.pruning.layers.products import columns_of, rows_of
 from mmp.tensors import all_finite
 
@@ -162,7 +162,7 @@ def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], 
         rows[name] += x.shape[1]
 
     with torch.no_grad():
-        walk = Walk(model, parameters, images)
+        walk = LayerWalk(model, parameters, images)
         for batch in images:
             walk.visit(batch.clone(), see)
     covariances = {}
@@ -191,7 +191,7 @@ def _squared_output_gradient(
         output.register_hook(add)
 
     with torch.no_grad():
-        walk = Walk(model, parameters, images)
+        walk = LayerWalk(model, parameters, images)
     for batch, (_, targets) in zip(images, batches, strict=False):
         outputs = walk.visit(batch.clone(), see)
         _gradients(len(batch) * loss(outputs, targets[: len(batch)]), parameters)  # summed, not averaged, over images

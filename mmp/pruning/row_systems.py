@@ -1,4 +1,4 @@
-"""Linear systems with one symmetric matrix and many rows, each row on its own columns."""
+"""Linear systems that share one symmetric matrix: one system per row, each on its own columns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CACHED, _BLOCK = 2**20, 2**26  # numbers that are gathered for a batch of systems on a processor, and elsewhere
+_CACHED, _BLOCK = 2**20, 2**26  # numbers in a batch of systems, on a CPU (so that they fit its cache) and elsewhere
 
 
 def with_ridge(a: Tensor, pull: Tensor) -> Tensor:
-    """Return symmetric matrices (groups, columns, columns) with a number per group added to their diagonals."""
+    """Return symmetric matrices with a number per group added to their diagonals.
+
+    Args:
+        a: The matrices, (groups, columns, columns).
+        pull: The numbers, (groups,).
+    """
     a = a.clone()
     a.diagonal(dim1=1, dim2=2).add_(pull.unsqueeze(1))
     return a
@@ -21,13 +26,13 @@ def with_ridge(a: Tensor, pull: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Factors:
-    """Cholesky factors of the systems of several rows, each on its own columns.
+    """Cholesky factors of the systems of r rows, each on its own columns, padded to the same width.
 
     Attributes:
-        rows: Which rows of all groups together, (r,).
-        columns: The columns of each, its own first, (r, width).
-        own: Which of those are its own, (r, width); the others are cut off by ones on the diagonal.
-        lower: The factors, (r, width, width); NaN where a system is not positive definite.
+        rows: Numbers of the rows among those of all groups, (r,).
+        columns: Numbers of each row's columns, its own first and then others as padding, (r, width).
+        own: True for a row's own columns, (r, width). In the factors, padding is a row of the identity.
+        lower: Lower triangular factors, (r, width, width); NaN where a system is not positive definite.
     """
 
     rows: Tensor
@@ -36,23 +41,35 @@ class Factors:
     lower: Tensor
 
     def solve(self, right: Tensor) -> Tensor:
-        """Return the solutions (r, width) for the right sides of all rows, (..., columns); zero where not their own."""
+        """Return the solutions of the systems, (r, width), zero in the padding.
+
+        Args:
+            right: Right sides of all rows, (groups, rows, columns).
+        """
         chosen = (right.flatten(0, -2)[self.rows].gather(1, self.columns) * self.own).unsqueeze(2)
         half = torch.linalg.solve_triangular(self.lower, chosen, upper=False)
         return torch.linalg.solve_triangular(self.lower.transpose(1, 2), half, upper=True).squeeze(2) * self.own
 
     def scatter(self, values: Tensor, target: Tensor) -> None:
-        """Write values (r, width) to where they belong in a tensor of all rows, (..., columns), in place."""
+        """Write values to their rows and columns of a tensor, in place.
+
+        Args:
+            values: Values of the systems, (r, width).
+            target: The tensor of all rows, (groups, rows, columns).
+        """
         flat = target.view(-1, target.shape[-1])
         flat[self.rows] = flat[self.rows].scatter_(1, self.columns, values)
 
 
 def factorise(a: Tensor, kept: Tensor) -> Iterator[Factors]:
-    """Yield the factors of every row's system, rows with about as many columns together; rows without any are left out.
+    """Yield the factors of every row's system, for batches of rows with similar numbers of columns.
+
+    Rows without columns are left out.
 
     Args:
-        a: Symmetric matrices (groups, columns, columns), of which the systems of a group's rows are parts.
-        kept: Which columns each row has, (groups, rows, columns).
+        a: Symmetric matrices, (groups, columns, columns). The system of a row consists of the rows and columns of its
+            group's matrix that the row keeps.
+        kept: Bool tensor (groups, rows, columns), True for the columns of each row.
     """
     (_, outputs, size), kept = kept.shape, kept.flatten(0, 1)
     counts = kept.sum(1)
@@ -72,11 +89,11 @@ def factorise(a: Tensor, kept: Tensor) -> Iterator[Factors]:
         if not own.all():
             systems *= own.unsqueeze(2) & own.unsqueeze(1)
             systems.diagonal(dim1=1, dim2=2).add_((~own).to(a.dtype))
-        yield Factors(rows, columns, own, _cholesky(systems))
+        yield Factors(rows, columns, own, cholesky_or_nan(systems))
 
 
-def _cholesky(systems: Tensor) -> Tensor:
-    """Return lower factors (..., n, n); NaN where a system is not positive definite."""
+def cholesky_or_nan(systems: Tensor) -> Tensor:
+    """Return the lower Cholesky factors of matrices (..., n, n); NaN where one is not positive definite."""
     lower, failed = torch.linalg.cholesky_ex(systems)
     if failed.any():
         lower[failed != 0] = torch.nan

@@ -1,7 +1,8 @@
-"""Signals: how much each weight matters, scored once (phase 3 of the method).
+"""Signals: the importance of every weight (METHOD, phase 3).
 
-One pass over the calibration split collects statistics (``mmp.pruning.calibration_statistics``); every signal is then a
-function of a weight and its statistics. A new signal is a class with ``needs`` and ``score``, and a YAML file in ``conf/signal``.
+One pass over the calibration split collects statistics (:mod:`mmp.pruning.calibration_statistics`); a signal is a
+function of a weight and its statistics. A new signal is a class with ``name``, ``needs`` and ``score``, and a YAML file
+in ``conf/signal``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mmp.pruning.calibration_statistics
 import mmp.pruning.layers.forward
 import mmp.pruning.layers.products
+import mmp.pruning.layers.trace
 import mmp.pruning.reconstruction.least_squares
 import mmp.pruning.row_systems
 import mmp.pruning.signals
@@ -193,6 +194,7 @@ def source_code() -> str:
         mmp.pruning.signals,
         mmp.pruning.layers.products,
         mmp.pruning.layers.forward,
+        mmp.pruning.layers.trace,
         mmp.pruning.reconstruction.least_squares,
         mmp.pruning.row_systems,
     )

@@ -1,4 +1,4 @@
-"""What reconstruction says of a layer, in results and in the reports made of them."""
+"""The report on one layer's reconstruction, in results and in the tables made from them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What reconstruction did to one layer.
+    """The report on one layer's reconstruction.
 
     Attributes:
         name: The weight's name.
         kept: Number of weights that the mask keeps.
-        before: Output error of the masked layer, as a share of the variance of the dense output.
-        after: The same, of the layer as it is left.
-        status: ``solved``, or why the layer was left as it was.
-        seconds: Time spent on it.
+        before: Mean squared error of the masked layer's output, as a share of the variance of the dense output; None
+            if it was not measured.
+        after: The same error after reconstruction.
+        status: ``solved``, or the reason why the layer stays as masked.
+        seconds: Time spent on the layer.
     """
 
     name: str
@@ -27,5 +28,5 @@ class LayerReport:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, for ``result.json``."""
+        """Return the report as plain data, for ``result.json``."""
         return asdict(self)

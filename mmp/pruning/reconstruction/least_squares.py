@@ -1,4 +1,4 @@
-"""Least squares under a mask: the rows of a weight solved from the moments of its inputs and targets."""
+"""Least squares under a mask: the rows of a weight, solved from the moments of a layer's inputs and targets."""
 
 from __future__ import annotations
 
@@ -8,27 +8,34 @@ import torch
 from torch import Tensor
 
 from mmp.pruning.reconstruction.moments import Moments
-from mmp.pruning.row_systems import _cholesky, factorise, with_ridge
+from mmp.pruning.row_systems import cholesky_or_nan, factorise, with_ridge
 
-_LEAST_SPREAD = 0.01
-_LEAST_RIDGE = 1e-5  # times the mean squared input, with which float32 tells the directions of inputs apart
+_LEAST_SPREAD = 0.01  # of the mean squared input, the variance that the ridge counts at least
+_LEAST_RIDGE = 1e-5  # of the mean squared input; below it, float32 does not separate the directions of the inputs
 _CONJUGATE_STEPS = 200
 _TOLERANCE = 1e-5
-_DIRECTIONS = 32  # in which inputs vary most
+_DIRECTIONS = 32  # directions of largest variance in the preconditioner
+
+Solver = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, centred: bool) -> Tensor | None:
-    """Return the weight that minimises a layer's error under its mask.
+def solve_rows(
+    moments: Moments, mask: Tensor, dense: Tensor, ridge: float, centred: bool, solver: Solver | None = None
+) -> Tensor | None:
+    """Return the weight that minimises a layer's squared error under its mask, plus the ridge.
+
+    The ridge is ``ridge`` times the inputs' mean variance (mean square, if not centred), and ten times that with fewer
+    rows than ten times the columns. It counts at least a hundredth of the mean square as variance. Inputs that hardly
+    vary, such as those behind almost empty layers, would otherwise get enormous weights, which are exact only until the
+    next training step.
 
     Args:
         moments: The layer's moments.
-        mask: Which weights may differ from zero, of the weight's shape.
+        mask: Bool tensor of the weight's shape, True where the weight may differ from zero.
         dense: The dense weight, towards which the ridge pulls.
-        ridge: The pull, as a share of the inputs' mean variance (mean square, if not centred); tenfold where rows are
-            fewer than ten times columns. Inputs that hardly change, as behind layers that are all but empty, count as
-            if a hundredth of their mean square were variance: without that, enormous weights would make outputs of
-            rounding errors, exact until the next step of a training.
+        ridge: The ridge, as a share of the inputs' mean variance.
         centred: Whether a constant may be added to every output; see :meth:`Moments.best_constant`.
+        solver: :func:`by_factors` or :func:`by_conjugate_gradients`; the faster of the two if None.
 
     Returns:
         A tensor of the weight's shape, exactly zero outside the mask; None if the system is singular.
@@ -42,29 +49,55 @@ def solve_rows(moments: Moments, mask: Tensor, dense: Tensor, ridge: float, cent
     pull = torch.where(pull > 0, pull, 1.0)  # a group whose inputs never change keeps its dense weights
     kept, towards = mask.reshape(c.shape), dense.double().reshape(c.shape)
     a, c = with_ridge(a, pull), c + pull.view(-1, 1, 1) * towards
-    factoring = float((kept.sum(2).double() ** 3).sum())
-    iterating = 30.0 * c.numel() * c.shape[2]  # takes less time from a third of this on, but is less exact
-    method = _by_factors if factoring < iterating else _by_conjugate_gradients
+    solver = solver or _faster(kept)
     enough = few * ridge >= _LEAST_RIDGE
     for precision in (torch.float32, torch.float64) if enough else (torch.float64,):
-        solved = method(a.to(precision), c.to(precision), kept, (towards * kept).to(precision))
+        solved = solver(a.to(precision), c.to(precision), kept, (towards * kept).to(precision))
         if solved.isfinite().all():
             return solved.reshape(mask.shape).to(dense.dtype)
     return None
 
 
-def _by_factors(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
-    """Solve each row on its own columns by Cholesky."""
+def _faster(kept: Tensor) -> Solver:
+    """Return the solver to use for the kept columns of all rows, (groups, rows, columns)."""
+    factoring = float((kept.sum(2).double() ** 3).sum())
+    # Conjugate gradients are faster from a third of this on, but less exact.
+    iterating = 30.0 * kept.numel() * kept.shape[2]
+    return by_factors if factoring < iterating else by_conjugate_gradients
+
+
+def by_factors(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
+    """Solve w A = C for each row on its own columns, by Cholesky factorisation.
+
+    Args:
+        a: Symmetric matrices A, (groups, columns, columns).
+        c: Right sides C, (groups, rows, columns).
+        kept: Bool tensor (groups, rows, columns), True for the columns of each row.
+        start: Ignored, except for its shape and type.
+
+    Returns:
+        Solutions w, (groups, rows, columns); zero outside ``kept``, NaN where a system is not positive definite.
+    """
     solved = torch.zeros_like(start)
     for factors in factorise(a, kept):
         factors.scatter(factors.solve(c), solved)
     return solved
 
 
-def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
-    """Solve all rows at once, to a residual of `_TOLERANCE` of the right side.
+def by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -> Tensor:
+    """Solve w A = C for all rows at once, by preconditioned conjugate gradients.
 
-    Each step lowers every row's objective, so the start is never made worse.
+    It stops at a residual of `_TOLERANCE` times the right side. Every step lowers the objective of every row, so the
+    result is never worse than the start.
+
+    Args:
+        a: Symmetric matrices A, (groups, columns, columns).
+        c: Right sides C, (groups, rows, columns).
+        kept: Bool tensor (groups, rows, columns), True for the columns of each row.
+        start: Where to start, (groups, rows, columns); zero outside ``kept``.
+
+    Returns:
+        Solutions w, (groups, rows, columns); zero outside ``kept``.
     """
     divide = _preconditioner(a, kept)
     solved = start.clone()
@@ -87,10 +120,11 @@ def _by_conjugate_gradients(a: Tensor, c: Tensor, kept: Tensor, start: Tensor) -
 
 
 def _preconditioner(a: Tensor, kept: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what divides rows by about their own parts of A, zero outside what is kept: a preconditioner.
+    """Return a preconditioner: a function that applies an approximate inverse of each row's kept block of A.
 
-    A is about D + F F^T, a diagonal and the few directions in which inputs vary most (a Nystrom approximation, as in
-    Frangella, Tropp and Udell 2023, arXiv 2110.02820), so a row's part of A is about its own part of that, and
+    A is approximately D + F F^T, a diagonal matrix and the few directions of largest variance of the inputs (a Nystrom
+    approximation, as in Frangella, Tropp and Udell 2023, arXiv 2110.02820). A row's block of A is approximately the
+    same block of D + F F^T, whose inverse is
 
         (D + F F^T)^-1 = D^-1 - D^-1 F (1 + F^T D^-1 F)^-1 F^T D^-1.
     """
@@ -100,15 +134,15 @@ def _preconditioner(a: Tensor, kept: Tensor) -> Callable[[Tensor], Tensor]:
     for _ in range(2):
         basis = torch.linalg.qr(a @ basis).Q
     image = a @ basis
-    lower = _cholesky(basis.transpose(1, 2) @ image)
+    lower = cholesky_or_nan(basis.transpose(1, 2) @ image)
     f = torch.linalg.solve_triangular(lower.transpose(1, 2), image, upper=True, left=False)
     whole = a.diagonal(dim1=1, dim2=2)
     d = torch.maximum(whole - f.square().sum(2), 1e-3 * whole)
     divided = f / d.unsqueeze(2)
-    products = (f.unsqueeze(3) * divided.unsqueeze(2)).flatten(2)  # of a column's two entries, for each pair of them
+    products = (f.unsqueeze(3) * divided.unsqueeze(2)).flatten(2)  # for each column, of all pairs of its entries
     inner = (kept.to(a.dtype) @ products).unflatten(2, (count, count))
     inner.diagonal(dim1=2, dim2=3).add_(1)
-    inverse = torch.cholesky_inverse(_cholesky(inner))
+    inverse = torch.cholesky_inverse(cholesky_or_nan(inner))
 
     def divide(rows: Tensor) -> Tensor:
         along = ((rows @ divided).unsqueeze(2) @ inverse).squeeze(2)

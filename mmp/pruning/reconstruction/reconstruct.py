@@ -1,13 +1,14 @@
-"""Reconstruction: kept weights re-solved in closed form, so that each layer puts out what the dense network's did.
+"""Reconstruction: each layer's kept weights are re-solved in closed form to return what the dense layer returned.
 
-Layers are taken in forward order. For each, the inputs X come from the network as it is by then (pruned and re-solved
-up to here) and the targets Y from the dense one, on the same unlabelled images. With the mask's support S of a row,
+Layers are taken in forward order. For each, the inputs X come from the network in its current state (pruned, and
+re-solved up to this layer), and the targets Y are the dense network's products for the same unlabelled images. For a
+row w of the weight that keeps the columns S,
 
     min over w_S of  |X_S w_S - y|^2 / n + lambda |w_S - w_S^dense|^2
 
-is one small linear system per row (as in OBC and SparseGPT, Frantar et al. 2022 and 2023, arXiv 2208.11580 and
-2301.00774, but against the dense network's outputs on the dense network's inputs). Where the layer has a bias, or batch
-norm behind it takes one up, X and Y are centred and the bias or the running mean is refitted.
+is one small linear system, as in OBC and SparseGPT (Frantar et al. 2022 and 2023, arXiv 2208.11580 and 2301.00774);
+their targets are the dense weight's products with X, not with the dense network's own inputs. If the layer has a bias
+or a batch norm behind it, X and Y are centred, and the bias or the running mean is refitted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from mmp.errors import MmpError
 from mmp.pruning.layers.eval_mode import evaluating
-from mmp.pruning.layers.forward import Walk
+from mmp.pruning.layers.forward import LayerWalk
 from mmp.pruning.layers.products import pieces_of, product_of
 from mmp.pruning.masks import Masks
 from mmp.pruning.reconstruction.layer_report import LayerReport
@@ -36,12 +38,13 @@ from mmp.pruning.reconstruction.moments import Moments
 log = logging.getLogger(__name__)
 
 _BATCH = 64  # images
-_MOST_STORED = 4 * 2**30  # bytes of targets from one pass of the dense network; beyond, it is walked, too
+_MOST_STORED = 4 * 2**30  # bytes of targets from one pass of the dense network; if they need more, it is walked, too
 
-# A solve must not make a layer's error larger than this times what masking alone left.
+# A solve must not raise a layer's error above this multiple of the error that masking alone left.
 _NO_WORSE = 1.0 + 1e-6
-# Below this share of the variance an error is rounding (float32 products): the layer puts out what the dense one did.
+# Below this share of the variance an error is rounding (float32 products): the layer returns what the dense one does.
 _NOTHING_LOST = 1e-6
+_SOLVED = "solved"
 
 
 def reconstruct(
@@ -52,33 +55,41 @@ def reconstruct(
     dense: nn.Module | None = None,
     targets: Mapping[str, Tensor] | None = None,
 ) -> list[LayerReport]:
-    """Mask a dense model and re-solve what is left of every layer, in place.
+    """Mask a dense model and re-solve the kept weights of every layer, in place.
 
     Args:
-        model: A trained dense network; it ends pruned and re-solved. Its mode is left as it was.
-        masks: Masks by weight name; they stay exactly as they are.
-        batches: Unlabelled images, or (images, anything) pairs; on the model's device.
-        ridge: lambda as a share of the mean squared input of a layer; tenfold where there are fewer rows than ten
-            times the columns.
-        dense: The network whose outputs are the targets, left as it is; a copy of ``model`` if None.
-        targets: What :func:`dense_targets` returned for these masks and images, so that ``dense`` need not run.
+        model: A trained dense network; afterwards it is pruned and re-solved. Its modes (training, eval) are restored.
+        masks: Masks by weight name. Pruned weights are exactly zero afterwards.
+        batches: Batches of unlabelled images (B, C, H, W), or pairs whose first element is one; on the model's device.
+        ridge: lambda as a share of the mean squared input of a layer; ten times that for a layer with fewer rows than
+            ten times its columns.
+        dense: The network that the targets come from, which is not changed; a copy of ``model`` if None.
+        targets: The targets of :func:`dense_targets` for these masks and images, so that ``dense`` need not run.
 
     Returns:
-        A report per layer, in forward order; layers that are never called come last.
+        A report for every layer, in forward order; layers that are never called come last.
 
     Raises:
-        MmpError: if there are no images, a mask does not fit the model, or inside ``torch.inference_mode``.
+        MmpError: if there are no images, a mask does not fit the model, or ``torch.inference_mode`` is on.
+
+    Example:
+        >>> from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+        >>> from mmp.pruning.masks import make_masks
+        >>> from mmp.pruning.signals import Magnitude, score
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> scores = score(Magnitude(), prunable_parameters(model, prunable_layers(model)), {})
+        >>> masks = make_masks(scores, {"0.weight": 0.5, "2.weight": 0.5})
+        >>> reports = reconstruct(model, masks, [torch.randn(256, 8)])
+        >>> [(report.name, report.status, report.kept) for report in reports]
+        [('0.weight', 'solved', 64), ('2.weight', 'solved', 32)]
+        >>> all(report.after < report.before for report in reports)
+        True
     """
     images = _small([batch if isinstance(batch, Tensor) else batch[0] for batch in batches])
     if torch.is_inference_mode_enabled():
         raise MmpError("reconstruction cannot work inside torch.inference_mode(); use torch.no_grad() there")
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise MmpError(f"mask {name!r}: the model has no such weight")
-        if mask.shape != parameters[name].shape:
-            shapes = f"{tuple(mask.shape)}, its weight has {tuple(parameters[name].shape)}"
-            raise MmpError(f"mask {name!r} has shape {shapes}; was it made for another model?")
+    masks.require_fit(parameters)
     dense = copy.deepcopy(model) if dense is None else dense
     placed = {name: mask.to(parameters[name].device) for name, mask in masks.items()}
     with evaluating(model, dense), torch.no_grad():
@@ -88,18 +99,19 @@ def reconstruct(
 
 
 def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tensor], most: float) -> dict[str, Tensor]:
-    """Return what every layer of the dense network makes of the images, from one forward pass.
+    """Return the targets of every layer, from one forward pass of the dense network.
 
     They are the same for all masks, so the jobs of a sweep can share them.
 
     Args:
-        dense: The dense network; its mode is left as it was.
+        dense: The dense network; its modes (training, eval) are restored.
         names: Names of the weights.
         batches: Images, (B, C, H, W) each, on the network's device.
-        most: Bytes beyond which it is not worth it.
+        most: Number of bytes that the targets may need.
 
     Returns:
-        Rows (groups, rows, outputs per group) as ``<weight>/<batch>/<call>``; nothing if they need more bytes.
+        The products of a weight and its inputs, (groups, rows, outputs per group), under the key
+        ``<weight>/<batch>/<call>``. Empty if they need more than ``most`` bytes.
 
     Raises:
         MmpError: if there are no images.
@@ -107,24 +119,47 @@ def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tens
     found: dict[str, Tensor] = {}
     images = _small(batches)
     with evaluating(dense), torch.no_grad():
-        walk = Walk(dense, names, images)
-        one = sum(rows.nbytes for rows in _products(walk, images[0][:1]).values())
-        if one * sum(map(len, images)) > most:
+        walk = LayerWalk(dense, names, images)
+        of_one_image = sum(rows.nbytes for rows in _products(walk, images[0][:1]).values())
+        if of_one_image * sum(map(len, images)) > most:
             return {}
         for number, batch in enumerate(images):
             found |= {f"{name}/{number}/{call}": rows for (name, call), rows in _products(walk, batch).items()}
     return found
 
 
+def pop_targets(targets: dict[str, Tensor], name: str, batches: int) -> Iterator[list[Tensor]]:
+    """Yield the targets of a layer, batch by batch, and remove them from the mapping to free their memory.
+
+    Args:
+        targets: The targets of :func:`dense_targets`.
+        name: Name of the weight.
+        batches: Number of batches.
+
+    Yields:
+        For each call of the layer, (groups, rows, outputs per group).
+
+    Raises:
+        MmpError: if there are no targets for the layer and batch.
+    """
+    for number in range(batches):
+        calls = (targets.pop(f"{name}/{number}/{call}", None) for call in itertools.count())
+        found = list(itertools.takewhile(lambda rows: rows is not None, calls))
+        if not found:
+            raise MmpError(f"targets hold nothing of {name!r} in batch {number}; were they made for other images?")
+        yield found  # type: ignore[misc]
+
+
 def _small(batches: Iterable[Tensor]) -> list[Tensor]:
-    """Return batches of at most `_BATCH` images: what a layer reads is unfolded a batch at a time."""
+    """Return batches of at most `_BATCH` images, as the inputs of a layer are unfolded one batch at a time."""
     images = [part for batch in batches if len(batch) for part in batch.split(_BATCH)]
     if not images:
         raise MmpError("reconstruction needs images: the calibration split is empty (raise data.calibration)")
     return images
 
 
-def _products(walk: Walk, images: Tensor) -> dict[tuple[str, int], Tensor]:
+def _products(walk: LayerWalk, images: Tensor) -> dict[tuple[str, int], Tensor]:
+    """Return the products of every weight and its inputs, by the weight's name and the number of the call."""
     found: dict[tuple[str, int], Tensor] = {}
     calls = Counter[str]()
 
@@ -145,71 +180,88 @@ def _reconstruct(
     targets: Mapping[str, Tensor] | None,
 ) -> list[LayerReport]:
     stored = dict(targets or dense_targets(dense, masks, images, _MOST_STORED))
-    walk, dense_walk = Walk(model, masks, images), None if stored else Walk(dense, masks, images)
+    walk, dense_walk = LayerWalk(model, masks, images), None if stored else LayerWalk(dense, masks, images)
     dense_weights = dict(dense.named_parameters(remove_duplicate=False))
     reports = []
     for name in (*walk.order, *(name for name in masks if name not in walk.order)):
         start = time.perf_counter()
-        before, after, status = None, None, walk.unfit(name)
         if name not in walk.order:
-            status = "its module is never called"
-        elif status is None:
-            products = dense_walk.products(name) if dense_walk else _stored(stored, name, len(images))
-            before, after, status = _reconstruct_layer(name, walk, products, masks[name], dense_weights[name], ridge)
-        if status != "solved":
-            log.info("%s is left as masked: %s", name, status)
-        kept = int(masks[name].count_nonzero())
-        reports.append(LayerReport(name, kept, before, after, status, time.perf_counter() - start))
+            outcome = _Outcome("its module is never called")
+        elif reason := walk.unfit(name):
+            outcome = _Outcome(reason)
+        else:
+            products = dense_walk.products(name) if dense_walk else pop_targets(stored, name, len(images))
+            outcome = _reconstruct_layer(name, walk, products, masks[name], dense_weights[name], ridge)
+        if outcome.status != _SOLVED:
+            log.info("%s is masked but not re-solved: %s", name, outcome.status)
+        kept, seconds = int(masks[name].count_nonzero()), time.perf_counter() - start
+        reports.append(LayerReport(name, kept, outcome.before, outcome.after, outcome.status, seconds))
     return reports
 
 
-def _stored(targets: dict[str, Tensor], name: str, batches: int) -> Iterator[list[Tensor]]:
-    """Yield a layer's targets batch by batch, and let go of them."""
-    for number in range(batches):
-        calls = (targets.pop(f"{name}/{number}/{call}", None) for call in itertools.count())
-        found = list(itertools.takewhile(lambda rows: rows is not None, calls))
-        if not found:
-            raise MmpError(f"targets hold nothing of {name!r} in batch {number}; were they made for other images?")
-        yield found  # type: ignore[misc]
+@dataclass(frozen=True)
+class _Outcome:
+    """The result of one layer: its errors as in `LayerReport`, and ``solved`` or the reason why it stays as masked."""
+
+    status: str
+    before: float | None = None
+    after: float | None = None
 
 
 def _reconstruct_layer(
-    name: str, walk: Walk, products: Iterator[list[Tensor]], mask: Tensor, dense: Tensor, ridge: float
-) -> tuple[float | None, float | None, str]:
-    """Return the layer's error before and after, and ``solved`` or why it is left as it was."""
-    owner, norm, biases = walk.owner(name), walk.norm_behind(name), walk.biases(name)
-    weight = owner.weight
+    name: str, walk: LayerWalk, products: Iterator[list[Tensor]], mask: Tensor, dense: Tensor, ridge: float
+) -> _Outcome:
+    """Re-solve one layer in place, unless that would raise its error.
+
+    Args:
+        name: Name of the weight.
+        walk: The walk through the pruned network.
+        products: The targets of each call, batch by batch.
+        mask: The layer's mask.
+        dense: The dense weight.
+        ridge: As in :func:`reconstruct`.
+    """
+    weight, centred = walk.owner(name).weight, walk.takes_constant(name)
     assert isinstance(weight, Tensor)
-    centred = norm is not None or all(bias is not None for bias in biases)
-    batches = zip(walk.inputs(name), products, strict=True)
-    calls = ((*read, y) for batch in batches for read, y in zip(*batch, strict=True))
-    moments = Moments.of(pair for module, inputs, y in calls for pair in pieces_of(module, inputs, y.to(inputs.device)))
+    moments = Moments.of(_pairs(walk.inputs(name), products))
     before = moments.error(weight)
     if not math.isfinite(before):
-        return None, None, "what it reads or should make is not finite"
+        return _Outcome("its inputs or targets are not finite")
     if before < _NOTHING_LOST and mask.all():
-        return before, before, "solved"
+        return _Outcome(_SOLVED, before, before)
     solved = solve_rows(moments, mask, dense, ridge, centred)
     if solved is None:
-        return before, before, "the system is singular"
+        return _Outcome("the system is singular", before, before)
     constant = moments.best_constant(solved) if centred else None
     after = moments.error(solved, constant)
-    if not after <= before * _NO_WORSE:  # nor if it is not a number
-        return before, before, "the solve would make its output worse"
+    if not after <= before * _NO_WORSE:  # true for NaN
+        return _Outcome("the solve would make its output worse", before, before)
     weight.copy_(solved)
-    if constant is not None and norm is not None:
-        mean = norm.running_mean
-        assert isinstance(mean, Tensor)
-        mean.sub_(constant)
-    elif constant is not None:
-        for bias in {id(bias): bias for bias in biases if bias is not None}.values():
-            bias.add_(constant)
-    return before, after, "solved"
+    if constant is not None:
+        walk.add_constant(name, constant)
+    return _Outcome(_SOLVED, before, after)
+
+
+def _pairs(
+    inputs: Iterator[list[tuple[nn.Module, Tensor]]], products: Iterator[list[Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows of inputs and the rows of targets that belong to them, over all batches and calls of a layer."""
+    for calls, targets in zip(inputs, products, strict=True):
+        for (module, read), target in zip(calls, targets, strict=True):
+            yield from pieces_of(module, read, target.to(read.device))
 
 
 def summary_of(reports: Sequence[LayerReport]) -> Mapping[str, Any]:
-    """Return what a result says of a reconstruction in one line: layers solved, mean errors, seconds."""
-    solved = [report for report in reports if report.status == "solved" and report.before is not None]
+    """Return a reconstruction in one line.
+
+    Args:
+        reports: The report of every layer.
+
+    Returns:
+        The numbers of layers ``solved`` and ``left`` as masked; the mean errors of the solved layers, ``error_before``
+        and ``error_after``, as in `LayerReport`; and ``seconds``.
+    """
+    solved = [report for report in reports if report.status == _SOLVED and report.before is not None]
     count = max(len(solved), 1)
     return {
         "solved": len(solved),
