@@ -1,4 +1,4 @@
-"""Weight averaging under masks: an exponential moving average that is exactly zero wherever a weight is pruned."""
+"""Weight averaging under masks: a moving average of the weights in which pruned weights are exactly zero."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from callbacks.selection import at_target
 
 
 class AverageAtTarget(WeightAveraging):
-    """Lightning's average of weights and buffers, a moving one, begun when the final masks are in force.
+    """Lightning's WeightAveraging as an exponential moving average that starts when the final masks are applied.
 
-    An average that began before would hold what has been pruned since. Until then, validation sees the weights as they
-    are; from then on, validation, the checkpoint that is kept and the finished model are the average.
+    An average that started earlier would be nonzero where weights were pruned later. Before the start, validation uses
+    the trained weights. From then on, validation, checkpoints and the final model use the average.
 
     Args:
-        decay: What is kept of the average at every step, in (0, 1); after n steps no more than (1 + n) / (10 + n), so
-            that a short training forgets what it began with (as timm's ModelEmaV3 does).
+        decay: The decay of the average per step, in (0, 1). After n steps it is at most (1 + n) / (10 + n), so that
+            the first weights do not dominate a short training (as in timm's ModelEmaV3).
     """
 
     def __init__(self, decay: float) -> None:
@@ -28,51 +28,51 @@ class AverageAtTarget(WeightAveraging):
         self._at_target = False
 
     @property
-    def _begun(self) -> bool:
+    def _started(self) -> bool:
         return self._average_model is not None and int(self._average_model.n_averaged) > 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look for masks that a run brought along which goes on in the middle of an epoch."""
+        """A run resumed in mid-epoch may already have its final masks; check."""
         super().on_train_start(trainer, pl_module)
         self._at_target = at_target(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look whether this epoch's masks are the final ones; the masking callback comes first in the list."""
+        """Check whether the masks of this epoch are the final ones; the masking callback runs before this one."""
         self._at_target = at_target(trainer)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Average after every step under the final masks."""
+        """Return whether to update the average: after every step under the final masks."""
         return self._at_target and step_idx is not None
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the average in place, if there is one."""
-        if self._begun:
+        """Swap in the average for the validation, if it has started."""
+        if self._started:
             super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go back to the weights that are trained."""
-        if self._begun:
+        """Swap the trained weights back in."""
+        if self._started:
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the average as the model, and what is trained beside it."""
-        if not self._begun and self._average_model is not None:
+        """Save the average as the model, and the trained weights separately."""
+        if not self._started and self._average_model is not None:
             self._average_model.module.load_state_dict(pl_module.state_dict())
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave everything to `on_fit_end`."""
+        """Do nothing: `on_fit_end` copies the average into the model."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the average as the model; of a resumed training that had nothing left to do, too."""
-        if self._begun:
+        """Copy the average into the model, also if a resumed training had no step left to do."""
+        if self._started:
             super().on_train_end(trainer, pl_module)
 
 
 def _move(decay: float, average: Tensor, current: Tensor, count: Tensor) -> Tensor:
     if not average.is_floating_point():
-        return current  # indices and counts
+        return current  # indices and counters are not averaged
     n = int(count)
     return average.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))

@@ -1,4 +1,4 @@
-"""The Hydra callback: what is shown of a multirun, and what happens when it ends."""
+"""The Hydra callback of a sweep: shows its progress, and writes its report at the end."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mmp.config.schema import is_wandb
 if TYPE_CHECKING:
     from mmp.sweeps.display import Display
 
-# A process of any launcher reads this module before its job, and prune.py after; Slurm's compose configurations.
+# Every worker process imports this module first. Slurm's workers compose configurations, which need the registration.
 register()
 
 
 class SweepReport(Callback):
-    """Shows the progress of a sweep, and writes its report when its last job has ended.
+    """Shows the progress of a sweep, and writes its report when the last job has ended.
 
-    Jobs of a multirun do not raise: each leaves its status in its folder. So the sweep ends here, with exit
-    code 1 if a run in it failed.
+    The jobs of a multirun do not raise errors, but write their status to their folders. This callback therefore ends
+    the process with exit code 1 if a run has failed.
 
     Args:
-        every: Seconds between the lines that are shown where there is no terminal; None for none of them.
+        every: Seconds between progress lines if there is no terminal; None for no lines.
     """
 
     def __init__(self, every: float | None = 60.0) -> None:
@@ -37,10 +37,10 @@ class SweepReport(Callback):
         self._display: Display | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_display": None}  # jobs in other processes get a copy
+        return {**self.__dict__, "_display": None}  # worker processes get a copy without the display
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Begin to show the sweep's progress."""
+        """Start the display of the sweep's progress."""
         from mmp.sweeps.display import watch
         from mmp.sweeps.jobs import expand
 
@@ -48,9 +48,9 @@ class SweepReport(Callback):
         self._display = watch(Path(config.hydra.sweep.dir), expand(config), live, self._every)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Leave what a job logs to its file, where its console is a live display; warnings are shown above that.
+        """Below a live display, print only warnings of a job; everything is in the job's log file.
 
-        So is a line for a job that fails, in place of its traceback.
+        For a failed job the display prints one line, so its traceback is not printed.
         """
         from mmp.runs.terminal import is_shown
 
@@ -61,14 +61,14 @@ class SweepReport(Callback):
                 handler.addFilter(lambda record: record.levelno >= logging.WARNING and not record.exc_info)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Drop the configurations that Hydra would keep of every job until the sweep ends, 0.4 MB each.
+        """Free the configurations of the job, 0.4 MB each, which Hydra would keep until the sweep ends.
 
-        Hydra callbacks that are listed after this one do not see them.
+        Hydra callbacks that are listed after this one do not get them.
         """
         job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write ``report/`` into the sweep folder and show its table."""
+        """Write ``report/`` into the sweep folder and print its table."""
         from rich.console import Console
 
         from mmp.errors import MmpError
@@ -76,7 +76,7 @@ class SweepReport(Callback):
 
         if self._display:
             self._display.stop()
-        # Hydra turns exceptions of callbacks into warnings and exit code 0; SystemExit is not an Exception.
+        # Hydra turns an Exception of a callback into a warning and exit code 0, but lets SystemExit through.
         folder = Path(config.hydra.sweep.dir)
         try:
             report = write_report(folder, Console())

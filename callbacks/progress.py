@@ -1,4 +1,4 @@
-"""The Lightning callback that notes how far a training is."""
+"""The Lightning callback that writes the progress of a training to the run's folder."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from mmp.runs.progress_file import ProgressFile
 
 
 class WriteProgress(pl.Callback):
-    """ProgressFile epoch, share of the training and validation accuracy; changes nothing of what is trained.
+    """Writes epoch, fraction of the training and validation accuracy; does not affect the training.
 
     Args:
-        notes: Of the run.
+        progress: The run's progress file.
     """
 
-    def __init__(self, notes: ProgressFile) -> None:
-        self._notes = notes
+    def __init__(self, progress: ProgressFile) -> None:
+        self._progress = progress
 
-    def _note(self, trainer: pl.Trainer, batches: int) -> None:
+    def _write(self, trainer: pl.Trainer, batches: int) -> None:
         if trainer.is_global_zero:
             epoch, epochs = trainer.current_epoch, trainer.max_epochs or 1
             fraction = (epoch + batches / max(trainer.num_training_batches, 1)) / epochs
-            self._notes.add(epoch=epoch + 1, epochs=epochs, fraction=fraction)
+            self._progress.add(epoch=epoch + 1, epochs=epochs, fraction=fraction)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that an epoch begins."""
-        self._note(trainer, 0)
+        """Write that an epoch begins."""
+        self._write(trainer, 0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note that a batch is done."""
-        self._note(trainer, batch_idx + 1)
+        """Write that a batch is done."""
+        self._write(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note what the model reaches."""
+        """Write the validation accuracy."""
         if trainer.is_global_zero and "val/accuracy" in trainer.callback_metrics:
-            self._notes.add(accuracy=float(trainer.callback_metrics["val/accuracy"]))
+            self._progress.add(accuracy=float(trainer.callback_metrics["val/accuracy"]))

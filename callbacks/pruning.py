@@ -1,4 +1,4 @@
-"""The Lightning callback: masks applied at scheduled epochs and held at exactly zero in between."""
+"""The Lightning callback that applies masks at scheduled epochs and keeps pruned weights at exactly zero."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from mmp.pruning.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
-# Optimizers that step each weight by its own gradient alone, so that those of pruned weights touch no other.
+# Optimizers whose step of a weight depends on no other gradient, so that gradients of pruned weights do no harm.
 ELEMENTWISE = frozenset({optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad})
 
 
 class MaskPruning(pl.Callback):
     """Prunes ``module.model`` while it trains.
 
-    At the start of every epoch the schedule says what fraction of the final sparsity is in force. The scores
-    are fixed, so later masks contain earlier ones. Pruned weights are zeroed inside ``optimizer.step()``, so no
-    checkpoint can be written in between. Masks travel in the Lightning checkpoint; on resume they win over what
-    this callback was made with.
+    At the start of every epoch, the schedule gives the fraction of the final sparsity to apply. The scores are fixed,
+    so later masks prune everything that earlier masks prune. Pruned weights are zeroed inside ``optimizer.step()``, so
+    every checkpoint has exact zeros. Masks are saved in the Lightning checkpoint; on resume they replace the
+    configured ones.
 
     Args:
         layers: The model's prunable layers.
-        scores: One tensor per layer; the lowest go first.
+        scores: One tensor per layer; the lowest-scored weights are pruned first.
         sparsities: Final sparsity per layer, a fraction.
         schedule: Fraction of the final sparsity per epoch.
-        pattern: What the final masks satisfy.
+        pattern: Pattern of the final masks.
 
     Raises:
-        MmpError: at the start of a fit that ends before the schedule does, or when a resumed run's masks do not
-            fit the scores.
+        MmpError: at the start of a fit that ends before the schedule does, or if a resumed run's masks do not fit the
+            scores.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class MaskPruning(pl.Callback):
 
     @property
     def masks(self) -> Masks | None:
-        """The masks in force, None outside of a fit or before the first pruning epoch."""
+        """The masks that are applied now; None outside of a fit or before the first pruning epoch."""
         return self._enforcer.masks if self._enforcer else None
 
     @property
     def at_target(self) -> bool:
-        """Whether the final masks are in force."""
+        """Whether the final masks are applied."""
         return self._fraction >= 1.0 and self.masks is not None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hook into the optimizers, and put the masks of a resumed run back in force."""
+        """Attach to the optimizers, and apply the masks of a resumed run."""
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self._schedule.last_epoch:
             raise MmpError(
                 f"the schedule reaches its final sparsity in epoch {self._schedule.last_epoch}, but training ends "
@@ -80,12 +80,12 @@ class MaskPruning(pl.Callback):
             self._enforcer.attach(optimizer)
         if self._restored is not None:
             if self._masks_at(self._fraction) != self._restored:
-                raise MmpError("the masks of the checkpoint were made from other scores; start anew with force=true")
+                raise MmpError("the masks of the checkpoint were made from other scores; start again with force=true")
             self._enforcer.set(self._restored, trainer.optimizers)
             self._compare_ranks(trainer, self._restored)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Apply the masks of this epoch if they differ from those in force."""
+        """Apply the masks of this epoch, if the schedule changes the fraction."""
         assert self._enforcer is not None
         fraction = self._schedule.fraction(trainer.current_epoch)
         if fraction <= self._fraction:
@@ -101,12 +101,12 @@ class MaskPruning(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Zero gradients of pruned weights where something looks at many at once: clipping, or a norm in the step."""
+        """Zero the gradients of pruned weights if they would affect others, by clipping or by a norm in the step."""
         if self._enforcer is not None and (trainer.gradient_clip_val or type(optimizer) not in ELEMENTWISE):
             self._enforcer.zero_gradients()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check the zeros and log the sparsity, from the masks; the check ties it to the weights."""
+        """Check that pruned weights are zero, and log the sparsity of the masks."""
         if self._enforcer is not None and self._enforcer.masks is not None:
             self._enforcer.check()
             pl_module.log("sparsity", self._enforcer.masks.sparsity)
@@ -119,20 +119,20 @@ class MaskPruning(pl.Callback):
             self._enforcer.check()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: masks in force, final sparsities, fraction reached."""
+        """Return the state for the checkpoint: current masks, final sparsities, and the fraction reached."""
         masks = {} if self.masks is None else {name: mask.cpu() for name, mask in self.masks.items()}
         return {"masks": masks, "sparsities": self._sparsities, "fraction": self._fraction}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over from a checkpoint, whatever the configuration says now."""
+        """Load the state of a checkpoint, which takes precedence over the configuration."""
         self._restored = Masks(state_dict["masks"]) if state_dict["masks"] else None
         self._fraction = state_dict["fraction"]
         if state_dict["sparsities"] != self._sparsities:
-            log.warning("the checkpoint was pruned to other sparsities than configured; the checkpoint's are kept")
+            log.warning("the checkpoint was pruned to other sparsities than configured; using those of the checkpoint")
         self._sparsities = state_dict["sparsities"]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave nothing behind: no hook, no mask, nothing that a next fit could see."""
+        """Remove hooks, masks and state, so that the next fit starts without them."""
         if self._enforcer is not None:
             self._enforcer.detach()
         self._enforcer = self._restored = None
@@ -150,4 +150,4 @@ class MaskPruning(pl.Callback):
         digests: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(digests, masks.digest())
         if len(set(digests)) > 1:
-            raise MmpError("the ranks of this run hold different masks; scores must be computed once and shared")
+            raise MmpError("the ranks of this run have different masks; compute the scores once and share them")

@@ -1,4 +1,4 @@
-"""The Lightning callback that saves a training and requeues its Slurm job before the time limit."""
+"""The Lightning callback that saves a checkpoint and requeues the Slurm job before its time limit."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ def saving_in_time(config: TrainConfig) -> list[pl.Callback]:
 
 
 class SaveInTime(pl.Callback):
-    """Writes the last checkpoint at the end of the batch in which Slurm's signal received, and requeues the job.
+    """Saves the last checkpoint at the end of the batch during which Slurm's signal arrived, and requeues the job.
 
-    Lightning has a handler of its own, which saves wherever the signal finds the process, be it in the middle of an
-    optimizer step. From the end of a batch a training goes on as if nothing had been.
+    Lightning's own handler saves at once, possibly in the middle of an optimizer step. A training that resumes from the
+    end of a batch gives the same weights as an uninterrupted one.
 
-    Not after an epoch's last batch: its validation comes first, and the epoch's own checkpoint (``callbacks.last``).
+    After an epoch's last batch, the job is requeued only after the validation and the checkpoint of that epoch
+    (``callbacks.last``).
 
-    The checkpoint goes into the trainer's ``default_root_dir``.
+    The checkpoint is saved in the trainer's ``default_root_dir``.
     """
 
     def __init__(self) -> None:
-        self._asked = slurm.SignalFlag()
+        self._signal = slurm.SignalFlag()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen."""
-        self._before: Any = signal.signal(slurm.SIGNAL, self._asked)
+        """Install the signal handler."""
+        self._before: Any = signal.signal(slurm.SIGNAL, self._signal)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and requeue, where no gradients are being accumulated."""
+        """Save and requeue, unless gradients are being accumulated."""
         within = not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._asked.received and within:
+        if self._signal.received and within:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
-            self._leave()
+            self._requeue()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Requeue after an epoch's own checkpoint."""
-        if self._asked.received:
-            self._leave()
+        """Requeue after the checkpoint of the previous epoch."""
+        if self._signal.received:
+            self._requeue()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop listening; what comes after the training is done anew."""
+        """Restore the previous handler; the stages after a training are repeated when the job is requeued."""
         signal.signal(slurm.SIGNAL, self._before)
-        if self._asked.received:
-            self._leave()
+        if self._signal.received:
+            self._requeue()
 
-    def _leave(self) -> None:
-        self._asked.received = False
+    def _requeue(self) -> None:
+        self._signal.received = False
         slurm.requeue()

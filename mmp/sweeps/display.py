@@ -1,9 +1,9 @@
-"""What a sweep shows while it runs: a live region in a terminal, a plain line now and then anywhere else.
+"""The display of a running sweep: a live region in a terminal, occasional plain lines elsewhere.
 
-No process can garble the region. While it is shown, standard output and standard error lead into a pipe, which jobs
-and their worker processes inherit, and what comes out of it is printed above the region. Python's own streams stay what
-they are, so a process that is forked while something is drawn holds no lock of ours. If this process dies, what is left
-in the pipe, such as the reason, is shown by a process that outlives it.
+No process can garble the region. While it is shown, standard output and standard error of this process and of its
+workers are redirected into a pipe, and everything read from the pipe is printed above the region. Python's own stream
+objects are not replaced, so a process that is forked while something is drawn inherits no held lock. If this process is
+killed, a separate process prints the rest of the pipe, such as an error message.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-_PAUSE = 0.5  # seconds between two looks at the files
-_BAR = 12  # characters
-_SHARE = 0.05  # of the time, at most, goes into looking
+_PAUSE = 0.5  # seconds between two updates
+_BAR = 12  # width of a progress bar, in characters
+_SHARE = 0.05  # the largest share of the time that updates may take
 
 
 def watch(folder: Path, jobs: Sequence[Sequence[str]] | None, live: bool, every: float | None) -> Display | None:
-    """Show a sweep until it is stopped.
+    """Start the display of a sweep.
 
     Args:
         folder: The sweep's folder.
-        jobs: The overrides of each of its jobs, None if they are not known.
-        live: Whether a live region is wanted, where there is a terminal.
-        every: Seconds between plain lines, where there is no region; None for no lines.
+        jobs: The overrides of each of its jobs, None if unknown.
+        live: Whether to show a live region, if there is a terminal.
+        every: Seconds between plain lines, if there is no live region; None for no lines.
+
+    Returns:
+        The display, which the caller has to stop; None if there is nothing to show.
     """
     terminal = os.isatty(1) and os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb"
     if not (live and terminal) and every is None:
@@ -50,15 +53,15 @@ def watch(folder: Path, jobs: Sequence[Sequence[str]] | None, live: bool, every:
     progress = Progress(folder, jobs)
     display = Region(progress) if live and terminal else Lines(progress, every or 0.0)
     display.start()
-    atexit.register(display.stop)  # Ctrl-C ends a sweep without a word to Hydra's callbacks
+    atexit.register(display.stop)  # on Ctrl-C, Hydra does not call its callbacks
     return display
 
 
 class Display(ABC):
-    """Looks at a sweep's files from a thread of its own. If that fails it is told once, and the sweep goes on.
+    """Shows the progress of a sweep from a separate thread. A failure is logged once, and the sweep goes on.
 
     Args:
-        progress: Of the sweep.
+        progress: The progress of the sweep.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -67,90 +70,90 @@ class Display(ABC):
         self._woken, self._waker = os.pipe()
 
     def start(self) -> None:
-        """Begin."""
+        """Start the display."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Show where the sweep is now, and end; once."""
+        """Show the final state and end the display. Further calls do nothing."""
         atexit.unregister(self.stop)
         if self._thread.is_alive():
             os.write(self._waker, b".")
-            self._thread.join(timeout=10)  # a terminal that takes nothing more must not keep the sweep
+            self._thread.join(timeout=10)  # a blocked terminal must not block the sweep
 
     def _run(self) -> None:
         try:
             self._follow()
         except Exception as error:
-            self._fail(f"the progress of the sweep is shown no more: {type(error).__name__}: {error}")
+            self._fail(f"the progress display has stopped: {type(error).__name__}: {error}")
 
     def _follow(self) -> None:
         woken = False
         while not woken:
             start = time.monotonic()
-            self._show(self._progress.look())
+            self._show(self._progress.update())
             woken = self._pause(start + max(_PAUSE, (time.monotonic() - start) / _SHARE))
-        self._show(self._progress.look())
+        self._show(self._progress.update())
 
     def _pause(self, until: float) -> bool:
-        """Wait until a time, and return whether it is time to end."""
+        """Wait until a point in time, or until :meth:`stop` is called; return whether it was called."""
         return bool(select.select([self._woken], [], [], max(until - time.monotonic(), 0))[0])
 
     @abstractmethod
     def _show(self, ended: Sequence[JobProgress]) -> None:
-        """Show where the sweep is.
+        """Show the current state.
 
         Args:
-            ended: The jobs that have ended since the last time.
+            ended: The jobs that have ended since the last call.
         """
 
-    def _fail(self, told: str) -> None:
-        log.warning(told)
+    def _fail(self, message: str) -> None:
+        log.warning(message)
 
 
 class Lines(Display):
-    """A plain line where the sweep is, when something has changed, and when the first job fails.
+    """Prints a plain line with the state of the sweep when it has changed, and when the first job fails.
 
     Args:
-        progress: Of the sweep.
-        every: Least seconds between two lines.
+        progress: The progress of the sweep.
+        every: The least number of seconds between two lines.
     """
 
     def __init__(self, progress: Progress, every: float) -> None:
         super().__init__(progress)
-        self._every, self._told, self._due, self._failed = every, "", time.monotonic() + every, False
+        self._every, self._printed, self._due, self._failed = every, "", time.monotonic() + every, False
 
     def _show(self, ended: Sequence[JobProgress]) -> None:
         state = self._progress.state
         first = not self._failed and any(job.status == "failed" for job in ended)
-        if not first and (time.monotonic() < self._due or state.counts == self._told):
+        if not first and (time.monotonic() < self._due or state.counts == self._printed):
             return
-        self._told, self._due, self._failed = state.counts, time.monotonic() + self._every, state.failed > 0
+        self._printed, self._due, self._failed = state.counts, time.monotonic() + self._every, state.failed > 0
         sys.stdout.write(f"sweep: {state.line}\n")
         sys.stdout.flush()
 
 
 class Region(Display):
-    """A live region: a line for every running job and one for the sweep; above it, one for every job that ended.
+    """A live region with a line per running job and one for the sweep. Ended jobs are printed above it.
 
     Args:
-        progress: Of the sweep.
+        progress: The progress of the sweep.
     """
 
     def start(self) -> None:
-        """Take the terminal."""
+        """Redirect standard output and error into the pipe, and start the display."""
         self._terminals = (os.dup(1), os.dup(2))
-        self._pipe, entrance = os.pipe()  # which stays open here: without any writer it would be at its end
+        self._pipe, entrance = os.pipe()  # stays open here, since a pipe without a writer is at its end
         self._drain = self._start_drain()
-        self._part = b""  # of a line that is not complete yet
+        self._part = b""  # the beginning of an incomplete line
         os.environ[PIPE] = pipe_name(entrance)
         _flush()
         self._redirect(entrance, entrance)
         super().start()
 
     def stop(self) -> None:
-        """Give the terminal back.
+        """Restore standard output and error, and end the display.
 
-        The pipe stays open, since a worker that still writes into it must not be ended by that.
+        The pipe stays open, so that a worker that still writes into it does not fail.
         """
         os.environ.pop(PIPE, None)
         _flush()
@@ -160,11 +163,11 @@ class Region(Display):
         self._drain.wait()
 
     def _start_drain(self) -> subprocess.Popen[bytes]:
-        """Start the process that waits for the end of this one, and then shows what it and its workers still say."""
+        """Start a process that waits for the end of this one and then prints what is left in the pipe."""
         command = ["sh", "-c", f"read -r never; echo; exec cat /dev/fd/{self._pipe}"]
         return subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=self._terminals[1], stderr=subprocess.DEVNULL,
-            pass_fds=[self._pipe], start_new_session=True,  # Ctrl-C is not for it
+            pass_fds=[self._pipe], start_new_session=True,  # Ctrl-C must not end it
         )  # fmt: skip
 
     @staticmethod
@@ -180,9 +183,9 @@ class Region(Display):
             self._console = Console(file=file)
             self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
             with self._live:
-                self._console.show_cursor()  # which a process that is killed cannot bring back
+                self._console.show_cursor()  # a killed process could not restore a hidden cursor
                 super()._follow()
-                self._pass_on(last=True)
+                self._print_pipe(last=True)
 
     def _pause(self, until: float) -> bool:
         while (left := until - time.monotonic()) > 0:
@@ -190,12 +193,12 @@ class Region(Display):
             if self._woken in readable:
                 return True
             if readable:
-                time.sleep(0.02)  # for the lines behind the first
-                self._pass_on()
+                time.sleep(0.02)  # more lines usually follow the first
+                self._print_pipe()
         return False
 
-    def _pass_on(self, last: bool = False) -> None:
-        """Print what was written, in whole lines; of those that were drawn over, what was drawn last."""
+    def _print_pipe(self, last: bool = False) -> None:
+        """Print complete lines from the pipe. Of a line redrawn with carriage returns, print only its last state."""
         from rich.text import Text
 
         written = self._part + self._read()
@@ -208,24 +211,24 @@ class Region(Display):
 
     def _read(self) -> bytes:
         filled = select.select([self._pipe], [], [], 0)[0]
-        return os.read(self._pipe, 1 << 16) if filled else b""  # as much as a pipe holds
+        return os.read(self._pipe, 1 << 16) if filled else b""  # the capacity of a pipe
 
     def _show(self, ended: Sequence[JobProgress]) -> None:
         from rich.text import Text
 
         columns, rows = os.get_terminal_size(self._terminals[0])
         self._console.size = columns or 80, rows or 24
-        self._pass_on()
+        self._print_pipe()
         for job in ended:
-            if job.status != "skipped":  # there may be hundreds; they are counted
+            if job.status != "skipped":  # there may be hundreds, so they are only counted
                 self._console.print(Text(job.line, "red" if job.status == "failed" else ""), soft_wrap=True)
         self._live.update(render_region(self._progress.state, rows or 24), refresh=True)
 
-    def _fail(self, told: str) -> None:
-        """Let everything through as it is; jobs must never wait for a pipe that nobody reads."""
+    def _fail(self, message: str) -> None:
+        """Copy the pipe to the terminal from here on, since jobs must not wait for a pipe that nobody reads."""
         os.environ.pop(PIPE, None)
         self._redirect(*self._terminals)
-        self._copy(f"\n{told}\n".encode())  # not logged: what logs may be waiting for the pipe
+        self._copy(f"\n{message}\n".encode())  # not logged, since a logger may be waiting for the pipe
         while True:
             readable = select.select([self._woken, self._pipe], [], [])[0]
             if self._pipe in readable:
@@ -234,7 +237,7 @@ class Region(Display):
                 return
 
     def _copy(self, written: bytes) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone
+        with contextlib.suppress(OSError):  # the terminal was closed
             os.write(self._terminals[1], written)
 
 
@@ -245,11 +248,11 @@ def _flush() -> None:
 
 
 def render_region(state: State, rows: int) -> RenderableType:
-    """Return the live region.
+    """Return the live region as a rich renderable.
 
     Args:
-        state: Of the sweep.
-        rows: Of the terminal; of more jobs than fit there is only their number.
+        state: The state of the sweep.
+        rows: Number of rows of the terminal; jobs that do not fit are only counted.
     """
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -264,7 +267,7 @@ def render_region(state: State, rows: int) -> RenderableType:
     table.add_column(no_wrap=True, min_width=7, justify="right")
     table.add_column(no_wrap=True, min_width=5, justify="right")
     for job in state.running[:most]:
-        fraction, accuracy = job.note.get("fraction"), job.note.get("accuracy")
+        fraction, accuracy = job.latest.get("fraction"), job.latest.get("accuracy")
         table.add_row(
             job.name,
             job.phase,
@@ -281,7 +284,7 @@ def render_region(state: State, rows: int) -> RenderableType:
 
 
 def clock(seconds: float) -> str:
-    """Return a time as a clock shows it: ``0:07``, ``12:34``, ``1:02:03``."""
+    """Return a duration as ``0:07``, ``12:34`` or ``1:02:03``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

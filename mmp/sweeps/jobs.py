@@ -1,4 +1,4 @@
-"""What a launcher must know of a sweep's jobs: which are done already, and which have lost their process."""
+"""The jobs of a sweep, for launchers: which are completed, which have ended, and which have lost their process."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ log = logging.getLogger(__name__)
 
 
 def expand(config: DictConfig) -> list[list[str]] | None:
-    """Return the overrides of each job that a multirun will launch, as its own sweeper will make them.
+    """Return the overrides of each job that a multirun will launch, split by its own sweeper.
 
     Args:
-        config: What Hydra composed of the multirun.
+        config: The configuration that Hydra composed for the multirun.
 
     Returns:
-        None with a sweeper that makes up its jobs as it goes, or where Hydra cannot read the command line.
+        A list of overrides per job; None if the sweeper chooses its jobs while it runs, or if the command line is
+        invalid.
     """
-    split = getattr(get_class(config.hydra.sweeper._target_), "split_arguments", None)  # Hydra's own sweeper has it
+    split = getattr(get_class(config.hydra.sweeper._target_), "split_arguments", None)  # of Hydra's BasicSweeper
     if split is None:
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -55,15 +56,15 @@ class Sweep:
     """The jobs of one launch.
 
     Args:
-        context: Hydra's, of the launcher.
-        config: Hydra's, of the launcher.
+        context: Hydra's context, which the launcher has.
+        config: The launcher's configuration.
         jobs: The overrides of each job.
-        first: Number of the first of them.
+        first: The number of the first job.
 
     Attributes:
         jobs: The overrides of each job.
-        configs: The configuration of each, composed.
-        folders: The folder of each.
+        configs: The composed configuration of each job.
+        folders: The folder of each job.
     """
 
     def __init__(
@@ -83,8 +84,8 @@ class Sweep:
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def _fingerprint(self, index: int) -> str | None:
-        """Return what a job's data are now, as far as this machine can read them."""
-        from mmp.data.module import ImageData  # torch is not imported where nothing has run yet
+        """Return the fingerprint of a job's data as it is now, or None if this machine cannot read the data."""
+        from mmp.data.module import ImageData  # imports torch, which a first launch does not need
         from mmp.models.timm_models import fill_input
 
         composed = copy.deepcopy(self.configs[index])
@@ -97,13 +98,13 @@ class Sweep:
             if key not in self._fingerprints:
                 self._fingerprints[key] = ImageData(config.data, config.seed).fingerprint
         except (MmpError, OmegaConfBaseException, OSError):
-            return None  # the job will tell
+            return None  # the job itself will report the error
         return self._fingerprints[key]
 
     def completed(self, index: int) -> bool:
-        """Return whether a job has a whole result of the very same settings and data, and no later attempt failed.
+        """Return whether a job has a complete result of the same settings and data, and no later attempt has failed.
 
-        On a machine that cannot read the data they are taken to be the same.
+        If this machine cannot read the data, the data count as the same.
         """
         run = RunFolder(self.folders[index])
         result, status = run.result or {}, (run.status or {}).get("status")
@@ -114,15 +115,15 @@ class Sweep:
         return self._fingerprint(index) in (None, run.head["data_fingerprint"])
 
     def _dense(self, index: int) -> str:
-        """Return a hash of what decides a job's dense model."""
+        """Return a hash of the settings that decide a job's dense model."""
         chosen = OmegaConf.masked_copy(self.configs[index], [*OF_DENSE])
         return digest(OmegaConf.to_container(chosen, resolve=False))
 
     def missing(self) -> list[int]:
-        """Return the jobs that are not completed, those first that need a dense model which none before them needs.
+        """Return the jobs to run, and mark the completed ones as skipped.
 
-        So workers train different dense models at once, rather than wait for the same one. The other jobs are skipped,
-        which a line says, and their status.
+        For each dense model, the first job that needs it comes first, so that parallel workers train different dense
+        models instead of waiting for the same one.
         """
         missing = []
         for index, folder in enumerate(self.folders):
@@ -130,9 +131,9 @@ class Sweep:
                 missing.append(index)
                 continue
             log.info("%s: already completed, skipped (force=true runs it again)", folder.name)
-            told = {**(RunFolder(folder).status or {}), "status": "skipped", "overrides": self.jobs[index]}
-            with contextlib.suppress(MmpError):  # a full disk takes nothing from the result
-                write_json(folder / STATUS, told)
+            status = {**(RunFolder(folder).status or {}), "status": "skipped", "overrides": self.jobs[index]}
+            with contextlib.suppress(MmpError):  # a full disk does not make the result incomplete
+                write_json(folder / STATUS, status)
         first: dict[str, int] = {}
         for index in missing:
             first.setdefault(self._dense(index), index)
@@ -140,20 +141,20 @@ class Sweep:
         return [*first.values(), *(index for index in missing if index not in leading)]
 
     def ended(self, index: int) -> bool:
-        """Return whether a job of this launch has come to an end of its own."""
+        """Return whether a job of this launch has recorded its end itself."""
         status = RunFolder(self.folders[index]).status or {}
         return self._status(index) != self._before[index] and status.get("status") in ENDED
 
     def begun(self, index: int) -> bool:
-        """Return whether a job of this launch has begun."""
+        """Return whether a job of this launch has started."""
         return self._status(index) != self._before[index]
 
     def mark_lost(self, index: int, reason: str) -> None:
-        """Write down that a job's process is gone, unless it had come to its end before.
+        """Mark a job as failed because its process is gone, unless the job had ended before.
 
         Args:
-            index: Which job.
-            reason: For the user: how it ended, where to look.
+            index: The index of the job.
+            reason: How the process ended and where to find its output, for the user.
         """
         if self.ended(index):
             return
@@ -164,7 +165,7 @@ class Sweep:
         log.error("%s: %s", run.path.name, reason)
 
     def job_return(self, index: int) -> JobReturn:
-        """Return what Hydra wants to hear of a job; the truth is in its folder."""
+        """Return the JobReturn that Hydra expects. The real status is in the job's ``status.json``."""
         status = (RunFolder(self.folders[index]).status or {}).get("status", "unknown")
         return JobReturn(
             overrides=self.jobs[index],

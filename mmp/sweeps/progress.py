@@ -1,7 +1,7 @@
-"""The progress of a sweep, from the files of its folder alone: what runs, what has ended, how much time is left.
+"""The progress of a sweep, read from the files in its folder: running and ended jobs, and an estimate of the time left.
 
-Whatever launcher runs the jobs, each of them says in its own folder where it is (``mmp.runs.progress_file``) and how it
-ended (``status.json``). Nothing is read twice that has not changed.
+With every launcher, a job writes its progress (``mmp.runs.progress_file``) and its status (``status.json``) to its own
+folder. A file that has not changed is not read again.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _PHASES = {"dense": "dense model", "finetune": "fine-tuning", "evaluate": "evalu
 
 @dataclass
 class JobProgress:
-    """A job of a sweep that has begun.
+    """The progress of a job that has started.
 
     Attributes:
-        folder: Of its run.
-        name: Of its run.
+        folder: The folder of its run.
+        name: The name of its run.
         status: ``running``, ``completed``, ``skipped`` or ``failed``.
-        since: When it was first seen, by the progress's clock.
+        since: The time at which it was first seen, by the clock of `Progress`.
         reason: Why it failed.
-        result: What a completed one has in ``result.json``.
-        note: What a running one has noted last.
+        result: The content of ``result.json``, of a completed job.
+        latest: The last content of ``progress.json``, of a running job.
     """
 
     folder: Path
@@ -43,18 +43,18 @@ class JobProgress:
     since: float
     reason: str = ""
     result: dict[str, Any] = field(default_factory=dict)
-    note: dict[str, Any] = field(default_factory=dict)
+    latest: dict[str, Any] = field(default_factory=dict)
 
     @property
     def phase(self) -> str:
-        """What a running job is at, such as ``fine-tuning 2/10``."""
-        name = str(self.note.get("phase", "begins"))
-        epochs = f" {self.note['epoch']}/{self.note['epochs']}" if "epochs" in self.note else ""
+        """The current phase of a running job, such as ``fine-tuning 2/10``."""
+        name = str(self.latest.get("phase", "begins"))
+        epochs = f" {self.latest['epoch']}/{self.latest['epochs']}" if "epochs" in self.latest else ""
         return _PHASES.get(name, name) + epochs
 
     @property
     def line(self) -> str:
-        """How it has ended, in one line."""
+        """The outcome of an ended job, in one line."""
         if self.status == "failed":
             return f"FAILED {self.name}: {self.reason}"
         accuracy = self.result.get("accuracy", {})
@@ -65,23 +65,23 @@ class JobProgress:
             (self.result.get("drop"), "drop {:.2f} points"),
             (self.result.get("seconds", {}).get("total"), "{:.1f} s"),
         ]
-        told = ", ".join(text.format(value) for value, text in parts if value is not None)
-        return f"done {self.name}: {told.replace('%', ' %')}"
+        numbers = ", ".join(text.format(value) for value, text in parts if value is not None)
+        return f"done {self.name}: {numbers.replace('%', ' %')}"
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a sweep is.
+    """The state of a sweep.
 
     Attributes:
-        total: Number of its jobs, None if it is not known.
-        completed: How many were completed by it.
-        skipped: How many had been completed before.
-        failed: How many failed.
-        running: Those under way.
-        start: When it began, by the progress's clock.
-        now: When this was.
-        left: Seconds that it will still take, None if there is nothing to tell it by.
+        total: Number of its jobs, None if unknown.
+        completed: Number of jobs that this sweep completed.
+        skipped: Number of jobs that were completed before.
+        failed: Number of failed jobs.
+        running: The running jobs.
+        start: The time at which the sweep started, by the clock of `Progress`.
+        now: The time of this state.
+        left: Estimate of the seconds left, None if no job is completed yet.
     """
 
     total: int | None
@@ -95,12 +95,12 @@ class State:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the start."""
         return self.now - self.start
 
     @property
     def counts(self) -> str:
-        """How many jobs are where, such as ``12 of 30 done (3 skipped), 1 failed, 2 running``."""
+        """The number of jobs in each state, such as ``12 of 30 done (3 skipped), 1 failed, 2 running``."""
         done, of = self.completed + self.skipped, "" if self.total is None else f" of {self.total}"
         parts = [f"{done}{of} done" + (f" ({self.skipped} skipped)" if self.skipped else "")]
         parts += [f"{self.failed} failed"] if self.failed else []
@@ -109,7 +109,7 @@ class State:
 
     @property
     def line(self) -> str:
-        """All of it, such as ``12 of 30 done (3 skipped), 1 failed, 2 running, about 4 min left``."""
+        """The counts and the time left: ``12 of 30 done (3 skipped), 1 failed, 2 running, about 4 min left``."""
         if self.total is None or self.completed + self.skipped + self.failed >= self.total:
             return self.counts
         left = "time left unknown" if self.left is None else f"about {rounded_time(self.left)} left"
@@ -119,12 +119,12 @@ class State:
 class Progress:
     """Follows the jobs of a sweep.
 
-    What its folder holds already counts only when a job of this sweep comes to it.
+    A run that is in the folder already counts only after a job of this sweep has updated it.
 
     Args:
         folder: The sweep's folder.
-        jobs: The overrides of each job, None if they are not known.
-        clock: Seconds.
+        jobs: The overrides of each job, None if unknown.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -134,12 +134,12 @@ class Progress:
         self._total = None if jobs is None else len(jobs)
         self._ours = None if jobs is None else {tuple(job) for job in jobs}
         self._seen = dict(_stamps(folder))
-        self._jobs: dict[Any, JobProgress] = {}  # by overrides: two jobs may come to the same run
+        self._jobs: dict[Any, JobProgress] = {}  # by overrides, since two jobs may have the same run
         self._at: dict[Path, JobProgress] = {}
-        self._workers = 1  # the most jobs that were seen running at once
+        self._workers = 1  # the largest number of jobs seen running at once
 
-    def look(self) -> list[JobProgress]:
-        """Read what has changed since the last look, and return the jobs that have ended since."""
+    def update(self) -> list[JobProgress]:
+        """Read the files that have changed since the last call, and return the jobs that have ended since."""
         ended = []
         for folder, stamp in _stamps(self._folder):
             if self._seen.get(folder) == stamp:
@@ -150,30 +150,30 @@ class Progress:
         running = self._running()
         self._workers = max(self._workers, len(running))
         for job in running:
-            job.note = read_json(job.folder / PROGRESS) or job.note
+            job.latest = read_json(job.folder / PROGRESS) or job.latest
         return ended
 
     def _read(self, folder: Path) -> JobProgress | None:
-        """Read how a run stands, and return its job if that has ended."""
+        """Read the status of a run, and return its job if it has ended."""
         run = RunFolder(folder)
         content = run.status
         if content is None:
             return None
         overrides = content.get("overrides")
         if self._ours is not None and overrides and tuple(overrides) not in self._ours:
-            return None  # of another sweep that fills the same folder
+            return None  # a job of another sweep in the same folder
         key = tuple(overrides) if overrides else folder
         job = self._jobs.setdefault(
             key, JobProgress(folder, content.get("run_name", folder.name), "running", self._clock())
         )
         before = self._at.get(folder, job)
         if before is not job and before.status == "running":
-            before.status = "completed"  # the next job wrote over its end before anybody looked
+            before.status = "completed"  # the next job replaced its status before it was read
         self._at[folder], job.status = job, str(content.get("status"))
         if job.status == "failed":
             error = content.get("error") or {}
-            told = [part for part in (error.get("type"), error.get("message")) if part]
-            job.reason = ": ".join(told).partition("\n")[0]
+            parts = [part for part in (error.get("type"), error.get("message")) if part]
+            job.reason = ": ".join(parts).partition("\n")[0]
         if job.status == "completed":
             job.result = run.result or {}
         return job if job.status in ENDED else None
@@ -183,7 +183,7 @@ class Progress:
 
     @property
     def state(self) -> State:
-        """Where the sweep is, by the last look."""
+        """The state of the sweep at the last update."""
         now, running = self._clock(), self._running()
         count = {status: sum(job.status == status for job in self._jobs.values()) for status in ENDED}
         seconds = [job.result.get("seconds", {}).get("total") for job in self._jobs.values() if job.result]
@@ -204,18 +204,19 @@ class Progress:
 
 
 def time_left(completed: Sequence[float], running: Sequence[float], waiting: int, workers: int) -> float | None:
-    """Estimate how long jobs will take: each as long as the completed did (median), on the next free worker.
+    """Estimate the time until all jobs have ended.
 
-    A job that runs already is compared to the completed ones that took longer than it has so far.
+    Each waiting job starts on the next free worker and takes the median time of the completed jobs. A running job takes
+    the median time of the completed jobs that took longer than it has taken so far.
 
     Args:
-        completed: Seconds that each completed job took; failed and skipped ones tell nothing.
+        completed: Seconds that each completed job took.
         running: Seconds that each running job has taken so far.
-        waiting: Number of jobs that have not begun.
-        workers: How many jobs run at once.
+        waiting: Number of jobs that have not started.
+        workers: Number of jobs that run at once.
 
     Returns:
-        Seconds, None if no job is completed.
+        The estimate in seconds, None if no job is completed.
     """
     if not completed:
         return None
@@ -229,7 +230,7 @@ def time_left(completed: Sequence[float], running: Sequence[float], waiting: int
 
 
 def rounded_time(seconds: float) -> str:
-    """Return a time as people say it: ``40 s``, ``4 min``, ``2 h 10 min``; no more digits than an estimate has."""
+    """Return a duration as text, rounded: ``40 s``, ``4 min``, ``2 h 10 min``."""
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"
     minutes = round(seconds / 60)
@@ -237,14 +238,14 @@ def rounded_time(seconds: float) -> str:
 
 
 def _stamps(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
-    """Yield the run folders below a folder, each with what tells whether its status was written anew."""
+    """Yield the run folders below a folder, each with a stamp that changes when its status is written again."""
     try:
         entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
     except OSError:
         return
     for entry in entries:
         try:
-            found = os.stat(f"{entry.path}/{STATUS}")  # noqa: PTH116 (a thousand of them, twice a second)
+            found = os.stat(f"{entry.path}/{STATUS}")  # noqa: PTH116 (faster, for a thousand files twice a second)
         except OSError:
             yield from _stamps(Path(entry.path))
             continue

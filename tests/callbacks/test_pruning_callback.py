@@ -406,5 +406,5 @@ def test_masks_of_other_scores_are_refused_on_resume(digits, tmp_path: Path) -> 
     fit(model, digits, [pruning_of(model, OneShot(0)), last], tmp_path, epochs=1)
     other = pruning_of(network(), OneShot(0))
     other._scores = {name: -value for name, value in other._scores.items()}
-    with pytest.raises(MmpError, match=r"made from other scores; start anew with force=true"):
+    with pytest.raises(MmpError, match=r"made from other scores; start again with force=true"):
         fit(network(), digits, [other], tmp_path, epochs=2, ckpt_path=tmp_path / "last.ckpt")

@@ -60,30 +60,30 @@ class Sweep:
 def test_a_sweep_is_counted_as_its_jobs_begin_and_end(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     following = sweep.progress()
-    assert following.look() == []
+    assert following.update() == []
     assert following.state.line == "0 of 4 done, time left unknown"
     sweep.write(0, "running")
     sweep.write(1, "running")
-    assert following.look() == []
+    assert following.update() == []
     assert following.state.line == "0 of 4 done, 2 running, time left unknown"
     sweep.now += 10
     sweep.complete(0, 10.0)
-    (ended,) = following.look()
+    (ended,) = following.update()
     assert ended.line == "done run0: sparsity 50.0 %, test 97.50 %, drop 1.25 points, 10.0 s"
     # Two workers, two jobs wait, each takes 10 s; the one that runs has taken as long as any.
     assert following.state.line == "1 of 4 done, 1 running, about 10 s left"
     sweep.write(1, "failed", error={"type": "MmpError", "message": "the loss became nan\nin epoch 3"})
     sweep.write(2, "skipped")
-    ended = following.look()
+    ended = following.update()
     assert sorted(job.status for job in ended) == ["failed", "skipped"]
     assert "FAILED run1: MmpError: the loss became nan" in [job.line for job in ended]
-    assert following.look() == []
+    assert following.update() == []
     assert following.state.line == "2 of 4 done (1 skipped), 1 failed, about 10 s left"
     assert [job.line for job in following._jobs.values() if job.reason] == [
         "FAILED run1: MmpError: the loss became nan"
     ]
     sweep.complete(3, 10.0)
-    following.look()
+    following.update()
     assert following.state.line == "3 of 4 done (1 skipped), 1 failed"
 
 
@@ -93,15 +93,15 @@ def test_what_was_there_before_is_not_counted_and_neither_is_what_another_sweep_
     sweep.write(1, "failed", error={"type": "Error", "message": ""})
     sweep.write(2, "running")
     following = sweep.progress()
-    following.look()
+    following.update()
     assert following.state.line == "0 of 4 done, time left unknown"
     sweep.write(7, "running")
     sweep.complete(8, 3.0)
-    following.look()
+    following.update()
     assert following.state.line == "0 of 4 done, time left unknown"
     sweep.write(0, "skipped")
     sweep.write(1, "running")
-    following.look()
+    following.update()
     assert following.state.line == "1 of 4 done (1 skipped), 1 running, time left unknown"
 
 
@@ -109,11 +109,11 @@ def test_a_job_that_says_nothing_of_itself_counts_too(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     following = sweep.progress()
     sweep.write(0, "failed", overrides=None, run_name=None, error={"type": "MmpError", "message": "no such key"})
-    (ended,) = following.look()
+    (ended,) = following.update()
     assert ended.line.endswith("MmpError: no such key")
     (tmp_path / "run1").mkdir()
     (tmp_path / "run1" / STATUS).write_text("{ half")
-    following.look()
+    following.update()
     assert following.state.line == "0 of 4 done, 1 failed, time left unknown"
 
 
@@ -121,7 +121,7 @@ def test_without_the_number_of_jobs_there_is_no_estimate(tmp_path: Path) -> None
     sweep = Sweep(tmp_path, None)
     following = sweep.progress()
     sweep.complete(12, 3.0)
-    following.look()
+    following.update()
     assert following.state.line == "1 done"
 
 
@@ -129,10 +129,10 @@ def test_two_jobs_that_come_to_the_same_run_are_two(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, 2)
     following = sweep.progress()
     sweep.write(0, "running", "same")
-    following.look()
+    following.update()
     sweep.complete(0, 3.0, "same")
     sweep.write(1, "skipped", "same")  # before anybody looked
-    following.look()
+    following.update()
     assert following.state.line == "2 of 2 done (1 skipped)"
 
 
@@ -140,7 +140,7 @@ def test_runs_are_found_in_folders_of_folders(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     following = sweep.progress()
     sweep.write(0, "running", "vit/digits/run")
-    following.look()
+    following.update()
     assert following.state.line == "0 of 4 done, 1 running, time left unknown"
 
 
@@ -160,10 +160,10 @@ def test_nothing_is_read_again_that_has_not_changed(tmp_path: Path, monkeypatch:
     assert read == []
     sweep.write(1, "running")
     for _ in range(5):
-        following.look()
+        following.update()
     sweep.write(1, "completed")
     for _ in range(5):
-        following.look()
+        following.update()
     assert read == ["run1", "run1"]
 
 
@@ -204,15 +204,15 @@ def shown(state: State, rows: int) -> list[str]:
 
 
 def test_the_picture_has_a_line_for_each_job_and_fits_the_terminal(tmp_path: Path) -> None:
-    note = {"phase": "finetune", "epoch": 2, "epochs": 4, "fraction": 0.5, "accuracy": 0.975}
-    jobs = tuple(JobProgress(tmp_path, f"run{number}", "running", 93.0, note=note) for number in range(30))
+    latest = {"phase": "finetune", "epoch": 2, "epochs": 4, "fraction": 0.5, "accuracy": 0.975}
+    jobs = tuple(JobProgress(tmp_path, f"run{number}", "running", 93.0, latest=latest) for number in range(30))
     state = State(40, 1, 0, 0, jobs, 0.0, 100.0, 240.0)
     lines = shown(state, 10)
     assert len(lines) == 8
     assert lines[0].split() == ["run0", "fine-tuning", "2/4", "━━━━━━", "97.5", "%", "0:07"]
     assert lines[-2:] == ["and 24 more", "sweep: 1 of 40 done, 30 running, about 4 min left, 1:40 so far"]
     assert shown(State(40, 0, 0, 0, (), 0.0, 0.0, None), 10) == ["sweep: 0 of 40 done, time left unknown, 0:00 so far"]
-    long = JobProgress(tmp_path, "n" * 200, "running", 93.0, note={"phase": "scores"})
+    long = JobProgress(tmp_path, "n" * 200, "running", 93.0, latest={"phase": "scores"})
     assert "…  scores" in shown(State(1, 0, 0, 0, (long,), 0.0, 100.0, None), 10)[0]
 
 
@@ -260,9 +260,9 @@ def test_plain_lines_are_rare_but_for_the_first_failure(tmp_path: Path, capsys: 
     following = sweep.progress()
     lines = Lines(following, 1000.0)
     for number in range(3):
-        lines._show(following.look())
+        lines._show(following.update())
         sweep.write(number, "failed")
-    lines._show(following.look())
+    lines._show(following.update())
     assert capsys.readouterr().out == "sweep: 0 of 4 done, 1 failed, time left unknown\n"
 
 
@@ -432,7 +432,7 @@ def test_a_display_that_fails_is_told_once_and_everything_goes_on(tmp_path: Path
     session = script(
         tmp_path,
         "def fail(self): raise RuntimeError('no such thing')\n"
-        "Progress.look = fail\n"
+        "Progress.update = fail\n"
         "time.sleep(1.2)\n"
         "os.write(1, bytes(100_000) + b'all of it\\n')\n"  # more than a pipe holds
         "start, spent = time.monotonic(), time.process_time()\n"
@@ -441,8 +441,8 @@ def test_a_display_that_fails_is_told_once_and_everything_goes_on(tmp_path: Path
         "print('after', time.monotonic() - start < 5, time.process_time() - spent < 0.2)\n",
     )
     assert session.code == 0
-    told = [line for line in session.lines if "shown no more" in line]
-    assert told == ["the progress of the sweep is shown no more: RuntimeError: no such thing"]
+    told = [line for line in session.lines if "display has stopped" in line]
+    assert told == ["the progress display has stopped: RuntimeError: no such thing"]
     assert session.lines.count("all of it") == 1
     assert "after True True" in session.lines
     assert session.cursor
