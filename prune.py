@@ -1,4 +1,4 @@
-"""One pruned model from a configuration; with ``-m``, a grid of them. The same command as ``mmp-prune``.
+"""Prune one model or, with ``-m``, run a sweep. The same command as ``mmp-prune``.
 
 ``python prune.py signal=product strategy=balanced``
 ``python prune.py -m signal=magnitude,gradient,product 'strategy=glob(*)'``

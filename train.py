@@ -1,4 +1,4 @@
-"""A dense model from a configuration: ``python train.py model=cnn data=digits``. The same command as ``mmp-train``."""
+"""Train a dense model: ``python train.py model=cnn data=digits``. The same command as ``mmp-train``."""
 
 from mmp.commands import train
 

@@ -1,11 +1,14 @@
-"""The commands ``prune`` and ``train``: from the command line to one job, or to a sweep of them.
+"""The commands ``mmp-prune`` and ``mmp-train``, which run one configuration or a sweep of many.
 
-``mmp-prune signal=product strategy=balanced``, in a checkout ``python prune.py signal=product strategy=balanced``
-``mmp-prune -m signal=magnitude,gradient,product 'strategy=glob(*)'``
-``mmp-prune criterion=lamp budget=0.9``, and every baseline beside a sweep: ``-m match=results/sweeps/sweep``
-``mmp-train model=cnn data=digits``
+- One pruned model: ``mmp-prune signal=product strategy=balanced``
+- A sweep: ``mmp-prune -m signal=magnitude,gradient,product 'strategy=glob(*)'``
+- A baseline: ``mmp-prune criterion=lamp budget=0.9``
+- All baselines at the sparsities of a sweep: ``mmp-prune -m match=results/sweeps/sweep``
+- A dense model: ``mmp-train model=cnn data=digits``
 
-Torch takes seconds to import, so a job imports it after the command line has been checked.
+In a checkout, ``python prune.py`` and ``python train.py`` are the same commands.
+
+Importing torch takes seconds, so a job imports it only after the command line has been checked.
 """
 
 from __future__ import annotations
@@ -29,27 +32,27 @@ from mmp.config.registration import register
 from mmp.runs.lifecycle import attempt
 
 log = logging.getLogger(__name__)
-register()  # here, because worker processes of a launcher import this module, too
+register()  # at import, because worker processes of a launcher import this module, too
 
 
 def prune() -> None:
-    """Run ``mmp-prune``: one pruned model, or with ``-m`` a grid of them."""
+    """Run ``mmp-prune``: prune one model or, with ``-m``, run a sweep."""
     command(_prune)
 
 
 def train() -> None:
-    """Run ``mmp-train``: one dense model."""
+    """Run ``mmp-train``: train one dense model."""
     command(_train)
 
 
 def _prune() -> None:
-    sys.argv[1:] = with_axes(sys.argv[1:])  # a multirun that matches a sweep gets its axes
+    sys.argv[1:] = with_axes(sys.argv[1:])  # a multirun with match=... gets the axes of the matched sweep
     prune_task()
 
 
 @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="prune")
 def prune_task(cfg: DictConfig) -> dict[str, Any]:
-    """Run one pruning job. In a multirun a failed job leaves its status and lets the others go on."""
+    """Run one pruning job. In a multirun, a job that fails returns its status, and the sweep goes on."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return run_job(cfg)
     try:
@@ -68,10 +71,10 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
 
 @functools.cache
 def _prune_module() -> ModuleType:
-    """Import what runs a job, and exempt all that is imported from garbage collection, once."""
+    """Import the module that runs jobs, once, and exempt all imported objects from garbage collection."""
     import mmp.runs.prune
 
-    gc.freeze()  # the collector would look through these objects again and again
+    gc.freeze()  # otherwise every collection would scan these objects
     return mmp.runs.prune
 
 
