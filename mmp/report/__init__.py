@@ -1,1 +1,1 @@
-"""From a folder of runs to what to ship: results, verdicts, tables, pictures and a page."""
+"""Reports: from a folder of runs to the model to ship, as findings, tables, pictures and a page."""

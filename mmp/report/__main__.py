@@ -1,6 +1,6 @@
-"""Reports: a folder of runs -> what to ship, told in ten lines, on a page, in tables and a picture.
+"""``python -m mmp.report``: which pruned model of a sweep to ship, as ten lines, a page, tables and a picture.
 
-``python -m mmp.report SWEEP_FOLDER`` reads every ``result.json`` below the folder and writes ``report/`` into it;
+``python -m mmp.report SWEEP_FOLDER`` reads every ``result.json`` below the folder and writes ``report/`` into it.
 ``python -m mmp.report A B`` compares two sweeps. The result files are the only source.
 """
 
@@ -19,22 +19,23 @@ from mmp.report.write import write_comparison, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print and write the report of a sweep folder, or the comparison of two.
+    """Write and print the report of a sweep, or the comparison of two sweeps.
+
+    Args:
+        arguments: The command line; None for that of the process.
 
     Returns:
-        Exit code: 0 if every run is completed, 1 if one failed or nothing could be read.
+        The exit code: 1 if a run failed or there is an error, else 0.
     """
     parser = argparse.ArgumentParser(
         prog="python -m mmp.report", description="Write the report of a sweep, or compare two sweeps."
     )
-    parser.add_argument("folder", type=Path, help="folder that holds the runs of a sweep")
-    parser.add_argument(
-        "other", type=Path, nargs="?", help="folder of a second sweep, which is compared with the first"
-    )
-    parser.add_argument("--tables", action="store_true", help="show every configuration in the terminal")
+    parser.add_argument("folder", type=Path, help="folder of a sweep")
+    parser.add_argument("other", type=Path, nargs="?", help="folder of a second sweep, to compare with the first")
+    parser.add_argument("--tables", action="store_true", help="print the tables of all configurations, too")
     options = parser.parse_args(arguments)
     if options.other is not None and options.tables:
-        parser.error("--tables is for one sweep; the comparison of two is a table already")
+        parser.error("--tables applies to one sweep; the comparison of two sweeps always prints its table")
     reports: Sequence[Report]
     try:
         if options.other is None:

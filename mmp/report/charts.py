@@ -1,4 +1,4 @@
-"""The picture of a report: accuracy against sparsity, as PNG; and the colours of signals."""
+"""The picture of a report, accuracy against sparsity as PNG, and the colours of signals in all charts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from mmp.files import write_atomically
 from mmp.report.groups import Configuration, Group
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; the paper's signals always look the same.
+# The palette of Okabe and Ito, which is safe for colour-blind readers. The paper's signals have fixed colours.
 _COLOURS = {"magnitude": "#0072B2", "gradient": "#D55E00", "product": "#009E73"}
 _OTHERS = (
     "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F", "#6A3D9A", "#B15928", "#F0E442", "#1B4F72", "#B2DF8A",
     "#FB9A99", "#000000",
 )  # fmt: skip
-_MOST_NAMES = 14  # that a panel has room for
+_MOST_NAMES = 14  # labels that fit into a panel
 _PANELS = (
-    ("validation", "validation accuracy: where the choice is made"),
-    ("test", "test accuracy: what the choice is worth"),
+    ("validation", "validation accuracy: used to choose"),
+    ("test", "test accuracy: only reported"),
 )
 
 
 def colours_of(groups: Iterable[Group]) -> dict[str, str]:
-    """Return one colour per signal, the same in every chart."""
+    """Return the colour of each signal, the same in all charts."""
     signals = sorted({run.signal for group in groups for run in group.runs})
     others = [signal for signal in signals if signal not in _COLOURS]
     extra = {signal: _OTHERS[i % len(_OTHERS)] for i, signal in enumerate(others)}
@@ -32,7 +32,7 @@ def colours_of(groups: Iterable[Group]) -> dict[str, str]:
 
 
 def front_of(group: Group) -> list[tuple[float, float, str]]:
-    """Return the efficient points of a group on validation: sparsity, accuracy, names of all that lie there."""
+    """Return the Pareto-efficient points of a group: sparsity, validation accuracy, and the strategies there."""
     names: dict[tuple[float, float], list[str]] = {}
     for one in group.configurations:
         if one.efficient:
@@ -42,11 +42,11 @@ def front_of(group: Group) -> list[tuple[float, float, str]]:
 
 
 def draw_picture(groups: Sequence[Group], path: Path) -> None:
-    """Draw validation and test accuracy against sparsity, means and standard deviations over seeds, a row per group.
+    """Draw validation and test accuracy against sparsity: means and standard deviations over seeds, a row per group.
 
     Args:
         groups: Completed runs by model and data set.
-        path: Where the PNG goes.
+        path: The PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -107,7 +107,7 @@ def _coordinates(configurations: Iterable[Configuration], split: str) -> tuple[l
 
 
 def _label(axis: Any, front: Sequence[tuple[float, float, str]]) -> None:
-    """Name efficient points below the panel's points, spread so that names do not run into each other."""
+    """Write the names of efficient points below all points, with enough room between two names."""
     if len(front) > _MOST_NAMES:
         return
     low, high = axis.get_ylim()

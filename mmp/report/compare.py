@@ -1,4 +1,4 @@
-"""Comparisons of two sweeps: each configuration of one against the same of the other, paired by seed."""
+"""Comparisons of two sweeps: each configuration of one against the same configuration of the other, paired by seed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from dataclasses import dataclass
 
 from mmp.report.groups import Group
 from mmp.report.results import SETTINGS, Run
-from mmp.report.verdict import difference, outcome, paired
+from mmp.report.summary import counted
+from mmp.report.verdict import difference, outcome, paired_interval
 
-_EQUAL = 1e-3  # sparsities that differ by less are compared
+_EQUAL = 1e-3  # sparsities that differ by less count as equal
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One configuration in two sweeps, A and B. Sparsities are fractions; ``better`` and ``noise`` are in points.
+    """One configuration in two sweeps, A and B. ``better`` and ``noise`` are in points of test accuracy.
 
     Attributes:
-        name: Of the configuration.
-        pairs: Its runs in A and B, one pair per seed.
-        better: By how much less B loses of test accuracy than A, mean over seeds.
+        name: The configuration's name.
+        pairs: Its runs in A and in B, one pair per seed.
+        better: Drop in A minus drop in B, mean over seeds.
         noise: Half the 95 % confidence interval of ``better``.
     """
 
@@ -32,25 +33,25 @@ class Comparison:
 
     @property
     def obstacle(self) -> str:
-        """Why there is no verdict; "" if there is one."""
+        """Why the two cannot be compared; empty if they can."""
         if any(a.dense_test != b.dense_test for a, b in self.pairs):
-            return "other dense model"
-        return "not equally sparse" if any(abs(a.sparsity - b.sparsity) >= _EQUAL for a, b in self.pairs) else ""
+            return "different dense models"
+        return "different sparsities" if any(abs(a.sparsity - b.sparsity) >= _EQUAL for a, b in self.pairs) else ""
 
     @property
     def words(self) -> str:
-        """Which sweep's loses less, if the difference is more than noise; or why that is not to be said."""
-        return self.obstacle or outcome(self.better, self.noise, "B loses less", "A loses less")
+        """Which sweep is better, that the difference is within the noise, or why the two cannot be compared."""
+        return self.obstacle or outcome(self.better, self.noise, "B better", "A better")
 
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """Two sweeps' runs of one model on one data set.
+    """The runs of two sweeps with one model on one data set.
 
     Attributes:
         title: Model and data set.
-        comparisons: Configurations that both have, by rising sparsity in A.
-        left_out: Configurations or runs without a counterpart, and why.
+        comparisons: The configurations in both sweeps, by rising sparsity in A.
+        left_out: Sentences that name configurations which are not compared, and why.
     """
 
     title: str
@@ -58,34 +59,35 @@ class GroupComparison:
     left_out: tuple[str, ...]
 
     def summary(self) -> list[str]:
-        """Return what was found, in words."""
-        lines = [f"{self.title}: {len(self.comparisons)} configurations are in both sweeps, paired by seed and data."]
+        """Return the findings, as lines of text."""
+        both = counted(len(self.comparisons), "configuration")
+        lines = [f"{self.title}: {both} in both sweeps, paired by seed and data."]
         fair = [comparison for comparison in self.comparisons if not comparison.obstacle]
         if fair:
             count = Counter(comparison.words for comparison in fair)
-            counted = (f"{words} in {count[words]}" for words in ("B loses less", "A loses less"))
-            lines.append(f"Of test accuracy {', '.join(counted)}, {count['within the noise']} within the noise.")
+            better = f"B is better in {count['B better']}, A in {count['A better']}"
+            lines.append(f"On test accuracy, {better}; {count['within the noise']} are within the noise.")
             lines.append(_overall(fair))
         unfair = defaultdict(list)
         for comparison in self.comparisons:
             if comparison.obstacle:
                 unfair[comparison.obstacle].append(comparison.name)
-        lines += [f"No verdict, {words}: {_some(names)}." for words, names in sorted(unfair.items())]
+        lines += [f"Not compared because of {words}: {_some(names)}." for words, names in sorted(unfair.items())]
         return [*lines, *self.left_out]
 
 
 def compare(a: Sequence[Group], b: Sequence[Group]) -> list[GroupComparison]:
-    """Compare two sweeps, model by model.
+    """Compare two sweeps, for each model and data set.
 
-    Configurations match by their names; settings count where they vary within a sweep, so that two sweeps which differ
-    in a setting throughout are compared for it.
+    Configurations are matched by name. A setting is part of the name only if it varies within a sweep; so two sweeps
+    that differ in one setting throughout can be compared.
 
     Args:
-        a: Groups of the first sweep.
-        b: Groups of the second.
+        a: Groups of the reference.
+        b: Groups of the other sweep.
 
     Returns:
-        A comparison for each model and data set of either; one that only one sweep has compares nothing and says so.
+        A comparison for each model and data set of either sweep; without configurations if only one sweep has it.
     """
     ours, theirs = ({group.title: group for group in groups} for groups in (a, b))
     found = [_compare(ours[title], theirs[title]) for title in ours if title in theirs]
@@ -100,13 +102,13 @@ def _compare(a: Group, b: Group) -> GroupComparison:
     found, left_out = [], []
     for name in sorted(ours.keys() & theirs.keys()):
         if ambiguous := [sweep for sweep, runs in (("A", ours[name]), ("B", theirs[name])) if _repeated(runs)]:
-            left_out.append(f"{name}: several runs of one seed in {' and '.join(ambiguous)}; not compared.")
+            left_out.append(f"Not compared: {name} has several runs per seed in {' and '.join(ambiguous)}.")
             continue
         by_seed = {run.seed: run for run in theirs[name]}
         pairs = tuple((run, by_seed[run.seed]) for run in ours[name] if run.seed in by_seed)
         same_data = tuple(pair for pair in pairs if pair[0].data_fingerprint == pair[1].data_fingerprint)
         if not same_data:
-            left_out.append(f"{name}: {'other images' if pairs else 'no seed in common'}; not compared.")
+            left_out.append(f"Not compared: {name} has {'different images' if pairs else 'no common seed'}.")
             continue
         found.append(Comparison(name, same_data, *difference([(b, a) for a, b in same_data])))
     for sweep, only in (("A", ours.keys() - theirs.keys()), ("B", theirs.keys() - ours.keys())):
@@ -117,7 +119,7 @@ def _compare(a: Group, b: Group) -> GroupComparison:
 
 
 def _overall(comparisons: Sequence[Comparison]) -> str:
-    """Return the mean over configurations that have all seeds, so that seeds differ in nothing else."""
+    """Return the mean over the configurations that have all seeds, so that seeds differ in nothing else."""
     most = max(len(comparison.pairs) for comparison in comparisons)
     complete = [comparison for comparison in comparisons if len(comparison.pairs) == most]
     by_seed = defaultdict(list)
@@ -125,11 +127,11 @@ def _overall(comparisons: Sequence[Comparison]) -> str:
         for a, b in comparison.pairs:
             by_seed[a.seed].append(a.drop - b.drop)
     means = [statistics.fmean(differences) for differences in by_seed.values()]
-    told = f"Over {'all' if len(complete) == len(comparisons) else f'the {len(complete)} with all seeds'}"
+    scope = "all configurations" if len(complete) == len(comparisons) else f"the {len(complete)} with all seeds"
     if len(means) == 1:
-        return f"{told}, B loses {means[0]:+.2f} points less than A (one seed: no interval)."
-    better, noise = paired(means)
-    return f"{told}, B loses {better:+.2f} ± {noise:.2f} points less than A ({len(means)} seeds)."
+        return f"Mean over {scope}: B is better by {means[0]:+.2f} points (one seed: no interval)."
+    better, noise = paired_interval(means)
+    return f"Mean over {scope}: B is better by {better:+.2f} ± {noise:.2f} points ({len(means)} seeds)."
 
 
 def _by_name(group: Group, settings: Sequence[str]) -> dict[str, list[Run]]:

@@ -1,6 +1,7 @@
-"""Which runs of a sweep: ``pareto``, or comparisons of a few documented fields; nothing of it is ever evaluated.
+"""Conditions that select runs of a sweep: ``pareto``, or comparisons of documented fields such as ``drop<0.5``.
 
-Everything that can be chosen by is known before test data are: accuracies are those of the validation split.
+A condition is parsed and never evaluated as code. Accuracies are those on the validation split, because the test split
+must not select anything.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from mmp.errors import MmpError, nearest
 from mmp.pruning.patterns import UNSTRUCTURED
@@ -17,24 +18,24 @@ from mmp.report.results import Run
 
 PARETO, ALL = "pareto", "all"
 FIELDS: dict[str, tuple[str, Callable[[Run], float | str]]] = {
-    "sparsity": ("pruned weights over prunable ones, in [0, 1]", lambda run: run.sparsity),
+    "sparsity": ("pruned weights over prunable weights, in [0, 1]", lambda run: run.sparsity),
     "sparsity_all": ("pruned weights over all parameters, in [0, 1]", lambda run: run.sparsity_all),
-    "size_mb": ("megabytes of kept weights and masks", lambda run: run.megabytes),
+    "size_mb": ("size of kept weights and masks, in MB", lambda run: run.megabytes),
     "accuracy": ("validation accuracy, in [0, 1]", lambda run: run.validation),
     "drop": (
-        "points of validation accuracy lost against the dense model",
+        "validation accuracy lost against the dense model, in points",
         lambda run: 100 * (run.dense_validation - run.validation),
     ),
-    "model": ("name", lambda run: run.model),
-    "data": ("name", lambda run: run.data),
-    "signal": ("name, or that of the criterion of a baseline", lambda run: run.signal),
-    "strategy": ("name", lambda run: run.strategy),
-    "pattern": ("none, 2:4, 4x1, ...", lambda run: run.pattern or str(UNSTRUCTURED)),
-    "ranges": ("name", lambda run: run.ranges),
-    "schedule": ("name", lambda run: run.schedule),
-    "reconstruct": ("name", lambda run: run.reconstruct),
-    "finetune": ("name", lambda run: run.finetune),
-    "seed": ("number", lambda run: run.seed),
+    "model": ("name of the model", lambda run: run.model),
+    "data": ("name of the data set", lambda run: run.data),
+    "signal": ("name of the signal; of a baseline, its criterion", lambda run: run.signal),
+    "strategy": ("name of the strategy", lambda run: run.strategy),
+    "pattern": ("mask pattern: none, 2:4, 4x1, ...", lambda run: run.pattern or str(UNSTRUCTURED)),
+    "ranges": ("name of the range table", lambda run: run.ranges),
+    "schedule": ("name of the schedule", lambda run: run.schedule),
+    "reconstruct": ("name of the reconstruction", lambda run: run.reconstruct),
+    "finetune": ("name of the fine-tuning recipe", lambda run: run.finetune),
+    "seed": ("seed, a number", lambda run: run.seed),
 }
 _COMPARE: dict[str, Callable[[float | str, float | str], bool]] = {
     "<": operator.lt,
@@ -52,37 +53,38 @@ def select(runs: Iterable[Run], conditions: str) -> list[Run]:
 
     Args:
         runs: Runs of a sweep.
-        conditions: Separated by commas: ``all``, ``pareto`` (efficient among all runs, on validation data), or a field
-            of `FIELDS`, one of ``< <= > >= = !=``, and a value. ``pareto,drop<0.5`` for example.
+        conditions: Conditions separated by commas, such as ``pareto,drop<0.5``. Each is ``all``, ``pareto`` (efficient
+            among all runs, by validation accuracy), or a field of `FIELDS`, one of ``< <= > >= = !=`` and a value.
 
     Raises:
-        MmpError: if a condition is not of this form, with the nearest field, or no run meets all of them.
+        MmpError: if a condition is malformed, no run is completed, or no run meets all conditions.
     """
     groups = groups_of(runs)
     chosen = [run for group in groups for run in group.runs]
     if not chosen:
-        raise MmpError(f"select={conditions}: none of these runs is completed")
+        raise MmpError(f"select={conditions}: the sweep has no completed run")
     efficient = {run.folder for group in groups for one in group.configurations if one.efficient for run in one.runs}
     for condition in conditions.split(","):
         if condition.strip() == PARETO:
             chosen = [run for run in chosen if run.folder in efficient]
         elif condition.strip() != ALL:
             try:
-                meets = _read(condition.strip())
+                meets = _parse(condition.strip())
             except MmpError as error:
                 raise MmpError(f"select={conditions}: {error}") from None
             chosen = [run for run in chosen if meets(run)]
     if not chosen:
-        raise MmpError(f"select={conditions}: no run is like that; python -m mmp.report FOLDER --tables shows them")
+        raise MmpError(f"select={conditions}: no run meets this; python -m mmp.report FOLDER --tables lists all runs")
     return chosen
 
 
-def _read(condition: str) -> Callable[[Run], bool]:
+def _parse(condition: str) -> Callable[[Run], bool]:
+    """Return the function that a condition describes."""
     match = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(\S+)", condition)
     if match is None:
         word = re.match(r"\w*", condition)
-        told = nearest(word.group() if word else "", [PARETO, ALL, *FIELDS])
-        raise MmpError(f"{condition!r} must be {PARETO}, {ALL}, or a comparison such as drop<0.5; {told}")
+        hint = nearest(word.group() if word else "", [PARETO, ALL, *FIELDS])
+        raise MmpError(f"{condition!r} must be {PARETO}, {ALL}, or a comparison such as drop<0.5; {hint}")
     field, sign, text = match.groups()
     if field not in FIELDS:
         raise MmpError(f"no such field {field!r}; {nearest(field, FIELDS)}")
@@ -91,9 +93,9 @@ def _read(condition: str) -> Callable[[Run], bool]:
     if not isinstance(value(Run("", "")), str):
         wanted = _number(text)
         if math.isnan(wanted):
-            raise MmpError(f"{field} is a number, {text!r} is not")
+            raise MmpError(f"{field} must be compared with a number, not with {text!r}")
     elif sign not in ("=", "==", "!="):
-        raise MmpError(f"{field} is a name; compare it with = or !=")
+        raise MmpError(f"{field} is a name and must be compared with = or !=")
     return lambda run: _COMPARE[sign](value(run), wanted)
 
 
@@ -105,6 +107,5 @@ def _number(text: str) -> float:
 
 
 def conditions_help(indent: str = "  ") -> str:
-    """Return what can be chosen by, a field a line."""
-    rows: Sequence[tuple[str, str]] = [(name, told) for name, (told, _) in FIELDS.items()]
-    return "\n".join(f"{indent}{name:<14}{told}" for name, told in rows)
+    """Return the fields that can be compared, one per line, for the help of a command."""
+    return "\n".join(f"{indent}{name:<14}{meaning}" for name, (meaning, _) in FIELDS.items())

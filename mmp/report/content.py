@@ -1,4 +1,4 @@
-"""What a report says: the runs of a folder by model and data set."""
+"""What a report contains: the runs of a folder, grouped by model and data set."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Report:
     Attributes:
         folder: The sweep's folder.
         groups: Completed runs by model and data set.
-        failed: Runs that failed, or whose result cannot be read.
-        unfinished: Runs that began and have not ended.
+        failed: Runs that failed or whose result cannot be read.
+        unfinished: Runs that have started and not ended.
     """
 
     folder: Path
@@ -29,21 +29,27 @@ class Report:
 
     @cached_property
     def summaries(self) -> list[list[str]]:
-        """What was found in each group, in words."""
+        """The findings about each group, as lines of text."""
         return [summary_of(group) for group in self.groups]
 
     @property
     def counts(self) -> str:
-        """How many runs ended how."""
+        """The number of completed, failed and unfinished runs."""
         done = sum(len(group.runs) for group in self.groups)
         return f"{done} completed, {len(self.failed)} failed, {len(self.unfinished)} unfinished"
 
+    @property
+    def without_result(self) -> dict[str, list[Run]]:
+        """Runs without a result, as ``Failed`` and ``Unfinished``; a kind without runs is left out."""
+        kinds = {"Failed": self.failed, "Unfinished": self.unfinished}
+        return {kind: runs for kind, runs in kinds.items() if runs}
+
 
 def build_report(folder: Path) -> Report:
-    """Read a folder and group its runs by model and data set.
+    """Read the runs of a folder and group them by model and data set.
 
     Raises:
-        MmpError: if the folder is missing or holds no result.
+        MmpError: if the folder is missing or contains no result.
     """
     runs = load_runs(folder)
     return Report(

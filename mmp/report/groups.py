@@ -1,6 +1,6 @@
-"""Configurations: the runs of a folder by model and data set, then by what they differ in besides the seed.
+"""Groups and configurations: runs by model and data set, then by all settings except the seed.
 
-Efficient configurations are chosen on validation accuracy; test accuracy is shown and never chosen by.
+Pareto-efficient configurations are chosen by validation accuracy. Test accuracy is reported and never used to choose.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from mmp.config.matching import key_of
 from mmp.report.results import SETTINGS, Run
 
-# Overrides that say nothing about a configuration's settings, or are in its name anyway.
+# Overrides that a configuration's name contains anyway, or that do not change its result.
 _NAMED = {"model", "data", "signal", "strategy", "criterion", "seed", "match", "sweep", "force", *SETTINGS}
 _INCIDENTAL = ("paths", "logger", "hydra", "debug")
-_MOST_TWINS = 8  # that are named
+_MOST_TWINS = 8  # names in a list
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Configuration:
 
     Attributes:
         runs: Completed runs by rising seed.
-        other: What tells it from configurations of the same name and `SETTINGS`: overrides, or a hash of all settings.
-        varied: Those of `SETTINGS` that vary in its group.
-        efficient: Whether no other configuration of its group with as many seeds is at least as sparse and loses as
-            little on validation, and is better in one of the two.
-        twins: Names of other configurations that gave the very same masks, for every seed.
+        other: Overrides, or a hash of all settings, that distinguish it from configurations with the same name and the
+            same `SETTINGS`.
+        varied: The `SETTINGS` that vary within its group.
+        efficient: Whether it is Pareto-efficient among the configurations of its group with the most seeds: no other
+            has at least its sparsity and at most its validation drop, and is better in one of the two.
+        twins: Names of other configurations with identical masks for every seed.
     """
 
     runs: tuple[Run, ...]
@@ -40,32 +41,32 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Signal and strategy, or criterion and budget; and whatever else tells it from others of its group."""
+        """Signal and strategy (of a baseline, see :class:`Run`), then the settings that vary within its group."""
         settings = (f"{what}={value}" for what in self.varied if (value := getattr(self.runs[0], what)))
         return " ".join(filter(None, (self.runs[0].configuration, *settings, self.other)))
 
     @property
     def named_twins(self) -> list[str]:
-        """The names of the first few twins, and how many more there are: a list that does not grow with the sweep."""
+        """The names of at most eight twins, then the number of the remaining ones."""
         more = len(self.twins) - _MOST_TWINS
         return [*self.twins[:_MOST_TWINS], *([f"and {more} more"] if more > 0 else [])]
 
     @property
     def seeds(self) -> int:
-        """Number of seeds."""
+        """The number of seeds."""
         return len({run.seed for run in self.runs})
 
     def mean(self, what: str) -> float:
-        """Return the mean over seeds of an attribute of its runs."""
+        """Return the mean over seeds of an attribute of the runs."""
         return statistics.fmean(getattr(run, what) for run in self.runs)
 
     def spread(self, what: str = "drop") -> float | None:
-        """Return the standard deviation over seeds of an attribute of its runs; None for a single run."""
+        """Return the standard deviation over seeds of an attribute of the runs; None for a single run."""
         return statistics.stdev(getattr(run, what) for run in self.runs) if len(self.runs) > 1 else None
 
     @property
     def validation_drop(self) -> float:
-        """Points of validation accuracy lost against the dense model of the same seed, mean over seeds."""
+        """Validation accuracy lost against the dense model of the same seed, in points, mean over seeds."""
         return 100 * statistics.fmean(run.dense_validation - run.validation for run in self.runs)
 
 
@@ -77,7 +78,7 @@ class Group:
         model: Name of the model.
         data: Name of the data set.
         runs: Completed runs.
-        configurations: The same, by configuration, by rising sparsity.
+        configurations: The same runs by configuration, sorted by sparsity.
         seeds: Number of seeds.
     """
 
@@ -97,7 +98,7 @@ class Group:
         found = [
             Configuration(tuple(sorted(runs, key=lambda run: run.seed)), other, varied)
             for namesakes in by_name.values()
-            for runs, other in zip(namesakes.values(), _told_apart(list(namesakes.values())), strict=True)
+            for runs, other in zip(namesakes.values(), _distinctions(list(namesakes.values())), strict=True)
         ]
         found.sort(key=lambda one: (one.mean("sparsity"), one.name))
         self.configurations = [
@@ -111,27 +112,27 @@ class Group:
         return f"{self.model} on {self.data}"
 
     def dense(self, split: str) -> list[float]:
-        """Return the dense models' accuracies on ``validation`` or ``test``, one per seed, as fractions."""
+        """Return the accuracies of the dense models on ``validation`` or ``test``, one per seed, as fractions."""
         return list({run.seed: getattr(run, f"dense_{split}") for run in self.runs}.values())
 
     def noise(self, split: str) -> float:
-        """Return the binomial standard error sqrt(p (1 - p) / n) of one dense model's accuracy, a fraction."""
+        """Return the binomial standard error sqrt(p (1 - p) / n) of a dense model's accuracy, as a fraction."""
         p, n = statistics.fmean(self.dense(split)), getattr(self.runs[0], f"{split}_samples")
         return (p * (1 - p) / n) ** 0.5 if n else 0.0
 
     def spreads(self) -> list[float]:
-        """Return each configuration's standard deviation of the drop over seeds, in points, by rising value."""
+        """Return the standard deviation over seeds of each configuration's drop, in points, sorted."""
         return sorted(spread for one in self.configurations if (spread := one.spread()) is not None)
 
     def repeats(self) -> list[float]:
-        """Return how far apart, in points of test accuracy, runs lie that had the same masks, seed and training."""
+        """Return the range of test accuracy, in points, of each set of runs with the same masks, seed and training."""
         same = defaultdict(list)
         for run in self.runs:
             same[run.masks_hash, run.seed, run.protocol].append(100 * run.test)
         return [max(accuracies) - min(accuracies) for accuracies in same.values() if len(accuracies) > 1]
 
     def varies(self, what: str) -> bool:
-        """Return whether an attribute differs between runs."""
+        """Return whether an attribute varies between the runs."""
         return len({getattr(run, what) for run in self.runs}) > 1
 
 
@@ -145,13 +146,16 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Return for each point whether it is efficient: none is at least as high in both and higher in one.
+    """Return for each point whether it is Pareto-efficient: no other has at least its coordinates and one larger.
 
     Equal points are efficient together. Takes O(n log n).
+
+    Args:
+        points: Two coordinates each; both are better when larger.
     """
     order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
     efficient = [False] * len(points)
-    best = (float("-inf"), float("-inf"))  # (y, x) of the highest y so far, which came with the highest x
+    best = (float("-inf"), float("-inf"))  # the largest y so far, and the x of its point
     for i in order:
         x, y = points[i]
         if y > best[0] or (y, x) == best:
@@ -160,7 +164,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def _efficient(configurations: Sequence[Configuration]) -> list[bool]:
-    """Mark the efficient among those with the most seeds; rounding makes equal what differs by the order of sums."""
+    """Mark the Pareto-efficient ones among those with the most seeds; rounded, because sums depend on their order."""
     most = max((one.seeds for one in configurations), default=0)
     complete = [one for one in configurations if one.seeds == most]
     points = [(round(one.mean("sparsity"), 7), -round(one.validation_drop / 100, 7)) for one in complete]
@@ -168,17 +172,20 @@ def _efficient(configurations: Sequence[Configuration]) -> list[bool]:
     return [id(one) in chosen for one in configurations]
 
 
-def _told_apart(namesakes: Sequence[Sequence[Run]]) -> list[str]:
-    """Return what tells configurations of one name apart: overrides that not all of them have; "" for a single one."""
-    overrides = [{o for o in runs[0].overrides if _counts(o)} for runs in namesakes]
+def _distinctions(namesakes: Sequence[Sequence[Run]]) -> list[str]:
+    """Return for each configuration of one name the overrides that not all of them have.
+
+    Where these do not distinguish them, a part of the hash of all settings is appended.
+    """
+    overrides = [{override for override in runs[0].overrides if _distinguishes(override)} for runs in namesakes]
     common = set.intersection(*overrides)
-    told = [" ".join(sorted(own - common)) for own in overrides]
-    if len(set(told)) == len(told):
-        return told
-    return [" ".join(filter(None, (words, runs[0].settings[:6]))) for words, runs in zip(told, namesakes, strict=True)]
+    words = [" ".join(sorted(own - common)) for own in overrides]
+    if len(set(words)) == len(words):
+        return words
+    return [" ".join(filter(None, (own, runs[0].settings[:6]))) for own, runs in zip(words, namesakes, strict=True)]
 
 
-def _counts(override: str) -> bool:
+def _distinguishes(override: str) -> bool:
     key = key_of(override)
     return key not in _NAMED and key.partition(".")[0] not in _INCIDENTAL
 

@@ -1,7 +1,7 @@
-"""The page of a report: one self-contained HTML file that needs no network, and works with 1,000 configurations.
+"""The page of a report: one self-contained HTML file that needs no network and works with 1,000 configurations.
 
-Python writes the data and what can be read without JavaScript; the scripts in ``assets/`` draw. Text from
-result files goes into the page as JSON or escaped, never as markup.
+Python writes the data, and the text that is readable without JavaScript. The scripts in ``assets/`` draw the charts and
+the tables. Text from result files is inserted as JSON or escaped, never as markup.
 """
 
 from __future__ import annotations
@@ -15,55 +15,55 @@ import statistics
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmp.config.identity import digest
 from mmp.report.charts import colours_of
 from mmp.report.compare import GroupComparison
+from mmp.report.content import Report
 from mmp.report.groups import Configuration, Group
 from mmp.report.results import SETTINGS, Run
 from mmp.report.tables import Table, comparison_table, verdicts_table
 
-if TYPE_CHECKING:
-    from mmp.report.content import Report
-
-
-_SCRIPTS = ("charts.js", "tables.js", "detail.js", "page.js")  # the last begins
+_SCRIPTS = ("charts.js", "tables.js", "detail.js", "page.js")  # in this order: page.js uses all others
 _CURVE = ("epoch", "train/loss", "val/loss", "val/accuracy", "sparsity")
+_RUN_VALUES = (
+    "seed", "folder", "sparsity", "sparsity_all", "megabytes", "dense_megabytes", "validation", "test", "pruned_test",
+    "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs", "choice", "seconds",
+)  # fmt: skip
 
 
 def page_of(report: Report) -> str:
     """Return the page of one sweep."""
     groups = [
-        _group([(report, group, "")], summary, [table] if (table := verdicts_table(group)).rows else [])
+        _group([(report, group, "")], summary, verdicts_table(group))
         for group, summary in zip(report.groups, report.summaries, strict=True)
     ]
-    return _page(f"Sweep {report.folder.name}", f"{report.counts}.", groups, [(report, "")])
+    return _page(f"Sweep {report.folder.name}", f"Runs: {report.counts}.", groups, [(report, "")])
 
 
 def comparison_page(a: Report, b: Report, compared: Sequence[GroupComparison]) -> str:
-    """Return the page of two sweeps: their configurations in the same charts, and each against its counterpart.
+    """Return the page of two sweeps: the configurations of both in the same charts, and the table that compares them.
 
     Args:
-        a: The sweep that is the reference.
-        b: The other.
-        compared: What models and data sets they have in common.
+        a: The reference.
+        b: The other sweep.
+        compared: The comparison of each model and data set.
     """
     groups = []
     for comparison in compared:
-        pairs = [
+        sweeps = [
             (report, group, name)
             for report, name in ((a, "A"), (b, "B"))
             for group in report.groups
             if group.title == comparison.title
         ]
-        tables = [table] if (table := comparison_table(comparison)).rows else []
-        groups.append(_group(pairs, comparison.summary(), tables))
-    told = f"A: {a.folder} ({a.counts}). B: {b.folder} ({b.counts})."
-    return _page(f"{a.folder.name} and {b.folder.name}", told, groups, [(a, "A"), (b, "B")])
+        groups.append(_group(sweeps, comparison.summary(), comparison_table(comparison)))
+    subtitle = f"A: {a.folder} (runs: {a.counts}). B: {b.folder} (runs: {b.counts})."
+    return _page(f"{a.folder.name} and {b.folder.name}", subtitle, groups, [(a, "in A"), (b, "in B")])
 
 
-def _page(title: str, told: str, groups: Sequence[dict[str, Any]], reports: Sequence[tuple[Report, str]]) -> str:
+def _page(title: str, subtitle: str, groups: Sequence[dict[str, Any]], reports: Sequence[tuple[Report, str]]) -> str:
     from plotly.offline import get_plotlyjs
 
     data = {
@@ -73,9 +73,9 @@ def _page(title: str, told: str, groups: Sequence[dict[str, Any]], reports: Sequ
     }
     parts = {
         "title": html.escape(title),
-        "counts": html.escape(told),
+        "subtitle": html.escape(subtitle),
         "summary": "".join(_section(group["title"], group["summary"]) for group in groups),
-        "ended": "".join(_ended(report, sweep) for report, sweep in reports),
+        "without_result": "".join(_without_result(report, where) for report, where in reports),
         "style": _asset("page.css"),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         "script": "\n".join(map(_asset, _SCRIPTS)),
@@ -93,18 +93,25 @@ def _section(title: str, lines: Iterable[str]) -> str:
     return f"<section class='summary'><h2>{html.escape(title)}</h2><ul>{items}</ul></section>"
 
 
-def _ended(report: Report, sweep: str) -> str:
-    found = []
-    for title, runs in (("Failed", report.failed), ("Unfinished", report.unfinished)):
-        if runs:
-            items = "".join(f"<li><b>{html.escape(r.folder)}</b> {html.escape(r.reason)}</li>" for r in runs)
-            found.append(f"<section class='ended'><h2>{title} {sweep}</h2><ul>{items}</ul></section>")
-    return "".join(found)
+def _without_result(report: Report, where: str) -> str:
+    sections = []
+    for kind, runs in report.without_result.items():
+        items = "".join(f"<li><b>{html.escape(run.folder)}</b> {html.escape(run.reason)}</li>" for run in runs)
+        sections.append(f"<section class='ended'><h2>{kind} {where}</h2><ul>{items}</ul></section>")
+    return "".join(sections)
 
 
-def _group(
-    sweeps: Sequence[tuple[Report, Group, str]], summary: Sequence[str], tables: Sequence[Table]
-) -> dict[str, Any]:
+# --- the data of the scripts
+
+
+def _group(sweeps: Sequence[tuple[Report, Group, str]], summary: Sequence[str], table: Table) -> dict[str, Any]:
+    """Return the data of one model on one data set.
+
+    Args:
+        sweeps: Report, group and name of each sweep.
+        summary: The findings.
+        table: A table to show below the configurations, if it has rows.
+    """
     group = sweeps[0][1]
     ranges: dict[Any, int] = {}
     return {
@@ -124,7 +131,9 @@ def _group(
             for layers in ranges
         ],
         "tables": [
-            {"title": t.title, "headings": t.headings, "rows": t.rows, "words": sorted(t.words)} for t in tables
+            {"title": one.title, "headings": one.headings, "rows": one.rows, "words": sorted(one.words)}
+            for one in (table,)
+            if one.rows
         ],
     }
 
@@ -132,9 +141,9 @@ def _group(
 def _configuration(one: Configuration, report: Report, sweep: str, ranges: dict[Any, int]) -> dict[str, Any]:
     run = one.runs[0]
     settings = {what: getattr(run, what) for what in SETTINGS}
-    made_of = [run.model, run.data, run.configuration, *settings.values(), run.settings, sweep]
+    identity = [run.model, run.data, run.configuration, *settings.values(), run.settings, sweep]
     return {
-        "id": digest(made_of)[:12],
+        "id": digest(identity)[:12],
         "name": one.name,
         "signal": run.signal,
         "strategy": run.strategy,
@@ -143,33 +152,44 @@ def _configuration(one: Configuration, report: Report, sweep: str, ranges: dict[
         **settings,
         "other": one.other,
         "twins": one.named_twins,
-        "runs": [{**_run(run, ranges), "export": _export(report.folder / run.folder)} for run in one.runs],
+        "runs": [_run(run, report.folder, ranges) for run in one.runs],
     }
 
 
-def _run(run: Run, ranges: dict[Any, int]) -> dict[str, Any]:
+def _run(run: Run, sweep_folder: Path, ranges: dict[Any, int]) -> dict[str, Any]:
+    """Return the data of one run. Its ranges are an index, because most runs share them.
+
+    Args:
+        run: The run.
+        sweep_folder: The folder that its own is relative to.
+        ranges: The index of each list of layers with their ranges; a new list is added.
+    """
     allowed = tuple((x.name, x.role, _rounded(x.lo), _rounded(x.hi), x.total) for x in run.layers)
-    same = (
-        "seed", "folder", "sparsity", "sparsity_all", "megabytes", "dense_megabytes", "validation", "test",
-        "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs", "choice", "seconds",
-        "command",
-    )  # fmt: skip
     return {
-        **{what: _rounded(getattr(run, what)) for what in same},
-        "ranges": ranges.setdefault(allowed, len(ranges)),  # most runs share them
+        **{what: _rounded(getattr(run, what)) for what in _RUN_VALUES},
+        "command": _rerun_command(run),
+        "export": _export_command(sweep_folder / run.folder),
+        "ranges": ranges.setdefault(allowed, len(ranges)),
         "layers": [_rounded(layer.sparsity) for layer in run.layers],
         "history": [[_rounded(epoch.get(what)) for what in _CURVE] for epoch in run.history],
     }
 
 
-def _export(folder: Path) -> str:
-    """Return the command that exports a run, from where the report was made if the run lies below."""
+def _rerun_command(run: Run) -> str:
+    """Return the command that runs this configuration alone: the script of a checkout, or the installed command."""
+    program = ["python", "prune.py"] if Path("prune.py").is_file() else ["mmp-prune"]
+    return shlex.join([*program, *run.overrides])
+
+
+def _export_command(folder: Path) -> str:
+    """Return the command that exports a run; its path is relative if the run is below the working folder."""
     here = Path.cwd()
     place = folder.relative_to(here) if folder.is_relative_to(here) else folder
     return shlex.join(["python", "-m", "mmp.export", str(place), "target=onnx"])
 
 
 def _rounded(value: Any) -> Any:
+    """Return a float with nine decimals, None if it is not finite; anything else unchanged."""
     if not isinstance(value, float):
         return value
     return round(value, 9) if math.isfinite(value) else None

@@ -1,10 +1,10 @@
-"""Results: every ``result.json`` below a folder, as the report reads them. They are its only source."""
+"""Results: every ``result.json`` below a folder, as the report reads it. The report has no other source."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,18 @@ from typing import Any
 from mmp.errors import MmpError
 from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.pruning.sizes import MEGABYTE
+from mmp.report.fields import number, objects, text, texts, value_at
 from mmp.runs.store import RESULT, STATUS, RunFolder
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-REPORT = "report"  # the folder, in a sweep's, that reports go to
-_HEAD = ("model", "data", "signal", "strategy", "ranges", "schedule", "reconstruct", "finetune", "seed")
-# What may differ between the runs of a sweep besides signal and strategy; shown where it does.
+REPORT = "report"  # the folder in a sweep's folder that reports are written to
+# Settings that may differ between the runs of a sweep besides signal and strategy; shown where they do.
 SETTINGS = ("ranges", "schedule", "pattern", "reconstruct", "finetune", "budget")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """What one layer of a run was pruned to, and what it was allowed: fractions, and its number of weights."""
+    """One layer of a run: its role, allowed range [lo, hi] and sparsity as fractions, and its number of weights."""
 
     name: str
     role: str
@@ -35,11 +35,29 @@ class LayerSparsity:
 
 @dataclass(frozen=True)
 class Run:
-    """One pruned model as its ``result.json`` tells it. Accuracies and sparsities are fractions, drop is in points.
+    """One pruned model, as its ``result.json`` describes it. Accuracies and sparsities are fractions in [0, 1].
 
-    A baseline has its criterion's name as ``signal``, too, and as ``strategy`` whose sparsity it was pruned to.
-    ``protocol`` and ``settings`` are hashes: of how a run was trained, and of everything but its seed. ``history`` has
-    the metrics of each epoch under Lightning's names, ``megabytes`` what kept weights and masks need on disk.
+    Attributes:
+        folder: The run's folder, relative to the sweep's.
+        status: ``completed``, ``failed``, ``running`` or ``skipped``; only a completed run has numbers.
+        reason: Why there is no result.
+        criterion: The criterion of a baseline; empty for a run with a signal and a strategy.
+        signal: The signal; the criterion of a baseline.
+        strategy: The strategy; of a baseline, the strategy whose sparsity it was pruned to.
+        protocol: Hash of the settings of its training.
+        settings: Hash of all settings except the seed.
+        overrides: The command line's overrides.
+        megabytes: Bytes of the kept weights and the masks, in units of 10^6.
+        sparsity: Pruned weights over prunable weights.
+        sparsity_all: Pruned weights over all parameters.
+        validation: Validation accuracy after fine-tuning.
+        test: Test accuracy after fine-tuning.
+        pruned_test: Test accuracy of the masked model, before reconstruction and fine-tuning.
+        reconstructed_test: Test accuracy after reconstruction, before fine-tuning; None without reconstruction.
+        drop: Test accuracy lost against the dense model of the same run, in percentage points.
+        choice: How ``finetune=auto`` decided.
+        history: The metrics of each epoch, under Lightning's names.
+        layer_reports: What reconstruction did to each layer.
     """
 
     folder: str
@@ -83,22 +101,56 @@ class Run:
     history: tuple[dict[str, float], ...] = ()
     layer_reports: tuple[LayerReport, ...] = ()
 
-    @property
-    def configuration(self) -> str:
-        """Signal and strategy, or criterion and the strategy whose sparsity it was pruned to."""
-        return f"{self.signal}/{self.strategy}"
+    @classmethod
+    def of(cls, content: Mapping[str, Any], folder: str) -> Run:
+        """Return the completed run that a ``result.json`` describes.
+
+        Args:
+            content: What the file holds.
+            folder: The run's folder, relative to the sweep's.
+
+        Raises:
+            MmpError: naming the first key that is missing or has a value of the wrong type.
+        """
+        resolved = value_at(content, "accuracy.reconstructed.test")
+        return cls(
+            folder=folder,
+            status="completed",
+            **_settings(content),
+            parameters=number(content, "parameters"),
+            sparsity=number(content, "sparsity"),
+            sparsity_all=number(content, "sparsity_all"),
+            validation=number(content, "accuracy.finetuned.validation"),
+            test=number(content, "accuracy.finetuned.test"),
+            pruned_test=number(content, "accuracy.pruned.test"),
+            reconstructed_test=None if resolved is None else number(content, "accuracy.reconstructed.test"),
+            layer_reports=tuple(map(_layer_report, objects(content, "reconstruction.layers"))),
+            dense_validation=number(content, "accuracy.dense.validation"),
+            dense_test=number(content, "accuracy.dense.test"),
+            drop=number(content, "drop"),
+            validation_samples=number(content, "samples.validation"),
+            test_samples=number(content, "samples.test"),
+            epochs=number(content, "epochs"),
+            choice=text(content, "finetune_choice", ""),
+            seconds=number(content, "seconds.total"),
+            masks_hash=text(content, "masks_hash"),
+            megabytes=number(content, "bytes.pruned", 0) / MEGABYTE,
+            dense_megabytes=number(content, "bytes.dense", 0) / MEGABYTE,
+            layers=_layers(content),
+            history=tuple(objects(content, "history")),
+        )
 
     @property
-    def command(self) -> str:
-        """The command line that runs this configuration alone."""
-        return shlex.join(["python", "prune.py", *self.overrides])
+    def configuration(self) -> str:
+        """Signal and strategy; of a baseline, the criterion and the strategy whose sparsity it was pruned to."""
+        return f"{self.signal}/{self.strategy}"
 
 
 def load_runs(folder: Path) -> list[Run]:
-    """Read every ``result.json`` below a folder; one that cannot be read counts as a failed run.
+    """Read every ``result.json`` and ``status.json`` below a folder. A damaged file counts as a failed run.
 
     Raises:
-        MmpError: if the folder is missing or holds no result.
+        MmpError: if the folder is missing or contains no result.
     """
     if not folder.is_dir():
         raise MmpError(f"{folder}: no such folder; give the folder of a sweep, such as results/sweeps/demo")
@@ -109,46 +161,51 @@ def load_runs(folder: Path) -> list[Run]:
         if not any(part.startswith(".") or part == REPORT for part in path.relative_to(folder).parts[:-1])
     }
     if not places:
-        raise MmpError(f"{folder}: holds no result.json; has any job of this sweep begun?")
-    runs = []
-    for place in sorted(places):
-        result = _read(place / RESULT, folder) if (place / RESULT).is_file() else None
-        attempt = _read(place / STATUS, folder) if (place / STATUS).is_file() else None
-        # How the last attempt ended is news only where it left no result; a result of an earlier one counts beside it.
-        ended = attempt is None or attempt.status in ("completed", "skipped")
-        if ended and attempt is not None and not (place / RESULT).is_file():
-            attempt, ended = replace(attempt, status="failed", reason=f"{RESULT} is gone; run it again"), False
-        runs += [run for run in (result, None if ended else attempt) if run is not None]
-    return runs
+        raise MmpError(f"{folder}: contains no result.json; give the folder of a sweep whose jobs have started")
+    return [run for place in sorted(places) for run in _runs_in(place, folder)]
 
 
-def _reason(content: dict[str, Any], folder: Path) -> str:
-    """Return why a run has no result: what an attempt raised, or where it is, if its process is still alive."""
-    if error := content.get("error"):
-        return f"{error['type']}: {error['message']}"
-    process = content.get("process") or {}
-    where = f"process {process.get('pid')} on {process.get('host')}"
-    where += f", Slurm job {process['slurm']}" if process.get("slurm") else ""
-    if RunFolder(folder).alive():
-        return f"running ({where})"
-    again = "Slurm runs it again if it was requeued; else " if process.get("slurm") else ""
-    return f"interrupted ({where} is gone); {again}the same command goes on with it"
+def _runs_in(place: Path, root: Path) -> Iterator[Run]:
+    """Yield the result in a run's folder, and its last attempt if that one ended without a result."""
+    has_result = (place / RESULT).is_file()
+    if has_result and (result := _read(place / RESULT, root)):
+        yield result
+    attempt = _read(place / STATUS, root) if (place / STATUS).is_file() else None
+    if attempt is None:
+        return
+    if attempt.status not in ("completed", "skipped"):
+        yield attempt
+    elif not has_result:
+        yield replace(attempt, status="failed", reason=f"{RESULT} is missing; run the same command again")
 
 
-def _layers(content: dict[str, Any]) -> tuple[LayerSparsity, ...]:
-    """Return a run's layers; none if its file does not tell them as files do now, which takes nothing from the rest."""
-    keys = ("name", "role", "lo", "hi", "total")
+def _read(path: Path, root: Path) -> Run | None:
+    """Return the run that a result or a status describes; None for a dense model."""
+    folder = str(path.parent.relative_to(root))
     try:
-        return tuple(
-            LayerSparsity(**{key: layer[key] for key in keys}, sparsity=layer["pruned"] / layer["total"])
-            for layer in content.get("layers", ())
-        )
-    except (KeyError, TypeError, ArithmeticError):
-        return ()
+        content = _content_of(path)
+        if content.get("kind") == "dense":
+            return None
+        status = text(content, "status")
+        if path.name == RESULT and status == "completed":
+            return Run.of(content, folder)
+        return Run(folder, status, _reason(content, path.parent), **_settings(content))
+    except MmpError as error:
+        return Run(folder, "failed", f"{path.name} cannot be read: {error}")
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MmpError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(content, dict):
+        raise MmpError("not a JSON object")
+    return _cleaned(content)
 
 
 def _cleaned(content: Any) -> Any:
-    """Return content whose texts any file and terminal can take: no control characters, no halves of characters."""
+    """Replace control characters and lone surrogates in all strings, which files and terminals cannot take."""
     if isinstance(content, str):
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", content)
     if isinstance(content, list):
@@ -158,56 +215,63 @@ def _cleaned(content: Any) -> Any:
     return content
 
 
-def _budget(content: dict[str, Any]) -> str:
-    if content.get("budget") is not None:
-        return f"{content['budget']:g}"
-    return f"{content['budget_megabytes']:g} MB" if content.get("budget_megabytes") is not None else ""
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run, which its result and its status have in common, as arguments of :class:`Run`."""
+    settings: dict[str, Any] = {
+        **{key: text(content, key, "?") for key in ("model", "data", "signal", "strategy")},
+        **{key: text(content, key, "") for key in (*SETTINGS, "protocol", "data_fingerprint") if key != "budget"},
+        "budget": _budget(content),
+        "settings": text(content, "configuration", ""),
+        "overrides": tuple(texts(content, "overrides")),
+        "seed": number(content, "seed", 0),
+    }
+    if criterion := text(content, "criterion", ""):
+        reached = "baseline" if settings["budget"] else f"at {settings['strategy']}"
+        settings |= {"criterion": criterion, "signal": criterion, "strategy": reached}
+    return settings
 
 
-def _read(path: Path, root: Path) -> Run | None:
-    name = str(path.parent.relative_to(root))
+def _budget(content: Mapping[str, Any]) -> str:
+    if value_at(content, "budget") is not None:
+        return f"{number(content, 'budget'):g}"
+    return f"{number(content, 'budget_megabytes'):g} MB" if value_at(content, "budget_megabytes") is not None else ""
+
+
+def _layers(content: Mapping[str, Any]) -> tuple[LayerSparsity, ...]:
+    """Return a run's layers; none if they cannot be read, because everything else in the file is still of use."""
     try:
-        content = _cleaned(json.loads(path.read_text(encoding="utf-8")))
-        if content.get("kind") == "dense":
-            return None
-        known = {key: content[key] for key in _HEAD if key in content}
-        known |= {"budget": _budget(content), "pattern": content.get("pattern") or ""}
-        known |= {"protocol": content.get("protocol", ""), "settings": content.get("configuration", "")}
-        known |= {"data_fingerprint": content.get("data_fingerprint", "")}
-        known |= {"overrides": tuple(content.get("overrides", ()))}
-        if content.get("criterion"):  # a baseline: its criterion scores, and decides where the weights go
-            at = "baseline" if known["budget"] else f"at {content['strategy']}"
-            known |= {"criterion": content["criterion"], "signal": content["criterion"], "strategy": at}
-        if path.name == STATUS or content["status"] != "completed":
-            return Run(name, content["status"], _reason(content, path.parent), **known)
-        accuracy, samples = content["accuracy"], content["samples"]
-        resolved = (content.get("reconstruction") or {}).get("layers", ())
-        sizes = content.get("bytes", {})
-        return Run(
-            folder=name,
-            status="completed",
-            **known,
-            parameters=content["parameters"],
-            sparsity=content["sparsity"],
-            sparsity_all=content["sparsity_all"],
-            validation=accuracy["finetuned"]["validation"],
-            test=accuracy["finetuned"]["test"],
-            pruned_test=accuracy["pruned"]["test"],
-            reconstructed_test=accuracy.get("reconstructed", {}).get("test"),
-            layer_reports=tuple(LayerReport(**layer) for layer in resolved),
-            dense_validation=accuracy["dense"]["validation"],
-            dense_test=accuracy["dense"]["test"],
-            drop=content["drop"],
-            validation_samples=samples["validation"],
-            test_samples=samples["test"],
-            epochs=content["epochs"],
-            choice=content.get("finetune_choice", ""),
-            seconds=content["seconds"]["total"],
-            masks_hash=content["masks_hash"],
-            megabytes=sizes.get("pruned", 0) / MEGABYTE,
-            dense_megabytes=sizes.get("dense", 0) / MEGABYTE,
-            layers=_layers(content),
-            history=tuple(content.get("history", ())),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Run(name, "failed", f"{path.name} cannot be read ({type(error).__name__}: {error})")
+        return tuple(map(_layer, objects(content, "layers")))
+    except MmpError:
+        return ()
+
+
+def _layer(layer: Mapping[str, Any]) -> LayerSparsity:
+    pruned, total = number(layer, "pruned"), number(layer, "total")
+    if total <= 0:
+        raise MmpError(f"total={total} must be positive")
+    lo, hi = number(layer, "lo"), number(layer, "hi")
+    return LayerSparsity(text(layer, "name"), text(layer, "role"), lo, hi, pruned / total, total)
+
+
+def _layer_report(layer: Mapping[str, Any]) -> LayerReport:
+    return LayerReport(
+        name=text(layer, "name"),
+        kept=number(layer, "kept"),
+        before=layer.get("before"),
+        after=layer.get("after"),
+        status=text(layer, "status"),
+        seconds=number(layer, "seconds"),
+    )
+
+
+def _reason(content: Mapping[str, Any], folder: Path) -> str:
+    """Return why a run has no result: the error of its last attempt, or where the attempt runs or ran."""
+    if content.get("error"):
+        return f"{text(content, 'error.type')}: {text(content, 'error.message')}"
+    job = value_at(content, "process.slurm")
+    where = f"process {value_at(content, 'process.pid')} on {value_at(content, 'process.host')}"
+    where += f", Slurm job {job}" if job else ""
+    if RunFolder(folder).alive():
+        return f"running ({where})"
+    requeued = "Slurm restarts it if it was requeued; otherwise " if job else ""
+    return f"interrupted ({where} has ended); {requeued}run the same command to resume"

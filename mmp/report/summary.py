@@ -1,6 +1,6 @@
-"""The summary: what a sweep has found about one model, in at most ten lines.
+"""The summary: the findings of a sweep about one model and data set, in at most ten lines.
 
-Every choice is made on validation accuracy and every claim on test accuracy, with its 95 % interval beside it.
+Every choice is made by validation accuracy. Every claim is about test accuracy, with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from itertools import pairwise
 from mmp.report.groups import Configuration, Group
 from mmp.report.verdict import Verdict, difference, outcome, verdicts
 
-_EDGES = (0.5, 0.7, 0.8, 0.9)  # of the sparsity bands in which a best configuration is named
+_EDGES = (0.5, 0.7, 0.8, 0.9)  # between the sparsity bands in which the best configuration is named
+_SLACK = 0.005  # by which a sparsity may exceed the upper edge of its band: a target of 90 % is not met exactly
 _MOST_NAMES = 6
 
 
 def summary_of(group: Group) -> list[str]:
-    """Return the lines: what was run, the noise, the best of each sparsity band, the front, the baselines."""
+    """Return the lines: what was run, the noise, the best of each sparsity band, the Pareto front, the baselines."""
     return [
         _head(group),
         _noise(group),
@@ -29,25 +30,26 @@ def summary_of(group: Group) -> list[str]:
 
 
 def points(configuration: Configuration) -> str:
-    """Return a configuration's drop in points, with its standard deviation over seeds where there are several."""
+    """Return a configuration's drop in points, with its standard deviation over seeds if there are several."""
     spread = configuration.spread()
     return f"{configuration.mean('drop'):+.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
 def standing(best: Configuration, other: Configuration) -> str:
-    """Return how a configuration stands to another on test data: ``same masks``, ``no seed in common``, or its outcome.
+    """Return how one configuration compares with another on test accuracy, over the seeds that both have.
 
-    The outcome, on the seeds they share, is ``better``, ``worse`` or ``within the noise``, of ``best``.
+    Returns:
+        ``better``, ``worse``, ``within the noise``, ``same masks`` or ``no common seed``.
     """
     if other.name in best.twins:
         return "same masks"
     runs = {run.seed: run for run in other.runs}
     pairs = [(run, runs[run.seed]) for run in best.runs if run.seed in runs]
-    return outcome(*difference(pairs), "better", "worse") if pairs else "no seed in common"
+    return outcome(*difference(pairs), "better", "worse") if pairs else "no common seed"
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun."""
+    """Return a number with its noun, in the plural unless the number is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -59,58 +61,62 @@ def _head(group: Group) -> str:
     absent = count * group.seeds - len(group.runs)
     missing = f", {counted(absent, 'run')} missing" if absent > 0 else ""
     return (
-        f"{group.title}: {counted(count, 'configuration')}{seeds}{missing}; "
-        f"dense {statistics.fmean(dense):.2f}{spread} % on {run.test_samples} test images, "
-        f"{run.parameters:,} parameters, {run.dense_megabytes:.2f} MB."
+        f"{group.title}: {counted(count, 'configuration')}{seeds}{missing}. Dense model: test accuracy "
+        f"{statistics.fmean(dense):.2f}{spread} % on {run.test_samples} images, {run.parameters:,} parameters, "
+        f"{run.dense_megabytes:.2f} MB."
     )
 
 
 def _noise(group: Group) -> str:
-    noise = 100 * group.noise("test")
-    told = [f"one standard error of a test accuracy is {noise:.2f} points"]
+    parts = [f"the standard error of a test accuracy is {100 * group.noise('test'):.2f} points"]
     if spreads := group.spreads():
-        told.append(
-            f"over seeds a drop varies by {statistics.median(spreads):.2f} points (median standard deviation; "
-            f"{spreads[0]:.2f} to {spreads[-1]:.2f})"
+        parts.append(
+            f"the standard deviation of a drop over seeds is {statistics.median(spreads):.2f} points "
+            f"(median; range {spreads[0]:.2f} to {spreads[-1]:.2f})"
         )
     if repeats := group.repeats():
-        told.append(
-            f"configurations with identical masks, {counted(len(repeats), 'time')}, differ by up to "
-            f"{max(repeats):.2f} points"
+        parts.append(
+            f"runs with identical masks differ by up to {max(repeats):.2f} points ({counted(len(repeats), 'case')})"
         )
-    return f"Noise: {'; '.join(told)}."
+    return f"Noise: {'; '.join(parts)}."
 
 
 def _bands(group: Group) -> list[tuple[tuple[float, float], list[Configuration]]]:
     bands: dict[tuple[float, float], list[Configuration]] = defaultdict(list)
     edges = (0.0, *_EDGES, 1.0)
     for one in group.configurations:
-        # Half a percent of slack: what is asked to be 90 % sparse lands beside it.
-        sparsity = one.mean("sparsity") - 0.005
+        sparsity = one.mean("sparsity") - _SLACK
         bands[next(pair for pair in pairwise(edges) if sparsity < pair[1])].append(one)
     return sorted(bands.items())
 
 
 def _best(low: float, high: float, members: Sequence[Configuration]) -> str:
+    """Return the line that names the best configuration of a band, and how the others compare with it."""
     most = max(one.seeds for one in members)
     best = min((one for one in members if one.seeds == most), key=lambda one: one.validation_drop)
     by_standing: dict[str, list[Configuration]] = defaultdict(list)
     for other in reversed(members):  # the sparsest are named first
         if other is not best:
             by_standing[standing(best, other)].append(other)
-    worded = {
-        "worse": "on test it is worse than",
-        "within the noise": "not told apart by test accuracy:",
-        "no seed in common": "no seed in common with",
+    return (
+        f"Best on validation, {100 * low:.0f} to {100 * high:.0f} % sparsity: {best.name} at "
+        f"{100 * best.mean('sparsity'):.1f} %, drop {points(best)} points, {best.mean('megabytes'):.2f} MB. "
+        f"{_others(by_standing)}."
+    )
+
+
+def _others(by_standing: Mapping[str, Sequence[Configuration]]) -> str:
+    """Return how the best configuration of a band compares with all others, as one sentence."""
+    phrases = {
+        "worse": "worse than",
+        "within the noise": "within the noise of",
+        "no common seed": "no common seed with",
         "same masks": "same masks as",
     }
-    told = [f"{words} {_names(by_standing[kind], most=2)}" for kind, words in worded.items() if by_standing[kind]]
-    if beaten := len(by_standing["better"]):
-        told.append(f"on test it is better than {'the other' if told else 'all other'} {beaten}")
-    return (
-        f"{100 * low:.0f} to {100 * high:.0f} % sparse: {best.name} at {100 * best.mean('sparsity'):.1f} %, drop "
-        f"{points(best)}, {best.mean('megabytes'):.2f} MB; {'; '.join(told) or 'the only one'}."
-    )
+    parts = [f"{words} {_names(by_standing[key], most=2)}" for key, words in phrases.items() if key in by_standing]
+    if beaten := len(by_standing.get("better", ())):
+        parts.append(f"better than {'the other' if parts else 'all other'} {beaten}")
+    return f"On test: {'; '.join(parts)}" if parts else "The only configuration in this band"
 
 
 def _front(group: Group) -> str:
@@ -125,33 +131,34 @@ def _names(configurations: Sequence[Configuration], most: int = _MOST_NAMES) -> 
 
 
 def _baselines(group: Group) -> list[str]:
-    """Return one line: at which sparsities the best strategy beats the best baseline, loses to it, or does neither."""
+    """Return one line, or none without baselines: at which sparsities strategies beat baselines or lose to them."""
     found = verdicts(group.runs)
     if not found:
         return []
     names = {run.folder: one.name for one in group.configurations for run in one.runs}
-    told = [
-        _told(verdict, names)
+    parts = [
+        _win_or_loss(verdict, names)
         for words in ("strategy wins", "baseline wins")
         for verdict in found
         if verdict.words == words
     ]
     if same := [_at(verdict) for verdict in found if verdict.words == "within the noise"]:
-        told.append(f"no difference beyond the noise at {', '.join(same)}")
-    return [f"Strategies against baselines: {'; '.join(told)}."]
+        parts.append(f"within the noise at {', '.join(same)} sparsity")
+    return [f"Best strategy against best baseline: {'; '.join(parts)}."]
 
 
-def _told(verdict: Verdict, names: Mapping[str, str]) -> str:
+def _win_or_loss(verdict: Verdict, names: Mapping[str, str]) -> str:
     ours, theirs = (statistics.fmean(run.drop for run in runs) for runs in (verdict.strategy, verdict.baseline))
-    ratio = f", {ours / theirs:.2f} of it" if ours > 0 and theirs > 0 else ""
+    ratio = f", ratio {ours / theirs:.2f}" if ours > 0 and theirs > 0 else ""
+    verb = "beats" if verdict.better > 0 else "loses to"
     return (
-        f"at {_at(verdict)} {names[verdict.strategy[0].folder]} {'beats' if verdict.better > 0 else 'loses to'} "
-        f"{names[verdict.baseline[0].folder]} by {abs(verdict.better):.2f} ± {verdict.noise:.2f} points "
+        f"at {_at(verdict)} sparsity, {names[verdict.strategy[0].folder]} {verb} {names[verdict.baseline[0].folder]} "
+        f"by {abs(verdict.better):.2f} ± {verdict.noise:.2f} points "
         f"(drop {ours:+.2f} against {theirs:+.2f}{ratio}; {counted(len(verdict.strategy), 'seed')})"
     )
 
 
 def _at(verdict: Verdict) -> str:
-    """Return where two were compared: at one sparsity, or at two that are near."""
+    """Return the sparsity at which two configurations were compared, or both of their sparsities."""
     low, high = (f"{100 * value:.1f}" for value in verdict.sparsities)
     return f"{low} %" if low == high else f"{low} to {high} %"

@@ -1,6 +1,6 @@
-"""Tables of a report: what people read in the terminal, in Markdown and on the page, and CSV for programs.
+"""Tables of a report: for people in the terminal, in Markdown and on the page; for programs as CSV.
 
-People read percent and points, means over seeds; CSV has fractions, a line per run.
+Tables for people have percent and points, as means over seeds. CSV files have fractions, one line per run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RUN_COLUMNS = (
     "megabytes", "validation", "test", "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop",
     "epochs", "choice", "seconds",
 )  # fmt: skip
-_KNOWN_OF_FAILED = _RUN_COLUMNS.index("status") + 1
+_COLUMNS_WITHOUT_RESULT = _RUN_COLUMNS.index("status") + 1
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Table:
     """A table for people.
 
     Attributes:
-        title: What it shows.
-        headings: Of the columns.
-        rows: Cells.
-        words: Headings of columns that hold words; the others hold numbers.
+        title: The title.
+        headings: The heading of each column.
+        rows: The cells of each row.
+        words: The headings of columns that contain words; all others contain numbers.
     """
 
     title: str
@@ -43,11 +43,11 @@ class Table:
 
 
 def results_csv(groups: Sequence[Group], ended: Sequence[Run]) -> str:
-    """Return all runs as CSV: fractions for sparsities and accuracies, points for the drop, reasons for failures.
+    """Return all runs as CSV. Sparsities and accuracies are fractions, the drop is in points.
 
     Args:
         groups: Completed runs by model and data set.
-        ended: Runs without a result.
+        ended: Runs without a result; of these, the settings and the reason are written.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -58,14 +58,14 @@ def results_csv(groups: Sequence[Group], ended: Sequence[Run]) -> str:
                 cells = [getattr(run, column) for column in _RUN_COLUMNS]
                 writer.writerow([*cells, one.other, int(one.efficient), "; ".join(one.named_twins), run.folder, ""])
     for run in ended:
-        cells = [getattr(run, column) for column in _RUN_COLUMNS[:_KNOWN_OF_FAILED]]
-        blank = [""] * (len(_RUN_COLUMNS) - _KNOWN_OF_FAILED + 3)
+        cells = [getattr(run, column) for column in _RUN_COLUMNS[:_COLUMNS_WITHOUT_RESULT]]
+        blank = [""] * (len(_RUN_COLUMNS) - _COLUMNS_WITHOUT_RESULT + 3)
         writer.writerow([*cells, *blank, run.folder, run.reason])
     return out.getvalue()
 
 
 def reconstruction_csv(groups: Iterable[Group]) -> str:
-    """Return what reconstruction did to each layer of each run, as CSV: errors as shares of the dense variance."""
+    """Return what reconstruction did to each layer of each run, as CSV with the columns of :class:`LayerReport`."""
     out = io.StringIO()
     names = [field.name for field in fields(LayerReport)]
     writer = csv.writer(out, lineterminator="\n")
@@ -76,8 +76,13 @@ def reconstruction_csv(groups: Iterable[Group]) -> str:
     return out.getvalue()
 
 
+def tables_of(group: Group) -> list[Table]:
+    """Return the tables of a group that have rows."""
+    return [table for table in (configurations_table(group), verdicts_table(group)) if table.rows]
+
+
 def configurations_table(group: Group) -> Table:
-    """Return a group's configurations: means over seeds, and the spread of the drop."""
+    """Return the configurations of a group: means over seeds, and the standard deviation of the drop."""
     members = group.configurations
     varied = [what for what in SETTINGS if group.varies(what)]
     seeds = group.seeds > 1
@@ -95,9 +100,9 @@ def configurations_table(group: Group) -> Table:
         "sd": (lambda one: "" if (spread := one.spread()) is None else f"{spread:.2f}") if seeds else None,
         "seeds": (lambda one: str(one.seeds)) if seeds else None,
         "masked %": lambda one: f"{100 * one.mean('pruned_test'):.2f}",
-        "re-solved %": _resolved if any(run.reconstructed_test is not None for run in group.runs) else None,
+        "re-solved %": _reconstructed if any(run.reconstructed_test is not None for run in group.runs) else None,
         "epochs": lambda one: f"{one.mean('epochs'):.3g} {_choices(one)}".strip(),
-        "s": lambda one: f"{one.mean('seconds'):.1f}",
+        "seconds": lambda one: f"{one.mean('seconds'):.1f}",
         "front": lambda one: "*" if one.efficient else "",
         "same masks as": lambda one: ", ".join(one.named_twins),
     }
@@ -107,7 +112,7 @@ def configurations_table(group: Group) -> Table:
     return Table(f"{group.title} (percent; drop in points)", [*shown], rows, words)
 
 
-def _resolved(one: Configuration) -> str:
+def _reconstructed(one: Configuration) -> str:
     values = [run.reconstructed_test for run in one.runs if run.reconstructed_test is not None]
     return f"{100 * statistics.fmean(values):.2f}" if values else ""
 
@@ -117,7 +122,7 @@ def _choices(one: Configuration) -> str:
 
 
 def verdicts_table(group: Group) -> Table:
-    """Return the best strategy against the best baseline at each sparsity; no rows without baselines."""
+    """Return the best strategy and the best baseline at each sparsity; no rows without baselines."""
     headings = ["sparsity %", "protocol", "best strategy", "drop", "best baseline", "drop ", "better by", "±", "seeds"]
     rows = []
     for verdict in verdicts(group.runs):
@@ -128,11 +133,11 @@ def verdicts_table(group: Group) -> Table:
         cells += [f"{verdict.better:+.2f}", f"{verdict.noise:.2f}", str(len(verdict.strategy)), verdict.words]
         rows.append(cells)
     words = frozenset({"protocol", "best strategy", "best baseline", "verdict"})
-    return Table(f"{group.title}: strategies against baselines (points)", [*headings, "verdict"], rows, words)
+    return Table(f"{group.title}: best strategy against best baseline (points)", [*headings, "verdict"], rows, words)
 
 
 def comparison_table(compared: GroupComparison) -> Table:
-    """Return each configuration of two sweeps side by side: sparsity in percent, drops in points."""
+    """Return each configuration of two sweeps side by side."""
     headings = [
         "configuration",
         "sparsity A %",

@@ -20,6 +20,7 @@ import warm
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from onnx import numpy_helper
+from resources import needs
 from sweeping import ROOT, arguments, environment
 from torch import Tensor
 
@@ -496,9 +497,11 @@ def test_latency_is_measured_at_one_and_32(copied: Path) -> None:
     assert "quartiles of the ratio" in (place / "README.md").read_text()
 
 
+@needs("openvino")
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_openvino_is_as_accurate_as_pytorch(copied: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    import openvino
+
     ((outcome, place, content),) = again(copied, "target=openvino")
     assert outcome == "written", content
     assert sorted(path.name for path in place.iterdir()) == ["README.md", "export.json", "model.bin", "model.xml"]
@@ -514,11 +517,11 @@ def test_openvino_is_as_accurate_as_pytorch(copied: Path) -> None:
     assert outcome == "written"
 
 
+@needs("executorch")
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_executorch_is_as_accurate_as_pytorch(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("executorch")
     ((outcome, place, content),) = again(copied, "target=executorch")
     assert outcome == "written", content
     assert capfd.readouterr() == ("", "")
@@ -619,7 +622,7 @@ def test_folders_that_cannot_be_exported_are_told(
     assert "no such folder" in told(tmp_path / "nowhere")
     assert "holds 2 runs; choose with select=pareto" in told(sweep)
     assert "no such field 'dorp'; did you mean 'drop'?" in told(sweep, "select=dorp<1")
-    assert "no run is like that" in told(sweep, "select=size_mb<0.001")
+    assert "no run meets this" in told(sweep, "select=size_mb<0.001")
     result = json.loads((copied / "result.json").read_text())
     for changes, part in (
         ({"data_fingerprint": "other"}, "not those of the run"),
@@ -676,7 +679,7 @@ def test_runs_without_a_result_are_named(sweep: Path, tmp_path: Path, caplog: py
     (failed,) = folder.glob("cnn-*")
     (failed / "result.json").unlink()
     assert main([str(folder), "target=sparse", "select=all", *QUICK]) == 0
-    assert f"{failed} is left out, because it is failed (result.json is gone" in caplog.text
+    assert f"{failed} is left out, because it is failed (result.json is missing" in caplog.text
 
 
 def test_select_exports_the_chosen_runs_only(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Targets, selection and latency, each by itself: every architecture of the paper, and what cannot be done."""
+"""Targets and latency, each alone: every architecture of the paper, and models that cannot be exported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
-import result_files
 import torch
 from resources import RESOURCES, lack, needs
 from torch import Tensor, nn
@@ -24,9 +23,6 @@ from mmp.export.targets import TARGETS, Exportable, load_target, tried
 from mmp.models.timm_models import build_model
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
-from mmp.report.conditions import select
-from mmp.report.groups import groups_of
-from mmp.report.results import load_runs
 
 # The paper's four, and the small LeViT; without the repetitions that only cost time.
 ARCHITECTURES: dict[str, tuple[ModelConfig, int]] = {
@@ -344,80 +340,6 @@ def test_a_dense_stand_in_has_no_zeros_and_is_no_larger(conv_net: nn.Module) -> 
         shrunk = weight[masks[name]] / before[name][masks[name]]
         assert float(shrunk.max()) == pytest.approx(float(shrunk.min()), rel=1e-4)
         assert 0 < float(shrunk.max()) < 1
-
-
-# --- selection ---
-
-
-ODD = {"pattern": "2:4", "ranges": "vit", "schedule": "cubic", "reconstruct": "least_squares"}
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> list[Any]:
-    contents = [
-        result_files.result("p30", 0.3, 0.990, 0.5),
-        result_files.result("p50", 0.5, 0.970, 0.9),
-        result_files.result("p70", 0.7, 0.980, 0.9, seed=1),
-        {**result_files.result("p90", 0.9, 0.900, 0.9, model="vit"), **ODD},
-        {**result_files.result("balanced", 0.5, 0.9, 0.9), "status": "failed", "error": {"type": "E", "message": "m"}},
-    ]
-    return load_runs(result_files.write(tmp_path, *contents))
-
-
-@pytest.mark.parametrize(
-    ("conditions", "chosen"),
-    [
-        ("all", ["p30", "p50", "p70", "p90"]),
-        ("pareto", ["p30", "p70", "p90"]),
-        ("drop<1.5", ["p30", "p70"]),  # of validation; on test p30 loses most
-        ("drop<=2.0001,drop>0.5", ["p50", "p70"]),
-        ("size_mb<2", ["p70", "p90"]),
-        ("pareto, sparsity >= 0.7", ["p70", "p90"]),
-        ("accuracy>0.975", ["p30", "p70"]),
-        ("model=cnn,seed!=1", ["p30", "p50"]),
-        ("strategy==p50", ["p50"]),
-        ("sparsity_all<0.3", ["p30"]),
-        ("pattern=2:4", ["p90"]),
-        ("pattern=none,ranges=generic", ["p30", "p50", "p70"]),
-        ("schedule=cubic", ["p90"]),
-        ("reconstruct=least_squares", ["p90"]),
-    ],
-)
-def test_conditions(runs: list[Any], conditions: str, chosen: list[str]) -> None:
-    assert sorted(run.strategy for run in select(runs, conditions)) == chosen
-
-
-def test_pareto_is_that_of_the_report(runs: list[Any]) -> None:
-    efficient = {one.name for group in groups_of(runs) for one in group.configurations if one.efficient}
-    assert {run.configuration for run in select(runs, "pareto")} == efficient
-
-
-@pytest.mark.parametrize(
-    ("conditions", "parts"),
-    [
-        ("sise_mb<5", ["sise_mb", "did you mean 'size_mb'?"]),
-        ("test>0.9", ["no such field 'test'", "accuracy"]),
-        ("paretto", ["paretto", "'pareto'"]),
-        ("drop<low", ["drop is a number", "'low'"]),
-        ("model<cnn", ["model is a name", "= or !="]),
-        ("drop<1.5 or True", ["must be pareto"]),
-        ("__import__('os').system('x')<1", ["must be pareto"]),
-        ("", ["must be pareto"]),
-        ("drop<1,,pareto", ["select=drop<1,,pareto: '' must be pareto"]),
-        ("drop<nan", ["select=drop<nan: drop is a number, 'nan' is not"]),
-        ("drop<-50", ["no run is like that"]),
-    ],
-)
-def test_conditions_that_are_wrong(runs: list[Any], conditions: str, parts: list[str]) -> None:
-    with pytest.raises(MmpError) as told:
-        select(runs, conditions)
-    for part in parts:
-        assert part in str(told.value)
-
-
-def test_nothing_completed(runs: list[Any]) -> None:
-    with pytest.raises(MmpError, match="none of these runs is completed"):
-        select([run for run in runs if run.status != "completed"], "all")
 
 
 # --- latency ---

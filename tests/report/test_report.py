@@ -1,4 +1,4 @@
-"""Reports from hand-made result files: what is read, chosen, marked, escaped, and how the command ends."""
+"""Reports of hand-made result files: what they read, choose, mark and escape, and the exit codes of the command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=30))
-def test_pareto_front_is_what_its_definition_says(points: list[tuple[int, int]]) -> None:
+def test_the_pareto_front_meets_its_definition(points: list[tuple[int, int]]) -> None:
     def beaten(p: tuple[int, int]) -> bool:
         return any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)
 
@@ -43,15 +43,15 @@ def test_the_front_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> 
     assert [one.name for one in group.configurations if one.efficient] == ["magnitude/good on validation"]
 
 
-def test_of_many_configurations_with_the_same_masks_each_names_a_few(tmp_path: Path) -> None:
+def test_each_of_many_configurations_with_the_same_masks_names_a_few(tmp_path: Path) -> None:
     write(tmp_path, *(result(f"s{i:02}", 0.5, 0.9, 0.9, masks_hash="same") for i in range(12)))
     report = write_report(tmp_path)
-    told = [f"magnitude/s{i:02}" for i in range(1, 9)] + ["and 3 more"]
-    assert rows_of(tmp_path)[0]["identical_to"] == "; ".join(told)
-    assert ", ".join(told) in (tmp_path / "report" / "results.md").read_text()
-    assert json.dumps(told, separators=(",", ":")) in (tmp_path / "report" / "index.html").read_text()
+    names = [f"magnitude/s{i:02}" for i in range(1, 9)] + ["and 3 more"]
+    assert rows_of(tmp_path)[0]["identical_to"] == "; ".join(names)
+    assert ", ".join(names) in (tmp_path / "report" / "results.md").read_text()
+    assert json.dumps(names, separators=(",", ":")) in (tmp_path / "report" / "index.html").read_text()
     one = report.groups[0].configurations[0]
-    assert (len(one.twins), one.named_twins) == (11, told)
+    assert (len(one.twins), one.named_twins) == (11, names)
 
 
 def test_reconstruction_is_shown_where_a_run_has_it(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_reconstruction_is_shown_where_a_run_has_it(tmp_path: Path) -> None:
     assert "81.00" in markdown
 
 
-def test_csv_holds_every_number_as_it_was_written(tmp_path: Path) -> None:
+def test_the_csv_file_has_every_number_as_it_is_in_the_result(tmp_path: Path) -> None:
     write(tmp_path, result("p30", 0.3, 0.98, 0.97), result("p90", 0.9, 0.9, 0.85))
     write_report(tmp_path)
     first, second = rows_of(tmp_path)
@@ -113,7 +113,7 @@ def test_noise_is_the_binomial_standard_error(tmp_path: Path) -> None:
     assert group.noise("validation") == pytest.approx((0.99 * 0.01 / 100) ** 0.5)
 
 
-def test_seeds_are_summed_up_per_configuration() -> None:
+def test_a_configuration_has_the_mean_and_deviation_of_its_seeds() -> None:
     drops = (1.0, 2.0, 4.5)
     runs = [Run(f"r{i}", "completed", strategy="p30", seed=i, drop=drop) for i, drop in enumerate(drops)]
     table = configurations_table(Group("cnn", "digits", runs))
@@ -131,7 +131,7 @@ def test_one_lucky_seed_is_not_efficient(tmp_path: Path) -> None:
     assert {one.name: one.efficient for one in group.configurations} == {"magnitude/p30": True, "magnitude/p50": False}
 
 
-def test_means_that_differ_by_the_order_of_sums_are_equal(tmp_path: Path) -> None:
+def test_means_do_not_depend_on_the_order_of_seeds(tmp_path: Path) -> None:
     accuracies = [158 / 171, 159 / 171, 161 / 171]
     orders = [(0, 1, 2), (1, 2, 0), (2, 1, 0), (2, 0, 1)]
     contents = [
@@ -143,7 +143,7 @@ def test_means_that_differ_by_the_order_of_sums_are_equal(tmp_path: Path) -> Non
     assert [one.efficient for one in group.configurations] == [True] * 4
 
 
-def test_other_settings_are_told_by_what_was_overridden(tmp_path: Path) -> None:
+def test_other_settings_are_named_by_their_overrides(tmp_path: Path) -> None:
     rates = [
         result("p50", 0.5, 0.9, 0.9, configuration=rate, overrides=["strategy=p50", f"finetune.learning_rate={rate}"])
         for rate in ("1e-3", "1e-4")
@@ -153,15 +153,17 @@ def test_other_settings_are_told_by_what_was_overridden(tmp_path: Path) -> None:
     assert "finetune.learning\\_rate=1e-4" in (tmp_path / "report" / "results.md").read_text()
 
 
-def test_texts_that_no_terminal_or_file_can_take_are_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_replaced_and_long_texts_are_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     message = "half \udc80, bell \x07, clear \x1b[2J " + "long " * 1000
     failed = [result(f"s{i}", 0, 0, 0, status="failed", error={"type": "E", "message": message}) for i in range(30)]
     write(tmp_path, result("p50", 0.5, 0.9, 0.9), *failed)
     assert main([str(tmp_path)]) == 1
-    told = capsys.readouterr().out
-    assert "\x1b" not in told
-    assert "18 more" in told
-    assert len(told) < 10_000
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "18 more" in printed
+    assert len(printed) < 10_000
     for name in ("results.csv", "results.md", "index.html"):
         assert "\x1b[2J" not in (tmp_path / "report" / name).read_text()
 
@@ -169,18 +171,18 @@ def test_texts_that_no_terminal_or_file_can_take_are_mended(tmp_path: Path, caps
 @pytest.mark.parametrize(
     "layers", [[{"name": "a"}], [{"name": "a", "role": "conv", "lo": 0, "hi": 1, "pruned": 0, "total": 0}]]
 )
-def test_layers_that_cannot_be_read_take_nothing_from_the_rest(tmp_path: Path, layers: list[dict[str, Any]]) -> None:
+def test_layers_that_cannot_be_read_do_not_spoil_the_result(tmp_path: Path, layers: list[dict[str, Any]]) -> None:
     report = write_report(write(tmp_path, result("p50", 0.5, 0.9, 0.9, layers=layers)))
     assert report.counts == "1 completed, 0 failed, 0 unfinished"
 
 
-def test_a_folder_is_named_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_folder_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write(tmp_path / "mine", result("p50", 0.5, 0.9, 0.9)))
     write_report(Path())
     assert "# Sweep mine" in (tmp_path / "mine" / "report" / "results.md").read_text()
 
 
-def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path: Path) -> None:
+def test_runs_with_different_settings_are_different_configurations(tmp_path: Path) -> None:
     settings: list[dict[str, Any]] = [
         {"finetune": "default"},
         {"finetune": "none"},
@@ -261,7 +263,7 @@ def test_the_page_needs_no_network_and_the_picture_is_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("status", "code"), [("completed", 0), ("failed", 1)])
-def test_the_command_ends_with_a_true_exit_code(tmp_path: Path, status: str, code: int) -> None:
+def test_the_exit_code_says_whether_a_run_failed(tmp_path: Path, status: str, code: int) -> None:
     write(tmp_path, result("p30", 0.3, 0.9, 0.9, status=status))
     done = subprocess.run(
         [sys.executable, "-m", "mmp.report", str(tmp_path)], capture_output=True, text=True, check=False, timeout=LIMIT
@@ -273,5 +275,5 @@ def test_the_command_ends_with_a_true_exit_code(tmp_path: Path, status: str, cod
 def test_a_folder_without_results_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere")]) == 1
     assert "no such folder" in capsys.readouterr().err
-    with pytest.raises(MmpError, match=r"holds no result\.json"):
+    with pytest.raises(MmpError, match=r"contains no result\.json"):
         build_report(tmp_path)

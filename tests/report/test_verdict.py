@@ -1,4 +1,4 @@
-"""Verdicts from hand-made runs: what is compared, what is chosen by, and when a difference is more than noise."""
+"""Verdicts on hand-made runs: what they compare, what they choose by, and when a difference is more than noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hand_made_runs import run
 
 from mmp.report.groups import Group
 from mmp.report.tables import verdicts_table
-from mmp.report.verdict import bands, paired, verdicts
+from mmp.report.verdict import bands, paired_interval, verdicts
 
 
 def test_both_are_chosen_on_validation_and_compared_on_test() -> None:
@@ -28,7 +28,7 @@ def test_both_are_chosen_on_validation_and_compared_on_test() -> None:
 
 
 def test_seeds_are_paired() -> None:
-    # The seeds lie far apart, the differences within a seed do not: 1.0, 1.1 and 1.2 points.
+    # Accuracies vary much between seeds, the differences within a seed do not: 1.0, 1.1 and 1.2 points.
     tests = {0: (0.90, 0.890), 1: (0.80, 0.789), 2: (0.70, 0.688)}
     runs = [r for seed, (a, b) in tests.items() for r in (run("p50", 0.9, a, a, seed), run("!mag", 0.9, b, b, seed))]
     (verdict,) = verdicts([replace(r, test_samples=40_000) for r in runs])
@@ -37,21 +37,21 @@ def test_seeds_are_paired() -> None:
     assert verdict.words == "strategy wins"
 
 
-def test_no_interval_is_less_than_the_images_allow() -> None:
+def test_no_interval_is_narrower_than_the_images_allow() -> None:
     runs = [r for seed in (0, 1) for r in (run("p50", 0.9, 0.90, 0.90, seed), run("!mag", 0.9, 0.89, 0.89, seed))]
     (verdict,) = verdicts(runs)
-    # 4 of 400 images on each of two seeds: at least 8 that the two disagree on.
+    # 4 of 400 images on each of two seeds: the two disagree on at least 8 images.
     assert verdict.noise == pytest.approx(196 * math.sqrt(8) / 800)
 
 
-def test_paired_interval_is_students() -> None:
+def test_the_paired_interval_is_students_t() -> None:
     values = [0.2, -0.1, 0.5, 0.3]
-    mean, half = paired(values)
+    mean, half = paired_interval(values)
     assert mean == pytest.approx(statistics.fmean(values))
     assert half == pytest.approx(3.1824 * statistics.stdev(values) / 2, rel=1e-4)
 
 
-def test_settings_that_no_name_tells_are_kept_apart() -> None:
+def test_configurations_that_differ_in_unnamed_settings_are_not_mixed() -> None:
     runs = [
         run("p50", 0.9, 0.9, 0.9, protocol="a"), run("!mag", 0.9, 0.8, 0.80, protocol="a", settings="x"),
         run("!mag", 0.9, 0.7, 0.95, protocol="a", settings="y"), run("!lamp", 0.9, 0.99, 0.99, protocol="b"),
@@ -85,7 +85,7 @@ def test_no_verdict_without_both_kinds_or_a_common_seed() -> None:
     assert verdicts([run("p30", 0.5, 0.9, 0.9, seed=0), run("!mag", 0.5, 0.9, 0.9, seed=1)]) == []
 
 
-def test_the_table_says_it_in_words() -> None:
+def test_the_table_has_the_verdict_in_words() -> None:
     group = Group("cnn", "digits", [run("p30", 0.9, 0.93, 0.94), run("!mag", 0.9, 0.5, 0.5)])
     table = verdicts_table(group)
     (row,) = table.rows

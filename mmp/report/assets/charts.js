@@ -1,14 +1,14 @@
 "use strict";
-// The charts of the page, drawn by Plotly. What is shown, and of it what is chosen, is page.js's to say.
-// Plotly takes a little markup, so text from result files goes through plain().
+// The charts of the page, drawn by Plotly. page.js decides which configurations are shown and which one is selected.
+// Plotly interprets some markup, so text from result files is escaped by plain().
 
-const PAPER = {width: 680, height: 900};  // of charts, in pixels: fits A4 and Letter
+const PAPER = {width: 680, height: 900};  // the size of a printed chart in pixels; fits A4 and Letter
 const GREY = "rgba(128, 128, 128, .2)";
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const SYMBOLS = ["circle", "square", "triangle-up", "star", "hexagon", "cross", "pentagon"];
 let printing = false;
 
-// --- what all of them share
+// --- helpers of all charts
 
 const colour = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const title = text => ({text, standoff: 8});
@@ -26,9 +26,9 @@ function plot(id, label, traces, layout) {
     font: {color: colour("text"), size: 12},
     margin: {l: 50, r: 12, t: 10, b: 45},
     hoverlabel: {align: "left"},
-    dragmode: coarse ? false : "zoom",  // a finger that scrolls the page must not zoom a chart
+    dragmode: coarse ? false : "zoom",  // scrolling with a finger must not zoom the chart
     legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: {size: 11}},
-    autosize: true,  // also to the former width, after printing
+    autosize: true,  // also restores the width after printing
     ...(printing ? {width: PAPER.width} : {}),
     ...layout,
     xaxis: {...grid, ...layout.xaxis},
@@ -43,7 +43,7 @@ function plot(id, label, traces, layout) {
   by(id).setAttribute("aria-label", label);
 }
 
-function sayInstead(id, text) {
+function showText(id, text) {
   by(id).replaceChildren(make("p", {textContent: text}));
 }
 
@@ -57,7 +57,7 @@ function band(y, half, name, look) {
   return {...box, name, showlegend: true, layer: "below", ...look};
 }
 
-// A chart with a row for each layer is as tall as they need; on paper a page at most, with every nth name.
+// The height of a chart with a row for each layer. On paper it is at most a page, and only every nth name is shown.
 function layerRows(count, each, rest) {
   const wanted = rest + each * count;
   const height = printing ? Math.min(wanted, PAPER.height) : wanted;
@@ -77,7 +77,7 @@ function hover(one) {
   ].join("<br>");
 }
 
-// --- all that is shown
+// --- charts of all shown configurations
 
 function drawOverview() {
   drawPareto();
@@ -93,7 +93,7 @@ function drawPareto() {
   );
   const traces = [
     markers(shown.filter(one => one.efficient), {
-      name: "efficient on validation",
+      name: "Pareto-efficient on validation",
       marker: {symbol: "circle-open", size: 17, color: colour("text"), line: {width: 1.5}},
     }),
   ];
@@ -136,20 +136,23 @@ function drawPareto() {
 function denseAndNoise(measure) {
   const {noise} = report.groups[state.group];
   const dense = mean(shown.flatMap(one => one.runs.map(measure.dense)));
-  const shapes = [band(dense, 100 * noise[measure.split], "± one standard error", {fillcolor: GREY, line: {width: 0}})];
+  const filled = {fillcolor: GREY, line: {width: 0}};
+  const shapes = [band(dense, 100 * noise[measure.split], "± one standard error", filled)];
   if (measure.finetunedOnTest && noise.seeds !== null) {
     const dotted = {dash: "dot", width: 1.5, color: colour("seeds")};
-    shapes.push(band(dense, noise.seeds, "± spread over seeds (median)", {fillcolor: "rgba(0,0,0,0)", line: dotted}));
+    const look = {fillcolor: "rgba(0,0,0,0)", line: dotted};
+    shapes.push(band(dense, noise.seeds, "± standard deviation over seeds (median)", look));
   }
   return [...shapes, denseLine(dense, state.y === "drop" ? "dense" : `dense (${fixed(dense)})`)];
 }
 
 function noteOnPareto() {
-  const fewer = shown.some(one => one.fewerSeeds) ? ", and has as many seeds as any" : "";
   return [
-    `Rings mark what is efficient among what is shown${fewer}: none of it is as sparse and loses as little`,
-    "on validation accuracy, on which choices are made. Bars are standard deviations over seeds;",
-    `diamonds are baselines${shown.some(one => one.sweep) ? "; open symbols are sweep A." : "."}`,
+    "Rings mark Pareto-efficient configurations: no other one shown is at least as sparse and at least as accurate on",
+    "validation, and better in one of the two. Test accuracy is only reported, never used to choose.",
+    ...(shown.some(one => one.fewerSeeds) ? ["Configurations with fewer seeds than others get no ring."] : []),
+    "Error bars are standard deviations over seeds.",
+    `Diamonds are baselines${shown.some(one => one.sweep) ? "; open symbols belong to sweep A." : "."}`,
   ].join(" ");
 }
 
@@ -206,10 +209,10 @@ function drawHeat() {
   });
 }
 
-// --- the one that is chosen
+// --- charts of the selected configuration
 
-function drawChosen() {
-  const one = chosen();
+function drawSelected() {
+  const one = selected();
   if (!one) return;
   drawLayers(one);
   drawCurve(one);
@@ -218,14 +221,14 @@ function drawChosen() {
 function drawLayers(one) {
   const layers = layersOf(one);
   if (!layers.length) {
-    sayInstead("layers", "No layers in the result files.");
+    showText("layers", "The result files contain no layers.");
     return;
   }
   const text = layers.map(layer => [
     `<b>${layerName(layer.name)}</b>`,
     `${plain(layer.role)}, ${layer.total.toLocaleString("en")} weights`,
     `sparsity ${fixed(100 * layer.sparsity)} %${layer.runs > 1 ? `, mean over ${counted(layer.runs, "seed")}` : ""}`,
-    `range ${fixed(100 * layer.lo, 0)} to ${fixed(100 * layer.hi, 0)} %${layer.differs ? ", all seeds' together" : ""}`,
+    `range ${fixed(100 * layer.lo, 0)} to ${fixed(100 * layer.hi, 0)} %${layer.differs ? " over all seeds" : ""}`,
   ].join("<br>"));
   const common = {type: "bar", orientation: "h", text, hoverinfo: "text", textposition: "none"};
   const y = layers.map(layer => layerName(layer.name));
@@ -250,7 +253,7 @@ function drawLayers(one) {
 function drawCurve(one) {
   const runs = one.runs.filter(run => run.history.length);
   if (!runs.length) {
-    sayInstead("curve", one.epochs ? "No metrics of epochs in the result files." : "Not trained after pruning.");
+    showText("curve", one.epochs ? "The result files contain no metrics of epochs." : "Not fine-tuned.");
     return;
   }
   const longest = Math.max(...runs.map(run => run.history.length));
@@ -278,12 +281,12 @@ function drawCurve(one) {
   });
 }
 
-// --- on paper: dark on white, as wide as a page
+// --- printing: dark on white, as wide as a page
 
 function drawForPaper(begins) {
   if (!window.Plotly) return;
   printing = begins;
   document.documentElement.classList.toggle("paper", begins);
   drawOverview();
-  drawChosen();
+  drawSelected();
 }

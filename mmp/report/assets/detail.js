@@ -1,11 +1,11 @@
 "use strict";
-// What is known of the configuration that is chosen: numbers, commands, files, and two charts.
+// The selected configuration: its numbers, its commands, and two charts.
 
 function drawDetail() {
-  const one = chosen();
+  const one = selected();
   for (const chart of by("detail-body").querySelectorAll(".js-plotly-plot")) Plotly.purge(chart);
   by("detail-title").textContent = one ? `${fullName(one)}${one.efficient ? ", Pareto-efficient" : ""}`
-    : "Choose a configuration";
+    : "Select a configuration";
   if (!one) {
     by("detail-body").replaceChildren(make("p", {textContent: insteadOfDetail()}));
     return;
@@ -15,25 +15,25 @@ function drawDetail() {
   const heading = textContent => make("h4", {textContent});
   by("detail-body").replaceChildren(
     factsOf(one),
-    heading("Run it again"),
+    heading("Run again"),
     commands,
     make("p", {className: "copy"},
       make("button", {type: "button", textContent: "Copy", onclick: () => copy(commands, copied)}), " ", copied),
-    heading("Export it"),
+    heading("Export to ONNX"),
     make("pre", {id: "export", textContent: one.runs.map(run => run.export).join("\n")}),
-    heading("Layers: sparsity, and the range it may lie in"),
+    heading("Sparsity and allowed range of each layer"),
     make("div", {id: "layers", className: "chart"}),
-    heading("Training"),
+    heading("Fine-tuning"),
     make("div", {id: "curve", className: "chart"}),
   );
-  if (window.Plotly) drawChosen();
+  if (window.Plotly) drawSelected();
 }
 
 function insteadOfDetail() {
   const known = report.groups[state.group].configurations.find(one => one.id === state.selected);
-  if (known) return `Filters leave out ${fullName(known)}.`;
-  if (state.selected) return "The address names a configuration that this report does not have.";
-  return "Click a point or a name in the table.";
+  if (known) return `The filters hide ${fullName(known)}.`;
+  if (state.selected) return "This report does not have the configuration in the address of the page.";
+  return "Click a point in the chart or a name in the table.";
 }
 
 function factsOf(one) {
@@ -44,18 +44,19 @@ function factsOf(one) {
     what === "other" ? one.other : `${what} ${one[what]}`
   ));
   const facts = {
-    Sparsity: `${fixed(100 * one.sparsity)} % of prunable weights, ${fixed(100 * one.sparsity_all)} % of all`,
-    Size: `${fixed(one.megabytes)} MB of kept weights and masks; dense ${fixed(run.dense_megabytes)} MB`,
-    Test: `${fixed(100 * one.test)} % (${seeds}); dense ${fixed(100 * dense)} %`,
+    Sparsity: `${fixed(100 * one.sparsity)} % of prunable weights, `
+      + `${fixed(100 * one.sparsity_all)} % of all parameters`,
+    Size: `${fixed(one.megabytes)} MB for kept weights and masks; dense model ${fixed(run.dense_megabytes)} MB`,
+    "Test accuracy": `${fixed(100 * one.test)} % (${seeds}); dense model ${fixed(100 * dense)} %`,
     Drop: `${signed(one.drop)} points${one.spread === null ? "" : ` ± ${fixed(one.spread)} (standard deviation)`}`,
-    Validation: `${fixed(100 * one.validation)} %`,
-    "Before fine-tuning": `${fixed(100 * one.pruned_test)} % masked`
+    "Validation accuracy": `${fixed(100 * one.validation)} %`,
+    "Test before fine-tuning": `${fixed(100 * one.pruned_test)} % masked`
       + (one.resolved === null ? "" : `, ${fixed(100 * one.resolved)} % re-solved`),
-    "Same masks": one.twins.join(", "),
+    "Same masks as": one.twins.join(", "),
     Settings: settings.join(", "),
   };
-  const told = Object.entries(facts).filter(([, text]) => text);
-  return make("dl", {}, ...told.flatMap(([term, text]) => [
+  const known = Object.entries(facts).filter(([, text]) => text);
+  return make("dl", {}, ...known.flatMap(([term, text]) => [
     make("dt", {textContent: term}), make("dd", {textContent: text}),
   ]));
 }
@@ -65,8 +66,8 @@ async function copy(element, status) {
   try {
     await navigator.clipboard.writeText(element.textContent);
     status.textContent = "Copied.";
-  } catch {  // no clipboard here, or none allowed
+  } catch {  // the clipboard is missing or not allowed
     getSelection().selectAllChildren(element);
-    status.textContent = "Selected; Ctrl+C or ⌘C copies it.";
+    status.textContent = "Selected: press Ctrl+C or ⌘C to copy.";
   }
 }

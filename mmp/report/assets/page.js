@@ -1,6 +1,6 @@
 "use strict";
-// What page.py has put into the page, what of it is shown and chosen, and how all begins; charts.js, tables.js and
-// detail.js draw. Text from result files is set as text, never as markup.
+// The state of the page: its data from page.py, the filters, and the selected configuration. This script also starts
+// everything; charts.js, tables.js and detail.js draw. Text from result files is set as text, never as markup.
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const FILTERS = {kind: "Kind", sweep: "Sweep", signal: "Signal", strategy: "Strategy"};
@@ -27,13 +27,13 @@ const MEASURES = {
     value: run => 100 * (run.reconstructed_test ?? run.pruned_test), dense: run => 100 * run.dense_test,
   },
 };
-// `selected` is the id of a configuration, `hidden` what filters leave out: sets of values.
+// `selected` is the ID of a configuration; `hidden` has for each filter the set of values that it hides.
 const state = {
   group: 0, x: "sparsity", y: "test", hidden: {}, selected: null, sort: {column: "sparsity %", up: true},
 };
 let shown = [];
 
-// --- small things
+// --- helpers
 
 const by = id => document.getElementById(id);
 const mean = values => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -58,7 +58,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// --- what is shown: configurations that pass the filters, as means over the seeds that do
+// --- the shown configurations: those that pass the filters, as means over the seeds that pass
 
 function summarised(configuration) {
   const hidden = state.hidden.seed ?? new Set();
@@ -77,7 +77,7 @@ function summarised(configuration) {
   };
 }
 
-// Fewer seeds are more luck: only configurations with the most seeds of a sweep are efficient, and beat others.
+// With fewer seeds, chance matters more, so only configurations with the most seeds of a sweep can be efficient.
 function markFront(configurations) {
   for (const sweep of unique(configurations.map(one => one.sweep))) {
     const members = configurations.filter(one => one.sweep === sweep);
@@ -85,7 +85,7 @@ function markFront(configurations) {
     for (const one of members) {
       one.efficient = false;
       one.fewerSeeds = one.runs.length < most;
-      // Means are equal for configurations with the same masks; sums of floats are not, quite.
+      // Rounded, because sums of floats depend on their order: equal masks must give equal means.
       one.loss = Math.round(1e7 * one.validation_drop);
       one.gain = Math.round(1e7 * one.sparsity);
     }
@@ -98,20 +98,20 @@ function markFront(configurations) {
   }
 }
 
-function choose() {
+function applyFilters() {
   const passes = one => Object.keys(FILTERS).every(what => !state.hidden[what]?.has(String(one[what])));
   shown = report.groups[state.group].configurations.filter(passes).map(summarised).filter(one => one);
   markFront(shown);
 }
 
-const chosen = () => shown.find(one => one.id === state.selected);
+const selected = () => shown.find(one => one.id === state.selected);
 
 function fullName(one) {
   const settings = report.groups[state.group].varying.map(what => one[what]);
   return [one.sweep && `${one.sweep}:`, one.name, ...settings].filter(text => text).join(" ");
 }
 
-// Layers as means over the runs that have them; where ranges differ between seeds, from the lowest to the highest.
+// Each layer with its mean sparsity over runs; if ranges differ between seeds, the range covers all of them.
 function layersOf(one) {
   const found = new Map();
   for (const run of one.runs.filter(each => each.layers.length)) {
@@ -128,7 +128,7 @@ function layersOf(one) {
 }
 
 function draw() {
-  choose();
+  applyFilters();
   const runs = shown.reduce((sum, one) => sum + one.runs.length, 0);
   const all = report.groups[state.group].configurations.length;
   by("shown").textContent = `${shown.length} of ${counted(all, "configuration")}, ${counted(runs, "run")} shown.`;
@@ -137,7 +137,7 @@ function draw() {
   if (window.Plotly) drawOverview();
 }
 
-// --- the address names what is chosen by its id, which a page with more runs keeps
+// --- the address holds the ID of the selected configuration, which stays the same when the report has more runs
 
 function select(id) {
   state.selected = id;
@@ -157,8 +157,8 @@ function followAddress() {
   const group = has(report.groups[state.group]) ? state.group : report.groups.findIndex(has);
   if (group >= 0 && group !== state.group) enter(group);
   state.selected = id;
-  choose();
-  if (group >= 0 && !chosen()) state.hidden = {};
+  applyFilters();
+  if (group >= 0 && !selected()) state.hidden = {};
   drawAll();
 }
 
@@ -188,8 +188,8 @@ function drawFilters() {
   };
   by("axes").replaceChildren(
     ...(groups.length > 1 ? [pick("Model and data", "group", groups, state.group, pickGroup)] : []),
-    pick("Up", "measure", labels(MEASURES), state.y, value => { state.y = value; draw(); }),
-    pick("Across", "axis", labels(AXES), state.x, value => { state.x = value; draw(); }),
+    pick("Vertical axis", "measure", labels(MEASURES), state.y, value => { state.y = value; draw(); }),
+    pick("Horizontal axis", "axis", labels(AXES), state.x, value => { state.x = value; draw(); }),
   );
   const {configurations} = report.groups[state.group];
   by("filter-boxes").replaceChildren(
@@ -198,7 +198,7 @@ function drawFilters() {
   );
 }
 
-// One box to tick for each value; nothing for a single value.
+// A checkbox for each value; nothing if there is only one value.
 function filterBox(what, label, all) {
   const values = unique(all.map(String)).sort(compared);
   if (values.length < 2) return "";
@@ -211,7 +211,7 @@ function filterBox(what, label, all) {
     type: "checkbox", name: what, value, checked: !hidden.has(value),
     onchange: event => { set(event.target, event.target.checked); draw(); },
   }));
-  const allOrNone = make("button", {type: "button", textContent: "all or none", onclick: () => {
+  const allOrNone = make("button", {type: "button", textContent: "all / none", onclick: () => {
     const none = boxes.every(box => box.checked);
     for (const box of boxes) set(box, !none);
     draw();
@@ -224,7 +224,7 @@ function filterBox(what, label, all) {
   );
 }
 
-// --- begin: text and tables at once, charts when the library below this script is there
+// --- start: text and tables at once, charts as soon as Plotly, which follows this script, is loaded
 
 for (const group of report.groups) {
   group.varying = report.settings.filter(what => unique(group.configurations.map(one => one[what])).length > 1);
@@ -236,9 +236,9 @@ if (report.groups.length) {
   addEventListener("hashchange", followAddress);
   document.addEventListener("DOMContentLoaded", () => {
     drawPareto();
-    setTimeout(() => { drawEffect(); drawHeat(); drawChosen(); });
+    setTimeout(() => { drawEffect(); drawHeat(); drawSelected(); });
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { drawOverview(); drawChosen(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { drawOverview(); drawSelected(); });
   addEventListener("beforeprint", () => drawForPaper(true));
   addEventListener("afterprint", () => drawForPaper(false));
 }

@@ -1,18 +1,18 @@
 "use strict";
-// The tables of the page: all of them are sorted by a click on a heading, or a key, which keeps the focus.
-// A column has a heading, value(row) to sort by, text(row) to show, and words: whether these are words or numbers.
+// The tables of the page. A click or a key on a heading sorts a table by this column; the heading keeps the focus.
+// A column has a heading, value(row) to sort by, text(row) to show, and `words`: true for words, false for numbers.
 
 function compared(a, b) {
   if (typeof a === "number" && typeof b === "number") return a - b;
   return String(a).localeCompare(String(b), "en", {numeric: true});
 }
 
-// `sort` remembers {column, up} from one drawing to the next; `content` may give a row's cell an element to hold, and
-// `mark` marks rows.
+// Draws a table into `box`. `sort` is {column, up}; it keeps the user's choice between two drawings.
+// `content(row, column)` may return an element for a cell of words; `mark(row, line)` may set attributes of a row.
 function drawSorted(box, columns, rows, sort, {content = () => null, mark = () => {}} = {}) {
   const column = columns.find(({heading}) => heading === sort.column);
   const keys = new Map(column ? rows.map(row => [row, column.value(row)]) : []);
-  const empty = row => keys.get(row) === null;  // goes last, up or down
+  const empty = row => keys.get(row) === null;  // always sorted last
   const order = (a, b) => empty(a) - empty(b) || (sort.up ? 1 : -1) * compared(keys.get(a), keys.get(b));
   const sortBy = heading => {
     Object.assign(sort, {column: heading, up: heading === sort.column ? !sort.up : true});
@@ -36,7 +36,7 @@ function drawSorted(box, columns, rows, sort, {content = () => null, mark = () =
   box.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
 }
 
-// --- the configurations that are shown
+// --- the table of the shown configurations
 
 function columnsOf({configurations, varying}) {
   const several = configurations.some(one => one.runs.length > 1);
@@ -60,8 +60,8 @@ function columnsOf({configurations, varying}) {
     percent("masked %", "pruned_test"),
     ...(some(run => run.reconstructed_test !== null) ? [percent("re-solved %", "resolved")] : []),
     number("epochs", one => one.epochs, value => String(Math.round(100 * value) / 100)),
-    ...(some(run => run.choice) ? [words("chosen", one => one.choices)] : []),
-    number("s", one => one.seconds, value => value.toFixed(1)),
+    ...(some(run => run.choice) ? [words("fine-tuning", one => one.choices)] : []),
+    number("seconds", one => one.seconds, value => value.toFixed(1)),
     words("front", one => one.efficient ? "*" : ""),
     ...(configurations.some(one => one.twins.length) ? [words("same masks as", one => one.twins.join(", "))] : []),
   ];
@@ -82,7 +82,7 @@ function drawTable() {
   });
 }
 
-// --- tables that come with their text
+// --- tables whose cells Python has formatted
 
 function drawOtherTables() {
   const number = text => Number.isNaN(parseFloat(text)) ? null : parseFloat(text);
