@@ -228,6 +228,21 @@ def test_gated_mlps() -> None:
     assert found["head.weight"] == "classifier"
 
 
+def test_every_expert_in_a_mixture_of_mlps_is_an_mlp() -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+            self.mlp = nn.ModuleList(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)) for _ in range(3))
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), Mixture(), nn.Linear(8, 2))
+    assert [layer.role for layer in prunable_layers(model)] == [
+        "patch_embed",
+        *["mlp_fc1", "mlp_fc2"] * 3,
+        "classifier",
+    ]
+
+
 def test_channel_gate_is_other_but_attention_with_a_gate_is_attention() -> None:
     class Gate(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Eval mode for a while: a model is left as it was found."""
+"""Eval mode for the duration of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models into eval mode for a ``with`` block; every module's mode is restored."""
+    """Put models into eval mode for a ``with`` block, and restore every module's mode afterwards."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         forget_cached(model)
@@ -25,9 +25,9 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def forget_cached(model: nn.Module) -> None:
-    """Make a model forget what it computed from its weights in eval mode; it is in training mode afterwards.
+    """Put a model into training mode, so that it drops tensors that it computed from its weights in eval mode.
 
-    LeViT and its kin (timm) keep their attention biases from the first evaluation until ``train`` is called. Copying
-    the flag ``training`` alone, as Lightning does after validation, leaves biases of old weights behind.
+    LeViT and similar models of timm cache their attention biases from the first evaluation until ``train`` is called.
+    Setting the flag ``training`` alone, as Lightning does after validation, keeps the biases of old weights.
     """
     model.train()

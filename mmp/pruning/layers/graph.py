@@ -1,6 +1,6 @@
-"""A model seen as a graph: its prunable weights, the modules around them, and what timm says of it.
+"""A model as a graph: its prunable weights, the modules around them, and timm's metadata.
 
-What sets one kind of module apart from another where types alone do not is held as data in the tables below.
+The tables below tell kinds of modules apart where their types are the same.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import nn
 
 from mmp.errors import MmpError
 
-# Parameters that a module holds directly, without a Linear around them (nn.MultiheadAttention, timm's
-# MultiQueryAttentionV2): nothing but the name sets a projection apart from a latent or a position table.
+# Projections that a module holds as parameters, without a Linear around them (nn.MultiheadAttention, timm's
+# MultiQueryAttentionV2). Only the name tells them from a latent or a position table.
 _BARE_WEIGHT = re.compile(r"(?:in|q|k|v|query|key|value|out)_proj(?:_weight)?|(?:q|k|v|kv|qkv)_weight")
 
-# Slots of an attention module. Group 1 says which of query, key and value a child computes.
+# Slots of an attention module. Group 1 is the part that a child computes: query, key or value.
 _QKV = re.compile(
     r"(?:to_|w_?)?(q|k|v|qk|kv|qkv|query|key|value)s?(?:_?(?:proj|conv|gate|linear|lin|weight))*",
     re.IGNORECASE,
@@ -29,7 +29,7 @@ _ATTN_OUT = re.compile(
 )
 _LETTERS = {"query": "q", "key": "k", "value": "v"}
 
-# Modules that mix tokens in attention's place, by the children they have: (inputs, outputs).
+# Modules that mix tokens in place of attention, by the names of their children: (inputs, outputs).
 _MIXERS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
     (frozenset({"attn", "v"}), frozenset({"proj"})),  # VOLO's outlook attention
     (frozenset({"f", "h"}), frozenset({"proj"})),  # FocalNet's modulation
@@ -38,16 +38,22 @@ _MIXERS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
     (frozenset({"in_proj"}), frozenset({"out_proj", "attn_out_proj"})),  # fused projections
 )
 
-# Where the stem ends: its outermost module is called one of these; a network inside it is not part of it.
+# Names of a stem's outermost module. A network inside a stem is not part of it.
 _STEM = re.compile(r"\w*(?:stem|embed)\w*|conv_?[01]|layer0", re.IGNORECASE)
 EMBED = re.compile(r"\w*embed\w*", re.IGNORECASE)
 INNER_NETWORK = "backbone"
-_STEM_LAYERS = 12  # more than any stem in timm holds; a whole network called `embedder` is no stem
+_STEM_LAYERS = 12  # more than in any stem of timm; a whole network called `embedder` is no stem
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A prunable weight, and what its owner's attributes tell; paths are relative to the graph's root."""
+    """A prunable weight, and properties that follow from its owner. Paths are relative to the graph's root.
+
+    Attributes:
+        name: Its name in ``named_parameters``.
+        owner: The module that owns it.
+        parameter: The parameter itself.
+    """
 
     name: str
     owner: Any
@@ -55,62 +61,75 @@ class Weight:
 
     @property
     def path(self) -> str:
-        """Path of the module that owns it."""
+        """Path of its owner."""
         return self.name.rpartition(".")[0]
 
     @property
     def top(self) -> str:
-        """The root's child that holds it."""
+        """Name of the root's child that it is in."""
         return self.name.partition(".")[0]
 
     @property
     def parts(self) -> list[str]:
-        """The path to the weight; without the last part where that is just ``weight``."""
+        """Parts of its name, without the last part if that is ``weight``."""
         parts = self.name.split(".")
         return parts[:-1] if parts[-1] == "weight" else parts
 
     @property
     def is_conv(self) -> bool:
-        """Whether its owner convolves."""
+        """Whether its owner is a convolution."""
         return hasattr(self.owner, "kernel_size")
 
     @property
     def is_linear(self) -> bool:
-        """Whether its owner is a linear map."""
+        """Whether its owner is a linear layer."""
         return hasattr(self.owner, "in_features")
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Kernel size per dimension; empty if there is none."""
+        """Kernel size in each dimension; empty if the owner is no convolution."""
         return _sizes(self.owner.kernel_size) if self.is_conv else ()
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether every position is treated on its own: a linear, or a 1x1 convolution."""
+        """Whether it applies to every position separately: a linear layer, or a 1x1 convolution."""
         return self.is_linear or (self.is_conv and set(self.kernel) == {1})
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether every channel has a filter of its own."""
+        """Whether its owner is a convolution with one filter per channel."""
         groups = getattr(self.owner, "groups", 1)
         return self.is_conv and bool(groups == self.owner.in_channels > 1)
 
     @property
     def is_patchwise(self) -> bool:
-        """Whether the convolution cuts its input into patches that don't overlap: kernel equal to stride."""
+        """Whether its owner is a convolution of patches that do not overlap: its kernel equals its stride."""
         if not self.is_conv or getattr(self.owner, "transposed", False):
             return False
         return self.kernel == _sizes(getattr(self.owner, "stride", 1)) and max(self.kernel) > 1
 
     @property
     def fan(self) -> tuple[Any, Any]:
-        """Channels or features in, and out; None where the owner is neither kind."""
+        """Input and output channels or features; None if the owner is neither a convolution nor a linear layer."""
         what = "channels" if self.is_conv else "features"
         return getattr(self.owner, f"in_{what}", None), getattr(self.owner, f"out_{what}", None)
 
 
 class Graph:
-    """A model's modules and prunable weights by path, with what timm says about the model."""
+    """A model's modules and prunable weights by path, with timm's metadata of the model.
+
+    Args:
+        model: Any module; its parameters may be on any device, ``meta`` included.
+
+    Attributes:
+        root: The model, or the module inside it if it only wraps one.
+        prefix: Path from the model to the root, with a trailing dot; empty if they are the same.
+        modules: The root's modules by path.
+        weights: Its prunable weights, in ``named_parameters`` order.
+
+    Raises:
+        MmpError: if a lazy layer has no shape yet.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.root, self.prefix = _unwrap(model)
@@ -123,23 +142,23 @@ class Graph:
                 self._inside.setdefault(".".join(parts[:end]), []).append(weight)
 
     def inside(self, path: str) -> list[Weight]:
-        """The prunable weights in a module, in order; none if there is no such module."""
+        """Return the prunable weights in a module, in order; none if there is no such module."""
         return self._inside.get(path, [])
 
     def slots(self, path: str) -> set[str]:
-        """Names of a module's children and own parameters."""
+        """Return the names of a module's children and of its own parameters."""
         module = self.modules[path]
         return {*dict(module.named_children()), *dict(module.named_parameters(recurse=False))}
 
     def around(self, weight: Weight) -> Iterator[tuple[str, nn.Module, str]]:
-        """The modules around a weight, innermost first, the root last: path, module, slot that leads in."""
+        """Yield the modules around a weight from the innermost to the root: path, module, slot of the child inside."""
         parts = weight.parts
         for end in range(len(parts) - 1, -1, -1):
             path = ".".join(parts[:end])
             yield path, self.modules[path], parts[end]
 
     def stated(self, key: str) -> tuple[str, ...] | None:
-        """Module paths that timm's metadata gives under a key; None where it gives none that exist."""
+        """Return the module paths under a key of timm's metadata; None if no such module exists."""
         for attribute in ("pretrained_cfg", "default_cfg"):
             cfg = getattr(self.root, attribute, None)
             value = cfg.get(key) if isinstance(cfg, dict) else getattr(cfg, key, None)
@@ -151,18 +170,18 @@ class Graph:
 
     @cached_property
     def classifiers(self) -> tuple[str, ...] | None:
-        """Paths of the modules that timm states as the classifier."""
+        """Paths of the modules that timm's metadata names as the classifier."""
         return self.stated("classifier")
 
     @cached_property
     def heads(self) -> set[str]:
-        """Top-level modules that hold the stated classifiers, and no input layer."""
+        """Names of the root's children that contain such a classifier, but not the first layer."""
         tops = {path.partition(".")[0] for path in self.classifiers or ()}
         return {top for top in tops if self.weights[0] not in self.inside(top)}
 
     @cached_property
     def first(self) -> tuple[Weight, ...]:
-        """The weights that read the image: as timm states, else the first layer if it is a convolution."""
+        """The weights that read the image: those in timm's metadata, else the first layer if it is a convolution."""
         stated = [w for path in self.stated("first_conv") or () for w in self.inside(path)]
         if stated or len(self.weights) < 2:
             return tuple(stated)
@@ -172,7 +191,7 @@ class Graph:
 
     @cached_property
     def stems(self) -> dict[str, str]:
-        """Outermost module of each stem to its role, `stem` or `patch_embed`."""
+        """The role of each stem, ``stem`` or ``patch_embed``, by the path of its outermost module."""
         stems = {}
         for weight in self.first:
             outermost = weight.path
@@ -189,12 +208,12 @@ class Graph:
         return stems
 
     def called(self, path: str, pattern: re.Pattern[str]) -> bool:
-        """Whether a module's slot or class bears such a name."""
+        """Return whether the name of a module's slot or class matches a pattern."""
         own = path.rpartition(".")[2]
         return bool(pattern.fullmatch(own) or pattern.fullmatch(type(self.modules[path]).__name__))
 
     def attention_slots(self, path: str) -> tuple[set[str], set[str]] | None:
-        """Input and output slots of a module that is attention, or stands in its place; else None."""
+        """Return the input and output slots of attention or of a module in its place; None for other modules."""
         slots = self.slots(path)
         found = {s: m.group(1).lower() for s in slots if (m := _QKV.fullmatch(s))}
         letters = "".join(_LETTERS.get(kind, kind) for kind in found.values())
@@ -207,7 +226,10 @@ class Graph:
 
 
 def _unwrap(model: nn.Module) -> tuple[nn.Module, str]:
-    """Look through wrappers: modules with nothing of their own around one child that holds everything."""
+    """Return the module inside wrappers, and its path with a trailing dot.
+
+    A wrapper is a module without parameters of its own and with only one child that has parameters.
+    """
     prefix = ""
     sequence = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     while not (isinstance(model, sequence) or hasattr(model, "default_cfg")):
@@ -232,8 +254,8 @@ def _weights(root: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Weight]
 
 
 def _is_weight(owner: nn.Module, own: str) -> bool:
-    """Whether a parameter of two or more dimensions is a weight, from its owner's type and its own name."""
-    if own == "weight":  # by attribute, not class, so that CondConv2d and a user's own linear count as well
+    """Return whether a parameter of two or more dimensions is a weight, by its owner's attributes and its own name."""
+    if own == "weight":  # attributes instead of classes include CondConv2d and linear layers of users
         conv = all(hasattr(owner, a) for a in ("kernel_size", "in_channels", "out_channels"))
         linear = all(hasattr(owner, a) for a in ("in_features", "out_features"))
         return conv or linear or isinstance(owner, nn.Bilinear)

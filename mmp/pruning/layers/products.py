@@ -1,4 +1,4 @@
-"""Linears and convolutions as matrix products: rows of what a layer reads, and of what it puts out."""
+"""Linear layers and convolutions as matrix products: their inputs and outputs as rows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
 
-_PIECE = 2**21  # numbers in the unfolded inputs of a few images: 8 MiB
+_PIECE = 2**21  # numbers in the unfolded inputs of one piece: 8 MiB
 
 
 def why_no_product(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> str | None:
-    """Return why a module's output is not its weight times its input, None if it is.
+    """Return the reason why a module's output is not its weight times its input, None if it is.
 
     Args:
         module: The owner of a weight.
-        arguments: What it was called with.
-        output: What it returned.
+        arguments: The arguments of a call.
+        output: The output of that call.
     """
     is_conv, kind = isinstance(module, nn.Conv1d | nn.Conv2d), type(module).__name__
     if not (is_linear(module) or is_conv):
@@ -44,15 +44,15 @@ def why_no_product(module: nn.Module, arguments: tuple[Any, ...], output: Any) -
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module has what a linear has, whatever its class."""
+    """Return whether a module has the attributes of a linear layer; its class does not matter."""
     return all(hasattr(module, attribute) for attribute in ("in_features", "weight", "bias"))
 
 
 def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return a layer's input as float32 rows that its weight is multiplied by, (groups, rows, columns).
+    """Return a layer's input as the rows that its weight is multiplied by, float32 (groups, rows, columns).
 
     Args:
-        module: A linear, or a convolution of one or two dimensions.
+        module: A linear layer, or a convolution of one or two dimensions.
         inputs: (..., features), or (B, C, positions...) for a convolution.
     """
     inputs = inputs.float()
@@ -70,18 +70,18 @@ def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the rows that a layer's weight is multiplied by and the products beside them, a few images at a time.
+    """Yield the rows of a layer's input with their products, a few images at a time.
 
-    Unfolded, the inputs of a convolution are many times as large; fresh memory for all of them would cost more than the
-    work on them.
+    The unfolded inputs of a convolution are many times as large as its inputs; allocating memory for all of them at
+    once would take longer than the work on them.
 
     Args:
-        module: A linear, or a convolution of one or two dimensions.
-        inputs: What it reads, (B, ..., features), or (B, C, positions...) for a convolution.
-        products: For all of its rows, (groups, rows, outputs per group).
+        module: A linear layer, or a convolution of one or two dimensions.
+        inputs: Its input, (B, ..., features), or (B, C, positions...) for a convolution.
+        products: The products of all rows, (groups, rows, outputs per group).
 
     Yields:
-        Rows (groups, some rows, columns) in float32, and their products (groups, some rows, outputs per group).
+        Rows, float32 (groups, some rows, columns), and their products, (groups, some rows, outputs per group).
     """
     weight, (groups, rows, _) = module.weight, products.shape
     assert isinstance(weight, Tensor)
@@ -93,11 +93,14 @@ def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[t
 
 
 def product_of(module: nn.Module, output: Tensor) -> Tensor:
-    """Return what a layer's weight made, its output less its bias, as float32 rows (groups, rows, outputs per group).
+    """Return the product of a layer's weight and its input: the output without the bias, as rows.
 
     Args:
-        module: A linear, or a convolution of one or two dimensions.
+        module: A linear layer, or a convolution of one or two dimensions.
         output: (..., outputs), or (B, outputs, positions...) of a convolution.
+
+    Returns:
+        A float32 copy, (groups, rows, outputs per group).
     """
     rows = rows_of(module, output)
     bias = module.bias
@@ -105,7 +108,12 @@ def product_of(module: nn.Module, output: Tensor) -> Tensor:
 
 
 def rows_of(module: nn.Module, output: Tensor) -> Tensor:
-    """Return a layer's output, or the gradient of it, as float32 rows (groups, rows, outputs per group)."""
+    """Return a layer's output, or its gradient, as float32 rows (groups, rows, outputs per group).
+
+    Args:
+        module: A linear layer, or a convolution of one or two dimensions.
+        output: (..., outputs), or (B, outputs, positions...) of a convolution.
+    """
     output = output.float()
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return _by_group(output.flatten(2), module.groups)
@@ -113,14 +121,15 @@ def rows_of(module: nn.Module, output: Tensor) -> Tensor:
 
 
 def _by_group(values: Tensor, groups: int) -> Tensor:
-    """From (B, groups * width, positions) to (groups, B * positions, width)."""
+    """Reshape (B, groups * width, positions) to (groups, B * positions, width)."""
     batch, channels, positions = values.shape
     split = values.reshape(batch, groups, channels // groups, positions)
     return split.permute(1, 0, 3, 2).reshape(groups, batch * positions, channels // groups)
 
 
 def _padded(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
-    timm_layers = sys.modules.get("timm.layers")  # imported, if the module is one of timm's
+    """Return a convolution's input with its padding."""
+    timm_layers = sys.modules.get("timm.layers")  # is imported if the module is one of timm's
     if timm_layers is not None and isinstance(module, timm_layers.Conv2dSame):
         return timm_layers.pad_same(inputs, list(module.kernel_size), list(module.stride), list(module.dilation))
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

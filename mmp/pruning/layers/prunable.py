@@ -1,7 +1,4 @@
-"""A model's prunable layers, each with the role it plays, its stage and its depth.
-
-:func:`prunable_layers` is the entry. It works on any ``nn.Module``.
-"""
+"""A model's prunable layers, each with its role, stage and depth, for any ``nn.Module``."""
 
 from __future__ import annotations
 
@@ -15,27 +12,33 @@ from mmp.pruning.layers.graph import Graph
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.roles import roles_of
 
-# Stages where no feature_info tells: siblings numbered like this, if they differ in width.
+# Names of numbered siblings; they are stages if there is no feature_info and their widths differ.
 _STAGE = re.compile(r"(.*\b(?:\w*(?:layer|stage|level|block)s?))[._]?(\d+)")
 
 
 def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
-    """List the prunable layers of a model.
+    """Return the prunable layers of a model.
 
-    A prunable layer is a weight tensor of two or more dimensions of a convolution, linear or
-    attention module. Biases, norm scales, embeddings, position tables, tokens, latents and layer-scale gains
-    belong to none of these types and are never listed. Whether a parameter is frozen makes no difference.
+    A prunable layer is a weight tensor of two or more dimensions of a convolution, linear or attention module. Biases,
+    norm scales, embeddings, position tables, tokens, latents and layer-scale gains are never prunable. Frozen weights
+    are.
 
     Args:
-        model: Any module; parameters may be on any device, ``meta`` included. A wrapper with one child that
-            holds everything (``torch.compile``, a ``LightningModule``) is looked through.
+        model: Any module; its parameters may be on any device, ``meta`` included. In a wrapper with a single child
+            (``torch.compile``, a ``LightningModule``), the layers are those of the child.
 
     Returns:
-        The layers in the order in which the model registers their weights (``named_parameters``), which is
-        close to the order of execution but need not be it.
+        The layers in ``named_parameters`` order, which is close to the order of execution but may differ from it.
 
     Raises:
-        MmpError: If the model has no prunable layer, or a lazy layer whose shape isn't known yet.
+        MmpError: if the model has no prunable layer, or a lazy layer has no shape yet.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+        >>> for layer in prunable_layers(model):
+        ...     print(layer.name, layer.role, layer.shape, layer.size)
+        0.weight stem (8, 3, 3, 3) 216
+        3.weight classifier (10, 288) 2880
     """
     graph = Graph(model)
     weights, prefix = graph.weights, graph.prefix
@@ -62,17 +65,17 @@ def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
 
 
 def prunable_parameters(model: nn.Module, layers: Iterable[Layer]) -> dict[str, nn.Parameter]:
-    """Look up the live parameters behind layers.
+    """Return the parameters of layers, by layer name.
 
     Args:
-        model: The model that the layers come from, or another with the same ``state_dict`` keys.
-        layers: Layers of it.
+        model: The model of the layers, or another one with the same ``state_dict`` keys.
+        layers: Its prunable layers, or some of them.
 
     Returns:
-        Layer name to parameter, in the order of `layers`; the parameters are the model's own, not copies.
+        The model's own parameters, not copies, in the order of ``layers``.
 
     Raises:
-        MmpError: If the model has no parameter of a layer's name, or has it in another shape.
+        MmpError: if the model has no parameter of a layer's name, or one of another shape.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {}
@@ -83,14 +86,21 @@ def prunable_parameters(model: nn.Module, layers: Iterable[Layer]) -> dict[str, 
         if tuple(parameter.shape) != layer.shape:
             raise MmpError(
                 f"{type(model).__name__} holds {layer.name!r} in shape {tuple(parameter.shape)}, "
-                f"not {layer.shape}; list the layers of this model anew"
+                f"not {layer.shape}; call prunable_layers on this model"
             )
         found[layer.name] = parameter
     return found
 
 
 def stages_of(graph: Graph, roles: list[str]) -> list[int | None]:
-    """One stage per weight, from timm's `feature_info`, else from numbered siblings that differ in width."""
+    """Return the stage of every weight, from 0; None for weights outside of stages.
+
+    Stages come from timm's ``feature_info``, else from numbered siblings whose widths differ.
+
+    Args:
+        graph: The model.
+        roles: The role of every weight.
+    """
     stem = {w for path in graph.stems for w in graph.inside(path)}
     outside = [w in stem or r in ("patch_embed", "classifier") for w, r in zip(graph.weights, roles, strict=True)]
     found = _feature_stages(graph)
@@ -101,15 +111,16 @@ def stages_of(graph: Graph, roles: list[str]) -> list[int | None]:
 
 
 def _feature_stages(graph: Graph) -> list[int | None] | None:
-    """A feature module ends a stage: a weight belongs to the first that ends at or behind it, or to the last.
+    """Return the stage of every weight from timm's ``feature_info``, where every feature module ends a stage.
 
-    Returns None where the metadata can't tell: none, unknown modules, or one module for several stages.
+    A weight belongs to the first stage that does not end before it, or to the last stage. The result is None if
+    there is no metadata, if it names unknown modules, or if one module ends several stages.
     """
     info = getattr(graph.root, "feature_info", None) or ()
     features = {(f["module"], f.get("reduction")) for f in getattr(info, "info", info)}
     paths = {path for path, _ in features if path and path in graph.modules}
     reductions = {reduction for _, reduction in features}
-    if len(reductions) == 1 and paths:  # a plain transformer: blocks at one resolution are no stages
+    if len(reductions) == 1 and paths:  # a plain transformer: blocks of the same resolution are no stages
         return [None] * len(graph.weights)
     if len(paths) < 2 or len(features) > len({path for path, _ in features}):
         return None
@@ -120,7 +131,7 @@ def _feature_stages(graph: Graph) -> list[int | None] | None:
 
 
 def _numbered_stages(graph: Graph) -> list[int | None]:
-    """Outermost siblings with numbers in their names are stages if their widths differ."""
+    """Return the stage of every weight from outermost siblings with numbers in their names, if their widths differ."""
     groups: dict[str, dict[str, int]] = {}
     numbered: set[str] = set()
     for path in graph.modules:

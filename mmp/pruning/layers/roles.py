@@ -1,13 +1,14 @@
-"""Roles: what each prunable weight does in its network.
+"""Roles: the function of each prunable weight in its network.
 
-The evidence is used in this order, and `_RULES` is that order in code:
+The evidence is, in this order:
 
-1. what timm states about its own models (`classifier`, `first_conv`), read off the model;
-2. types and structure: groups of a convolution, kernel against stride, which siblings a module has
-   (a query beside a key is attention; a sigmoid behind a bottleneck is a channel gate), widths in and out;
-3. names, held as data in the tables below, where structure alone cannot tell two cases apart.
+1. timm's metadata of the model (``classifier``, ``first_conv``);
+2. types and structure: groups of a convolution, kernel and stride, the children of a module (a query and a key make
+   attention, a sigmoid after a bottleneck makes a channel gate), widths in and out;
+3. names, in the tables below, where two cases have the same structure.
 
-``docs/roles.md`` gives the decided rule for each kind of layer with its reason.
+The first rule of `_RULES` that returns a role decides. ``docs/roles.md`` lists the rule for each kind of layer with its
+reason.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import nn
 
 from mmp.pruning.layers.graph import EMBED, INNER_NETWORK, Graph, Weight
 
-# An MLP by the name of its slot or class, or by two children that a block holds without a module around them.
+# Names of an MLP's slot and class, and names of layers that form an MLP in a block, without a module around them.
 _MLP_NAME = re.compile(r"(?:\w+_)?(?:mlp|ffn|feed_?forward|channel_mixer)\w*", re.IGNORECASE)
 _MLP_CLASS = re.compile(r"\w*(?:Mlp|MLP|FFN|FeedForward|GLU)")
 _MLP_PAIRS: tuple[tuple[frozenset[str], str], ...] = (
@@ -28,26 +29,26 @@ _MLP_PAIRS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"pwconv1"}), "pwconv2"),
     (frozenset({"pw1"}), "pw2"),
     (frozenset({"f1", "f2"}), "g"),  # StarNet multiplies two expansions
-    (frozenset({"in_proj"}), "mlp_out_proj"),  # ViT blocks that fuse attention's and the MLP's input
+    (frozenset({"in_proj"}), "mlp_out_proj"),  # ViT blocks with one input projection for attention and MLP
 )
 
-# Gates whose last activation is a softmax or none at all, so that no sigmoid gives them away.
+# Gates without a sigmoid: their last activation is a softmax, or there is none.
 _GATE_CLASS = re.compile(r"\w*(?:SelectiveKernelAttn|SplitAttn|SqueezeExcit\w*|SEModule|SEBlock|Eca\w*)")
 
-# Layers that only produce position information, or sit in the head before the classifier.
+# Layers that compute position information only, and layers of the head before the classifier.
 _POSITION = re.compile(r"cpb_mlp|meta_mlp|pos_?(?:emb|enc)\w*|rel_pos\w*")
 _HEAD = re.compile(r"pre_(?:logits|classifier)")
 _CLASSIFIER = re.compile(r"classifier|head|fc|logits")  # of a 1x1 convolution: SqueezeNet ends in one
 
-# What changes resolution or width between or beside blocks. Nothing in a module's own type says that a 1x1
-# convolution is the residual branch and not the first layer of the main branch.
+# Layers that change resolution or width between or beside blocks. Types do not tell a 1x1 convolution on the residual
+# branch from the first layer of the main branch.
 _PATCH_MERGE = re.compile(r"\w*patch_?(?:merg|embed)\w*", re.IGNORECASE)
 _DOWNSAMPLE = re.compile(
     r"(?:\w+_)?down(?:sample\w*|s|_?conv)?|shortcut\w*|skip\w*|project|transition\d*|pool|c1x1_w\w*"
 )
 _DOWNSAMPLE_CLASS = re.compile(r"\w*Downsampl\w*")
 
-# Names from outside timm (Hugging Face's layout: the output projections sit outside the module they serve).
+# Names in Hugging Face's layout, where the output projections are outside the modules that they belong to.
 _BY_PATH: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r".*attention\.output\.dense"), "attn_proj"),
     (re.compile(r".*intermediate\.dense"), "mlp_fc1"),
@@ -56,14 +57,14 @@ _BY_PATH: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def _classifier(graph: Graph, weight: Weight) -> str | None:
-    """The modules that timm states as the classifier."""
+    """Decide for the modules that timm's metadata names as the classifier."""
     owner = weight.path
     stated = graph.classifiers or ()
     return "classifier" if any(owner == path or owner.startswith(f"{path}.") for path in stated) else None
 
 
 def _gate(graph: Graph, weight: Weight) -> str | None:
-    """Squeeze-excite and its kin: pointwise layers that narrow or keep the width, then a gate."""
+    """Decide for channel gates such as squeeze-excite: pointwise layers that narrow or keep the width, then a gate."""
     if not weight.is_pointwise:
         return None
     for path, module, _ in graph.around(weight):
@@ -84,12 +85,12 @@ def _gate(graph: Graph, weight: Weight) -> str | None:
 
 
 def _depthwise(_: Graph, weight: Weight) -> str | None:
-    """One filter per channel, wherever it sits."""
+    """Decide for convolutions with one filter per channel, in any module."""
     return "depthwise" if weight.is_depthwise else None
 
 
 def _stem(graph: Graph, weight: Weight) -> str | None:
-    """Everything in the module that reads the image; the projection behind a network inside it too."""
+    """Decide for the module that reads the image, and for a projection after a network inside that module."""
     owner = weight.path
     for path, role in graph.stems.items():
         if owner == path or owner.startswith(f"{path}."):
@@ -103,12 +104,12 @@ def _stem(graph: Graph, weight: Weight) -> str | None:
 
 
 def _position(_: Graph, weight: Weight) -> str | None:
-    """Small networks that compute position biases."""
+    """Decide for small networks that compute position biases."""
     return "other" if any(_POSITION.fullmatch(part) for part in weight.parts[:-1]) else None
 
 
 def _attention(graph: Graph, weight: Weight) -> str | None:
-    """Inputs and outputs of attention: a module that holds a query and a key."""
+    """Decide for the inputs and outputs of attention: a module with a query and a key."""
     for path, _, slot in graph.around(weight):
         slots = graph.attention_slots(path)
         if slots is None:
@@ -121,40 +122,61 @@ def _attention(graph: Graph, weight: Weight) -> str | None:
 
 
 def _head(graph: Graph, weight: Weight) -> str | None:
-    """Linears that share the head with the classifier."""
+    """Decide for linear layers in the same head as the classifier."""
     named = any(_HEAD.fullmatch(part) for part in weight.parts)
-    # LeViT's second head, for distillation, which timm states for some of its models only.
+    # LeViT's second head, for distillation, is in timm's metadata of some models only.
     heads = graph.heads | {f"{head}_dist" for head in graph.heads}
     return "classifier" if named or (weight.is_linear and weight.top in heads) else None
 
 
 def _mlp(graph: Graph, weight: Weight) -> str | None:
-    """The pointwise layers of an MLP: the one that comes back to the input's width is fc2, the others fc1."""
+    """Decide for the pointwise layers of an MLP: the layer that returns to the input's width is fc2, all others fc1.
+
+    Inner modules are examined before those around them, so every expert in a mixture of MLPs is an MLP.
+    """
     if not weight.is_pointwise:
         return None
-    for path, module, slot in graph.around(weight):
+    for path, _, slot in graph.around(weight):
         if not path:
             break
-        own = path.rpartition(".")[2]
-        if _MLP_NAME.fullmatch(own) or _MLP_CLASS.fullmatch(type(module).__name__):
-            inner = [w for w in graph.inside(path) if w.is_pointwise and not w.is_depthwise]
-            if len(inner) > 1:
-                width = inner[0].fan[0]
-                back = [w for w in inner if w.fan[1] == width and w.fan[0] != width] or inner
-                return "mlp_fc2" if weight is back[-1] else "mlp_fc1"
-        alternatives = isinstance(module, nn.ModuleList)
-        linears = [] if alternatives else [w for w in graph.inside(path) if w.is_linear]
-        if weight in linears and len(linears) == 2 and linears[0].fan == linears[1].fan[::-1]:
-            return "mlp_fc2" if weight is linears[1] else "mlp_fc1"
-        slots = graph.slots(path)
-        for first, last in _MLP_PAIRS:
-            if first <= slots and last in slots and slot in first | {last}:
-                return "mlp_fc2" if slot == last else "mlp_fc1"
+        for rule in (_mlp_by_name, _mlp_by_widths, _mlp_by_slots):
+            if role := rule(graph, weight, path, slot):
+                return role
+    return None
+
+
+def _mlp_by_name(graph: Graph, weight: Weight, path: str, _: str) -> str | None:
+    """Decide for a module that is called an MLP; if no layer returns to the input's width, the last layer is fc2."""
+    own, kind = path.rpartition(".")[2], type(graph.modules[path]).__name__
+    inner = [w for w in graph.inside(path) if w.is_pointwise and not w.is_depthwise]
+    if len(inner) < 2 or not (_MLP_NAME.fullmatch(own) or _MLP_CLASS.fullmatch(kind)):
+        return None
+    width = inner[0].fan[0]
+    back = [w for w in inner if w.fan[1] == width and w.fan[0] != width] or inner
+    return "mlp_fc2" if weight is back[-1] else "mlp_fc1"
+
+
+def _mlp_by_widths(graph: Graph, weight: Weight, path: str, _: str) -> str | None:
+    """Decide for a module with exactly two linear layers, the second with the widths of the first in reverse."""
+    linears = [w for w in graph.inside(path) if w.is_linear]
+    if isinstance(graph.modules[path], nn.ModuleList) or weight not in linears or len(linears) != 2:
+        return None
+    if linears[0].fan != linears[1].fan[::-1]:
+        return None
+    return "mlp_fc2" if weight is linears[1] else "mlp_fc1"
+
+
+def _mlp_by_slots(graph: Graph, _: Weight, path: str, slot: str) -> str | None:
+    """Decide for a block that holds the layers of an MLP under known names."""
+    slots = graph.slots(path)
+    for first, last in _MLP_PAIRS:
+        if first <= slots and last in slots and slot in first | {last}:
+            return "mlp_fc2" if slot == last else "mlp_fc1"
     return None
 
 
 def _downsample(graph: Graph, weight: Weight) -> str | None:
-    """What changes resolution or width between blocks or stages, and the projection on a residual branch."""
+    """Decide for layers that change resolution or width between blocks or stages, and on a residual branch."""
     names = weight.parts[-1:]
     for path, module, _ in graph.around(weight):
         own = path.rpartition(".")[2]
@@ -175,13 +197,13 @@ def _downsample(graph: Graph, weight: Weight) -> str | None:
 
 
 def _by_path(_: Graph, weight: Weight) -> str | None:
-    """Layouts from outside timm, by name."""
+    """Decide by name for layouts outside timm."""
     path = weight.path
     return next((role for pattern, role in _BY_PATH if pattern.fullmatch(path)), None)
 
 
 def _by_type(_: Graph, weight: Weight) -> str | None:
-    """A convolution that nothing else claims is a `conv`, anything else `other`."""
+    """Decide for all remaining weights: those of convolutions are ``conv``, all others ``other``."""
     return "conv" if weight.is_conv else "other"
 
 
@@ -201,7 +223,11 @@ _RULES: tuple[Callable[[Graph, Weight], str | None], ...] = (
 
 
 def roles_of(graph: Graph) -> list[str]:
-    """One role per weight: the first rule that decides, then the linears that lead up to the classifier."""
+    """Return the role of every weight of a graph, in order.
+
+    The first rule that decides sets a weight's role. Then the linear layers directly before the classifier become
+    ``classifier``, too.
+    """
     roles = [next(role for rule in _RULES if (role := rule(graph, weight))) for weight in graph.weights]
     plain = [w.is_linear and role == "other" for w, role in zip(graph.weights, roles, strict=True)]
     last = graph.weights[-1]
@@ -213,6 +239,6 @@ def roles_of(graph: Graph) -> list[str]:
         end = start = roles.index("classifier")
         while start and graph.weights[start - 1].top in tails:
             start -= 1
-        if start:  # in a network of linears alone, the hidden ones are its body
+        if start:  # in a network of linear layers only, the hidden ones are its body
             roles[start:end] = ["classifier"] * (end - start)
     return roles
