@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from mmp.errors import MmpError
@@ -34,6 +33,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         OSError: if the lock file cannot be created.
     """
+    from filelock import FileLock, Timeout  # here, so that mmp.pruning works without it
+
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, poll_interval=0.2)
     try:
@@ -49,6 +50,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Return whether a process holds a lock. A lock file that cannot be opened counts as held."""
+    from filelock import FileLock, Timeout
+
     if not path.is_file():
         return False
     try:

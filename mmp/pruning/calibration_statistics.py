@@ -1,4 +1,4 @@
-"""Statistics: what signals are made of, collected from a model over the calibration split."""
+"""Calibration statistics: the inputs of signals and criteria, collected from a model over the calibration split."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ STATISTICS = (
     "gradient", "absolute_gradient", "squared_batch_gradient", "squared_gradient", "hessian_gradient",
     "input_covariance", "squared_output_gradient",
 )  # fmt: skip
-MOST_IMAGES = 512  # of the calibration split, for input_covariance and squared_output_gradient; more hardly add to it
-MOST_TWICE = 64  # images that hessian_gradient differentiates twice at a time: what that needs beside stays small
+MOST_IMAGES = 512  # for input_covariance and squared_output_gradient; further images hardly change them
+MOST_TWICE = 64  # images that hessian_gradient differentiates twice at a time, which bounds its memory
 MOST_KEPT = 2**30  # bytes of graphs that hessian_gradient keeps from its first pass to its second
 
-
-# Statistics of a batch's gradients that one backward pass gives.
+# Statistics that are means of a function of a batch's gradients.
 _FIRST_ORDER: dict[str, Callable[[Tensor], Tensor]] = {
     "gradient": torch.Tensor.detach,
     "absolute_gradient": torch.abs,
@@ -49,41 +48,53 @@ def collect(
     needs: Iterable[str],
     temperature: float = 1.0,
 ) -> dict[str, dict[str, Tensor]]:
-    """Collect gradient statistics of the loss over the calibration split.
+    """Collect statistics of the calibration split.
 
-    The model runs in eval mode (running BatchNorm statistics, no dropout), so the result is deterministic and
-    no buffer changes; modes, gradients and ``requires_grad`` are left as they were found.
+    The model runs in eval mode (running BatchNorm statistics, no dropout), so the result is deterministic and no buffer
+    changes. Modes, gradients and ``requires_grad`` are restored.
+
+    The statistics are, for a loss L, of the weight's shape unless stated otherwise:
+
+    - ``gradient``: dL/dw, the mean over images.
+    - ``absolute_gradient``: |dL_b/dw|, the mean over batches b weighted by their images (METHOD, phase 3; the authors
+      weight all batches equally). It does not grow with the number of batches.
+    - ``squared_batch_gradient``: (dL_b/dw)^2, the same mean.
+    - ``squared_gradient``: (dL_i/dw)^2, the mean over single images i.
+    - ``hessian_gradient``: H g, the Hessian of the loss times its gradient (GraSP, arXiv 2002.07376). It takes at most
+      `MOST_KEPT` bytes more memory than `MOST_TWICE` images need.
+    - ``input_covariance``: the covariance of the rows that the weight is multiplied by, (groups, columns, columns).
+    - ``squared_output_gradient``: the squared gradient of each output, summed over positions, the mean over images,
+      (outputs,).
+
+    The last two are taken over at most `MOST_IMAGES` images. A weight whose module does not multiply its input by it
+    gets the identity and ones, and a line in the log.
 
     Args:
         model: The network.
-        parameters: The weights to collect for, by name.
-        batches: (inputs, targets) pairs on the model's device; re-iterable in the same order if ``hessian_gradient`` is
-            needed.
-        loss: The training loss: the mean of a loss of each image, whatever else is in the batch.
-        needs: Which of:
-            ``gradient``: dL/dw, the mean over samples;
-            ``absolute_gradient``: |dL_b/dw| of each batch b, averaged over batches weighted by their samples
-            (the authors average over batches), so the value does not grow with the number of batches;
-            ``squared_batch_gradient``: the same of (dL_b/dw)^2;
-            ``squared_gradient``: the square of each single image's dL/dw, averaged over images;
-            ``hessian_gradient``: the Hessian times the gradient, H g (GraSP, arXiv 2002.07376); takes at most
-            `MOST_KEPT` bytes more than `MOST_TWICE` images need;
-            ``input_covariance``: of what the weight is multiplied by, (groups, columns, columns);
-            ``squared_output_gradient``: of each output, averaged over images and summed over positions, (outputs,).
-            The last two see at most `MOST_IMAGES` images; a weight that its module does not multiply its input by
-            gets the identity and ones, and a log line.
-        temperature: Divides the outputs for ``hessian_gradient``; GraSP's authors use 200.
+        parameters: The weights to collect statistics for, by name.
+        batches: (images, labels) pairs on the model's device; for ``hessian_gradient``, an iterable that can be read
+            twice in the same order.
+        loss: The training loss: the mean over a batch of a loss that depends on one image at a time.
+        needs: Names of the statistics.
+        temperature: Divisor of the outputs for ``hessian_gradient``; GraSP's authors use 200.
 
     Returns:
-        For each statistic, a tensor per name, of the weight's shape unless said otherwise.
+        For each statistic, one tensor per weight, by name.
 
     Raises:
-        MmpError: if there is no sample, an unknown statistic is asked for, a weight takes no part in the loss,
-            or a gradient is not finite; never a silent fallback.
+        MmpError: if there is no image, a statistic is unknown, a weight has no influence on the loss, or a gradient is
+            not finite.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[2.0, -1.0]])
+        >>> batches = [(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]]))]
+        >>> collect(layer, {"weight": layer.weight}, batches, nn.MSELoss(), ["gradient"])
+        {'gradient': {'weight': tensor([[4., 0.]])}}
     """
     wanted = set(needs)
     if unknown := wanted - set(STATISTICS):
-        raise MmpError(f"unknown statistics {sorted(unknown)}; known are {', '.join(STATISTICS)}")
+        raise MmpError(f"unknown statistics {sorted(unknown)}; choose from: {', '.join(STATISTICS)}")
     statistics: dict[str, dict[str, Tensor]] = {}
     with _scoring_mode(model, parameters):
         if wanted & _FIRST_ORDER.keys():
@@ -114,7 +125,7 @@ def _first_order(
         gradients = _gradients(loss(model(inputs), targets), parameters)
         for kind in kinds:
             _add(sums[kind], gradients, len(inputs), _FIRST_ORDER[kind])
-        del gradients  # before the next are made
+        del gradients  # before the next ones are allocated
     _require(samples)
     for values in sums.values():
         torch._foreach_div_(values, samples)
@@ -125,11 +136,11 @@ def _add(
     totals: Iterable[Tensor],
     values: Iterable[Tensor],
     times: int,
-    made: Callable[[Tensor], Tensor] = torch.Tensor.detach,
+    function: Callable[[Tensor], Tensor] = torch.Tensor.detach,
 ) -> None:
-    """Add what is made of values to totals; it is in memory one layer at a time."""
+    """Add ``times`` the function of each value to its total; the results are in memory one layer at a time."""
     for total, value in zip(totals, values, strict=True):
-        total.add_(made(value), alpha=times)
+        total.add_(function(value), alpha=times)
 
 
 def _squared_gradient(
@@ -141,7 +152,7 @@ def _squared_gradient(
         for i in range(len(inputs)):
             gradients = _gradients(loss(model(inputs[i : i + 1]), targets[i : i + 1]), parameters)
             torch._foreach_addcmul_(total, gradients, gradients)
-            del gradients  # before the next are made
+            del gradients  # before the next ones are allocated
         samples += len(inputs)
     _require(samples)
     torch._foreach_div_(total, samples)
@@ -168,9 +179,9 @@ def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], 
     covariances = {}
     for name, parameter in parameters.items():
         if name not in walk.order:
-            raise MmpError(f"{name!r} has no gradient: its module is never called, so it cannot be scored")
+            raise MmpError(f"{name!r} has no gradient: its module is never called; leave it out of the parameters")
         if reason := walk.unfit(name):
-            log.info("%s is scored as if its inputs were independent: %s", name, reason)
+            log.info("%s is scored as if its inputs were uncorrelated: %s", name, reason)
             covariances[name] = torch.eye(parameter[0].numel(), dtype=torch.float64, device=parameter.device)[None]
         else:
             square, mean = (total.div_(rows[name]) for total in sums.pop(name))
@@ -194,7 +205,7 @@ def _squared_output_gradient(
         walk = LayerWalk(model, parameters, images)
     for batch, (_, targets) in zip(images, batches, strict=False):
         outputs = walk.visit(batch.clone(), see)
-        _gradients(len(batch) * loss(outputs, targets[: len(batch)]), parameters)  # summed, not averaged, over images
+        _gradients(len(batch) * loss(outputs, targets[: len(batch)]), parameters)  # a sum over images, not a mean
     samples = sum(map(len, images))
     return {name: total / samples if total.any() else torch.ones_like(total) for name, total in sums.items()}
 
@@ -211,13 +222,13 @@ def _first_images(batches: Batches) -> list[Tensor]:
 def _hessian_gradient(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches, loss: Loss, temperature: float
 ) -> dict[str, Tensor]:
-    """Take the mean gradient in a first pass, and each piece's Hessian times it in a second.
+    """Return H g: the mean gradient g from a first pass, the Hessian-vector products of each piece from a second.
 
-    Graphs that the first pass made are kept while there is room, so that the second need not make them again.
+    The graphs of the first pass are kept as long as there is room, so that the second need not build them again.
     """
     weights = list(parameters.values())
     mean, total = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
-    held = dict.fromkeys(map(_address, [*model.parameters(), *model.buffers()]), 0)  # they are there anyway
+    held = dict.fromkeys(map(_address, [*model.parameters(), *model.buffers()]), 0)  # are in memory anyway
     graphs: deque[list[GradientEdge | None]] = deque()
 
     def gradients(inputs: Tensor, targets: Tensor, create_graph: bool) -> list[Tensor]:
@@ -225,7 +236,7 @@ def _hessian_gradient(
 
     def product(inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
         edges = graphs.popleft() if graphs else _edges(gradients(inputs, targets, create_graph=True))
-        return _derivative(edges, mean, weights)
+        return _hessian_product(edges, mean, weights)
 
     def room() -> bool:
         return sum(held.values()) <= MOST_KEPT
@@ -234,12 +245,12 @@ def _hessian_gradient(
         samples = 0
         for inputs, targets in _pieces(batches):
             samples += len(inputs)
-            with _noting(held) if (keep := room()) else nullcontext():
+            with _counting(held) if (keep := room()) else nullcontext():
                 found = gradients(inputs, targets, create_graph=keep)
             _add(mean, found, len(inputs))
             if keep and room():
                 graphs.append(_edges(found))
-            del found  # before the next are made
+            del found  # before the next ones are allocated
         _require(samples)
         torch._foreach_div_(mean, samples)
         samples = 0
@@ -252,38 +263,38 @@ def _hessian_gradient(
 
 
 def _pieces(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches in even pieces of at most `MOST_TWICE` images; means over images are the same for any division."""
+    """Yield batches in even pieces of at most `MOST_TWICE` images."""
     for inputs, targets in batches:
         count = max(1, math.ceil(len(inputs) / MOST_TWICE))
         yield from zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)
 
 
 def _edges(gradients: Iterable[Tensor]) -> list[GradientEdge | None]:
-    """Return where gradients lie in their graph, which needs none of their values; None where one is constant."""
+    """Return the graph edge of each gradient (the values can then be freed); None for a constant gradient."""
     return [get_gradient_edge(gradient) if gradient.requires_grad else None for gradient in gradients]
 
 
-def _derivative(
+def _hessian_product(
     edges: Iterable[GradientEdge | None], vector: Iterable[Tensor], weights: list[nn.Parameter]
 ) -> Sequence[Tensor]:
-    """Return the Hessian whose gradients these are, times a vector; nothing of their graph is left."""
+    """Return the Hessian times a vector, from the graph edges of the gradients; the graph is freed."""
     pairs = [(edge, part) for edge, part in zip(edges, vector, strict=True) if edge is not None]
     if not pairs:  # the loss is linear in the weights
         return list(map(torch.zeros_like, weights))
     outputs, parts = zip(*pairs, strict=True)
-    # A weight in which the loss is linear has no path to the second derivative: zeros, not an error.
+    # A weight in which the loss is linear has no second derivative: zeros instead of an error.
     return torch.autograd.grad(outputs, weights, parts, allow_unused=True, materialize_grads=True)
 
 
 @contextmanager
-def _noting(held: dict[int, int]) -> Iterator[None]:
-    """Note the bytes of all memory that graphs made meanwhile hold, by its address."""
+def _counting(held: dict[int, int]) -> Iterator[None]:
+    """Record the bytes of all storages that are saved in graphs during a ``with`` block, by address."""
 
-    def note(value: Tensor) -> Tensor:
+    def record(value: Tensor) -> Tensor:
         held.setdefault(_address(value), value.untyped_storage().nbytes())
-        return value.detach()  # a graph that held its own outputs with their history would never be freed
+        return value.detach()  # a graph that saved its own outputs with their history would never be freed
 
-    with saved_tensors_hooks(note, lambda value: value):
+    with saved_tensors_hooks(record, lambda value: value):
         yield
 
 
@@ -295,20 +306,21 @@ def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter], create_gra
     gradients = torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, allow_unused=True)
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
-            raise MmpError(f"{name!r} has no gradient: it takes no part in the loss, so it cannot be scored by it")
+            raise MmpError(f"{name!r} has no gradient: the loss does not depend on it; leave it out of the parameters")
     return list(gradients)
 
 
 def _require(samples: int) -> None:
     if not samples:
         raise MmpError(
-            "the calibration split is empty (raise data.calibration), or its batches were an iterator that is used up "
-            "(pass a list)"
+            "the calibration split is empty (raise data.calibration), or its batches are an exhausted iterator (pass a "
+            "list)"
         )
 
 
 @contextmanager
 def _scoring_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Run a ``with`` block in eval mode, with gradients of all parameters, frozen ones included."""
     frozen = [p for p in parameters.values() if not p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)

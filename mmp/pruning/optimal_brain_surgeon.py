@@ -1,13 +1,13 @@
-"""Optimal Brain Surgeon as a signal: weights in the order in which a layer's output misses them least.
+"""Optimal Brain Surgeon as a signal: the order in which weights can be removed with the least output error.
 
-Removing weight q of a row and moving the row's other weights to where they make up for it best adds
+If weight q of a row is removed and the row's other weights are re-solved, its squared output error increases by
 
-    w_q^2 / [H^-1]_qq
+    w_q^2 / [H^-1]_qq,
 
-to the row's squared output error, where H is the covariance of the layer's inputs on the columns that the row still has
-(Hassibi and Stork 1992; per layer and row: OBC, Frantar et al. 2022, arXiv 2208.11580). Weights go in rounds: all are
-scored, the layer's cheapest go, the rest of every row is solved for again. A weight's score is its place in that order,
-so one order serves every sparsity.
+where H is the covariance of the layer's inputs on the columns that the row still has (Hassibi and Stork 1992; per layer
+and row: OBC, Frantar et al. 2022, arXiv 2208.11580). Weights are removed in rounds: score all remaining weights, remove
+the cheapest of the layer, re-solve every row. A weight's score is its place in the order of removal, so the same scores
+serve every sparsity.
 """
 
 from __future__ import annotations
@@ -22,44 +22,47 @@ from torch import Tensor
 
 from mmp.pruning.row_systems import factorise, with_ridge
 
-_RIDGE = 0.01  # as a share of the mean squared input, as in reconstruction
-_KEPT = 0.7  # share of a layer's weights that is left after a round
-_LAST = 0.02  # of a layer's weights, below which they are no longer scored anew
-_DAMPING = 0.1  # of the mean importance, added to each: a sure class has no gradient, and is needed all the same
-_WIDEST = 2048  # columns of a row that are taken together; beyond, H is cut into blocks
+_RIDGE = 0.01  # as a share of the inputs' mean variance, as in reconstruction
+_KEPT = 0.7  # share of the remaining weights that is left after a round
+_LAST = 0.02  # share of a layer's weights below which the rest is removed in one round
+_DAMPING = 0.1  # share of the mean importance that is added to each: an output without gradient is not useless
+_WIDEST = 2048  # columns of a row that are solved together; for more, H is divided into diagonal blocks
 
 
 @dataclass(frozen=True)
 class Obs:
-    """Place in the order of removal by output error, from unlabelled images."""
+    """The order of removal by output error, from unlabelled images; see the module."""
 
     name: str = "obs"
     needs: frozenset[str] = frozenset({"input_covariance"})
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return places in [0, 1), the first to go lowest."""
+        """Return places in the order of removal, in [0, 1); 0 is removed first."""
         return removal_order(weight, statistics["input_covariance"])
 
 
 @dataclass(frozen=True)
 class ObsFisher:
-    """The same, with a row's error weighted by the mean squared gradient of the loss by its output."""
+    """The order of removal by output error, each row's error times the mean squared gradient of its output."""
 
     name: str = "obs_fisher"
     needs: frozenset[str] = frozenset({"input_covariance", "squared_output_gradient"})
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return places in [0, 1), the first to go lowest."""
+        """Return places in the order of removal, in [0, 1); 0 is removed first."""
         return removal_order(weight, statistics["input_covariance"], statistics["squared_output_gradient"])
 
 
 def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None = None) -> Tensor:
-    """Return the place of every weight in the order of removal, as a share of the layer, in the weight's shape.
+    """Return the place of every weight in the order of removal, divided by the number of weights.
 
     Args:
-        weight: (outputs, columns per group, ...).
-        covariance: Of the layer's inputs, (groups, columns, columns).
-        importance: Of every output, (outputs,); all the same if None.
+        weight: The weight, (outputs, inputs per group, kernel...).
+        covariance: Covariance of the layer's inputs, (groups, columns, columns).
+        importance: Factor of every row's error, (outputs,); 1 if None.
+
+    Returns:
+        A float32 tensor of the weight's shape, in [0, 1).
     """
     groups, columns = covariance.shape[:2]
     dense = weight.detach().float().reshape(groups, -1, columns)
@@ -82,17 +85,18 @@ def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None 
 
 
 def _parts(columns: int) -> list[slice]:
+    """Return even parts of at most `_WIDEST` columns."""
     count = math.ceil(columns / _WIDEST)
     edges = [columns * i // count for i in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def _costs(covariance: Tensor, dense: Tensor, kept: Tensor) -> Tensor:
-    """Return what removing each kept weight would cost its row, (groups, outputs, columns)."""
+    """Return the increase of a row's error by the removal of each kept weight, (groups, outputs, columns)."""
     mean = covariance.diagonal(dim1=1, dim2=2).mean(1)
     a = with_ridge(covariance, torch.where(mean > 0, _RIDGE * mean, 1.0)).float()
     costs = torch.zeros_like(dense)
-    if kept.all():  # all rows have the same system, and the dense weights solve it
+    if kept.all():  # all rows share one system, and the dense weights are its solution
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(a)).diagonal(dim1=1, dim2=2)
         return dense.square() / inverse.unsqueeze(1)
     right = dense @ a

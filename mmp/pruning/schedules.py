@@ -1,4 +1,4 @@
-"""Schedules: how much of the final sparsity is in force at an epoch. Pure functions of the epoch."""
+"""Schedules: the fraction of the final sparsity at each epoch of a training."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from mmp.errors import MmpError
 
 
 class Schedule(Protocol):
-    """What the masking callback asks."""
+    """The interface of schedules. Epochs count from 0."""
 
     @property
     def last_epoch(self) -> int:
-        """The epoch from which the final sparsity is in force."""
+        """The first epoch with the final sparsity."""
 
     def fraction(self, epoch: int) -> float:
-        """Return the fraction of the final sparsity at ``epoch``: never falling, 1 from ``last_epoch`` on."""
+        """Return the fraction of the final sparsity at an epoch, in [0, 1]; never decreasing, 1 from ``last_epoch``."""
 
 
 @dataclass(frozen=True)
 class OneShot:
-    """Everything at once, at the start of ``epoch`` (0-based)."""
+    """The final sparsity at once.
+
+    Attributes:
+        epoch: The first epoch with the final sparsity.
+
+    Raises:
+        MmpError: if the epoch is negative.
+    """
 
     epoch: int = 0
 
@@ -33,23 +40,28 @@ class OneShot:
 
     @property
     def last_epoch(self) -> int:
-        """The epoch from which the final sparsity is in force."""
+        """The first epoch with the final sparsity."""
         return self.epoch
 
     def fraction(self, epoch: int) -> float:
-        """Return 0 before the epoch, 1 from it on."""
+        """Return 0 before ``self.epoch``, 1 from it on."""
         return float(epoch >= self.epoch)
 
 
 class Stepwise:
-    """A list of epochs with rising fractions of the final sparsity, the last of which is 1.
+    """A list of epochs at which the fraction of the final sparsity rises to 1.
 
     Args:
-        epochs: Strictly rising epochs, 0-based.
-        fractions: Fractions in [0, 1] that never fall, one per epoch; by default equal steps.
+        epochs: Epochs in strictly ascending order.
+        fractions: The fraction from each epoch on, in ascending order in [0, 1], the last 1; equal steps if None.
 
     Raises:
-        MmpError: on lists of different length, falling values, or a last fraction that is not 1.
+        MmpError: on lists of different length or out of order, or a last fraction that is not 1.
+
+    Example:
+        >>> schedule = Stepwise([0, 2, 4])
+        >>> [round(schedule.fraction(epoch), 2) for epoch in range(5)]
+        [0.33, 0.33, 0.67, 0.67, 1.0]
     """
 
     def __init__(self, epochs: Sequence[int], fractions: Sequence[float] | None = None) -> None:
@@ -66,20 +78,31 @@ class Stepwise:
 
     @property
     def last_epoch(self) -> int:
-        """The epoch from which the final sparsity is in force."""
+        """The first epoch with the final sparsity."""
         return self.epochs[-1]
 
     def fraction(self, epoch: int) -> float:
-        """Return the fraction of the latest listed epoch that has come."""
+        """Return the fraction of the latest listed epoch that is not after ``epoch``; 0 before the first."""
         return max((f for e, f in zip(self.epochs, self.fractions, strict=True) if e <= epoch), default=0.0)
 
 
 @dataclass(frozen=True)
 class Cubic:
-    """The cubic ramp of Zhu and Gupta (2017, arXiv 1710.01878, section 2): steep first, gentle at the end.
+    """The cubic ramp of Zhu and Gupta (2017, arXiv 1710.01878, section 2): steep at first, flat at the end.
 
-    The fraction is 1 - (1 - t)^3 with t = (epoch - start + 1) / (end - start + 1), so the first step is taken
-    at ``start`` and the last, to exactly 1, at ``end``.
+    The fraction is 1 - (1 - t)^3 with t = (epoch - start + 1) / (end - start + 1).
+
+    Attributes:
+        start: Epoch of the first step.
+        end: Epoch of the last step, to exactly 1.
+
+    Raises:
+        MmpError: unless 0 <= start <= end.
+
+    Example:
+        >>> schedule = Cubic(start=1, end=4)
+        >>> [schedule.fraction(epoch) for epoch in range(6)]
+        [0.0, 0.578125, 0.875, 0.984375, 1.0, 1.0]
     """
 
     start: int = 0
@@ -91,11 +114,11 @@ class Cubic:
 
     @property
     def last_epoch(self) -> int:
-        """The epoch from which the final sparsity is in force."""
+        """The first epoch with the final sparsity."""
         return self.end
 
     def fraction(self, epoch: int) -> float:
-        """Return the point of the ramp at ``epoch``."""
+        """Return the ramp at ``epoch``: 0 before ``start``, 1 from ``end`` on."""
         if epoch < self.start:
             return 0.0
         t = min(1.0, (epoch - self.start + 1) / (self.end - self.start + 1))

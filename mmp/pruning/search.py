@@ -1,9 +1,9 @@
-"""Search: where each group of layers goes in its range, found on validation images instead of stated by a strategy.
+"""Search: the position of each group of layers in its ranges, found on validation images instead of set by a strategy.
 
-A trial is a position in [0, 1] for every group; it is worth what the model reaches when its kept weights are re-solved
-and nothing is trained, which takes seconds. optuna chooses the trials (Akiba et al. 2019, arXiv 1907.10902; its
-tree-structured Parzen estimator), beginning with positions 0, 0.5 and 1 for all: strategies conservative, balanced and
-aggressive.
+A trial is a position in [0, 1] for every group. Its objective is the validation accuracy of the model with its kept
+weights re-solved and nothing trained, which takes seconds. optuna chooses the trials (Akiba et al. 2019, arXiv
+1907.10902; tree-structured Parzen estimator), beginning with positions 0, 0.5 and 1 for all groups: the strategies
+conservative, balanced and aggressive.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _HALVED = ("attention", "mlp", "conv")
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of positions that was tried.
+    """The result of one set of positions.
 
     Attributes:
-        positions: Position in [0, 1] of every group.
-        accuracy: On validation images, re-solved and not trained; a fraction.
-        sparsity: Of all prunable weights, a fraction.
+        positions: The position of every group, in [0, 1], by its name.
+        accuracy: Validation accuracy of the re-solved model without training, a fraction.
+        sparsity: Sparsity of all prunable weights, a fraction.
     """
 
     positions: Mapping[str, float]
@@ -41,14 +41,17 @@ class Trial:
 
 
 def search_groups(layers: Sequence[Layer]) -> dict[str, tuple[str, ...]]:
-    """Return the layers' names in groups that share a position: attention, MLPs and convolutions by half of the depth.
+    """Return the groups of layers that share a position: the names of their layers, by the group's name.
+
+    Attention layers, MLPs and convolutions form one group each for the first and the second half of the depth. The
+    classifier is a group, and all other layers are one (``transitions``).
 
     Args:
         layers: The model's prunable layers.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for layer in layers:
-        family = _FAMILIES.get(layer.role, "transitions")  # stems, embeddings, downsampling, depthwise: few weights
+        family = _FAMILIES.get(layer.role, "transitions")  # stems, embeddings, downsampling, depthwise
         half = f", {'first' if layer.depth < 0.5 else 'second'} half" if family in _HALVED else ""
         groups[family + half].append(layer.name)
     return {name: tuple(members) for name, members in groups.items()}
@@ -64,14 +67,14 @@ def search(
     """Try positions of groups.
 
     Args:
-        groups: Their names.
-        evaluate: From positions to accuracy and sparsity, both to be high.
-        trials: How many to try.
-        seed: Of the sampler; the same seed tries the same.
-        sparsity_varies: Whether sparsity is a second objective, or the same for all.
+        groups: Names of the groups.
+        evaluate: From the position of every group to accuracy and sparsity, which are both maximised.
+        trials: Number of trials.
+        seed: Seed of the sampler; the same seed gives the same trials.
+        sparsity_varies: Whether sparsity is a second objective; False if it is the same for all trials.
 
     Returns:
-        The trials in order; positions that gave an error, such as a budget out of their reach, are left out.
+        The trials in order, without those for which ``evaluate`` raised an `MmpError`, such as a budget out of reach.
 
     Raises:
         MmpError: if optuna is not installed, or no trial succeeded.
@@ -105,12 +108,11 @@ def search(
 
 
 def best_of(trials: Sequence[Trial], least_accuracy: float | None) -> Trial:
-    """Return the trial to use.
+    """Return the best trial: the sparsest one with at least an accuracy, or else the most accurate one.
 
     Args:
-        trials: What was tried; not empty.
-        least_accuracy: If given, the sparsest trial that reaches it is the best; if none does, or it is None, the most
-            accurate.
+        trials: At least one trial.
+        least_accuracy: The accuracy, a fraction. If it is None or no trial reaches it, the most accurate trial is best.
     """
     good = [trial for trial in trials if least_accuracy is not None and trial.accuracy >= least_accuracy]
     if good:

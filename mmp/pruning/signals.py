@@ -19,22 +19,22 @@ from mmp.tensors import all_finite
 
 
 class Scorer(Protocol):
-    """What a signal or a criterion is: the statistics it needs and a function of one weight tensor."""
+    """The interface of signals and criteria: a function of one weight tensor and its statistics."""
 
     @property
     def name(self) -> str:
-        """The name that files and reports know it by."""
+        """The scorer's name in files and reports."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which of ``mmp.pruning.calibration_statistics.STATISTICS`` it reads."""
+        """The statistics that the score is computed from, out of ``mmp.pruning.calibration_statistics.STATISTICS``."""
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return importances of the weight's shape, higher is more important.
+        """Return importances of the weight's shape; higher is more important.
 
         Args:
             weight: The weight tensor.
-            statistics: The statistics named in ``needs``, as ``mmp.pruning.calibration_statistics.collect`` says.
+            statistics: This weight's statistics of :func:`mmp.pruning.calibration_statistics.collect`, by name.
         """
 
 
@@ -76,9 +76,10 @@ class Product:
 
 @dataclass(frozen=True)
 class Fisher:
-    """w^2 times the diagonal of the empirical Fisher matrix, E[g^2] over single images (Theis et al. 2018, 1801.05787).
+    """w^2 times the diagonal of the empirical Fisher matrix (Theis et al. 2018, arXiv 1801.05787).
 
-    To second order, what the loss gains when a weight is removed. Costs a backward pass per image.
+    The diagonal is E[g^2] over single images, so the statistic takes one backward pass per image. The score
+    approximates, to second order, the increase of the loss when a weight is removed.
     """
 
     name: str = "fisher"
@@ -98,19 +99,29 @@ def score(
     statistics: Mapping[str, Mapping[str, Tensor]],
     normalised: bool = False,
 ) -> dict[str, Tensor]:
-    """Return one score tensor per weight, as the signal or criterion defines it.
+    """Return the scores of every weight, one tensor of its shape by name.
 
     Args:
-        scorer: The signal.
+        scorer: The signal or criterion.
         parameters: Weights by name.
-        statistics: What ``mmp.pruning.calibration_statistics.collect`` returned, with everything that the signal needs.
-        normalised: Whether to :func:`normalise` each.
+        statistics: The statistics of :func:`mmp.pruning.calibration_statistics.collect`, at least those that the scorer
+            needs; empty if it needs none.
+        normalised: Whether to :func:`normalise` the scores of each weight.
 
     Raises:
-        MmpError: if a needed statistic is missing, or a weight is not finite; never a silent fallback.
+        MmpError: if a statistic is missing, or a weight is not finite.
+
+    Example:
+        >>> layer = nn.Linear(3, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.5, -2.0, 1.0]])
+        >>> score(Magnitude(), dict(layer.named_parameters()), {})
+        {'weight': tensor([[0.5000, 2.0000, 1.0000]])}
     """
     if missing := scorer.needs - statistics.keys():
-        raise MmpError(f"signal {scorer.name!r} needs {sorted(missing)}, which were not collected")
+        raise MmpError(
+            f"signal {scorer.name!r} needs {sorted(missing)}; collect these statistics first "
+            "(mmp.pruning.calibration_statistics.collect)"
+        )
     scores = {}
     for name, parameter in parameters.items():
         weight = parameter.detach()
@@ -123,10 +134,10 @@ def score(
 
 
 def normalise(scores: Tensor) -> Tensor:
-    """Scale a layer's scores by a power of two so that the largest lies in [0.5, 1).
+    """Return a layer's scores, scaled by a power of two to a largest score in [0.5, 1).
 
-    A power of two scales exactly (float32 scores down to 1e-38 of the largest), so no two different scores become
-    equal and masks do not change.
+    Scaling by a power of two is exact (for float32, down to 1e-38 of the largest score): different scores stay
+    different, and masks do not change.
     """
     exponent = int(torch.frexp(scores.max()).exponent)
     return scores * 2.0 ** -max(exponent, -126)

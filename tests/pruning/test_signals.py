@@ -494,4 +494,4 @@ def test_a_weight_that_is_no_product_has_independent_inputs_and_a_log_line(caplo
         found = collect(model, weights(model), [(x, torch.zeros(4, 1))], half_square, STATISTICS)
     assert torch.equal(found["input_covariance"]["0.weight"][0], torch.eye(12, dtype=torch.float64))
     assert found["squared_output_gradient"]["0.weight"].tolist() == [1.0, 1.0]
-    assert "0.weight is scored as if its inputs were independent" in caplog.text
+    assert "0.weight is scored as if its inputs were uncorrelated" in caplog.text

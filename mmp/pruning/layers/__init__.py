@@ -1,1 +1,1 @@
-"""A model's prunable layers: their roles, stages, depths, inputs and outputs."""
+"""A model's prunable layers with their roles, stages and depths, and their inputs and outputs on images."""

@@ -1,1 +1,1 @@
-"""Reconstruction: kept weights re-solved layer by layer against the dense layers' outputs."""
+"""Reconstruction: the kept weights are re-solved, layer by layer, to return what the dense layers returned."""

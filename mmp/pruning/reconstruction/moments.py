@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs and of the products that its weight should make."""
+"""Second moments of a layer's inputs and targets."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SINGLE = 2**14  # rows that are summed in float32, before they are added in float64
-_WIDTH = 128  # columns of a symmetric matrix that are taken at a time, so that only half of it is computed
+_SINGLE = 2**14  # rows that are summed in float32 before the sum is added in float64
+_WIDTH = 128  # columns of a symmetric matrix in one block, so that only one half of the matrix is computed
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Means and covariances, per group, of what a weight is multiplied by, X, and of the products Y it should make.
+    """Means and covariances, per group, of a layer's inputs X and targets Y, from which a weight's error follows.
 
-    A weight's squared error is a function of them. All are float64 but the covariance of X, which has X's type.
+    X are the rows that the weight is multiplied by, and Y the products that it should have with them. The moments are
+    float64, except for the covariance of X, which has the type of X.
 
     Attributes:
-        rows: Number of rows they were taken over.
+        rows: Number of rows.
         x: Means of X, (groups, columns).
         y: Means of Y, (groups, outputs per group).
         xx: Covariance of X, (groups, columns, columns).
@@ -36,12 +37,12 @@ class Moments:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Moments:
-        """Take them over a stream of pairs, of which one is in memory at a time.
+        """Return the moments of a stream of pairs, one of which is in memory at a time.
 
-        The products of some pairs are summed in float32, less the means of the first pair, so that little cancels.
+        The means of the first pair are subtracted before the sums in float32, to avoid cancellation.
 
         Args:
-            pairs: X (groups, rows, columns) and Y (groups, rows, outputs per group), at least one.
+            pairs: At least one pair of X (groups, rows, columns) and Y (groups, rows, outputs per group).
         """
         rows, pending, shifts, parts, sums = 0, 0, list[Tensor](), list[Tensor](), list[Tensor]()
         for inputs, targets in pairs:
@@ -78,10 +79,13 @@ class Moments:
         )
 
     def system(self, centred: bool) -> tuple[Tensor, Tensor]:
-        """A (groups, columns, columns) and C (groups, outputs, columns) of the normal equations w A = C, per row.
+        """Return the normal equations w A = C of all rows w.
 
         Args:
-            centred: Whether a constant may be added to every output, by a bias or by batch norm.
+            centred: Whether a constant may be added to every output, by a bias or a batch norm.
+
+        Returns:
+            A, (groups, columns, columns), and C, (groups, outputs per group, columns).
         """
         if centred:
             return self.xx, self.yx
@@ -89,21 +93,29 @@ class Moments:
         return self.xx + x.transpose(1, 2) * x, self.yx + self.y.unsqueeze(2) * x
 
     def best_constant(self, weight: Tensor) -> Tensor:
-        """Return what to add to every output, (outputs,), so that the mean output is the mean target."""
+        """Return the constant for every output, (outputs,), that makes the mean output equal to the mean target.
+
+        Args:
+            weight: The weight, of any shape with the elements (outputs, columns).
+        """
         return (self.y - self._means(self._grouped(weight))).flatten()
 
     def error(self, weight: Tensor, constant: Tensor | None = None) -> float:
-        """Return the mean squared error of a weight, and a constant per output, as a share of the targets' variance.
+        """Return the mean squared error of a weight, as a share of the targets' variance.
 
-        It is good to about 1e-8, as its products are of X's type.
+        The error is exact to about 1e-8 for float32 inputs, as products are computed in the type of X.
+
+        Args:
+            weight: The weight, of any shape with the elements (outputs, columns).
+            constant: A constant that is added to every output, (outputs,); 0 if None.
         """
         w = self._grouped(weight)
         offset = self._means(w) - self.y + (0.0 if constant is None else constant.view_as(self.y))
         squares = self._squares(w) - 2 * (self.yx * w).sum(2) + self.yy + offset.square()
-        return float((squares.sum() / self.yy.sum().clamp_min(1e-30)).clamp_min(0.0))  # which keeps what is no number
+        return float((squares.sum() / self.yy.sum().clamp_min(1e-30)).clamp_min(0.0))  # clamp_min propagates NaN
 
     def _squares(self, grouped: Tensor) -> Tensor:
-        """Return w xx w of every row, (groups, outputs per group), from half of xx."""
+        """Return w xx w^T of every row, (groups, outputs per group), from one half of xx."""
         w, squares = grouped.to(self.xx.dtype), torch.zeros_like(self.yy)
         for block in _blocks(w.shape[2]):
             own, others = w[..., block], w[..., block.stop :]
@@ -123,7 +135,7 @@ def _blocks(columns: int) -> list[slice]:
 
 
 def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
-    """Add parts to sums in float64, in place where there are sums."""
+    """Return sums plus parts in float64, in place if there are sums."""
     if not sums:
         return [part.double() for part in parts]
     return [total.add_(part) for total, part in zip(sums, parts, strict=True)]

@@ -61,8 +61,7 @@ def reconstruct(
         model: A trained dense network; afterwards it is pruned and re-solved. Its modes (training, eval) are restored.
         masks: Masks by weight name. Pruned weights are exactly zero afterwards.
         batches: Batches of unlabelled images (B, C, H, W), or pairs whose first element is one; on the model's device.
-        ridge: lambda as a share of the mean squared input of a layer; ten times that for a layer with fewer rows than
-            ten times its columns.
+        ridge: lambda as a share of the mean variance of a layer's inputs; see :func:`solve_rows`.
         dense: The network that the targets come from, which is not changed; a copy of ``model`` if None.
         targets: The targets of :func:`dense_targets` for these masks and images, so that ``dense`` need not run.
 
