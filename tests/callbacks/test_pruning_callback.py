@@ -1,4 +1,4 @@
-"""The masking callback on real short trainings: applied on time, held at zero, saved, resumed, forgotten."""
+"""The masking callback in short trainings: masks are applied on schedule, kept at zero, saved, resumed and removed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def digits() -> TensorDataset:
 
 
 class Watch(Callback):
-    """Records what is in force, and the smallest evidence of a dead weight coming back."""
+    """Records the sparsity of each epoch, and how often a pruned weight is nonzero after a step."""
 
     def __init__(self, pruning: MaskPruning) -> None:
         self.pruning = pruning
@@ -130,7 +130,7 @@ def fit(
     ],
     ids=["at once", "later", "stepwise", "cubic"],
 )
-def test_masks_come_when_the_schedule_says(schedule: Any, expected: list[float], digits, tmp_path: Path) -> None:
+def test_masks_are_applied_on_schedule(schedule: Any, expected: list[float], digits, tmp_path: Path) -> None:
     model = network()
     pruning = pruning_of(model, schedule)
     watch = Watch(pruning)
@@ -159,7 +159,7 @@ def test_pruned_weights_stay_zero_after_every_step(recipe, options, digits, tmp_
     assert sum(int((p == 0).sum()) for p in kept) == sum(int(SPARSITY * p.numel()) for p in kept)
 
 
-def test_the_step_itself_enforces_the_masks_whatever_the_gradients_are(digits, tmp_path: Path) -> None:
+def test_the_optimizer_step_enforces_the_masks_for_any_gradients(digits, tmp_path: Path) -> None:
     class Noise(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
             for parameter in pl_module.parameters():
@@ -202,7 +202,7 @@ def test_gradient_norms_ignore_pruned_weights(optimizer: str, options: dict, dig
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "nadam", "radam", "rmsprop", "adagrad"])
-def test_optimizers_called_elementwise_are(optimizer: str, digits, tmp_path: Path) -> None:
+def test_elementwise_optimizers_ignore_gradients_of_pruned_weights(optimizer: str, digits, tmp_path: Path) -> None:
     class Noise(Callback):
         """Makes the gradients of pruned weights large."""
 
@@ -228,7 +228,7 @@ def checkpoints(folder: Path) -> list[Callback]:
 
 
 @pytest.mark.parametrize("text", ["2:4", "4x2"])
-def test_a_ramp_ends_with_the_pattern(text: str, digits, tmp_path: Path) -> None:
+def test_a_gradual_schedule_ends_with_the_pattern(text: str, digits, tmp_path: Path) -> None:
     model, pattern = network(), Pattern.parse(text)
     pruning = pruning_of(model, Cubic(0, 2), pattern=pattern)
     watch = Watch(pruning)
@@ -236,7 +236,7 @@ def test_a_ramp_ends_with_the_pattern(text: str, digits, tmp_path: Path) -> None
     assert watch.revived == 0
     assert watch.sparsities == sorted(watch.sparsities)
     first, second, _ = prunable_parameters(model, prunable_layers(model)).values()
-    assert not satisfies(first != 0, pattern)  # it has one input channel
+    assert not satisfies(first != 0, pattern)  # the first layer has only one input channel
     assert satisfies(second != 0, pattern)
 
 
@@ -271,7 +271,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         assert torch.equal(a, b), name
 
 
-def test_masks_of_the_checkpoint_win_over_the_configuration(digits, tmp_path: Path) -> None:
+def test_masks_of_the_checkpoint_take_precedence(digits, tmp_path: Path) -> None:
     model = network()
     fit(model, digits, [pruning_of(model, OneShot(0)), *checkpoints(tmp_path)], tmp_path, epochs=2)
     before = {n: p == 0 for n, p in prunable_parameters(model, prunable_layers(model)).items()}
@@ -284,7 +284,7 @@ def test_masks_of_the_checkpoint_win_over_the_configuration(digits, tmp_path: Pa
         assert torch.equal(after[name] == 0, pruned)
 
 
-def test_a_ramp_goes_on_to_the_sparsities_of_the_checkpoint(digits, tmp_path: Path) -> None:
+def test_a_resumed_schedule_ends_at_the_sparsities_of_the_checkpoint(digits, tmp_path: Path) -> None:
     model = network()
     with pytest.raises(RuntimeError, match="power cut"):
         fit(model, digits, [pruning_of(model, Cubic(0, 3)), *checkpoints(tmp_path), Crash(1)], tmp_path)
@@ -295,7 +295,7 @@ def test_a_ramp_goes_on_to_the_sparsities_of_the_checkpoint(digits, tmp_path: Pa
     assert watch.sparsities[-1] == pytest.approx(SPARSITY, abs=0.01)
 
 
-def test_nothing_is_carried_from_one_fit_to_the_next(digits, tmp_path: Path) -> None:
+def test_the_next_fit_starts_without_state(digits, tmp_path: Path) -> None:
     model = network()
     pruning = pruning_of(model, OneShot(0))
     trainer = fit(model, digits, [pruning], tmp_path, epochs=1)
@@ -332,9 +332,9 @@ def test_a_checkpoint_with_revived_weights_is_never_saved(digits, tmp_path: Path
     assert not list(tmp_path.glob("*.ckpt"))
 
 
-def test_only_models_with_final_masks_are_chosen_or_counted(digits, tmp_path: Path) -> None:
+def test_selection_and_patience_ignore_models_without_final_masks(digits, tmp_path: Path) -> None:
     class Rigged(Callback):
-        """The less pruned, the better the validation accuracy: what a ramp looks like to a monitor."""
+        """Logs a metric that falls with each epoch, as accuracy does while a schedule raises the sparsity."""
 
         def on_validation_epoch_end(self, trainer, pl_module) -> None:
             pl_module.log("rigged", 1.0 - 0.1 * trainer.current_epoch)
@@ -344,7 +344,7 @@ def test_only_models_with_final_masks_are_chosen_or_counted(digits, tmp_path: Pa
     best = CheckpointAtTarget(tmp_path, filename="best", monitor="rigged", mode="max")
     stop = EarlyStoppingAtTarget("rigged", mode="max", patience=1)
     trainer = fit(model, digits, [Rigged(), pruning, best, stop], tmp_path, epochs=6)
-    assert trainer.current_epoch == 5, "patience must begin when the final masks are in force"
+    assert trainer.current_epoch == 5, "patience must start with the final masks"
     state = torch.load(best.best_model_path, weights_only=True)
     chosen = state["callbacks"]["MaskPruning"]["masks"]
     assert state["epoch"] == 3
@@ -362,7 +362,7 @@ class Frozen(EarlyStoppingAtTarget):
         return super()._evaluate_stopping_criteria(torch.tensor(0.5))
 
 
-def test_a_run_that_had_stopped_stays_stopped_when_it_is_resumed(digits, tmp_path: Path) -> None:
+def test_a_run_that_had_stopped_early_stops_again_when_resumed(digits, tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
         last = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
         return [Frozen(monitor="val/accuracy", mode="max", patience=2), last]
@@ -376,7 +376,7 @@ def test_a_run_that_had_stopped_stays_stopped_when_it_is_resumed(digits, tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
-def test_the_best_model_is_found_again_in_a_folder_that_was_moved(digits, tmp_path: Path) -> None:
+def test_the_best_model_is_found_in_a_moved_folder(digits, tmp_path: Path) -> None:
     def callbacks(folder: Path) -> list[Callback]:
         best = CheckpointAtTarget(folder, filename="best", monitor="val/accuracy", mode="max")
         return [best, ModelCheckpoint(folder, filename="last", enable_version_counter=False)]

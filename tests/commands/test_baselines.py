@@ -1,4 +1,4 @@
-"""Baselines as a user runs them: through the path of a strategy, at its sparsity, and beside it in one report."""
+"""Baselines: run as strategies are, at the sparsities of strategies, and compared with them in one report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def written(folder: Path, name: str, **content: object) -> None:
     (folder / name / "result.json").write_text(json.dumps({**base, **content}))
 
 
-def test_the_weights_of_the_very_strategy_are_matched(tmp_path: Path) -> None:
+def test_a_baseline_matches_the_pruned_weights_of_its_strategy(tmp_path: Path) -> None:
     written(tmp_path, "a")
     written(tmp_path, "b", strategy="p90", layers=[{"pruned": 90}])
     written(tmp_path, "c", seed=1, layers=[{"pruned": 13}])
@@ -51,7 +51,7 @@ def test_the_weights_of_the_very_strategy_are_matched(tmp_path: Path) -> None:
         matched_weights(tmp_path / "d", StrategyRun("cnn", "digits", "generic", "p50", 0))
 
 
-def test_a_multirun_takes_over_the_axes_of_the_sweep_it_matches(tmp_path: Path) -> None:
+def test_a_multirun_gets_the_axes_of_the_matched_sweep(tmp_path: Path) -> None:
     for i, (model, strategy) in enumerate([("cnn", "p50"), ("vit", "p50"), ("vit", "p90")]):
         overrides = [f"model={model}", f"strategy={strategy}", "signal=product", "seed=2", "budget=0.9"]
         written(tmp_path, str(i), model=model, strategy=strategy, overrides=overrides)
@@ -72,23 +72,23 @@ def composed(conf: Path, *overrides: str):
         return compose("prune", list(overrides))
 
 
-def test_a_baseline_is_named_by_its_criterion_and_no_signal_changes_it(conf: Path) -> None:
+def test_a_baseline_is_named_by_its_criterion_and_does_not_depend_on_a_signal(conf: Path) -> None:
     names = [run_name(composed(conf, "criterion=lamp", f"signal={s}")) for s in ("magnitude", "product")]
     assert names[0] == names[1]
     assert names[0].startswith("cnn-digits-lamp-balanced-s0-")
     at = [run_name(composed(conf, "criterion=lamp", "budget=0.9", f"strategy={name}")) for name in ("p30", "p90")]
-    assert at[0] == at[1]  # the budget says how sparse, whatever the strategy
+    assert at[0] == at[1]  # the budget decides the global sparsity, not the strategy
     assert at[0].startswith("cnn-digits-lamp-s0-")
     assert run_name(composed(conf, "criterion=lamp", "criterion.min_density=0.1")) != names[0]
 
 
-def test_a_matched_sweep_counts_by_its_sparsity_not_by_its_place(conf: Path, tmp_path: Path) -> None:
+def test_the_identity_has_the_sparsity_of_the_matched_sweep_not_its_folder(conf: Path, tmp_path: Path) -> None:
     names = {}
     for place, pruned in (("a", 7), ("b", 7), ("c", 8)):
         written(tmp_path / place, "run", layers=[{"pruned": pruned}])
         names[place] = run_name(composed(conf, "criterion=mag", "strategy=p50", f"match={tmp_path / place}"))
     assert names["a"] == names["b"] != names["c"]
-    # An experiment may set budgets for its strategies: the sparsities of the sweep count.
+    # The sparsities of the matched sweep take precedence over budgets, which an experiment may set.
     budgeted = composed(conf, "criterion=mag", "strategy=p50", "budget=0.5", f"match={tmp_path / 'a'}")
     assert run_name(budgeted).rpartition("-")[2] == names["a"].rpartition("-")[2]
     assert validate(budgeted).budget.sparsity is None
@@ -96,15 +96,15 @@ def test_a_matched_sweep_counts_by_its_sparsity_not_by_its_place(conf: Path, tmp
 
 @pytest.mark.parametrize("megabytes", [1000, 0.001])
 @pytest.mark.parametrize("who", ["criterion=mag", "criterion=erk", "allocation=lamp"])
-def test_sizes_out_of_reach_are_told_before_training(conf: Path, who: str, megabytes: float) -> None:
+def test_sizes_out_of_reach_are_reported_before_training(conf: Path, who: str, megabytes: float) -> None:
     config = validate(composed(conf, who, f"budget.megabytes={megabytes}"))
     allocator = Allocator.of(config, build_strategy(config.strategy))
-    told = rf"budget.megabytes={megabytes} is out of reach: .* sizes from 0\.\d+ to 2\.\d+ MB"
-    with pytest.raises(MmpError, match=told):
+    message = rf"budget.megabytes={megabytes} is out of reach: .* sizes from 0\.\d+ to 2\.\d+ MB"
+    with pytest.raises(MmpError, match=message):
         allocator.check_feasible(build_skeleton(config.model))
 
 
-def test_a_table_of_another_architecture_is_told_before_training(conf: Path) -> None:
+def test_a_table_of_another_architecture_is_reported_before_training(conf: Path) -> None:
     config = validate(composed(conf, "criterion=mag", "ranges=vgg"))
     allocator = Allocator.of(config, build_strategy(config.strategy))
     with pytest.raises(MmpError, match="vgg"):
@@ -112,19 +112,19 @@ def test_a_table_of_another_architecture_is_told_before_training(conf: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
-        (["match=somewhere"], r"match=somewhere is for baselines, but criterion=none"),
+        (["match=somewhere"], r"match=somewhere: is for baselines, but criterion=none"),
         (["criterion.name=mine"], r"must have a name and, unless that is none, a _target_"),
     ],
 )
-def test_contradictions_are_told(conf: Path, overrides: list[str], told: str) -> None:
-    with pytest.raises(MmpError, match=told):
+def test_contradictory_settings_are_refused(conf: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(MmpError, match=message):
         validate(composed(conf, *overrides))
 
 
 @pytest.mark.slow
-def test_every_baseline_runs_at_the_sparsities_of_a_sweep_and_is_reported_beside_it(tmp_path: Path) -> None:
+def test_all_baselines_run_at_the_sparsities_of_a_sweep_and_are_in_its_report(tmp_path: Path) -> None:
     quick = [f"paths.results={tmp_path}", *QUICK]
     command("prune.py", "-m", "strategy=conservative,aggressive", *quick)
     sweep = tmp_path / "sweeps" / "sweep"
@@ -136,7 +136,7 @@ def test_every_baseline_runs_at_the_sparsities_of_a_sweep_and_is_reported_beside
         pruned[result["strategy"]].add(sum(layer["pruned"] for layer in result["layers"]))
     assert len(results) == 2 + 2 * 11
     assert all(len(counts) == 1 for counts in pruned.values())
-    # Not all of them: what never sees the loss scores nothing by all criteria that are made of gradients.
+    # Only these: a weight whose gradient is always zero has score zero under every criterion that uses gradients.
     by_size = [r["masks_hash"] for r in results if r["criterion"] in (None, "mag", "lamp", "erk", "uniform", "random")]
     assert len(set(by_size)) == len(by_size)
     assert {result["criterion"] for result in results if result["signal"] is None} >= {"mag", "lamp", "erk", "grasp"}
@@ -147,7 +147,7 @@ def test_every_baseline_runs_at_the_sparsities_of_a_sweep_and_is_reported_beside
 
 
 @pytest.mark.slow
-def test_a_budget_out_of_a_strategys_reach_is_none_for_a_criterion(tmp_path: Path) -> None:
+def test_a_criterion_reaches_a_budget_that_no_strategy_reaches(tmp_path: Path) -> None:
     quick = ["criterion=uniform", "budget=0.97", "finetune=none", "dense.epochs=1", f"paths.results={tmp_path}"]
     command("prune.py", *quick)
     (path,) = tmp_path.glob("runs/*/result.json")

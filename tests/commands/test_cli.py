@@ -1,4 +1,4 @@
-"""Bad input, as a user meets it: a real process, one clear line, a true exit code, nothing half-written."""
+"""Bad input on the command line, in real processes: one clear line, exit code 1, and no unfinished files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
     return warm.run([script, *arguments], {**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
-def told(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line that a failed command ends with."""
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the error line of a failed command."""
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]
@@ -38,7 +38,7 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of ``train.py``: a dense CNN that others start from."""
+    """A run of ``train.py``, whose dense CNN other runs use."""
     folder = tmp_path_factory.mktemp("dense")
     done = run(
         "train.py",
@@ -76,8 +76,10 @@ def test_training_reports_test_accuracy_and_saves_its_weights(dense: Path) -> No
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told_before_anything_is_trained(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
-    line = told(run("prune.py", *overrides, f"paths.results={tmp_path}"))
+def test_a_mistake_is_reported_before_anything_is_trained(
+    overrides: list[str], parts: list[str], tmp_path: Path
+) -> None:
+    line = error_line(run("prune.py", *overrides, f"paths.results={tmp_path}"))
     for part in parts:
         assert part in line
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -92,7 +94,7 @@ def test_a_mistake_is_told_before_anything_is_trained(overrides: list[str], part
         ("train.py", "dense.epochs=0", "dense.epochs"),
     ],
 )
-def test_a_mistake_on_the_command_line_need_not_wait_for_torch(
+def test_a_mistake_on_the_command_line_is_reported_without_importing_torch(
     script: str, mistake: str, part: str, tmp_path: Path
 ) -> None:
     code = (
@@ -102,7 +104,7 @@ def test_a_mistake_on_the_command_line_need_not_wait_for_torch(
         "finally: print({'torch', 'timm', 'pytorch_lightning'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert part in told(done)
+    assert part in error_line(done)
     assert done.stdout == "set()\n"
 
 
@@ -115,12 +117,14 @@ def test_a_truncated_data_file_is_named(tmp_path: Path) -> None:
         assert head
     broken = tmp_path / "train-images-idx3-ubyte.gz"
     broken.write_bytes(broken.read_bytes()[:-20])
-    line = told(run("prune.py", "data=fashion_mnist", f"data.root={tmp_path}", f"paths.results={tmp_path}/results"))
+    line = error_line(
+        run("prune.py", "data=fashion_mnist", f"data.root={tmp_path}", f"paths.results={tmp_path}/results")
+    )
     assert str(broken) in line
     assert "truncated" in line
 
 
-def test_bad_checkpoints_are_refused_and_leave_nothing_half_written(dense: Path, tmp_path: Path) -> None:
+def test_bad_checkpoints_are_refused_and_leave_no_unfinished_files(dense: Path, tmp_path: Path) -> None:
     good = dense / "model.safetensors"
     nan = load_file(good)
     nan["fc.weight"][0, 0] = torch.nan
@@ -148,7 +152,7 @@ def test_bad_checkpoints_are_refused_and_leave_nothing_half_written(dense: Path,
             f"hydra.run.dir={folder}",
             f"paths.results={tmp_path}",
         )
-        line = told(done)
+        line = error_line(done)
         assert str(checkpoint) in line
         assert reason in line
         assert json.loads((folder / "status.json").read_text())["status"] == "failed"
@@ -156,7 +160,7 @@ def test_bad_checkpoints_are_refused_and_leave_nothing_half_written(dense: Path,
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_loss_that_becomes_nan_is_told_and_can_be_traced(dense: Path, tmp_path: Path) -> None:
+def test_a_loss_that_becomes_nan_is_an_error_with_a_traceback_on_request(dense: Path, tmp_path: Path) -> None:
     arguments = [
         f"model.checkpoint={dense / 'model.safetensors'}",
         f"hydra.run.dir={tmp_path}",
@@ -166,7 +170,7 @@ def test_a_loss_that_becomes_nan_is_told_and_can_be_traced(dense: Path, tmp_path
         "finetune.scheduler=none",
         *QUICK,
     ]
-    line = told(run("prune.py", *arguments))
+    line = error_line(run("prune.py", *arguments))
     assert "lower the learning rate" in line
     result = json.loads((tmp_path / "status.json").read_text())
     assert result["status"] == "failed"
@@ -177,19 +181,19 @@ def test_a_loss_that_becomes_nan_is_told_and_can_be_traced(dense: Path, tmp_path
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "paths.cache"])
 def test_a_folder_that_cannot_be_written_is_named(key: str, tmp_path: Path) -> None:
-    # Root may write anywhere, but nobody can make a folder inside a file.
+    # Root may write anywhere, but cannot create a folder inside a file.
     (tmp_path / "file").write_text("in the way")
-    line = told(run("prune.py", f"paths.results={tmp_path}/results", f"{key}={tmp_path}/file/below", *QUICK))
+    line = error_line(run("prune.py", f"paths.results={tmp_path}/results", f"{key}={tmp_path}/file/below", *QUICK))
     assert f"{tmp_path}/file" in line
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_an_interrupted_run_goes_on_and_a_finished_one_is_skipped(dense: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_and_a_completed_one_is_skipped(dense: Path, tmp_path: Path) -> None:
     shared = [f"model.checkpoint={dense / 'model.safetensors'}", f"paths.results={tmp_path}", "finetune.epochs=3"]
     whole = run("prune.py", *shared, f"hydra.run.dir={tmp_path}/whole")
     assert whole.returncode == 0, whole.stderr
 
-    # What a process leaves that was killed after its second epoch: a status, a last checkpoint, no result.
+    # A process that is killed after its second epoch leaves a status and a checkpoint, but no result.
     script = (
         "import os\n"
         "from mmp.commands import prune_task\n"
@@ -234,7 +238,7 @@ def test_a_completed_result_survives_a_later_mistake(dense: Path, tmp_path: Path
     assert run("prune.py", *shared, "strategy=p50").returncode == 0
     (path,) = tmp_path.rglob("sweep/*/result.json")
     before = path.read_bytes()
-    # A number of workers is no part of a run's identity, so the same folder is meant.
+    # The number of workers is not part of a run's identity, so this is the same folder.
     done = run("prune.py", *shared, "strategy=p50", "data.workers=-1")
     assert done.returncode == 1
     assert path.read_bytes() == before
@@ -246,7 +250,7 @@ def test_a_completed_result_survives_a_later_mistake(dense: Path, tmp_path: Path
     assert json.loads(path.with_name("status.json").read_text())["status"] == "skipped"
 
 
-def test_data_that_changed_are_noticed_and_a_damaged_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
+def test_changed_data_and_a_damaged_checkpoint_are_detected(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
 
     def add(first: int, last: int) -> None:
@@ -271,7 +275,7 @@ def test_data_that_changed_are_noticed_and_a_damaged_checkpoint_is_no_obstacle(t
     assert first["samples"]["test"] == 16
     assert second["samples"]["test"] == 20
 
-    # As if this very run had been killed and its checkpoint cut off.
+    # The same run, as if it had been killed while it wrote its checkpoint.
     result.unlink()
     (tmp_path / "run" / "checkpoints").mkdir()
     owner = {key: second[key] for key in ("identity", "data_fingerprint")}

@@ -1,4 +1,4 @@
-"""The paper's four experiments from end to end, on a few images in the data sets' own formats."""
+"""The paper's four experiments from end to end, on a few images in the formats of the real data sets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from warm import LIMIT
 
 SMALL = ["dense.epochs=1", "dense.warmup_epochs=0", "finetune.epochs=1", "trainer.limit_train_batches=1"]
 SMALL += ["data.validation=0.25", "data.calibration=0.25", "data.batch_size=4", "data.workers=0"]
-# One strategy each: its sparsity is the plan's, with the authors' budget for the two CNNs. (Swin's is 0.4478 with a
-# hundred classes, here there are ten.)
+# One strategy per experiment, with the sparsity of its plan; the two CNNs have the authors' budgets. (Swin has 0.4478
+# with a hundred classes; here it has ten.)
 CASES = {
     "vgg11_cifar10": ("p70", 0.92, []),
     "resnet18_gtsrb": ("feature_heavy", 0.88, ["data.classes=4"]),

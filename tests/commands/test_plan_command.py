@@ -1,4 +1,4 @@
-"""``python -m mmp.plan`` as a user runs it: a real process, what it prints, what it leaves behind."""
+"""``python -m mmp.plan`` in real processes: its output, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return warm.run(["-m", "mmp.plan", *arguments], environment, folder)
 
 
-def test_json_is_one_document_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_json_is_one_document_and_no_file_is_written(tmp_path: Path) -> None:
     done = run("model=swin_tiny", "ranges=swin", "format=json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
@@ -36,7 +36,7 @@ def test_json_is_one_document_and_nothing_is_left_behind(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_knows_every_model_and_prunes_overrides(tmp_path: Path) -> None:
+def test_the_command_takes_any_model_and_the_overrides_of_prune(tmp_path: Path) -> None:
     done = run("model=timm", "model.name=convnext_tiny", "model.num_classes=10", "format=csv", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "stem.0.weight,patch_embed" in done.stdout
@@ -67,7 +67,7 @@ def test_a_mistake_is_one_line(arguments: list[str], parts: list[str], tmp_path:
         assert part in done.stderr.strip().splitlines()[-1]
 
 
-def test_what_the_plan_says_is_what_a_run_does(tmp_path: Path) -> None:
+def test_a_run_prunes_as_planned(tmp_path: Path) -> None:
     shared = ["data=digits", "budget.megabytes=0.6", "dense.epochs=1"]
     planned = run(*shared, "format=json", folder=tmp_path)
     assert planned.returncode == 0, planned.stderr

@@ -1,4 +1,4 @@
-"""``prune.py reconstruct=least_squares`` on real digits: accurate before any fine-tuning, and what is then chosen."""
+"""``prune.py reconstruct=least_squares`` on digits: accuracy before fine-tuning, and the choice of the fine-tuning."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_masks_hold_and_every_layer_is_reported(sweep: Path) -> None:
     assert (sweep / "sweeps/sweep/report/reconstruction.csv").is_file()
 
 
-def test_the_training_is_chosen_on_validation(sweep: Path) -> None:
+def test_the_fine_tuning_is_chosen_on_validation(sweep: Path) -> None:
     results = results_of(sweep)
     for name in ("none/auto", "least_squares/auto"):
         result = results[name]
@@ -86,7 +86,7 @@ def test_the_training_is_chosen_on_validation(sweep: Path) -> None:
     assert results["none/auto"]["finetune_choice"] != "none"
 
 
-def test_the_same_command_gives_the_same_bits_for_every_signal_beyond_the_papers(sweep: Path) -> None:
+def test_re_solving_is_reproducible_and_works_with_further_signals(sweep: Path) -> None:
     again = sweep / "again"
     signals = "signal=magnitude,obs,obs_fisher,fisher"
     done = prune(
@@ -102,7 +102,7 @@ def test_the_same_command_gives_the_same_bits_for_every_signal_beyond_the_papers
         assert result["accuracy"]["finetuned"]["test"] > result["accuracy"]["dense"]["test"] - 0.06
 
 
-def test_masks_that_come_step_by_step_cannot_be_reconstructed(tmp_path: Path) -> None:
+def test_re_solving_refuses_a_gradual_schedule(tmp_path: Path) -> None:
     done = prune(tmp_path, "reconstruct=least_squares", "schedule=cubic")
     assert done.returncode == 1
     assert "schedule=one_shot" in done.stderr.strip().splitlines()[-1]

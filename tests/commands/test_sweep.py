@@ -1,7 +1,7 @@
-"""The main job as a user runs it: a real multirun in a process of its own, judged from its files alone.
+"""A sweep in a real process, checked by its files only.
 
-Nothing here imports the code that wrote the files: weights and masks are read with safetensors, counts follow from
-``result.json`` and arithmetic.
+The checks do not use the code that wrote the files: they read weights and masks with safetensors and recompute the
+counts in ``result.json``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four strategies x two signals, one of which cannot work, in a folder of the user's choice."""
+    """Four strategies x two signals, in a folder with a space in its name."""
     results = tmp_path_factory.mktemp("results")
     folder = results / "my sweep"
     command(
@@ -88,7 +88,7 @@ def test_results_are_consistent_and_measured_on_the_whole_test_set(sweep: Path) 
         assert result["peak_memory_bytes"]["host"] > 0
 
 
-def test_scores_and_dense_model_are_made_once(sweep: Path) -> None:
+def test_scores_and_dense_model_are_computed_once(sweep: Path) -> None:
     found = [result for _, result in runs(sweep).values()]
     assert sum(not result["scores"]["cached"] for result in found) == 1
     assert sum(not result["dense_cached"] for result in found) == 1
@@ -104,12 +104,12 @@ def test_equal_sparsities_give_equal_masks_and_different_signals_different_ones(
     assert found["magnitude/aggressive"]["sparsity"] > found["magnitude/balanced"]["sparsity"]
 
 
-def test_the_report_is_written_by_itself(sweep: Path) -> None:
+def test_the_report_is_written_at_the_end(sweep: Path) -> None:
     for name in ("results.csv", "results.md", "pareto.png", "index.html"):
         assert (sweep / "report" / name).stat().st_size > 500
 
 
-def test_the_same_command_again_runs_nothing(sweep: Path) -> None:
+def test_the_same_command_runs_no_completed_job(sweep: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/model.safetensors")}
     done = command(
         "prune.py",
@@ -124,7 +124,7 @@ def test_the_same_command_again_runs_nothing(sweep: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in sweep.glob("*/model.safetensors")}
 
 
-def test_a_failed_job_is_told_and_stops_no_other(tmp_path: Path, sweep: Path) -> None:
+def test_a_failed_job_is_reported_and_does_not_stop_others(tmp_path: Path, sweep: Path) -> None:
     done = command(
         "prune.py",
         "-m",
@@ -147,7 +147,7 @@ def test_a_failed_job_is_told_and_stops_no_other(tmp_path: Path, sweep: Path) ->
             assert not (folder / "model.safetensors").exists()
 
 
-def test_a_job_whose_values_are_wrong_fails_the_sweep_too(tmp_path: Path, sweep: Path) -> None:
+def test_a_job_with_an_invalid_value_fails_the_sweep(tmp_path: Path, sweep: Path) -> None:
     done = command(
         "prune.py",
         "-m",
@@ -162,7 +162,7 @@ def test_a_job_whose_values_are_wrong_fails_the_sweep_too(tmp_path: Path, sweep:
     assert "finetune.learning_rate=0" in done.stdout
 
 
-def test_one_run_with_observed_ranges_a_ramp_and_a_budget(tmp_path: Path, sweep: Path) -> None:
+def test_one_run_with_observed_ranges_a_gradual_schedule_and_a_budget(tmp_path: Path, sweep: Path) -> None:
     folder = tmp_path / "here"
     command(
         "prune.py",

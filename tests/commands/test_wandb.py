@@ -1,4 +1,4 @@
-"""W&B, without an account: what a sweep writes offline, read back, and sweeps whose server has good and bad days."""
+"""W&B without an account: offline runs of a sweep read back, and sweeps with a server that is slow, failing or down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from mmp.config.identity import digest
 from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.errors import MmpError
-from mmp.runs import wandb_run as wandb_runs
+from mmp.report.wandb_summary import log_sweep
+from mmp.runs import wandb_run
 from mmp.training.trainer import check_config
 
 pytestmark = pytest.mark.slow
@@ -35,17 +36,17 @@ pytestmark = pytest.mark.slow
 def sweep(results: Path, variables: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
     """Run a sweep with the W&B logger, and with TensorBoard's if it is installed."""
     logger = "many" if find_spec("tensorboard") else "wandb"
-    return sweeping.sweep(results, f"logger={logger}", *more, fresh=True, **variables)  # wandb is not to be forked
+    return sweeping.sweep(results, f"logger={logger}", *more, fresh=True, **variables)  # wandb does not survive a fork
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three jobs in one process, the last of which fails; then one of them again, skipped, beside a baseline."""
+    """A sweep of three jobs, the last of which fails; then a sweep with one of them again, and with a baseline."""
     folder, begin = tmp_path_factory.mktemp("offline"), time.monotonic()
     home = wandb_server.isolated(folder / "home")
     for axes in (["strategy=p30,p50,p90"], ["strategy=p30", "criterion=none,lamp"]):
         done = sweep(folder, home, *axes, *overrides(p90="raise"))
-        assert done.returncode == 1, done.stdout + done.stderr  # the sweep holds a failed run
+        assert done.returncode == 1, done.stdout + done.stderr  # the sweep has a failed run
         assert "W&B" not in done.stdout + done.stderr
     (folder / "seconds").write_text(str(time.monotonic() - begin))
     return folder
@@ -53,7 +54,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def usual(results: Path) -> float:
-    """Return the seconds of these two sweeps, which wait for no server."""
+    """The seconds of these two sweeps, which do not wait for a server."""
     return float((results / "seconds").read_text())
 
 
@@ -68,7 +69,7 @@ def result_of(results: Path, run: OfflineRun) -> dict[str, Any]:
     return json.loads((results / "sweeps" / "sweep" / run.id / "result.json").read_text())
 
 
-def test_every_job_is_one_run_named_tagged_and_grouped(runs: dict[str, OfflineRun]) -> None:
+def test_every_job_is_one_run_with_name_tags_and_group(runs: dict[str, OfflineRun]) -> None:
     assert list(runs) == ["lamp/p30/s0", "magnitude/p30/s0", "magnitude/p50/s0", "magnitude/p90/s0", "sweep/report"]
     assert {run.group for run in runs.values()} == {"sweep"}
     assert {run.project for run in runs.values()} == {"mmp"}
@@ -76,12 +77,10 @@ def test_every_job_is_one_run_named_tagged_and_grouped(runs: dict[str, OfflineRu
     assert runs["magnitude/p50/s0"].tags == ["cnn", "digits", "magnitude", "p50"]
     assert runs["lamp/p30/s0"].tags == ["cnn", "digits", "lamp", "p30"]
     for run in list(runs.values())[:4]:
-        assert run.folder.parents[1].name == run.id  # in the run's folder, which names it
+        assert run.folder.parents[1].name == run.id  # in the folder of the run, whose name is its id
 
 
-def test_a_run_holds_its_settings_its_curves_and_what_panels_compare(
-    results: Path, runs: dict[str, OfflineRun]
-) -> None:
+def test_a_run_has_its_settings_curves_and_summary(results: Path, runs: dict[str, OfflineRun]) -> None:
     run = runs["magnitude/p50/s0"]
     result = result_of(results, run)
     assert run.config["seed"] == 0
@@ -95,11 +94,11 @@ def test_a_run_holds_its_settings_its_curves_and_what_panels_compare(
     assert {key: run.summary[key] for key in known} == pytest.approx(known)
     assert runs["lamp/p30/s0"].summary["signal"] == "lamp"
     columns = ("role", "lo", "hi", "sparsity", "pruned", "total")
-    told = [{"layer": layer["name"], **{key: layer[key] for key in columns}} for layer in result["layers"]]
-    assert run.table("layers") == told
+    expected = [{"layer": layer["name"], **{key: layer[key] for key in columns}} for layer in result["layers"]]
+    assert run.table("layers") == expected
 
 
-def test_a_job_that_fails_is_a_run_that_failed(runs: dict[str, OfflineRun]) -> None:
+def test_a_failed_job_is_a_failed_run(runs: dict[str, OfflineRun]) -> None:
     assert {name: run.exit_code for name, run in runs.items()} == {
         "lamp/p30/s0": 0,
         "magnitude/p30/s0": 0,
@@ -112,28 +111,26 @@ def test_a_job_that_fails_is_a_run_that_failed(runs: dict[str, OfflineRun]) -> N
     assert not runs["magnitude/p90/s0"].outputs
 
 
-def test_artifacts_lead_from_the_dense_model_through_scores_to_pruned_ones(
-    results: Path, runs: dict[str, OfflineRun]
-) -> None:
+def test_artifacts_link_the_dense_model_scores_and_pruned_models(results: Path, runs: dict[str, OfflineRun]) -> None:
     first, second, lamp = (runs[name] for name in ("magnitude/p30/s0", "magnitude/p50/s0", "lamp/p30/s0"))
     dense, scores = second.inputs
     assert first.inputs == lamp.inputs == [dense]
-    assert first.outputs == [scores, f"pruned-{first.id}", f"masks-{first.id}"]  # it has computed the scores
+    assert first.outputs == [scores, f"pruned-{first.id}", f"masks-{first.id}"]  # this run has computed the scores
     assert second.outputs == [f"pruned-{second.id}", f"masks-{second.id}"]
     assert lamp.outputs[0].startswith("scores-")
     assert lamp.outputs[0] != scores
     for name in (dense, scores):
-        assert first.artifacts[name] == second.artifacts[name]  # W&B keeps one of what has one name and one digest
+        assert first.artifacts[name] == second.artifacts[name]  # W&B stores one artifact per name and digest
     assert [second.artifacts[name][0] for name in (dense, scores, *second.outputs)] == [
         "model", "scores", "model", "masks",
     ]  # fmt: skip
     folder = results / "sweeps" / "sweep" / second.id
     assert second.artifacts[f"pruned-{second.id}"][2] == {"model.safetensors": str(folder / "model.safetensors")}
     copies = [path for path in (results / "home").rglob("*") if path.is_file() and path.stat().st_size > 100_000]
-    assert not copies  # files are read where they lie
+    assert not copies  # files are not copied
 
 
-def test_the_sweep_is_summed_up_in_one_run_however_often_it_is_run(results: Path, runs: dict[str, OfflineRun]) -> None:
+def test_a_repeated_sweep_has_one_summary_run(results: Path, runs: dict[str, OfflineRun]) -> None:
     (run,) = [run for run in runs.values() if run.job_type == "sweep"]
     assert run.folder.parents[1] == results / "sweeps" / "sweep"
     assert run.id.startswith("sweep-sweep-")
@@ -169,7 +166,7 @@ def test_one_command_uploads_an_offline_sweep_with_its_lineage(results: Path, ru
     assert sum("pruned-" in path for path in server.uploads) == 3
 
 
-def test_other_loggers_write_beside_it(results: Path, runs: dict[str, OfflineRun]) -> None:
+def test_other_loggers_work_beside_wandb(results: Path, runs: dict[str, OfflineRun]) -> None:
     folder = results / "sweeps" / "sweep" / runs["magnitude/p50/s0"].id
     assert "val/accuracy" in (folder / "csv" / "metrics.csv").read_text()
     pytest.importorskip("tensorboard")
@@ -179,8 +176,8 @@ def test_other_loggers_write_beside_it(results: Path, runs: dict[str, OfflineRun
     assert {"val/accuracy", "train/loss", "final/accuracy"} <= set(events.Tags()["scalars"])
 
 
-FOREVER = 3600.0  # seconds; no test waits as long
-DAYS: dict[str, dict[str, Any] | None] = {
+FOREVER = 3600.0  # seconds; longer than any test waits
+SERVERS: dict[str, dict[str, Any] | None] = {
     "slow": {"delay": 0.1},
     "refusing": None,
     "failing": {"fails": 503},
@@ -188,33 +185,33 @@ DAYS: dict[str, dict[str, Any] | None] = {
     "hanging later": {"delay": FOREVER, "failing": "/file_stream"},
 }
 FAST = {"init_timeout": 3.0, "finish_timeout": 4.0}
-# A job and the sweep's summary may each wait for both, for ten seconds of wandb's own, and for twenty at a lost server.
+# The job and the sweep's summary may each wait for both timeouts, ten seconds in wandb, and twenty for a lost server.
 PATIENCE = 2 * (sum(FAST.values()) + 10 + 20)
 
 
-@pytest.mark.parametrize("day", DAYS)
-def test_no_server_changes_or_holds_up_a_sweep(day: str, results: Path, usual: float, tmp_path: Path) -> None:
-    kind, healthy = DAYS[day], day == "slow"
+@pytest.mark.parametrize("kind", SERVERS)
+def test_no_server_changes_or_blocks_a_sweep(kind: str, results: Path, usual: float, tmp_path: Path) -> None:
+    settings, healthy = SERVERS[kind], kind == "slow"
     timeouts = [f"logger.wandb.{key}={60 if healthy else seconds}" for key, seconds in FAST.items()]
     axes = ["strategy=p30", "logger.wandb.offline=false", f"paths.cache={results}/cache", *overrides(p90="raise")]
-    with wandb_server.serving(**(kind or {})) as server:
-        url = wandb_server.closed_port() if kind is None else server.url
+    with wandb_server.serving(**(settings or {})) as server:
+        url = wandb_server.closed_port() if settings is None else server.url
         variables = {**wandb_server.environment(url, tmp_path / "home"), "WANDB_HTTP_TIMEOUT": "2"}
         begin = time.monotonic()
         done = sweep(tmp_path, variables, *axes, *timeouts)
         seconds = time.monotonic() - begin
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
     (path,) = tmp_path.glob("sweeps/sweep/cnn-*/result.json")
     ours = json.loads(path.read_text())
     theirs = json.loads((results / "sweeps" / "sweep" / path.parent.name / "result.json").read_text())
     assert (ours["accuracy"], ours["masks_hash"]) == (theirs["accuracy"], theirs["masks_hash"])
     assert healthy or seconds < usual + PATIENCE
-    if day in ("refusing", "failing", "hanging"):  # nothing is lost, and the server is asked once, not by every run
+    if kind in ("refusing", "failing", "hanging"):  # nothing is lost, and only one run tries the server
         assert {run.id for run in offline_runs(tmp_path)} > {path.parent.name}
-        assert said.count("W&B does not answer") == 1
-    if day == "hanging":
-        assert ours["seconds"]["loggers"] > 0.9 * FAST["init_timeout"]  # which is not in the total
+        assert output.count("W&B does not answer") == 1
+    if kind == "hanging":
+        assert ours["seconds"]["loggers"] > 0.9 * FAST["init_timeout"]  # not included in the total
     if healthy:
         assert set(server.streams) > {path.parent.name}
         assert server.streams[path.parent.name][-1]["exitcode"] == 0
@@ -228,7 +225,7 @@ def test_no_server_changes_or_holds_up_a_sweep(day: str, results: Path, usual: f
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_an_earlier_summary_stays_until_there_is_a_new_one(
+def test_an_earlier_summary_is_removed_only_after_a_new_one_is_written(
     failing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = f"sweep-{tmp_path.name}-{digest(str(tmp_path.resolve()))[:8]}"
@@ -247,14 +244,16 @@ def test_an_earlier_summary_stays_until_there_is_a_new_one(
         run.experiment.finish = lambda **_: seen.append(earlier.is_dir())
         return run
 
-    monkeypatch.setattr(wandb_runs, "WandbRun", begin)
+    monkeypatch.setattr(wandb_run, "WandbRun", begin)
     node = {"_target_": "mmp.runs.wandb_run.WandbRun", "offline": True}
     config = OmegaConf.create({"logger": {"wandb": node}, "hydra": {"overrides": {"task": []}}})
-    wandb_runs.log_sweep(config, tmp_path, 0)
+    log_sweep(config, tmp_path, 0)
     assert (earlier.is_dir(), seen) == ((True, []) if failing else (False, [True]))
 
 
-def test_a_folder_that_keeps_no_mark_silences_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_offline_also_if_the_failure_cannot_be_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def init(mode: str | None, **_: Any) -> str:
         if mode is None:
             raise TimeoutError
@@ -262,7 +261,7 @@ def test_a_folder_that_keeps_no_mark_silences_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("wandb.init", init)
     monkeypatch.setattr("wandb.teardown", lambda: None)
-    assert wandb_runs._open(tmp_path / "no such sweep" / "run", False, {}) == "offline"
+    assert wandb_run._open(tmp_path / "no such sweep" / "run", False, {}) == "offline"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +274,7 @@ def test_a_folder_that_keeps_no_mark_silences_nothing(tmp_path: Path, monkeypatc
         (["allocation=searched"], "magnitude/searched/s0"),
     ],
 )
-def test_runs_are_named_by_what_sets_them_apart(conf: Path, overrides: list[str], title: str) -> None:
+def test_runs_are_named_by_signal_strategy_and_seed(conf: Path, overrides: list[str], title: str) -> None:
     register()
     with initialize_config_dir(str(conf), version_base="1.3"):
         config = compose("prune", ["logger=wandb", "sweep=mine", *overrides])
@@ -283,7 +282,7 @@ def test_runs_are_named_by_what_sets_them_apart(conf: Path, overrides: list[str]
     assert config.logger.wandb.group == "mine"
 
 
-def test_a_missing_package_is_told_with_the_way_out(
+def test_a_missing_package_is_reported_with_the_way_out(
     conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register()
@@ -307,7 +306,7 @@ def test_the_saved_view_has_the_panels_of_a_sweep(capsys: pytest.CaptureFixture[
     assert '"demo"' in text
 
 
-def test_without_the_package_of_views_the_way_out_is_told(
+def test_a_missing_views_package_is_reported_with_the_way_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmp.workspace.find_spec", lambda _: None)

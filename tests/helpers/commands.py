@@ -1,4 +1,4 @@
-"""Commands of the checkout, each in a process of its own with one thread."""
+"""Commands of the checkout, each in a new process with one thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUICK = ["finetune.epochs=1", "dense.epochs=2", "trainer.enable_progress_bar=fal
 
 
 def command(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run ``python ARGUMENT...`` in the checkout; it must succeed, if ``check`` is set."""
+    """Run ``python ARGUMENT...`` in the checkout; with ``check``, assert that it succeeds."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *arguments],

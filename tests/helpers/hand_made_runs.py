@@ -1,4 +1,4 @@
-"""Runs of a report, made by hand."""
+"""Hand-made runs of a report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mmp.report.results import Run
 
 
 def run(name: str, sparsity: float, validation: float, test: float, seed: int = 0, **changes: str) -> Run:
-    """Return a run of a strategy; of a baseline if its name begins with a sign."""
+    """Return a run of a strategy, or of a baseline if the name begins with ``!``."""
     baseline = name.startswith("!")
     known = {"signal": name[1:], "strategy": "baseline", "criterion": name[1:]} if baseline else {"strategy": name}
     return Run(

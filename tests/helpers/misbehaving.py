@@ -1,4 +1,4 @@
-"""A callback for tests: jobs that do what jobs should not do, told from the others by their strategy."""
+"""A callback for tests that makes the jobs of chosen strategies crash, fail or run slowly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 
 
 class UnpicklableError(Exception):
-    """An error that no process can send to another."""
+    """An error that cannot be pickled, and so cannot be sent to another process."""
 
     def __init__(self, first: str, second: threading.Lock) -> None:
         super().__init__(first)
@@ -22,14 +22,14 @@ class UnpicklableError(Exception):
 
 
 class Misbehave(pl.Callback):
-    """Does something when a training begins, or its first batch ends.
+    """Disturbs a training at its start or at the end of its first batch.
 
     Args:
-        strategy: Of this job.
-        deeds: What jobs do, by strategy: ``kill``, ``terminate``, ``abort`` (with last words), ``exit``, ``raise``,
-            ``slow`` (half a second a batch).
-        once: A folder; where it is given, a deed is done only the first time, and jobs are slow while it holds a file
-            called ``slow``.
+        strategy: The strategy of this job.
+        deeds: What to do, by strategy: ``kill``, ``terminate``, ``abort`` (with a last line of output), ``exit``,
+            ``raise``, ``slow`` (half a second per batch).
+        once: A folder. If given, a deed is done only once per strategy, and jobs are slow only while the folder
+            contains a file called ``slow``.
     """
 
     def __init__(self, strategy: str, deeds: dict[str, str], once: str | None = None) -> None:
@@ -61,7 +61,7 @@ class Misbehave(pl.Callback):
 
 
 def overrides(once: Path | None = None, **deeds: str) -> list[str]:
-    """Return what gives every job of a sweep the callback."""
+    """Return the overrides that add the callback to every job of a sweep."""
     pairs = ", ".join(f"{strategy}: {deed}" for strategy, deed in deeds.items())
     return [
         "+callbacks.misbehave._target_=misbehaving.Misbehave",

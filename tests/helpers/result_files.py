@@ -1,4 +1,4 @@
-"""Result files as runs leave them, made by hand, for tests of what reads them."""
+"""Hand-made result files, for tests of the code that reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYERS = (("conv1.weight", 0.0, 0.1), ("layer1.0.conv1.weight", 0.3, 0.9), ("fc.
 
 
 def result(strategy: str, sparsity: float, validation: float, test: float, **changes: Any) -> dict[str, Any]:
-    """Return what ``result.json`` of a completed run holds; ``changes`` add to it or replace."""
+    """Return the content of a completed run's ``result.json``, updated by ``changes``."""
     content = {
         "schema_version": 1,
         "status": "completed",
@@ -47,7 +47,7 @@ def result(strategy: str, sparsity: float, validation: float, test: float, **cha
 
 
 def write(folder: Path, *contents: dict[str, Any]) -> Path:
-    """Write each content to a run folder of its own: a result if it is completed, else a status."""
+    """Write each content to its own run folder, as a result if it is completed and as a status otherwise."""
     for i, content in enumerate(contents):
         run = folder / f"run{i}"
         run.mkdir(parents=True)
@@ -63,7 +63,7 @@ def full_sweep(
     strategies: Sequence[str] = STRATEGIES,
     more: Sequence[dict[str, Any]] = (),
 ) -> Path:
-    """Write a sweep with layers and histories; accuracies fall with sparsity and vary with the seed."""
+    """Write a sweep with layers and histories, whose accuracies fall with sparsity and vary with the seed."""
     contents = []
     for seed in seeds:
         for s, signal in enumerate(signals):

@@ -1,4 +1,4 @@
-"""A real Slurm on this one machine: a head and two nodes, n0 and n1, each with 4 CPUs and 2 GPUs to give away."""
+"""A real Slurm on this machine: a controller and two nodes, n0 and n1, each with 4 CPUs and 2 GPUs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 SCRIPT = Path(__file__).parent / "slurm" / "cluster.sh"
-START_SECONDS = 300  # with a download of every package
+START_SECONDS = 300  # enough to download all packages
 
 
 class Attempt(NamedTuple):
-    """One run of a job as accounting knows it; a job that was requeued has several."""
+    """One attempt at a job in Slurm's accounting; a requeued job has several."""
 
     job: str
     state: str
@@ -25,13 +25,13 @@ class Attempt(NamedTuple):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running cluster, everything of which lies in one folder."""
+    """A running cluster, all files of which are in one folder."""
 
     folder: Path
 
     @staticmethod
     def unavailable() -> str:
-        """Why no cluster can be had here; empty if one can."""
+        """Return why no cluster can run on this machine; empty if one can."""
         if sys.platform != "linux":
             return "a real Slurm needs Linux"
         if os.geteuid() != 0:
@@ -43,30 +43,30 @@ class Cluster:
             not shutil.which("unshare")
             or subprocess.run(namespaces, capture_output=True, check=False, timeout=60).returncode
         ):
-            return "a real Slurm needs namespaces, which may not be made here"
+            return "a real Slurm needs namespaces, which are not permitted here"
         return ""
 
     @classmethod
     def start(cls, folder: Path, accounting: bool = True) -> Cluster:
-        """Start a cluster in a new folder; its nodes are idle and, with accounting, sacct answers on return."""
+        """Start a cluster in a new folder, and wait until its nodes are idle and, with accounting, sacct answers."""
         _cluster("start", folder, accounting=accounting)
         return cls(folder)
 
     def stop(self) -> None:
-        """End everything that runs on the cluster and the cluster itself, whatever state it is in."""
+        """Kill all jobs and the cluster itself, in any state."""
         _cluster("stop", self.folder)
 
     def kill_node(self, name: str, noticed: bool = True) -> None:
-        """Cut a node's power: slurmd and all jobs on it are gone at once.
+        """Kill a node as a power cut would: slurmd and all jobs on it end at once.
 
-        Slurm takes 15 to 20 seconds to miss a node, and twice that for one that is back before; so it is told.
+        Slurm would detect this only after 15 to 40 seconds. With ``noticed`` the node is declared down at once.
         """
         _cluster("kill", self.folder, name)
         if noticed:
             self._declare_down(name)
 
     def kill_daemon(self, name: str, noticed: bool = True) -> None:
-        """Kill a node's slurmd only: jobs on it go on, but Slurm takes them for dead and runs them once more."""
+        """Kill only a node's slurmd: its jobs go on, but Slurm considers them dead and starts them again."""
         _cluster("kill-daemon", self.folder, name)
         if noticed:
             self._declare_down(name)
@@ -75,25 +75,25 @@ class Cluster:
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
 
     def start_node(self, name: str) -> None:
-        """Bring a killed node, or its daemon, back; it is idle on return."""
+        """Restart a killed node or its daemon, and wait until it is idle."""
         _cluster("boot", self.folder, name)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Slurm's clients, and thus submitit, need to find this cluster."""
+        """The environment variables by which Slurm's clients, and so submitit, find this cluster."""
         return {"SLURM_CONF": str(self.folder.resolve() / "slurm.conf")}
 
     def run(self, *command: str) -> str:
-        """Call one of Slurm's clients, say ``scontrol requeue 3``, and return what it prints."""
+        """Run one of Slurm's clients, such as ``scontrol requeue 3``, and return its output."""
         return _run(command, self.environment)
 
     def squeue(self) -> dict[str, str]:
-        """Return the state of every job that was ever submitted, by job or array task ("3_0")."""
+        """Return the state of every submitted job, by the id of the job or array task (``3_0``)."""
         lines = self.run("squeue", "--states=all", "--array", "--noheader", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)
 
     def sacct(self, job: str) -> list[Attempt]:
-        """Return every run of a job, or of all tasks of an array, that accounting knows of, oldest first."""
+        """Return every recorded attempt at a job, or at all tasks of an array, oldest first."""
         fields = "JobID,State,ExitCode,NodeList"
         options = ["--duplicates", "--allocations", "--noheader", "--parsable2", f"--format={fields}", f"--jobs={job}"]
         return [Attempt(*line.split("|")) for line in self.run("sacct", *options).splitlines()]

@@ -1,4 +1,4 @@
-"""Small data sets in the true on-disk formats of the large ones."""
+"""Small data sets in the file formats of the real ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def write_cifar_batch(path: Path, count: int, labels: dict[str, int], protocol: int = 2, seed: int = 0) -> np.ndarray:
-    """A batch as the data sets have it: a pickled dict with rows of 3,072 bytes, all red, all green, all blue."""
+    """Write a CIFAR batch: a pickled dict with rows of 3,072 bytes, first all red values, then green, then blue."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
     content: dict[str, Any] = {
         "data": pixels,
@@ -32,7 +32,7 @@ def write_cifar10(root: Path, protocol: int = 2, count: int = 60) -> dict[str, n
 
 
 def write_gtsrb(root: Path, tracks: int = 4, frames: int = 4, classes: int = 43) -> None:
-    """The layout of torchvision's archives: PPM files, one folder per class, a table for the test images."""
+    """Write GTSRB as torchvision unpacks it: PPM files, one folder per class, and a table of the test images."""
     training, test = root / "gtsrb" / "GTSRB" / "Training", root / "gtsrb" / "GTSRB" / "Final_Test" / "Images"
     test.mkdir(parents=True)
     lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
@@ -50,7 +50,7 @@ def write_gtsrb(root: Path, tracks: int = 4, frames: int = 4, classes: int = 43)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """Write bytes in LeCun's format, gzipped if the name ends in ``.gz``."""
+    """Write an array of bytes in the IDX format of MNIST, gzipped if the name ends in ``.gz``."""
     head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
     content = head + array.astype(np.uint8).tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def write_fashion_mnist(folder: Path, suffix: str = "", train: int = 100, test: int = 20) -> Path:
-    """Write the four files of Fashion-MNIST, with images that rise from pixel to pixel."""
+    """Write the four files of Fashion-MNIST, with pixel values that count up."""
     for stem, count in (("train", train), ("t10k", test)):
         images = np.arange(count * 784).reshape(count, 28, 28) % 251
         write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", images)

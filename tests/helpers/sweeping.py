@@ -1,4 +1,4 @@
-"""Sweeps as a user starts them, in processes of their own, for tests that judge them by what they leave."""
+"""Sweeps in new processes, for tests that check the files and the output of sweeps."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ QUICK = ["finetune.epochs=1", "dense.epochs=1", "logger=none", "trainer.enable_p
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment, with one thread each and the callbacks of tests."""
+    """Return the environment of a sweep: this one, with a single thread, and the helpers of tests importable."""
     path = f"{ROOT / 'tests' / 'helpers'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": path, **more}
 
 
 def arguments(results: Path, *overrides: str) -> list[str]:
-    """Return a command line of ``prune.py -m``."""
+    """Return the command line of a quick ``prune.py -m``."""
     return [sys.executable, "prune.py", "-m", f"paths.results={results}", *QUICK, *overrides]
 
 
 def sweep(results: Path, *overrides: str, fresh: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run ``prune.py -m`` to its end, in a process that imports everything itself if it is to be a fresh one."""
+    """Run ``prune.py -m`` to its end, in a forked process or, with ``fresh``, in a new one."""
     command = arguments(results, *overrides)
     if not fresh:
         return warm.run(command[1:], environment(**more))
@@ -37,7 +37,7 @@ def sweep(results: Path, *overrides: str, fresh: bool = False, **more: str) -> s
 
 
 def statuses(results: Path) -> dict[str, dict[str, Any]]:
-    """Return ``status.json`` of every run of a sweep, by signal and strategy."""
+    """Return the ``status.json`` of every run of a sweep, by signal and strategy."""
     found = {}
     for path in results.glob("sweeps/sweep/*/status.json"):
         content = json.loads(path.read_text())

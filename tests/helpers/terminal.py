@@ -1,4 +1,4 @@
-"""A terminal for tests: commands run in it, and what a user would see is read from its screen."""
+"""A pseudo-terminal for tests, which runs a command and records what its screen shows."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import pyte
 
 @dataclass
 class Session:
-    """What a command did in a terminal.
+    """The outcome of a command in a terminal.
 
     Attributes:
-        code: Its exit code.
-        screens: Everything that was to be seen, whenever it changed.
-        lines: What it left, with what has scrolled away.
-        cursor: Whether the cursor is to be seen at the end.
+        code: The exit code.
+        screens: The content of the screen after every change.
+        lines: All lines at the end, with those that have scrolled off the screen.
+        cursor: Whether the cursor is visible at the end.
     """
 
     code: int
@@ -49,10 +49,10 @@ def play(
 
     Args:
         command: The command.
-        cwd: Where it runs.
-        environment: Its environment variables.
-        interrupt: Whether Ctrl-C is pressed, given what is to be seen; once.
-        limit: Seconds after which it is killed, which fails the test.
+        cwd: The working folder.
+        environment: The environment variables.
+        interrupt: Called with the content of the screen until it returns True; then Ctrl-C is pressed, once.
+        limit: Seconds after which the command is killed, which fails the test.
         columns: Width of the terminal.
         rows: Height of the terminal.
     """
@@ -70,13 +70,13 @@ def play(
     try:
         while time.monotonic() < end:
             ended = process.poll() is not None
-            if not select.select([ours], [], [], 2.0 if ended else 0.1)[0]:  # others may say more than it did
+            if not select.select([ours], [], [], 2.0 if ended else 0.1)[0]:  # child processes may still write
                 if ended:
                     break
                 continue
             try:
                 written = os.read(ours, 65536)
-            except OSError:  # nobody has it open any more
+            except OSError:  # no process has the terminal open any more
                 break
             stream.feed(written)
             seen = "\n".join(line.rstrip() for line in screen.display)

@@ -1,4 +1,4 @@
-"""The process that commands of tests are forked from."""
+"""The process from which the commands of tests are forked."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import warm
 
 
-def test_a_parent_that_dies_is_told_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    scripts = iter(["read asked", "read asked; echo 3; read asked; echo 4", "read asked; echo 5; sleep 60"])
+def test_a_parent_that_dies_is_an_error_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = iter(["read line", "read line; echo 3; read line; echo 4", "read line; echo 5; sleep 60"])
 
     @functools.cache
     def server() -> Any:
@@ -23,7 +23,7 @@ def test_a_parent_that_dies_is_told_and_replaced(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RuntimeError, match="forked from has died"):
         warm.run(["prune.py"], {})
     assert [warm.run(["prune.py"], {}).returncode for _ in range(2)] == [3, 4]
-    server().wait(60)  # between two commands
+    server().wait(60)  # it ends between two commands
     assert warm.run(["prune.py"], {}).returncode == 5
     monkeypatch.setattr(warm, "LIMIT", 0.5)
     start = time.monotonic()

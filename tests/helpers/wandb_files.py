@@ -1,4 +1,4 @@
-"""Reads back what an offline W&B run has written: records in LevelDB's log format, each a protobuf message."""
+"""Reads the file of an offline W&B run: records in LevelDB's log format, each a protobuf message."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def records(path: Path) -> Iterator[Record]:
-    """Yield the records of a ``.wandb`` file; whatever is damaged is an AssertionError."""
+    """Yield the records of a ``.wandb`` file; any damage is an AssertionError."""
     content = path.read_bytes()
     mark, magic, _version = struct.unpack("<4sHB", content[:_FILE_HEADER])
     assert (mark, magic) == (b":W&B", 0xBEE1)
     position, pieces = _FILE_HEADER, b""
     while position < len(content):
         room = _BLOCK - position % _BLOCK
-        if room < _RECORD_HEADER:  # too little for another header
+        if room < _RECORD_HEADER:  # no room for another header
             position += room
             continue
         checksum, length, kind = struct.unpack("<IHB", content[position : position + _RECORD_HEADER])
@@ -42,13 +42,13 @@ def records(path: Path) -> Iterator[Record]:
 
 @dataclass
 class OfflineRun:
-    """One offline run, put together from its records.
+    """One offline run, read from its records.
 
     Attributes:
-        history: What was logged, step by step.
-        inputs: Names of the artifacts that it was made from.
-        outputs: Names of those that it has made, W&B's own tables left out.
-        artifacts: Type, digest and files (name -> where it lies) of both, by name.
+        history: The logged values, step by step.
+        inputs: Names of the artifacts that the run uses.
+        outputs: Names of the artifacts that the run has produced, without W&B's own tables.
+        artifacts: Type, digest and files (name -> path) of both kinds, by name.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ class OfflineRun:
     exit_code: int | None = None
 
     def table(self, key: str) -> list[dict[str, Any]]:
-        """Return the rows of a table that was logged."""
+        """Return the rows of a logged table."""
         (path,) = self.curve(f"{key}.path")
         content = json.loads((self.folder / "files" / path).read_text())
         return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
@@ -110,7 +110,7 @@ def _add(run: OfflineRun, record: ArtifactRecord) -> None:
 
 
 def _values(items: Iterable[Any]) -> dict[str, Any]:
-    """Return keys, nested ones joined by dots, and values."""
+    """Return the values by key; nested keys are joined by dots."""
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 

@@ -1,4 +1,4 @@
-"""A server on the loopback interface that answers as W&B does, or as W&B does on a bad day."""
+"""A server on the loopback interface that answers like W&B, or like a W&B server that is slow or failing."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ ENTITY = "tester"
 
 
 class Server(ThreadingHTTPServer):
-    """Keeps what it is sent.
+    """Records the requests of wandb.
 
     Attributes:
-        fails: The status of every answer whose path holds ``failing``; None answers properly.
+        fails: The status code of answers to paths that contain ``failing``; with None they are normal answers.
+        failing: The part of a path that ``fails`` and ``delay`` apply to.
         delay: Seconds before every such answer.
-        calls: Operation and variables of what came by GraphQL, in order.
-        streams: What came of each run's history, summary and exit code, by its id.
-        artifacts: The id of every content that was announced, by name and digest; each is stored once.
-        uploads: Paths of the files that were sent.
+        calls: Operation and variables of every GraphQL request, in order.
+        streams: The requests with history, summary and exit code of each run, by the run's id.
+        artifacts: The id of every artifact, by name and digest; each is stored once.
+        uploads: Paths of the uploaded files.
     """
 
     daemon_threads = True
@@ -36,7 +37,7 @@ class Server(ThreadingHTTPServer):
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.streams: dict[str, list[dict[str, Any]]] = {}
         self.artifacts: dict[tuple[str, str], str] = {}
-        self.names: dict[str, str] = {}  # of artifacts by id
+        self.names: dict[str, str] = {}  # of artifacts, by id
         self.uploads: list[str] = []
         self.guard = threading.Lock()
 
@@ -45,14 +46,14 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_: object) -> None:
-        """A client that no longer waits is no news."""
+        """Ignore clients that have closed the connection."""
 
     def called(self, operation: str) -> list[dict[str, Any]]:
         with self.guard:
             return [variables for name, variables in self.calls if name == operation]
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Return the ``data`` of a GraphQL answer, as much as wandb-core reads of it."""
+        """Return the ``data`` of a GraphQL answer, with the fields that wandb-core reads."""
         given = variables.get("input", variables)
         match operation:
             case "Viewer" | "RunResumeStatus":
@@ -106,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Do not log requests."""
 
     def respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -114,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         if server.failing in self.path:
             time.sleep(server.delay)
             if server.fails is not None:
-                self.send(server.fails, b"bad day")
+                self.send(server.fails, b"failing")
                 return
         content: dict[str, Any] = {}
         if self.path == "/graphql":
@@ -156,18 +157,18 @@ def serving(fails: int | None = None, failing: str = "/", delay: float = 0.0) ->
 
 
 def closed_port() -> str:
-    """Return the address of a port that nobody listens at."""
+    """Return a URL with a port on which no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def environment(url: str, home: Path) -> dict[str, str]:
-    """Return variables that send W&B to a server, and keep its folders below one of the test's."""
+    """Return environment variables that point W&B to a server, and its folders to one of the test."""
     return {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, **isolated(home)}
 
 
 def isolated(home: Path) -> dict[str, str]:
-    """Return variables that keep W&B from every server but the one it is told, and its folders below one."""
+    """Return environment variables that keep W&B from the user's account and folders."""
     folders = {f"WANDB_{name}_DIR": str(home / name.lower()) for name in ("CACHE", "DATA", "CONFIG")}
     return {**folders, "WANDB_ERROR_REPORTING": "false", "NETRC": str(home / "netrc")}

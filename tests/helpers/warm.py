@@ -1,4 +1,4 @@
-"""Commands as processes of their own, forked from one that has imported what they all import, which takes seconds."""
+"""Commands in processes forked from one that has already imported torch and Lightning, which takes seconds."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ from typing import Any
 
 from places import ROOT
 
-LIMIT = 900.0  # seconds of any command, far more than one needs; a shared machine is slow
+LIMIT = 900.0  # seconds for any command; generous, since a shared machine is slow
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run ``SCRIPT ARGUMENT...`` or ``-m MODULE ARGUMENT...`` of Python to its end.
+    """Run ``python SCRIPT ARGUMENT...`` or ``python -m MODULE ARGUMENT...`` to its end.
 
-    The process is like a new one but for what is set before Python starts, such as ``PYTHONPATH``.
+    Variables that Python reads only at its start, such as ``PYTHONPATH``, have no effect.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        asked = {"command": command, "environment": dict(environment), "cwd": str(cwd), "files": [str(out), str(err)]}
-        code = _answer(json.dumps(asked))
-        said = [path.read_text() if path.exists() else "" for path in (out, err)]
+        request = {"command": command, "environment": dict(environment), "cwd": str(cwd), "files": [str(out), str(err)]}
+        code = _answer(json.dumps(request))
+        outputs = [path.read_text() if path.exists() else "" for path in (out, err)]
         if code is None:
-            raise subprocess.TimeoutExpired(list(command), LIMIT, *said)
-        return subprocess.CompletedProcess(list(command), code, *said)
+            raise subprocess.TimeoutExpired(list(command), LIMIT, *outputs)
+        return subprocess.CompletedProcess(list(command), code, *outputs)
 
 
-def _answer(asked: str) -> int | None:
-    """Return the exit code of a command, None if it takes too long; then, and if its parent dies, all end with it."""
+def _answer(request: str) -> int | None:
+    """Return the exit code of a command, None if it takes too long.
+
+    In that case, and if the parent process dies, all its processes are killed.
+    """
     if _server().poll() is not None:
         _server.cache_clear()
     server, code = _server(), ""
     try:
-        server.stdin.write(f"{asked}\n")
+        server.stdin.write(f"{request}\n")
         server.stdin.flush()
         if not select.select([server.stdout], [], [], LIMIT)[0]:
             return None
@@ -59,7 +62,7 @@ def _answer(asked: str) -> int | None:
 
 @functools.cache
 def _server() -> Any:
-    """Start the process that others are forked from; it ends with this one, whose pipe then closes."""
+    """Start the process from which commands are forked; it ends when this process closes the pipe to it."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -69,12 +72,12 @@ def _server() -> Any:
 def _serve() -> None:
     import mmp.runs.prune  # noqa: F401
 
-    gc.freeze()  # or every child copies these objects, to find out at its end that they are garbage
+    gc.freeze()  # otherwise a collection in a child would copy the memory pages of all these objects
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         child = os.fork()
         if not child:
-            _become(**asked)
+            _become(**request)
             return
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(1, f"{code}\n".encode())

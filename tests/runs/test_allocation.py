@@ -1,4 +1,4 @@
-"""What decides each layer's sparsity: a search over groups of layers, or a criterion beside another signal."""
+"""Allocation by a search over groups of layers, and by a criterion that is combined with another signal."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from mmp.runs.allocation import Allocator
 from mmp.runs.calibration import Calibration
 
 
-def test_groups_split_by_kind_and_depth_and_hold_every_layer() -> None:
-    said = [
+def test_groups_divide_all_layers_by_role_and_depth() -> None:
+    roles = [
         ("stem", "stem", 0.0), ("a", "conv", 0.1), ("b", "conv", 0.2), ("c", "conv", 0.7), ("q", "attn_qkv", 0.3),
         ("p", "attn_proj", 0.4), ("m", "mlp_fc1", 0.9), ("down", "downsample", 0.5), ("head", "classifier", 1.0),
     ]  # fmt: skip
-    layers = [SimpleNamespace(name=name, role=role, depth=depth) for name, role, depth in said]
+    layers = [SimpleNamespace(name=name, role=role, depth=depth) for name, role, depth in roles]
     assert search_groups(layers) == {  # type: ignore[arg-type]
         "transitions": ("stem", "down"),
         "conv, first half": ("a", "b"),
@@ -41,7 +41,7 @@ def test_groups_split_by_kind_and_depth_and_hold_every_layer() -> None:
     }
 
 
-def test_a_search_begins_with_three_strategies_and_improves_on_them() -> None:
+def test_a_search_starts_from_three_strategies_and_improves_on_them() -> None:
     def evaluate(positions: Mapping[str, float]) -> tuple[float, float]:
         return 1 - (positions["a"] - 0.8) ** 2 - (positions["b"] - 0.2) ** 2, 0.5
 
@@ -53,7 +53,7 @@ def test_a_search_begins_with_three_strategies_and_improves_on_them() -> None:
     assert trials != search(["a", "b"], evaluate, 40, seed=1, sparsity_varies=False)
 
 
-def test_positions_that_a_budget_cannot_reach_are_left_out() -> None:
+def test_a_search_skips_positions_from_which_the_budget_is_out_of_reach() -> None:
     def evaluate(positions: Mapping[str, float]) -> tuple[float, float]:
         if positions["a"] < 0.5:
             raise MmpError("out of reach")
@@ -84,7 +84,7 @@ def configured(conf: Path, *overrides: str):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["allocation=searched"], r"set reconstruct=least_squares"),
         (["allocation.name=lmap"], r"allocation.name=lmap: no such allocation.*lamp"),
@@ -92,28 +92,28 @@ def configured(conf: Path, *overrides: str):
         (["allocation=searched", "allocation.trials=0"], r"allocation.trials=0"),
     ],
 )
-def test_contradictions_are_told(conf: Path, overrides: list[str], told: str) -> None:
+def test_contradictory_settings_are_refused(conf: Path, overrides: list[str], message: str) -> None:
     def build() -> Allocator:
         config = validate(configured(conf, *overrides))
         return Allocator.of(config, build_strategy(config.strategy))
 
-    with pytest.raises(MmpError, match=told):
+    with pytest.raises(MmpError, match=message):
         build()
 
 
-def test_a_searched_run_is_the_same_whatever_the_strategy(conf: Path) -> None:
+def test_a_searched_run_does_not_depend_on_the_strategy(conf: Path) -> None:
     searched = ("allocation=searched", "reconstruct=least_squares")
     names = [run_name(configured(conf, *searched, f"strategy={name}")) for name in ("p30", "p70")]
     assert names[0] == names[1]
     assert names[0].startswith("cnn-digits-magnitude-searched-s0-")
     ranked = [run_name(configured(conf, "allocation=lamp", f"strategy={name}")) for name in ("p30", "p70")]
-    assert ranked[0] != ranked[1]  # without a budget, the strategy says how sparse
+    assert ranked[0] != ranked[1]  # without a budget, the strategy decides the global sparsity
     assert ranked[0].startswith("cnn-digits-magnitude-lamp-at-p30-s0-")
     budgeted = [run_name(configured(conf, "allocation=lamp", "budget=0.9", f"strategy={s}")) for s in ("p30", "p70")]
     assert budgeted[0] == budgeted[1]
 
 
-def test_observed_ranges_ask_each_criterion_how_it_divides(
+def test_observed_ranges_use_the_allocation_of_each_criterion(
     conv_net: nn.Module, image_batches: list[tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
     layers = prunable_layers(conv_net)
@@ -132,7 +132,7 @@ def result_of(tmp_path: Path) -> tuple[Path, dict]:
 
 
 @pytest.mark.slow
-def test_a_searched_run_meets_its_budget_and_says_what_it_found(tmp_path: Path) -> None:
+def test_a_searched_run_meets_its_budget_and_reports_its_search(tmp_path: Path) -> None:
     options = ("allocation=searched", "allocation.trials=5", "model=vit", "budget=0.6", *QUICK)
     command("prune.py", *options, f"paths.results={tmp_path}")
     folder, result = result_of(tmp_path)
@@ -154,7 +154,7 @@ def test_a_searched_run_meets_its_budget_and_says_what_it_found(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_lamps_allocation_decides_how_many_and_the_signal_which(tmp_path: Path) -> None:
+def test_lamp_decides_how_many_weights_and_the_signal_decides_which(tmp_path: Path) -> None:
     command("prune.py", "allocation=lamp", "budget=0.95", "signal=fisher", *QUICK, f"paths.results={tmp_path}")
     _, result = result_of(tmp_path)
     baseline = tmp_path / "baseline"

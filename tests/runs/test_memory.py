@@ -1,4 +1,4 @@
-"""The heap: freed memory stays, unless somebody has set it otherwise."""
+"""The C library keeps freed memory, unless the environment configures it differently."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def told(how: str, **environment: str) -> tuple[str, int]:
-    """Return what the function said, and how many pages two batches of 80 MiB needed from the system."""
+def faults_of(how: str, **environment: str) -> tuple[str, int]:
+    """Return what ``keep_freed_memory`` returned, and how many page faults two batches of 80 MiB caused."""
     clean = {key: value for key, value in os.environ.items() if "MALLOC" not in key and key != "GLIBC_TUNABLES"}
     command = [sys.executable, "-c", CODE, how]
     done = subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, check=True)
-    said, faults = done.stdout.split()
-    return said, int(faults)
+    result, faults = done.stdout.split()
+    return result, int(faults)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
 def test_freed_memory_is_kept_for_the_next_batch() -> None:
     pages = 2 * 80 * 2**20 // os.sysconf("SC_PAGE_SIZE")
-    _, returned = told("leave")
-    said, kept = told("keep")
-    assert said == "True"
-    assert kept < pages / 100
-    assert returned > pages / 2
-    _, given_back = told("keep and return")
-    assert given_back > pages / 3  # of the first of two batches, which gets anew what was returned before it
+    _, many = faults_of("leave")
+    kept, few = faults_of("keep")
+    assert kept == "True"
+    assert few < pages / 100
+    assert many > pages / 2
+    _, returned = faults_of("keep and return")
+    assert returned > pages / 3  # the first of the two batches gets its memory from the system again
 
 
 @pytest.mark.parametrize(
     "setting", [{"MALLOC_TRIM_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"}]
 )
-def test_what_the_environment_says_wins(setting: dict[str, str]) -> None:
-    said, _ = told("keep", **setting)
-    assert said == "False"
+def test_settings_in_the_environment_take_precedence(setting: dict[str, str]) -> None:
+    kept, _ = faults_of("keep", **setting)
+    assert kept == "False"

@@ -1,4 +1,4 @@
-"""The protocol: the test data of a run are read exactly once, after everything is chosen and saved."""
+"""The protocol: a run reads its test images exactly once, after everything is chosen and saved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch
 
 
 class Recorded:
-    """A data set that writes down which images were read, and whether the model was on disk by then."""
+    """A data set that records which images are read, and whether any is read before the model is saved."""
 
     def __init__(self, images: Any, weights: Path) -> None:
         self.images, self.weights = images, weights

@@ -1,4 +1,4 @@
-"""The folder of a run: what an attempt leaves, and what it must not take away."""
+"""The folder of a run: the files that an attempt writes, and the files that it must not remove."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def completed(folder: Path) -> RunFolder:
     return run
 
 
-def test_a_completed_run_says_so_and_keeps_its_numbers(tmp_path: Path) -> None:
+def test_a_completed_run_has_its_numbers_and_a_status(tmp_path: Path) -> None:
     run = completed(tmp_path)
     assert run.completed()
     assert run.result is not None
@@ -29,13 +29,13 @@ def test_a_completed_run_says_so_and_keeps_its_numbers(tmp_path: Path) -> None:
     assert (run.status["status"], run.status["error"]) == ("completed", None)
 
 
-def test_a_later_attempt_takes_no_result_away(tmp_path: Path) -> None:
+def test_a_later_attempt_does_not_remove_a_result(tmp_path: Path) -> None:
     before = (completed(tmp_path).path / RESULT).read_bytes()
     for head in ({}, {"identity": "a"}, HEAD):
         RunFolder(tmp_path, dict(head)).fail(ValueError("no such key"), "no such key")
         assert (tmp_path / RESULT).read_bytes() == before
-        told = json.loads((tmp_path / STATUS).read_text())
-        assert (told["status"], told["error"]["message"]) == ("failed", "no such key")
+        status = json.loads((tmp_path / STATUS).read_text())
+        assert (status["status"], status["error"]["message"]) == ("failed", "no such key")
     assert RunFolder(tmp_path, dict(HEAD)).completed()
 
 
@@ -46,7 +46,7 @@ def test_other_data_or_settings_are_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_result_whose_files_are_not_whole_is_none(tmp_path: Path, damage: str) -> None:
+def test_a_run_whose_files_are_damaged_is_not_completed(tmp_path: Path, damage: str) -> None:
     run = completed(tmp_path)
     if damage == "cut":
         (tmp_path / MASKS).write_bytes(b"mas")
@@ -55,7 +55,9 @@ def test_a_result_whose_files_are_not_whole_is_none(tmp_path: Path, damage: str)
     assert not run.completed()
 
 
-def test_a_status_tells_the_process_and_whether_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_names_the_process_and_a_lock_shows_that_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     run = RunFolder(tmp_path, dict(HEAD))
@@ -68,13 +70,13 @@ def test_a_status_tells_the_process_and_whether_it_lives(tmp_path: Path, monkeyp
     assert run.status["process"]["slurm"] == "12_3"
 
 
-def test_a_disk_that_is_full_hides_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_logged_if_its_status_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     RunFolder(tmp_path / "file" / "run").fail(ValueError("diverged"), "diverged")
     assert "the reason of the failure could not be written" in caplog.text
 
 
-def test_waiting_for_loggers_is_no_part_of_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_spent_in_loggers_does_not_count_in_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
     watch = Stopwatch()

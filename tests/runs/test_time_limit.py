@@ -1,4 +1,4 @@
-"""The signal that Slurm sends before a time limit: before a job, within one, between two, and after the last."""
+"""Slurm's signal before the time limit, arriving before a job, during a job, between two jobs, and after the last."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmp.runs import slurm
 
 @pytest.fixture
 def requeues(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[None]]:
-    """Be a Slurm job, and count how often it goes back into the queue."""
+    """Make this process a Slurm job, and count how often it is requeued."""
     found: list[None] = []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(slurm, "requeue", lambda: found.append(None))
@@ -39,7 +39,7 @@ class Signals:
         return signal.raise_signal, (slurm.SIGNAL,)
 
 
-def test_a_signal_between_two_jobs_of_a_process_is_for_the_second(requeues: list[None]) -> None:
+def test_a_signal_between_two_jobs_requeues_the_second(requeues: list[None]) -> None:
     with slurm.requeued_in_time():
         pass
     signal.raise_signal(slurm.SIGNAL)
@@ -52,7 +52,7 @@ def test_a_signal_between_two_jobs_of_a_process_is_for_the_second(requeues: list
         assert len(requeues) == 2
 
 
-def test_a_signal_that_comes_while_a_training_fails_is_for_the_next_job(requeues: list[None], tmp_path: Path) -> None:
+def test_a_signal_during_a_failing_training_requeues_the_next_job(requeues: list[None], tmp_path: Path) -> None:
     trainer: Any = None
     with slurm.requeued_in_time():
         SaveInTime().on_train_start(trainer, trainer)
@@ -62,8 +62,8 @@ def test_a_signal_that_comes_while_a_training_fails_is_for_the_next_job(requeues
         assert len(requeues) == 1
 
 
-def test_a_signal_while_a_job_is_being_imported_is_for_that_job(requeues: list[None]) -> None:
-    Slurm = importlib.import_module("hydra_plugins.mmp_launchers").Slurm  # noqa: N806 (Hydra may have loaded it anew)
+def test_a_signal_while_a_job_is_unpickled_requeues_that_job(requeues: list[None]) -> None:
+    Slurm = importlib.import_module("hydra_plugins.mmp_launchers").Slurm  # noqa: N806 (Hydra may have reloaded it)
     sent = cloudpickle.dumps(DelayedSubmission(Slurm(params=Signals()), Signals()))
     assert isinstance(pickle.loads(sent).function, Slurm)
     assert len(requeues) == 0
@@ -71,7 +71,9 @@ def test_a_signal_while_a_job_is_being_imported_is_for_that_job(requeues: list[N
         assert len(requeues) == 1
 
 
-def test_without_slurm_the_signal_stays_what_it_is(requeues: list[None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_slurm_the_signal_handler_is_not_changed(
+    requeues: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SLURM_JOB_ID")
     with slurm.requeued_in_time():
         assert signal.getsignal(slurm.SIGNAL) == signal.SIG_IGN
@@ -94,7 +96,7 @@ with slurm.requeued_in_time():
     if {failed}:
         signal.signal(slurm.SIGNAL, slurm.SignalFlag())  # as a training does
 signal.raise_signal(slurm.SIGNAL)
-late = Late()  # which ends with the interpreter
+late = Late()  # deleted when the interpreter exits
 """
     command = [sys.executable, "-c", script]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Faults: whatever happens to a sweep, the same command again ends with the results of an undisturbed one."""
+"""Faults: after any interruption, the same command gives the results of an uninterrupted sweep."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FEW = ["strategy=p30,p70"]
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What thirty jobs end with, undisturbed and in one process."""
+    """The outcomes of thirty jobs in one process, without faults."""
     results = tmp_path_factory.mktemp("reference")
     done = sweep(results, *THIRTY)
     assert done.returncode == 0, done.stderr
@@ -39,23 +39,23 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def names(found: dict[str, Any], *parts: str) -> dict[str, Any]:
-    """Return the outcomes of the jobs whose names hold one of some parts."""
+    """Return the outcomes of the jobs whose names contain one of the parts."""
     return {name: outcome for name, outcome in found.items() if any(part in name for part in parts)}
 
 
-def test_kills_at_random_moments_change_no_result(expected: dict[str, Any], tmp_path: Path) -> None:
+def test_kills_at_random_times_do_not_change_results(expected: dict[str, Any], tmp_path: Path) -> None:
     draw = random.Random(6)
     command = arguments(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *THIRTY)
     for _ in range(5):
         assert killed(command, tmp_path, draw.uniform(0, 1)) is None
         found = outcomes(tmp_path)
-        assert found == {name: expected[name] for name in found}  # what is there is right at any time
+        assert found == {name: expected[name] for name in found}  # every result that exists is right at any time
     assert killed(command, tmp_path, None) == 0
     assert outcomes(tmp_path) == expected
 
 
 @needs("mount")
-def test_a_full_disk_is_told_and_costs_nothing_but_a_second_start(expected: dict[str, Any], tmp_path: Path) -> None:
+def test_a_sweep_on_a_full_disk_fails_clearly_and_can_be_resumed(expected: dict[str, Any], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=False, timeout=60)
@@ -78,14 +78,14 @@ def test_a_full_disk_is_told_and_costs_nothing_but_a_second_start(expected: dict
 
 @pytest.fixture
 def cache(expected: dict[str, Any], tmp_path: Path) -> Iterator[Path]:
-    """The cache that two jobs leave."""
+    """The cache of two completed jobs."""
     assert sweep(tmp_path, *FEW).returncode == 0
     return tmp_path / "cache"
 
 
-def test_an_altered_cache_is_noticed_and_made_anew(expected: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_detected_and_recomputed(expected: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     (scores,), (dense,) = cache.glob("scores/*/magnitude.safetensors"), cache.glob("dense/*.safetensors")
-    kept = {name: value.clone() for name, value in load_tensors(scores).items()}  # not the mapped file, which changes
+    kept = {name: value.clone() for name, value in load_tensors(scores).items()}  # a copy: the mapped file changes
     flipped = scores.read_bytes()
     scores.write_bytes(flipped[:-9] + bytes([flipped[-9] ^ 64]) + flipped[-8:])
     dense.write_bytes(dense.read_bytes()[:-100])
@@ -99,15 +99,15 @@ def test_an_altered_cache_is_noticed_and_made_anew(expected: dict[str, Any], cac
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
-def test_clocks_that_jump_decide_nothing(expected: dict[str, Any], cache: Path, tmp_path: Path) -> None:
-    # Every file is from the future or from the last century ...
+def test_results_do_not_depend_on_the_clock(expected: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+    # Every file has a time in the future or in the last century.
     for index, path in enumerate(sorted(path for path in tmp_path.rglob("*") if path.is_file())):
         stamp = time.time() + 1e9 if index % 2 else 1e8
         os.utime(path, (stamp, stamp))
     done = sweep(tmp_path, *FEW)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("already completed, skipped") == 2
-    # ... and then the time leaps back and forth at every look at the clock.
+    # In another sweep, the clock jumps back and forth at every call.
     leaping = tmp_path / "leaping"
     leaping.mkdir()
     (leaping / "sitecustomize.py").write_text(
@@ -121,7 +121,7 @@ def test_clocks_that_jump_decide_nothing(expected: dict[str, Any], cache: Path, 
     assert outcomes(tmp_path / "again") == names(expected, "magnitude-p30", "magnitude-p70")
 
 
-def test_eight_processes_that_start_at_once_share_one_dense_model_and_one_pass(
+def test_eight_concurrent_processes_share_one_dense_model_and_one_scoring(
     expected: dict[str, Any], tmp_path: Path
 ) -> None:
     script = tmp_path / "start.py"
@@ -140,9 +140,9 @@ def test_eight_processes_that_start_at_once_share_one_dense_model_and_one_pass(
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=LIMIT)[0] for process in processes]
+    outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
-    assert sum("dense model trained" in text for text in said) == 1
+    assert sum("dense model trained" in text for text in outputs) == 1
     assert len(list(tmp_path.glob("cache/scores/*/"))) == 1
     found = {path.parent.name: outcome_of(path) for path in tmp_path.glob("runs/*/result.json")}
     assert found == names(expected, *(f"magnitude-{strategy}-" for strategy in strategies))

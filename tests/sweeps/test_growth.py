@@ -1,4 +1,4 @@
-"""Sixty jobs in one process: memory does not grow with their number."""
+"""Memory does not grow over sixty jobs in one process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mmp.runs.memory import return_freed_memory
 
 
 class Remember(Callback):
-    """Writes down the memory that the process holds after each of its jobs."""
+    """Records the memory of the process after each job."""
 
     def on_job_end(self, config: Any, **_: Any) -> None:
         gc.collect()
-        return_freed_memory()  # or readings go up and down by 12 MiB, with what the allocator keeps in hand
+        return_freed_memory()  # otherwise memory that the allocator keeps varies by 12 MiB
         held = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
         assert held
         with Path(os.environ["MMP_TEST_MEMORY"]).open("a") as file:
@@ -31,16 +31,16 @@ class Remember(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="memory can be told with glibc only")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc to measure memory")
 def test_memory_does_not_grow_over_sixty_jobs(tmp_path: Path) -> None:
     jobs = ["signal=magnitude,gradient,product", "strategy=glob(*)", "finetune.learning_rate=1e-3,2e-3"]
     short = ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
-    listens = ["+hydra.callbacks.remember._target_=test_growth.Remember"]
-    done = sweep(tmp_path, *jobs, *short, *listens, fresh=True, MMP_TEST_MEMORY=str(tmp_path / "memory"))
+    records = ["+hydra.callbacks.remember._target_=test_growth.Remember"]
+    done = sweep(tmp_path, *jobs, *short, *records, fresh=True, MMP_TEST_MEMORY=str(tmp_path / "memory"))
     assert done.returncode == 0, done.stderr
     assert len(outcomes(tmp_path)) == 60
     held = [int(line) / 1024 for line in (tmp_path / "memory").read_text().split()]
     assert len(held) == 60
-    # Flat, it is within 0.2 MiB from the second job on. One mask of each job would be 25 MiB in these 45 jobs.
+    # Without a leak, memory varies by 0.2 MiB after the second job. A leak of one mask per job would be 25 MiB here.
     grown = statistics.median(held[45:]) - statistics.median(held[:15])
     assert grown < 3, f"{grown:.1f} MiB in 45 jobs: {held}"

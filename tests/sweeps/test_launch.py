@@ -1,4 +1,4 @@
-"""What a launcher knows of the jobs of a sweep before it submits them, and what it writes of those that are lost."""
+"""The jobs of a sweep as a launcher sees them: which are missing, which have ended, and which are lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def launch(conf: Path, tmp_path: Path) -> Any:
 
 
 def complete(sweep: Sweep, index: int, **changes: Any) -> Path:
-    """Leave what a completed run leaves."""
+    """Write the files of a completed run."""
     folder = sweep.folders[index]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MASKS).write_bytes(b"masks")
@@ -47,7 +47,7 @@ def complete(sweep: Sweep, index: int, **changes: Any) -> Path:
     return folder
 
 
-def test_what_is_completed_is_not_missing(launch: Any) -> None:
+def test_completed_jobs_are_not_missing(launch: Any) -> None:
     sweep = launch()
     assert sweep.missing() == [0, 1]
     assert sweep._fingerprint(0) is not None
@@ -56,13 +56,13 @@ def test_what_is_completed_is_not_missing(launch: Any) -> None:
     assert launch("force=true").missing() == [0, 1]
 
 
-def test_jobs_that_train_a_dense_model_begin_before_those_that_use_the_same(launch: Any) -> None:
+def test_jobs_that_train_a_dense_model_come_first(launch: Any) -> None:
     sweep = launch(jobs=["seed=0", "seed=0", "seed=1", "seed=0", "model=vit", "seed=1", "dense.epochs=1"])
     assert sweep.missing() == [0, 2, 4, 6, 1, 3, 5]
 
 
 @pytest.mark.parametrize("spoilt", ["data", "settings", "files", "attempt", "unfinished"])
-def test_what_is_not_whole_or_of_something_else_is_missing(launch: Any, spoilt: str) -> None:
+def test_jobs_with_damaged_or_outdated_results_are_missing(launch: Any, spoilt: str) -> None:
     sweep = launch()
     folder = complete(sweep, 0, **({"data_fingerprint": "other"} if spoilt == "data" else {}))
     if spoilt == "settings":
@@ -75,7 +75,7 @@ def test_what_is_not_whole_or_of_something_else_is_missing(launch: Any, spoilt: 
     assert launch().missing() == [0, 1]
 
 
-def test_data_that_cannot_be_read_here_are_left_to_the_job(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_data_do_not_make_a_completed_job_missing(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     complete(launch(), 0)
 
     def fail(*_: Any) -> None:
@@ -85,7 +85,7 @@ def test_data_that_cannot_be_read_here_are_left_to_the_job(launch: Any, monkeypa
     assert launch().missing() == [1]
 
 
-def test_a_lost_job_is_written_down_unless_it_had_ended(launch: Any) -> None:
+def test_a_lost_job_is_marked_as_failed_unless_it_had_ended(launch: Any) -> None:
     sweep = launch()
     sweep.mark_lost(0, "its node is gone")
     status = json.loads((sweep.folders[0] / STATUS).read_text())
@@ -97,7 +97,7 @@ def test_a_lost_job_is_written_down_unless_it_had_ended(launch: Any) -> None:
     assert json.loads((sweep.folders[1] / STATUS).read_text())["status"] == "completed"
 
 
-def test_a_job_has_ended_only_when_this_launch_saw_it(launch: Any) -> None:
+def test_only_this_launch_starts_and_ends_its_jobs(launch: Any) -> None:
     complete(launch(), 0)
     sweep = launch()
     assert not sweep.ended(0)
@@ -107,6 +107,6 @@ def test_a_job_has_ended_only_when_this_launch_saw_it(launch: Any) -> None:
     assert not sweep.ended(0)
 
 
-def test_jobs_are_numbered_as_hydra_does(launch: Any) -> None:
+def test_jobs_are_numbered_as_by_hydra(launch: Any) -> None:
     sweep = launch("hydra.sweep.subdir='${hydra.job.num}'")
     assert [folder.name for folder in sweep.folders] == ["5", "6"]

@@ -1,4 +1,4 @@
-"""Launchers: what jobs that misbehave do to the others, who gets which GPU, and several devices in one job."""
+"""Launchers: jobs that crash beside others, the assignment of GPUs, and several devices in one job."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ slow = pytest.mark.slow
 
 
 @slow
-def test_one_job_that_misbehaves_stops_no_other_and_the_same_command_runs_what_is_missing(tmp_path: Path) -> None:
+def test_failed_jobs_do_not_stop_others_and_the_same_command_repeats_them(tmp_path: Path) -> None:
     once = tmp_path / "once"
     once.mkdir()
     deeds = overrides(once, p30="raise", p50="exit")
@@ -54,7 +54,7 @@ def test_one_job_that_misbehaves_stops_no_other_and_the_same_command_runs_what_i
 
 
 @slow
-def test_sigterm_ends_a_sweep_in_one_process_and_not_a_job_of_it(tmp_path: Path) -> None:
+def test_sigterm_ends_a_sweep_in_one_process(tmp_path: Path) -> None:
     done = sweep(tmp_path, "strategy=p30,p50", *overrides(p30="terminate"))
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert {name: f["status"] for name, f in statuses(tmp_path).items()} == {"magnitude/p30": "running"}
@@ -62,7 +62,7 @@ def test_sigterm_ends_a_sweep_in_one_process_and_not_a_job_of_it(tmp_path: Path)
 
 @slow
 @pytest.mark.parametrize("deed", ["kill", "terminate"])
-def test_workers_go_on_when_one_of_them_is_killed(deed: str, tmp_path: Path) -> None:
+def test_other_workers_go_on_when_one_is_killed(deed: str, tmp_path: Path) -> None:
     arguments = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "strategy=p30,p50,p70,p90,balanced"]
     done = sweep(tmp_path, *arguments, *overrides(p30=deed, p70="raise"))
     assert done.returncode == 1, done.stderr
@@ -76,7 +76,7 @@ def test_workers_go_on_when_one_of_them_is_killed(deed: str, tmp_path: Path) -> 
 
 
 @slow
-def test_submitit_runs_jobs_here_too(tmp_path: Path) -> None:
+def test_submitit_runs_jobs_on_this_machine(tmp_path: Path) -> None:
     done = sweep(tmp_path, "hydra/launcher=submitit_local", "strategy=p30,p50", *overrides(p30="raise"))
     assert done.returncode == 1, done.stderr
     assert {name: f["status"] for name, f in statuses(tmp_path).items()} == {
@@ -96,11 +96,11 @@ def test_a_launcher_that_is_not_installed_is_named(tmp_path: Path) -> None:
 def lease(slots: str, folder: Path, answers: Any) -> None:
     os.environ[devices.SLOTS] = slots
     answers.put(devices.lease_gpu(folder))
-    assert devices.lease_gpu(folder) == os.environ["CUDA_VISIBLE_DEVICES"]  # one is enough
+    assert devices.lease_gpu(folder) == os.environ["CUDA_VISIBLE_DEVICES"]  # a process claims only one slot
     time.sleep(60)
 
 
-def test_every_process_gets_a_gpu_slot_and_a_dead_one_gives_it_back(tmp_path: Path) -> None:
+def test_every_process_claims_a_gpu_slot_until_it_ends(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
 
@@ -121,7 +121,7 @@ def test_every_process_gets_a_gpu_slot_and_a_dead_one_gives_it_back(tmp_path: Pa
         process.kill()
 
 
-def test_without_slots_nothing_is_leased(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slots_no_gpu_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(devices.SLOTS, raising=False)
     assert devices.lease_gpu() is None
 
@@ -146,7 +146,7 @@ def test_two_devices_train_one_model_with_one_result(tmp_path: Path) -> None:
     assert f'"masks_hash": "{masks.digest()}"' in result
     assert '"test": 360' in result
     assert "train/loss" in (folder / "csv" / "metrics.csv").read_text()
-    # A multirun has one device a job.
+    # In a multirun, a job may use one device only.
     done = sweep(tmp_path, "trainer.devices=2", "trainer.accelerator=cpu")
     assert done.returncode == 1
     (refused,) = statuses(tmp_path).values()
@@ -155,25 +155,25 @@ def test_two_devices_train_one_model_with_one_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "gpus", "told"),
+    ("keys", "gpus", "message"),
     [
         ({"n_jobs": 0}, 0, "hydra.launcher.n_jobs=0: must be at least 1"),
         ({"jobs_per_device": 0}, 2, "hydra.launcher.jobs_per_device=0: must be at least 1"),
         ({"n_jobs": 5, "jobs_per_device": 2}, 2, "n_jobs=5 workers, but 4 GPU slots"),
     ],
 )
-def test_workers_that_cannot_be_are_refused(
-    keys: dict[str, int], gpus: int, told: str, monkeypatch: pytest.MonkeyPatch
+def test_impossible_numbers_of_workers_are_refused(
+    keys: dict[str, int], gpus: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "visible_gpus", lambda: [str(index) for index in range(gpus)])
-    with pytest.raises(MmpError, match=told):
+    with pytest.raises(MmpError, match=message):
         divided(monkeypatch, **keys)
 
 
 def divided(monkeypatch: pytest.MonkeyPatch, accelerator: str = "auto", jobs: int = 30, **keys: int) -> dict[str, Any]:
     from hydra_plugins.mmp_launchers import Workers
 
-    monkeypatch.setenv(devices.SLOTS, "")  # what a launcher sets is undone after the test
+    monkeypatch.setenv(devices.SLOTS, "")  # restores after the test what the launcher sets
     workers = Workers(**keys)
     workers.config = OmegaConf.create({"trainer": {"accelerator": accelerator}})
     workers._divide(jobs)
@@ -188,14 +188,14 @@ def test_workers_share_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["n_jobs"], found["slots"], found["inner_max_num_threads"]) == (4, "0,0,1,1", 2)
     found = divided(monkeypatch, accelerator="cpu")
     assert (found["n_jobs"], found["slots"], found["inner_max_num_threads"]) == (8, "", 1)
-    # A single worker is one that waits beside it, so that a killed job does not take the launcher along.
+    # A single worker has an idle one beside it, since joblib would otherwise run the job in the launcher's process.
     found = divided(monkeypatch, accelerator="cpu", n_jobs=1)
     assert (found["n_jobs"], found["pre_dispatch"], found["inner_max_num_threads"]) == (2, 1, 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert "inner_max_num_threads" not in divided(monkeypatch)
 
 
-def test_ranks_that_hold_different_masks_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_with_different_masks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = Masks({"a": torch.tensor([True, False])})
     for other, allowed in ((masks.digest(), True), ("something else", False)):
 
@@ -211,7 +211,7 @@ def test_ranks_that_hold_different_masks_are_stopped(monkeypatch: pytest.MonkeyP
                 MaskPruning._compare_ranks(trainer, masks)
 
 
-def test_the_launcher_of_this_machine_knows_the_gpus_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visible_gpus_follow_cuda_visible_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(devices, "CDLL", lambda name: {"libcuda.so.1": name}[name])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -222,15 +222,15 @@ def test_the_launcher_of_this_machine_knows_the_gpus_it_was_given(monkeypatch: p
     assert devices.visible_gpus() == []
 
 
-def test_where_there_is_no_driver_nobody_is_asked_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_torch_does_not_count_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> None:
         raise OSError
 
-    def asked() -> int:
+    def counted() -> int:
         raise AssertionError
 
     monkeypatch.setattr(devices, "CDLL", missing)
-    monkeypatch.setattr(torch.cuda, "device_count", asked)
+    monkeypatch.setattr(torch.cuda, "device_count", counted)
     rocm = {"/dev/kfd": False}
     monkeypatch.setattr(Path, "exists", lambda path: rocm[str(path)])
     assert devices.visible_gpus() == []
@@ -247,7 +247,7 @@ def test_there_are_no_more_workers_than_jobs(monkeypatch: pytest.MonkeyPatch) ->
         assert (found["pre_dispatch"], found["n_jobs"]) == (workers, max(workers, 2))
 
 
-def test_workers_stop_whatever_keeps_jobs_from_being_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_stop_if_no_job_can_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra_plugins.mmp_launchers import Workers
 
     def fail(*_: Any) -> None:
@@ -266,13 +266,13 @@ def test_workers_stop_whatever_keeps_jobs_from_being_launched(monkeypatch: pytes
         assert list(workers._imports or ()) == []
 
 
-def test_a_mistake_in_a_later_job_stops_the_workers_that_were_starting(tmp_path: Path) -> None:
+def test_a_mistake_in_a_later_job_stops_the_starting_workers(tmp_path: Path) -> None:
     done = sweep(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "strategy=p30,p50,p98")
     assert done.returncode == 1
     assert re.fullmatch("error: strategy=p98: no such choice; .*\n", done.stderr)
 
 
-def test_workers_are_told_nothing_where_all_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_no_jobs_if_all_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra_plugins.mmp_launchers import Workers
 
     monkeypatch.setenv(devices.SLOTS, "")

@@ -1,4 +1,4 @@
-"""What a sweep shows: computed from its files, and seen in a real terminal."""
+"""The progress of a sweep, computed from its files and shown in a real terminal."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from mmp.sweeps.progress import JobProgress, Progress, State, rounded_time, time
 
 slow = pytest.mark.slow
 
-# Computed from files
+# --- computed from files ---
 
 
 class Sweep:
-    """A sweep's folder, written by hand."""
+    """A sweep's folder with hand-written files."""
 
     def __init__(self, folder: Path, jobs: int | None = 4) -> None:
         self.folder, self.now, self._written = folder, 100.0, 0
@@ -57,7 +57,7 @@ class Sweep:
         self.write(number, "completed", run)
 
 
-def test_a_sweep_is_counted_as_its_jobs_begin_and_end(tmp_path: Path) -> None:
+def test_jobs_are_counted_as_they_start_and_end(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     following = sweep.progress()
     assert following.update() == []
@@ -70,7 +70,7 @@ def test_a_sweep_is_counted_as_its_jobs_begin_and_end(tmp_path: Path) -> None:
     sweep.complete(0, 10.0)
     (ended,) = following.update()
     assert ended.line == "done run0: sparsity 50.0 %, test 97.50 %, drop 1.25 points, 10.0 s"
-    # Two workers, two jobs wait, each takes 10 s; the one that runs has taken as long as any.
+    # Two workers and two waiting jobs of 10 s each; the running job has already taken as long as the completed one.
     assert following.state.line == "1 of 4 done, 1 running, about 10 s left"
     sweep.write(1, "failed", error={"type": "MmpError", "message": "the loss became nan\nin epoch 3"})
     sweep.write(2, "skipped")
@@ -87,7 +87,7 @@ def test_a_sweep_is_counted_as_its_jobs_begin_and_end(tmp_path: Path) -> None:
     assert following.state.line == "3 of 4 done (1 skipped), 1 failed"
 
 
-def test_what_was_there_before_is_not_counted_and_neither_is_what_another_sweep_does(tmp_path: Path) -> None:
+def test_earlier_runs_and_other_sweeps_are_not_counted(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     sweep.complete(0, 3.0)
     sweep.write(1, "failed", error={"type": "Error", "message": ""})
@@ -105,7 +105,7 @@ def test_what_was_there_before_is_not_counted_and_neither_is_what_another_sweep_
     assert following.state.line == "1 of 4 done (1 skipped), 1 running, time left unknown"
 
 
-def test_a_job_that_says_nothing_of_itself_counts_too(tmp_path: Path) -> None:
+def test_a_job_without_name_and_overrides_counts(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     following = sweep.progress()
     sweep.write(0, "failed", overrides=None, run_name=None, error={"type": "MmpError", "message": "no such key"})
@@ -125,18 +125,18 @@ def test_without_the_number_of_jobs_there_is_no_estimate(tmp_path: Path) -> None
     assert following.state.line == "1 done"
 
 
-def test_two_jobs_that_come_to_the_same_run_are_two(tmp_path: Path) -> None:
+def test_two_jobs_with_the_same_run_count_twice(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, 2)
     following = sweep.progress()
     sweep.write(0, "running", "same")
     following.update()
     sweep.complete(0, 3.0, "same")
-    sweep.write(1, "skipped", "same")  # before anybody looked
+    sweep.write(1, "skipped", "same")  # before the next update
     following.update()
     assert following.state.line == "2 of 2 done (1 skipped)"
 
 
-def test_runs_are_found_in_folders_of_folders(tmp_path: Path) -> None:
+def test_runs_are_found_in_nested_folders(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     following = sweep.progress()
     sweep.write(0, "running", "vit/digits/run")
@@ -144,7 +144,7 @@ def test_runs_are_found_in_folders_of_folders(tmp_path: Path) -> None:
     assert following.state.line == "0 of 4 done, 1 running, time left unknown"
 
 
-def test_nothing_is_read_again_that_has_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep, read = Sweep(tmp_path), []
 
     class Counted(progress.RunFolder):
@@ -174,11 +174,11 @@ def test_nothing_is_read_again_that_has_not_changed(tmp_path: Path, monkeypatch:
         ([10.0], [], 0, 1, 0.0),
         ([10.0], [4.0], 0, 1, 6.0),
         ([10.0], [4.0], 2, 1, 26.0),
-        ([10.0], [4.0, 8.0], 3, 2, 22.0),  # free after 2 and 6; jobs end after 12, 16, 22
+        ([10.0], [4.0, 8.0], 3, 2, 22.0),  # workers are free after 2 and 6 s; jobs end after 12, 16 and 22 s
         ([10.0], [], 4, 4, 10.0),
         ([10.0], [], 5, 4, 20.0),
-        ([60.0, 10.0, 10.0], [], 1, 1, 10.0),  # the first made what all share
-        ([60.0, 10.0, 10.0], [30.0], 0, 1, 30.0),  # it is like the long one by now
+        ([60.0, 10.0, 10.0], [], 1, 1, 10.0),  # the first job also computed what all jobs share
+        ([60.0, 10.0, 10.0], [30.0], 0, 1, 30.0),  # only the long job took longer
         ([10.0], [50.0], 0, 1, 0.0),
     ],
 )
@@ -188,7 +188,7 @@ def test_the_estimate(
     assert time_left(completed, running, waiting, workers) == expected
 
 
-def test_times_are_said_as_exactly_as_they_are_known() -> None:
+def test_durations_are_rounded() -> None:
     assert [rounded_time(s) for s in (0.2, 40.4, 89, 91, 239, 3600, 7800)] == [
         "1 s", "40 s", "89 s", "2 min", "4 min", "60 min", "2 h 10 min",
     ]  # fmt: skip
@@ -203,7 +203,7 @@ def shown(state: State, rows: int) -> list[str]:
     return console.export_text().splitlines()
 
 
-def test_the_picture_has_a_line_for_each_job_and_fits_the_terminal(tmp_path: Path) -> None:
+def test_the_region_has_a_line_per_job_and_fits_the_terminal(tmp_path: Path) -> None:
     latest = {"phase": "finetune", "epoch": 2, "epochs": 4, "fraction": 0.5, "accuracy": 0.975}
     jobs = tuple(JobProgress(tmp_path, f"run{number}", "running", 93.0, latest=latest) for number in range(30))
     state = State(40, 1, 0, 0, jobs, 0.0, 100.0, 240.0)
@@ -216,27 +216,29 @@ def test_the_picture_has_a_line_for_each_job_and_fits_the_terminal(tmp_path: Pat
     assert "…  scores" in shown(State(1, 0, 0, 0, (long,), 0.0, 100.0, None), 10)[0]
 
 
-def test_notes_are_few_and_never_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_file_is_written_rarely_and_never_fails_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    notes, read = ProgressFile(tmp_path), lambda: json.loads((tmp_path / PROGRESS).read_text())
-    notes.begin("dense")
-    notes.add(epoch=1)
+    file, read = ProgressFile(tmp_path), lambda: json.loads((tmp_path / PROGRESS).read_text())
+    file.begin("dense")
+    file.add(epoch=1)
     assert read() == {"phase": "dense"}
     now = 0.6
-    notes.add(epochs=2)
+    file.add(epochs=2)
     assert read() == {"phase": "dense", "epoch": 1, "epochs": 2}
-    notes.begin("scores")
+    file.begin("scores")
     assert read() == {"phase": "scores"}
-    notes.remove()
-    notes.remove()
+    file.remove()
+    file.remove()
     assert list(tmp_path.iterdir()) == []
-    for lost in (ProgressFile(tmp_path / "no such folder"), ProgressFile(Path("/dev/null"))):
-        lost.begin("dense")
-        lost.remove()
+    for unwritable in (ProgressFile(tmp_path / "no such folder"), ProgressFile(Path("/dev/null"))):
+        unwritable.begin("dense")
+        unwritable.remove()
 
 
-def test_the_jobs_of_a_command_line_are_known_before_they_begin(conf: Path) -> None:
+def test_the_jobs_of_a_command_line_are_known_in_advance(conf: Path) -> None:
     register()
 
     def jobs(*given: str, **params: str) -> Any:
@@ -255,7 +257,7 @@ def test_the_jobs_of_a_command_line_are_known_before_they_begin(conf: Path) -> N
     assert jobs("finetune.learning_rate=interval(0,1)") is None
 
 
-def test_plain_lines_are_rare_but_for_the_first_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_are_rare_except_for_the_first_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = Sweep(tmp_path)
     following = sweep.progress()
     lines = Lines(following, 1000.0)
@@ -266,7 +268,7 @@ def test_plain_lines_are_rare_but_for_the_first_failure(tmp_path: Path, capsys: 
     assert capsys.readouterr().out == "sweep: 0 of 4 done, 1 failed, time left unknown\n"
 
 
-# Seen in a terminal
+# --- shown in a terminal ---
 
 SHORT = ["data.batch_size=256"]
 
@@ -277,7 +279,7 @@ def seen(results: Path, *given: str, **options: Any) -> Session:
 
 
 def check(session: Session, last: str) -> None:
-    """Check that a terminal holds whole lines, and the region's last state once."""
+    """Check that a terminal shows complete lines, and the region's last state once."""
     assert session.cursor
     assert sum(line.startswith("sweep: ") for line in session.lines) == 1, session.lines
     assert any(re.fullmatch(rf"sweep: {last}, \d+:\d\d so far", line) for line in session.lines), session.lines
@@ -288,7 +290,7 @@ def check(session: Session, last: str) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A sweep without a terminal, one of whose jobs fails: its folder of results, and what it wrote."""
+    """A sweep without a terminal, two of whose jobs fail: its folder of results, and its output."""
     results = tmp_path_factory.mktemp("results")
     done = sweep(results, *SHORT, "strategy=p30,p50", "finetune.learning_rate=1e-3,0", "hydra.callbacks.report.every=0")
     assert done.returncode == 1, done.stderr
@@ -296,7 +298,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @slow
-def test_without_a_terminal_there_is_a_line_now_and_then(plain: tuple[Path, str]) -> None:
+def test_without_a_terminal_there_are_plain_lines(plain: tuple[Path, str]) -> None:
     results, written = plain
     lines = [line for line in written.splitlines() if line.startswith("sweep: ")]
     matched = [
@@ -312,10 +314,10 @@ def test_without_a_terminal_there_is_a_line_now_and_then(plain: tuple[Path, str]
 
 
 @slow
-def test_a_terminal_shows_the_job_that_runs_and_ends_with_the_numbers(plain: tuple[Path, str]) -> None:
+def test_a_terminal_shows_the_running_job_and_finally_the_numbers(plain: tuple[Path, str]) -> None:
     results, _ = plain
     session = seen(results, *SHORT, "strategy=p30,p50,p70,p90", "finetune.learning_rate=1e-3")
-    assert session.code == 1  # the other sweep's failures are in the same folder
+    assert session.code == 1  # the folder also has the failures of the other sweep
     check(session, r"4 of 4 done \(2 skipped\)")
     assert any(re.search(r"cnn-digits-magnitude-p90\S+ +[a-z]", screen) for screen in session.screens)
     assert any("time left unknown" in screen for screen in session.screens)
@@ -325,12 +327,12 @@ def test_a_terminal_shows_the_job_that_runs_and_ends_with_the_numbers(plain: tup
         "done cnn-digits-magnitude-p70-s0", "done cnn-digits-magnitude-p90-s0",
     ]  # fmt: skip
     assert all(re.search(r"sparsity \d\d\.\d %, test \d\d\.\d\d %, drop -?\d+\.\d\d points", e) for e in ended)
-    assert sum("#1 : " in line for line in session.lines) == 1  # what is logged here is above the region
+    assert sum("#1 : " in line for line in session.lines) == 1  # log lines of this process are above the region
     assert any("4 completed" in line for line in session.lines)
 
 
 @slow
-def test_workers_are_shown_at_once_and_garble_nothing(plain: tuple[Path, str]) -> None:
+def test_parallel_workers_are_shown_without_garbled_lines(plain: tuple[Path, str]) -> None:
     results, _ = plain
     workers = [
         "sweep=workers",
@@ -347,13 +349,13 @@ def test_workers_are_shown_at_once_and_garble_nothing(plain: tuple[Path, str]) -
     assert any(re.search(r"fine-tuning 2/2 +━.* +\d\d\.\d % +\d:\d\d", screen) for screen in session.screens)
     assert sum(line.startswith("done cnn") for line in session.lines) == 2
     assert sum(line.startswith("FAILED cnn-digits-magnitude-p90") for line in session.lines) == 1
-    assert not any("[INFO]" in line or "Traceback" in line for line in session.lines)  # they are in the files
+    assert not any("[INFO]" in line or "Traceback" in line for line in session.lines)  # they are in the log files
     (log,) = results.glob("sweeps/workers/*p90*/prune.log")
     assert "Traceback" in log.read_text()
 
 
 @slow
-def test_ctrl_c_ends_the_sweep_and_gives_the_terminal_back(plain: tuple[Path, str]) -> None:
+def test_ctrl_c_ends_the_sweep_and_restores_the_terminal(plain: tuple[Path, str]) -> None:
     results, _ = plain
     session = seen(
         results,
@@ -369,7 +371,7 @@ def test_ctrl_c_ends_the_sweep_and_gives_the_terminal_back(plain: tuple[Path, st
 
 
 @slow
-def test_the_last_words_of_a_crash_are_seen(plain: tuple[Path, str]) -> None:
+def test_the_last_output_of_a_crash_is_shown(plain: tuple[Path, str]) -> None:
     results, _ = plain
     session = seen(results, *SHORT, "sweep=crash", "strategy=p30", *overrides(p30="abort"))
     assert session.code == -signal.SIGABRT
@@ -393,7 +395,7 @@ def script(tmp_path: Path, text: str) -> Session:
 
 
 @slow
-def test_whatever_is_written_stays_above_the_region(tmp_path: Path) -> None:
+def test_all_output_is_printed_above_the_region(tmp_path: Path) -> None:
     session = script(
         tmp_path,
         "os.system('echo from a shell; printf \"\\\\r 10 %%\\\\r 50 %%\\\\r\"')\n"
@@ -413,7 +415,7 @@ def test_whatever_is_written_stays_above_the_region(tmp_path: Path) -> None:
 
 
 @slow
-def test_what_is_written_as_the_process_dies_and_by_those_that_outlive_it_is_seen(tmp_path: Path) -> None:
+def test_output_is_shown_after_the_process_was_killed(tmp_path: Path) -> None:
     session = script(
         tmp_path,
         "time.sleep(1.2)\n"
@@ -428,21 +430,21 @@ def test_what_is_written_as_the_process_dies_and_by_those_that_outlive_it_is_see
 
 
 @slow
-def test_a_display_that_fails_is_told_once_and_everything_goes_on(tmp_path: Path) -> None:
+def test_a_display_that_fails_is_reported_once_and_the_sweep_goes_on(tmp_path: Path) -> None:
     session = script(
         tmp_path,
         "def fail(self): raise RuntimeError('no such thing')\n"
         "Progress.update = fail\n"
         "time.sleep(1.2)\n"
-        "os.write(1, bytes(100_000) + b'all of it\\n')\n"  # more than a pipe holds
+        "os.write(1, bytes(100_000) + b'all of it\\n')\n"  # more than the capacity of a pipe
         "start, spent = time.monotonic(), time.process_time()\n"
         "time.sleep(0.5)\n"
         "display.stop()\n"
         "print('after', time.monotonic() - start < 5, time.process_time() - spent < 0.2)\n",
     )
     assert session.code == 0
-    told = [line for line in session.lines if "display has stopped" in line]
-    assert told == ["the progress display has stopped: RuntimeError: no such thing"]
+    messages = [line for line in session.lines if "display has stopped" in line]
+    assert messages == ["the progress display has stopped: RuntimeError: no such thing"]
     assert session.lines.count("all of it") == 1
     assert "after True True" in session.lines
     assert session.cursor

@@ -27,7 +27,7 @@ LONG = ["finetune.epochs=20", "callbacks.early_stopping=null"]
 
 
 def started(folder: Path, accounting: bool = True) -> Cluster:
-    """Start a cluster; a machine that cannot install Slurm is no failure of ours."""
+    """Start a cluster; skip the test if the machine cannot install Slurm."""
     try:
         return Cluster.start(folder, accounting)
     except RuntimeError as error:
@@ -45,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @contextmanager
 def begun(command: list[str], cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command that ends with a ``with`` block, if it has not ended before."""
+    """Run a command during a ``with`` block, and kill it at the end of the block."""
     process = subprocess.Popen(command, cwd=ROOT, env=environment(**cluster.environment), stdout=subprocess.DEVNULL)
     try:
         yield process
@@ -56,19 +56,19 @@ def begun(command: list[str], cluster: Cluster) -> Iterator[subprocess.Popen[byt
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """While it holds a file called slow, jobs take half a second a batch."""
+    """A folder; while it contains a file called ``slow``, jobs take half a second per batch."""
     return tmp_path_factory.mktemp("pace")
 
 
 @pytest.fixture(scope="module")
 def long(folder: Path) -> list[str]:
-    """A sweep that lasts as long as a test wants it to."""
+    """The overrides of a sweep that is slow until a test removes the file ``slow``."""
     return [f"strategy={','.join(STRATEGIES)}", *LONG, *overrides(folder, **dict.fromkeys(STRATEGIES, "slow"))]
 
 
 @pytest.fixture(scope="module")
 def expected(long: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the same sweep ends with, undisturbed and in one process."""
+    """The outcomes of the same sweep in one process, without faults."""
     results = tmp_path_factory.mktemp("reference")
     done = sweep(results, *long)
     assert done.returncode == 0, done.stderr
@@ -78,13 +78,13 @@ def expected(long: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, f"waited in vain for {what}"
+        assert time.monotonic() < end, f"timeout while waiting for {what}"
         time.sleep(0.2)
     return found
 
 
 def job_of(results: Path, strategy: str) -> dict[str, Any]:
-    """Return where a job runs, once it has trained for an epoch."""
+    """Wait until a job has trained for an epoch, and return its process."""
 
     def trained() -> dict[str, Any] | None:
         begun = list(results.glob(f"sweeps/sweep/*-{strategy}-*/checkpoints/last.ckpt"))
@@ -94,7 +94,7 @@ def job_of(results: Path, strategy: str) -> dict[str, Any]:
 
 
 def ended(attempts: list[Attempt]) -> list[Attempt]:
-    """Return the attempts at jobs, unless one is not over: a result is there seconds before its process is gone."""
+    """Return the attempts, or none while one has not ended: a result is written seconds before the process ends."""
     return [] if any(a.state in ("PENDING", "RUNNING", "COMPLETING") for a in attempts) else attempts
 
 
@@ -119,7 +119,7 @@ def test_an_array_with_a_job_that_fails(cluster: Cluster, tmp_path: Path) -> Non
     array, _, task = found["p30"]["process"]["slurm"].partition("_")
     assert task == "0"
     wait_for("accounts of three jobs", lambda: len(cluster.sacct(array)) == 3)
-    # The same command again submits what is missing, and nothing else.
+    # The same command submits only the missing jobs.
     done = sweep(tmp_path, *given, **cluster.environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("already completed, skipped") == 1
@@ -127,11 +127,11 @@ def test_an_array_with_a_job_that_fails(cluster: Cluster, tmp_path: Path) -> Non
     assert "3 completed, 0 failed, 0 unfinished" in done.stdout
 
 
-def test_jobs_that_run_out_of_time_go_on_in_the_queue(
+def test_jobs_at_their_time_limit_are_requeued_and_resume(
     cluster: Cluster, folder: Path, long: list[str], expected: dict[str, Any], tmp_path: Path
 ) -> None:
     (folder / "slow").touch()
-    # Slurm looks at limits every half minute and is early rather than late: the signal comes after 60 to 90 seconds.
+    # Slurm checks limits every 30 seconds, so that the signal arrives after 60 to 90 seconds.
     limit = ["hydra.launcher.timeout_min=2", "hydra.launcher.additional_parameters.signal=USR1@30"]
     command = arguments(tmp_path, *SLURM, *limit, *long)
     with begun(command, cluster) as running:
@@ -145,11 +145,11 @@ def test_jobs_that_run_out_of_time_go_on_in_the_queue(
         assert "has reached its time limit and is requeued" in log_of(tmp_path, strategy)
         assert "resuming from" in log_of(tmp_path, strategy)
     attempts = wait_for("the end of all jobs", lambda: ended(cluster.sacct(array)))
-    told = "\n".join(map(str, attempts))  # exit codes, and signals after the colon
-    assert Counter(a.state for a in attempts if a.state != "REQUEUED") == {"COMPLETED": 3}, told
+    listed = "\n".join(map(str, attempts))  # exit codes, and signals after the colon
+    assert Counter(a.state for a in attempts if a.state != "REQUEUED") == {"COMPLETED": 3}, listed
 
 
-def test_a_job_that_is_cancelled_and_one_whose_node_dies(
+def test_a_cancelled_job_fails_and_a_job_whose_node_dies_is_restarted(
     cluster: Cluster, folder: Path, long: list[str], expected: dict[str, Any], tmp_path: Path
 ) -> None:
     (folder / "slow").touch()
@@ -180,9 +180,9 @@ def test_a_job_that_runs_twice_because_its_node_daemon_was_killed_has_one_result
     command = arguments(tmp_path, *SLURM, *[key for key in long if not key.startswith("strategy=")], "strategy=p30")
     with begun(command, cluster) as running:
         place = job_of(tmp_path, "p30")
-        cluster.kill_daemon(place["host"])  # the job goes on, and Slurm runs it once more on the other node
+        cluster.kill_daemon(place["host"])  # the job goes on, and Slurm also starts it on the other node
         logs = list(tmp_path.glob("sweeps/sweep/.submitit/*/*_log.out"))
-        wait_for("the second one", lambda: any("waiting for another process" in log.read_text() for log in logs))
+        wait_for("the second process", lambda: any("waiting for another process" in log.read_text() for log in logs))
         assert statuses(tmp_path)["magnitude/p30"]["process"] == place
         (folder / "slow").unlink()
         running.wait(timeout=300)
@@ -191,7 +191,7 @@ def test_a_job_that_runs_twice_because_its_node_daemon_was_killed_has_one_result
     assert outcomes(tmp_path) == {name: outcome for name, outcome in expected.items() if "-p30-" in name}
 
 
-def test_without_accounts_a_dead_job_is_noticed_and_the_lack_is_told(tmp_path: Path) -> None:
+def test_without_accounting_a_killed_job_is_detected_and_a_warning_is_logged(tmp_path: Path) -> None:
     cluster = started(tmp_path / "cluster", accounting=False)
     try:
         done = sweep(tmp_path, *SLURM, "strategy=p30", *overrides(p30="kill"), **cluster.environment)

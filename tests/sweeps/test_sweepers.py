@@ -1,4 +1,4 @@
-"""The sweeper hands to launchers what it has checked, once."""
+"""The sweeper composes each configuration once, and passes it to the launcher."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JOBS = [["signal=product", "seed=1"], ["strategy=p70", "finetune.epochs=3"]]
 
 
 class Counted:
-    """Hydra's loader, which counts what it composes."""
+    """Hydra's loader, which records the configurations that it composes."""
 
     def __init__(self, loader: Any) -> None:
         self.loader, self.composed = loader, list[list[str]]()
@@ -37,7 +37,7 @@ class Counted:
 
 
 def plugins() -> Any:
-    return importlib.import_module("hydra_plugins.mmp_sweepers")  # which Hydra has just loaded anew
+    return importlib.import_module("hydra_plugins.mmp_sweepers")  # which Hydra has just reloaded
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_checked_configuration_is_launched_without_composing_it_again(grid) ->
     assert counted.composed == JOBS
 
 
-def test_a_configuration_is_handed_out_once_since_launchers_change_it(grid) -> None:
+def test_a_configuration_is_passed_on_only_once_since_launchers_change_it(grid) -> None:
     sweeper, counted, config = grid
     loader = sweeper.launcher.hydra_context.config_loader
     sweeper.validate_batch_is_legal(JOBS[:1])
@@ -74,41 +74,41 @@ def test_a_configuration_is_handed_out_once_since_launchers_change_it(grid) -> N
     assert counted.composed == [JOBS[0], JOBS[0]]
 
 
-def test_workers_start_while_all_but_the_first_are_composed(grid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_start_after_the_first_configuration_is_composed(grid, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper, counted, _ = grid
-    told = list[Any]()
+    counts = list[Any]()
 
     @contextmanager
     def starting(jobs: int):
-        told.append((jobs, len(counted.composed)))
+        counts.append((jobs, len(counted.composed)))
         yield
-        told.append(len(counted.composed))
+        counts.append(len(counted.composed))
 
     sweeper.launcher.starting = starting
     sweeper.validate_batch_is_legal([*JOBS, JOBS[0]])
-    assert told == [(3, 1), 3]
+    assert counts == [(3, 1), 3]
 
 
-def test_a_grid_without_jobs_is_told(grid) -> None:
+def test_a_grid_without_jobs_is_refused(grid) -> None:
     sweeper, *_ = grid
     with pytest.raises(Exception, match=r"no job: one of .* matches nothing"):
         sweeper.validate_batch_is_legal([])
 
 
-def test_few_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_configurations_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper, counted, config = grid
     loader = sweeper.launcher.hydra_context.config_loader
     monkeypatch.setitem(type(loader).keep.__globals__, "_MOST", 1)
     sweeper.validate_batch_is_legal(JOBS)
     assert loader.__getstate__()["_kept"] == {}
-    sent = copy.copy(type(loader)({"a": 1}))  # by the methods that pickle goes by
+    sent = copy.copy(type(loader)({"a": 1}))  # copies by the methods that pickle uses
     assert list(sent.keys()) == ["a"]
     for job in JOBS:
         loader.load_sweep_config(config, job)
     assert counted.composed == [*JOBS, JOBS[1]]
 
 
-def test_in_all_else_it_is_hydras_loader(grid) -> None:
+def test_other_methods_are_those_of_hydras_loader(grid) -> None:
     sweeper, _, _ = grid
     assert "generic" in sweeper.launcher.hydra_context.config_loader.get_group_options("ranges")
 
@@ -125,7 +125,7 @@ def composed(loader: Any, *overrides: str) -> Any:
     return OmegaConf.to_container(config, resolve=False)
 
 
-def test_files_are_read_once_and_make_the_same_configurations(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_once_and_give_the_same_configurations(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [("signal=product",), ("data=fashion_mnist", "model=vit", "finetune=strong"), ("signal=product",)]
     expected = [composed(loader, *job) for job in jobs]
     (files,) = {type(source) for source in loader.get_sources() if source.scheme() == "file"}
@@ -141,7 +141,7 @@ def test_files_are_read_once_and_make_the_same_configurations(loader: Any, monke
     assert len(read) == len(set(read)) > 20
 
 
-def test_another_search_path_is_another_set_of_files(loader: Any, tmp_path: Path) -> None:
+def test_another_search_path_reads_its_own_files(loader: Any, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 7\n")
     loader.repository = plugins().ReadOnce(loader.repository)
@@ -151,10 +151,10 @@ def test_another_search_path_is_another_set_of_files(loader: Any, tmp_path: Path
         composed(loader, "experiment=own")
 
 
-def test_what_was_read_is_not_sent_to_workers(loader: Any) -> None:
+def test_cached_files_are_not_sent_to_workers(loader: Any) -> None:
     repository = plugins().ReadOnce(loader.repository)
     repository.load_config("prune")
     assert repository._kept
-    sent = copy.copy(repository)  # by the methods that pickle goes by
+    sent = copy.copy(repository)  # copies by the methods that pickle uses
     assert sent._kept == {}
     assert sent.config_exists("prune")

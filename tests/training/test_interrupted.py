@@ -1,4 +1,4 @@
-"""Trainings that stop anywhere and go on: bit for bit what an uninterrupted one ends with."""
+"""Interrupted and resumed trainings end with the same bits as uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ METRICS = "checkpoints/metrics.jsonl"
 
 
 class StoppedError(Exception):
-    """Stands for the end of the process."""
+    """Raised in place of ending the process."""
 
 
 class SignalAt(pl.Callback):
-    """Sends the time limit's signal while a batch is under way."""
+    """Sends Slurm's time-limit signal during a batch."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -72,7 +72,7 @@ def config(conf: Path, tmp_path: Path) -> PruneConfig:
 
 
 def train(config: PruneConfig, data: ImageData, folder: Path, *extra: pl.Callback) -> dict[str, Tensor]:
-    """Train a network with dropout from where a folder stands, its average under masks; return the weights."""
+    """Train a network with dropout under masks, resuming from a folder, and return the averaged weights."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(400, 10))
     layers = prunable_layers(model)
@@ -100,7 +100,7 @@ def leave() -> None:
 @pytest.mark.parametrize(
     ("steps", "batches"), [((1,), True), ((4,), False), ((2, 3, 7, 9, 11), True), ((2, 3, 7, 9, 11), False)], ids=str
 )
-def test_a_training_stopped_within_an_epoch_ends_with_the_same_bits(
+def test_a_training_interrupted_within_an_epoch_ends_with_the_same_bits(
     config: PruneConfig,
     steps: tuple[int, ...],
     batches: bool,
@@ -110,7 +110,7 @@ def test_a_training_stopped_within_an_epoch_ends_with_the_same_bits(
 ) -> None:
     config.data.augment_batches = batches
     data = ImageData(config.data, config.seed)
-    assert len(data.train_dataloader()) == 4  # so steps 4 and 8 begin an epoch
+    assert len(data.train_dataloader()) == 4  # so steps 4 and 8 are the first of an epoch
     whole = train(config, data, tmp_path / "whole")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(slurm, "requeue", leave)
@@ -131,7 +131,7 @@ def test_a_training_stopped_within_an_epoch_ends_with_the_same_bits(
 
 
 class InterruptedWrite(pl.Callback):
-    """Ctrl-C while a file is being written, of which torch makes an error of its own."""
+    """Ctrl-C while a file is being written, which torch turns into another error."""
 
     def on_train_batch_end(self, *_: object) -> None:
         try:
@@ -146,7 +146,9 @@ class Interrupted(pl.Callback):
 
 
 @pytest.mark.parametrize("callback", [InterruptedWrite, Interrupted])
-def test_ctrl_c_stays_what_it_is(config: PruneConfig, callback: type[pl.Callback], tmp_path: Path) -> None:
+def test_ctrl_c_in_a_training_raises_keyboard_interrupt(
+    config: PruneConfig, callback: type[pl.Callback], tmp_path: Path
+) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(config, ImageData(config.data, config.seed), tmp_path, callback())
@@ -154,7 +156,7 @@ def test_ctrl_c_stays_what_it_is(config: PruneConfig, callback: type[pl.Callback
 
 
 class Terminated(pl.Callback):
-    """Gets SIGTERM, and says who listens a batch later."""
+    """Raises SIGTERM, and records the handler that is installed in the next batch."""
 
     def __init__(self, early: bool) -> None:
         self.early = early
@@ -166,35 +168,35 @@ class Terminated(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
         if trainer.global_step == 1 and not self.early:
             signal.raise_signal(signal.SIGTERM)
-        self.listens = signal.getsignal(signal.SIGTERM)
+        self.handler = signal.getsignal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_sigterm_goes_to_whoever_listened_before_the_training(config: PruneConfig, early: bool, tmp_path: Path) -> None:
-    asked, terminated = slurm.SignalFlag(), Terminated(early)
-    before = signal.signal(signal.SIGTERM, asked)
+def test_sigterm_in_a_training_calls_the_earlier_handler(config: PruneConfig, early: bool, tmp_path: Path) -> None:
+    flag, terminated = slurm.SignalFlag(), Terminated(early)
+    before = signal.signal(signal.SIGTERM, flag)
     try:
         train(config, ImageData(config.data, config.seed), tmp_path, terminated)
-        assert asked.received
-        assert terminated.listens is asked
-        assert signal.getsignal(signal.SIGTERM) is asked
+        assert flag.received
+        assert terminated.handler is flag
+        assert signal.getsignal(signal.SIGTERM) is flag
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_sigterm_that_comes_while_a_training_begins_is_passed_on() -> None:
-    asked = slurm.SignalFlag()
-    before = signal.signal(signal.SIGTERM, asked)
+def test_sigterm_at_the_start_of_a_training_calls_the_earlier_handler() -> None:
+    flag = slurm.SignalFlag()
+    before = signal.signal(signal.SIGTERM, flag)
     try:
         callback = RestoreSigterm()
         callback.on_fit_start()
         callback.on_train_start(SimpleNamespace(received_sigterm=True))  # type: ignore[arg-type]
-        assert asked.received
+        assert flag.received
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_metrics_that_are_not_finite_do_not_spoil_a_result(tmp_path: Path) -> None:
+def test_metrics_that_are_not_finite_become_null_in_a_result(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / METRICS)
     recorder.log_metrics({"epoch": 0, "val/loss": float("nan"), "val/accuracy": 0.5}, step=3)
     recorder.log_metrics({"epoch": 0, "train/loss": float("inf")}, step=3)
@@ -213,7 +215,7 @@ def test_an_epoch_may_be_shorter_than_the_data(
     whole = train(config, data, tmp_path / "whole")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(slurm, "requeue", leave)
-    for step in (2, 4):  # an epoch's last batch, and the middle of one
+    for step in (2, 4):  # the last batch of an epoch, and one in the middle
         with pytest.raises(StoppedError):
             train(config, data, tmp_path / "stopped", SignalAt(step))
     resumed = train(config, data, tmp_path / "stopped")
@@ -221,7 +223,7 @@ def test_an_epoch_may_be_shorter_than_the_data(
 
 
 @pytest.mark.parametrize("damage", ["a bit of last.ckpt", "half of best.ckpt", "no best.ckpt"])
-def test_a_damaged_checkpoint_is_noticed_and_the_training_starts_anew(
+def test_a_damaged_checkpoint_is_detected_and_the_training_restarts(
     config: PruneConfig, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = ImageData(config.data, config.seed)
@@ -247,7 +249,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_training_starts_anew(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_the_last_batch_of_an_epoch_is_followed_by_its_validation_and_checkpoint_first(
+def test_a_signal_in_the_last_batch_waits_for_validation_and_checkpoint(
     config: PruneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = ImageData(config.data, config.seed)
@@ -260,7 +262,7 @@ def test_the_last_batch_of_an_epoch_is_followed_by_its_validation_and_checkpoint
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
 
 
-def test_a_loader_goes_on_where_its_state_says(config: PruneConfig) -> None:
+def test_a_loader_resumes_from_its_state(config: PruneConfig) -> None:
     images = Split(torch.arange(10), range(10))
 
     def batches(loader: EpochLoader) -> list[list[int]]:
@@ -275,14 +277,14 @@ def test_a_loader_goes_on_where_its_state_says(config: PruneConfig) -> None:
     assert [next(running).tolist(), next(running).tolist()] == expected[:2]
     resumed.load_state_dict(stopped.state_dict())
     assert batches(resumed) == expected[2:]
-    assert batches(resumed) == expected  # only once
+    assert batches(resumed) == expected  # the state applies only once
     next(running)
-    resumed.load_state_dict(stopped.state_dict())  # the epoch is over
+    resumed.load_state_dict(stopped.state_dict())  # the epoch is finished
     whole.sampler.set_epoch(1)  # type: ignore[attr-defined]
     assert batches(resumed) == batches(whole)
 
 
-def test_ranks_share_an_epoch_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_divide_an_epoch_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
     for rank in range(3):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
@@ -291,7 +293,7 @@ def test_ranks_share_an_epoch_without_overlap(monkeypatch: pytest.MonkeyPatch) -
     assert len({image for share in shares for image in share}) == 9
 
 
-def test_what_is_random_in_an_image_depends_on_seed_epoch_and_image_alone() -> None:
+def test_random_augmentation_depends_on_seed_epoch_and_image_only() -> None:
     class Noisy:
         def __getitem__(self, index: int) -> float:
             return index + float(torch.rand(()))
@@ -306,7 +308,7 @@ def test_what_is_random_in_an_image_depends_on_seed_epoch_and_image_alone() -> N
     assert len({value % 1 for seed in range(2) for value in draws(seed, 1, 2, 5)}) == 6
 
 
-def test_checkpoints_of_another_training_are_thrown_away(tmp_path: Path) -> None:
+def test_checkpoints_of_another_training_are_removed(tmp_path: Path) -> None:
     open_checkpoints(tmp_path / "c", {"identity": "a"})
     (tmp_path / "c" / LAST).write_bytes(b"x")
     open_checkpoints(tmp_path / "c", {"identity": "a"})

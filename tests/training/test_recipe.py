@@ -1,4 +1,4 @@
-"""Parts of a fine-tuning recipe, one at a time: what each does to loss, rates, weights and norms."""
+"""The parts of a fine-tuning recipe, one at a time: their effect on loss, learning rate, weights and norms."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def fit(module: Classifier, *callbacks: pl.Callback, folder: Path | None = None)
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_norms_are_estimated_anew_from_the_calibration_images(
+def test_norms_are_reestimated_on_the_calibration_images(
     conf: Path, tmp_path: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register()
@@ -75,7 +75,7 @@ def test_norms_are_estimated_anew_from_the_calibration_images(
     with initialize_config_dir(str(conf), version_base="1.3"):
         config = validate(compose("prune", [*overrides, "finetune.reestimate_norms=true"]))
     fill_input(config)
-    monkeypatch.setattr("mmp.training.finetune.fit", lambda *_: None)  # what happens at the end is what counts
+    monkeypatch.setattr("mmp.training.finetune.fit", lambda *_: None)  # this test is about the end of the training
     data, model = ImageData(config.data, 0), build_model(config.model).eval()
     tuned, _ = finetune_best(Finetuning(config, data, model, list, [], tmp_path), model, model)
     (images,) = [torch.cat([x for x, _ in data.calibration_dataloader()])]
@@ -93,12 +93,12 @@ def test_distillation_loss_by_hand() -> None:
     logits, teacher = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0], [0.0, 0.0]])
     p = torch.tensor([1.0, torch.e]) / (1 + torch.e)  # teacher, softened by 2
     q = p.flip(0)
-    expected = 4 * (p * (p / q).log()).sum() / 2  # the second image agrees
+    expected = 4 * (p * (p / q).log()).sum() / 2  # for the second image, both agree
     assert distillation_loss(logits, teacher, 2.0) == pytest.approx(expected.item())
     assert distillation_loss(teacher, teacher, 3.0) == pytest.approx(0.0, abs=1e-7)
 
 
-def test_a_share_of_the_loss_follows_the_teacher_which_is_no_part_of_the_module(conv_net: nn.Module) -> None:
+def test_distillation_is_a_share_of_the_loss_and_the_teacher_is_no_submodule(conv_net: nn.Module) -> None:
     teacher = copy.deepcopy(conv_net)
     with torch.no_grad():
         next(teacher.parameters()).mul_(3)
@@ -119,7 +119,7 @@ def test_a_share_of_the_loss_follows_the_teacher_which_is_no_part_of_the_module(
 # --- rates ---
 
 
-def test_a_rate_by_step_warms_up_and_falls_to_nothing_within_the_epochs(conv_net: nn.Module) -> None:
+def test_a_rate_per_step_warms_up_and_decays_within_the_epochs(conv_net: nn.Module) -> None:
     rates = Rates()
     fit(Classifier(conv_net, recipe(by_step=True, warmup_epochs=1), 3), rates)
     assert len(rates.seen) == EPOCHS * STEPS
@@ -130,7 +130,7 @@ def test_a_rate_by_step_warms_up_and_falls_to_nothing_within_the_epochs(conv_net
     assert rates.seen[-1] < 0.002
 
 
-def test_a_rate_by_epoch_is_the_same_within_one(conv_net: nn.Module) -> None:
+def test_a_rate_per_epoch_is_constant_within_an_epoch(conv_net: nn.Module) -> None:
     rates = Rates()
     fit(Classifier(conv_net, recipe(), 3), rates)
     assert [len(set(rates.seen[i * STEPS : (i + 1) * STEPS])) for i in range(EPOCHS)] == [1] * EPOCHS
@@ -138,8 +138,8 @@ def test_a_rate_by_epoch_is_the_same_within_one(conv_net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["none", "cosine"])
-def test_layers_far_from_the_output_learn_more_slowly(conv_net: nn.Module, scheduler: str) -> None:
-    conv_net.pretrained_cfg = {"classifier": "8"}  # what timm finds the order of layers by
+def test_layers_far_from_the_output_have_a_lower_learning_rate(conv_net: nn.Module, scheduler: str) -> None:
+    conv_net.pretrained_cfg = {"classifier": "8"}  # from which timm derives the order of the layers
     trainer = fit(Classifier(conv_net, recipe(layer_decay=0.5, scheduler=scheduler), 3))
     scale = {id(p): group["lr_scale"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
     rates = {id(p): group["lr"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
@@ -182,7 +182,7 @@ def averaged(
     return request.param, module, watch, scores["4.weight"] >= kept, Path(best.best_model_path)
 
 
-def test_the_average_is_zero_wherever_a_weight_is_pruned(averaged) -> None:
+def test_the_average_of_a_pruned_weight_is_zero(averaged) -> None:
     _, module, watch, mask, best = averaged
     for weight in (
         module.model[4].weight,
@@ -203,7 +203,7 @@ def test_the_model_is_the_moving_average_since_the_final_masks(averaged) -> None
     assert not torch.equal(watch.trained[-1], module.model[4].weight)
 
 
-def test_validation_before_the_final_masks_sees_the_weights_as_they_are(averaged) -> None:
+def test_validation_before_the_final_masks_uses_the_trained_weights(averaged) -> None:
     schedule, _, watch, _, _ = averaged
     for epoch in range(schedule.last_epoch):
         assert torch.equal(watch.validated[epoch], watch.trained[(epoch + 1) * STEPS - 1])
