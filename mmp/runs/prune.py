@@ -93,7 +93,7 @@ class PruneJob:
             return calibration.scores(self.signal)
         return calibration.criterion_scores(self.allocator.baseline, self.config.ranges.grasp_temperature)
 
-    def masking(
+    def masking_callbacks(
         self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], sparsities: Mapping[str, float]
     ) -> list[pl.Callback]:
         """Return the callbacks that apply the masks and, if the recipe says so, average the weights under them."""
@@ -123,7 +123,7 @@ def prune(job: PruneJob, data: ImageData, run: RunFolder, watch: Stopwatch) -> d
         job: The parts of the configuration.
         data: The data set.
         run: The folder for masks, weights and ``result.json``.
-        watch: Counts the seconds of each phase.
+        watch: Measures the seconds of each phase.
 
     Returns:
         The content of ``result.json``, without its head.
@@ -154,13 +154,14 @@ class Pruning:
         job: The parts of the configuration.
         data: The data set.
         run: The run's folder.
-        watch: Counts the seconds of each phase.
-        loggers: Where the run is logged.
+        watch: Measures the seconds of each phase.
+        loggers: The loggers of the run.
 
     Attributes:
         models: The models to measure: ``dense``, ``pruned``, with re-solving ``reconstructed``, and ``finetuned``.
     """
 
+    # The outcomes of the stages, in their order.
     dense_cached: bool
     layers: tuple[Layer, ...]
     calibration: Calibration
@@ -232,7 +233,7 @@ class Pruning:
         save_model(self.models["finetuned"], self.masks, self.run.path)
 
     def measure(self) -> None:
-        """Measure all models; the test split is read here and nowhere else."""
+        """Measure all models. No other stage reads the test split."""
         with self.watch("evaluate"):
             self.measured = measure(self.models, self.config, self.data)
 
@@ -272,7 +273,7 @@ class Pruning:
         return {layer.name: layer.groups for layer in self.layers}
 
     def _callbacks(self) -> list[pl.Callback]:
-        return [*self.job.masking(self.layers, self.scores, self.allocation.sparsities), *self._observers()]
+        return [*self.job.masking_callbacks(self.layers, self.scores, self.allocation.sparsities), *self._observers()]
 
     def _observers(self) -> list[pl.Callback]:
         """Return the callbacks that do not change what a training computes."""

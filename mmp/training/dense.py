@@ -41,7 +41,7 @@ def dense_model(
         config: The run's configuration; model, data, recipe and seed, and callbacks if given, decide the cache entry.
         data: The data set of the configuration.
         callbacks: Further Lightning callbacks for the training.
-        loggers: Where the training is logged.
+        loggers: Loggers for the metrics of the training.
         observers: Lightning callbacks that do not change the training, and so do not count for the cache.
 
     Returns:

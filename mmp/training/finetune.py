@@ -30,14 +30,14 @@ _UNTRAINED: dict[str, Any] = {"epochs": 0, "history": []}
 
 @dataclass(frozen=True)
 class Finetuning:
-    """What a fine-tuning uses besides the model.
+    """The settings and data of a fine-tuning.
 
     Attributes:
         config: Trainer, callbacks and seed; ``config.finetune`` is the recipe.
         data: Train, validation and calibration splits.
         teacher: The dense model, which a recipe with distillation follows.
         new_callbacks: Returns new callbacks for one training: they apply the masks and average the weights.
-        loggers: Where epochs are logged.
+        loggers: Loggers for the metrics of each epoch.
         folder: The parent of ``checkpoints``; an interrupted training resumes from the last checkpoint there.
     """
 

@@ -159,7 +159,7 @@ def build_trainer(
         config: The run's configuration; ``config.trainer`` holds arguments of the trainer.
         epochs: Number of epochs.
         callbacks: The callbacks of the training.
-        loggers: Where epochs are logged.
+        loggers: Loggers for the metrics of each epoch.
         folder: The trainer's root folder, with its checkpoints and metrics.
 
     Raises:
