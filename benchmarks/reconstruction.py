@@ -67,7 +67,7 @@ def configured(overrides: list[str]) -> PruneConfig:
     register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         arguments = ["reconstruct=least_squares", *overrides, "ranges.constraints.small_below=0"]
-        config: PruneConfig = validate(compose("prune", arguments))
+        config = validate(compose("prune", arguments), PruneConfig)
     fill_input(config)
     return config
 

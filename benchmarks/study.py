@@ -178,7 +178,7 @@ def configured(settings: Iterable[str]) -> PruneConfig:
     """Return the configuration that a command line with these settings makes."""
     register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        config: PruneConfig = validate(compose("prune", list(settings)))
+        config = validate(compose("prune", list(settings)), PruneConfig)
     fill_input(config)
     return config
 

@@ -29,6 +29,7 @@ from mmp.config.choices import FOLDER
 from mmp.config.command import command
 from mmp.config.matching import with_axes
 from mmp.config.registration import register
+from mmp.config.schema import PruneConfig, TrainConfig
 from mmp.runs.lifecycle import attempt
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def prune_task(cfg: DictConfig) -> dict[str, Any]:
 
 def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Run one pruning job, and return its status."""
-    with attempt(cfg) as (run, config):
+    with attempt(cfg, PruneConfig) as (run, config):
         status: dict[str, Any] = _prune_module().run_job(run, config, cfg)
         return status
 
@@ -81,7 +82,7 @@ def _prune_module() -> ModuleType:
 @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="train")
 def _train(cfg: DictConfig) -> None:
     """Train one dense model."""
-    with attempt(cfg) as (run, config):
+    with attempt(cfg, TrainConfig) as (run, config):
         import mmp.runs.train
 
         mmp.runs.train.run_job(run, config, cfg)

@@ -128,7 +128,7 @@ def show(cfg: DictConfig) -> None:
     from mmp.config.command import quiet
     from mmp.pruning.plan_views import draw_plan, render
 
-    config: PlanConfig = validate(cfg)
+    config = validate(cfg, PlanConfig)
     quiet()
     if any(sign in config.model.name for sign in "*?["):
         if config.picture:

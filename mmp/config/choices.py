@@ -1,7 +1,7 @@
 """Single files of ``conf/`` by name, inside a Hydra application or outside of one.
 
-``conf/`` travels inside the installed package; in a checkout it is the folder at the top. A user's own ``conf/`` adds
-to it (:mod:`mmp.config.command`).
+``conf/`` is part of the installed package; in a checkout it is the folder at the top. A user's own ``conf/`` adds
+choices (:mod:`mmp.config.command`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ FOLDER = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 
 def choices_of(group: str) -> list[str]:
-    """Return the names of a config group's files, those that the user's own search path adds included."""
+    """Return the choices of a config group: the names of its files, with those of the user's own folder."""
     if application := _application():
         return list(application.get_group_options(group))
     return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
 
 
 def choose(group: str, name: str) -> DictConfig:
-    """Return the content of one file of a group, its own defaults composed in.
+    """Return the content of one file of a group, together with the files that its defaults list names.
 
     Raises:
-        MmpError: if the group has no such file; with the nearest name.
+        MmpError: if the group has no such choice; the message names the nearest one.
     """
     options = choices_of(group)
     if name not in options:
@@ -42,7 +42,7 @@ def choose(group: str, name: str) -> DictConfig:
 
 
 def _read(group: str, name: str) -> DictConfig:
-    """Return the content of one file, on top of the files of its group that its defaults list names."""
+    """Return the content of one file, merged over the files of its group that its defaults list names."""
     content: Any = OmegaConf.load(FOLDER / group / f"{name}.yaml")
     defaults = content.pop("defaults", ["_self_"])
     merged: Any = OmegaConf.merge(*(content if entry == "_self_" else _read(group, entry) for entry in defaults))
@@ -50,7 +50,7 @@ def _read(group: str, name: str) -> DictConfig:
 
 
 def _application() -> Any:
-    """Return the configuration loader of the Hydra application that runs, if it is one of our commands."""
+    """Return the configuration loader of the running Hydra application, if it is a command of this project."""
     if "hydra.core.global_hydra" not in sys.modules:
         return None
     from hydra.core.global_hydra import GlobalHydra

@@ -134,7 +134,7 @@ def load_config(folder: Path, changes: Sequence[str] = ()) -> PruneConfig:
             merged.merge_with_dotlist([change])
         except Exception as error:  # of YAML, or of OmegaConf
             raise MmpError(f"{change}: {str(error).splitlines()[0]}") from error
-    return validate(cast(DictConfig, merged))
+    return validate(cast(DictConfig, merged), PruneConfig)
 
 
 # What is needed of a result, and whether a value can be right.

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mmp.config.command import explain, quiet
+from mmp.config.command import quiet
+from mmp.config.explain import explain
 from mmp.config.identity import digest, identity, run_name, settings_of
 from mmp.config.schema import TrainConfig
 from mmp.config.validate import validate
@@ -25,13 +26,16 @@ from mmp.runs.slurm import requeued_in_time, use_own_cores
 from mmp.runs.store import CONFIG, RunFolder
 from mmp.runs.terminal import is_shown
 
+Config = TypeVar("Config", bound=TrainConfig)
+
 
 @contextmanager
-def attempt(cfg: DictConfig) -> Iterator[tuple[RunFolder, Any]]:
+def attempt(cfg: DictConfig, schema: type[Config]) -> Iterator[tuple[RunFolder, Config]]:
     """Hold exclusive access to the current job's folder in a ``with`` block, and write the outcome there at its end.
 
     Args:
         cfg: The configuration that Hydra composed.
+        schema: The class of the validated configuration.
 
     Yields:
         The run's folder, and the validated configuration.
@@ -48,7 +52,7 @@ def attempt(cfg: DictConfig) -> Iterator[tuple[RunFolder, Any]]:
     with requeued_in_time(), run.lock():
         run.clean_up()
         try:
-            config = validate(cfg)
+            config = validate(cfg, schema)
             if config.trainer.enable_progress_bar and is_shown():
                 config.trainer.enable_progress_bar = False  # the live display shows the progress of all jobs
             yield run, config

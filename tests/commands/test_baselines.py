@@ -115,7 +115,7 @@ def test_a_table_of_another_architecture_is_reported_before_training(conf: Path)
     ("overrides", "message"),
     [
         (["match=somewhere"], r"match=somewhere: is for baselines, but criterion=none"),
-        (["criterion.name=mine"], r"must have a name and, unless that is none, a _target_"),
+        (["criterion.name=mine"], r"must have a name and a _target_, the class of the criterion"),
     ],
 )
 def test_contradictory_settings_are_refused(conf: Path, overrides: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from places import CONF
 
-from mmp.config.command import explain
+from mmp.config.explain import explain
 from mmp.config.identity import run_name
 from mmp.config.registration import register
 from mmp.config.schema import BudgetConfig, PlanConfig, PruneConfig, TrainConfig

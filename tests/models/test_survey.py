@@ -152,5 +152,5 @@ def test_our_own_models_are_no_part_of_the_survey(strategies: list[Any]) -> None
 
 
 def test_read_ranges_checks_as_a_command_does() -> None:
-    with pytest.raises(MmpError, match=r"ranges\.source='guess'"):
+    with pytest.raises(MmpError, match=r"ranges\.source=guess: no such choice"):
         read_ranges(OmegaConf.create({"name": "x", "source": "guess"}))
