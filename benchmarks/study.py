@@ -111,7 +111,7 @@ RECIPES = {
     "strong, no averaging": ("finetune=strong", "finetune.averaging=0"),
     "strong, no warm-up": ("finetune=strong", "finetune.warmup_epochs=0"),
     "strong, layer decay 0.9": ("finetune=strong", "finetune.layer_decay=0.9"),
-    "strong, norms estimated anew": ("finetune=strong", "finetune.reestimate_norms=true"),
+    "strong, norms re-estimated": ("finetune=strong", "finetune.reestimate_norms=true"),
     "strong, gradual masks": (
         "finetune=strong", "finetune.epochs=3", "trainer.limit_train_batches=25",
         "schedule=stepwise", "schedule.epochs=[0,1]", "schedule.fractions=[0.8,1.0]",

@@ -48,7 +48,8 @@ def broken_links(site: Path) -> list[str]:
     for file, document in documents.items():
         for target, is_loaded in document.targets:
             url = urlsplit(target)
-            linked = (file.parent / unquote(url.path)).resolve() if url.path else file
+            folder = site if url.path.startswith("/") else file.parent
+            linked = (folder / unquote(url.path).lstrip("/")).resolve() if url.path else file
             if url.scheme or url.netloc:
                 problem = "loaded from another host" if is_loaded and url.scheme != "data" else ""
             elif not linked.is_file():
