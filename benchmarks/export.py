@@ -33,10 +33,9 @@ from mmp.config.registration import register
 from mmp.config.schema import ModelConfig
 from mmp.errors import MmpError
 from mmp.export.latency import Latency, compare_latency
-from mmp.export.measure import compressed_size, count_weights, fill_pruned
-from mmp.export.measure import size as size_of
+from mmp.export.measure import compressed_size, fill_pruned, total_size, weight_counts
 from mmp.export.sparse_file import load_sparse, save_sparse
-from mmp.export.targets import TARGETS, Exportable, load_target, tried
+from mmp.export.targets import TARGETS, Exportable, load_target, logit_difference
 from mmp.markdown import table_of
 from mmp.models.timm_models import build_model
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
@@ -154,9 +153,9 @@ def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
         yield [
             name,
             target.name,
-            *_sizes(size_of(paths), compressed_size(paths), dense_size),
-            f"{100 * count_weights(target.weights(path, source), masks, name)['sparsity']:.2f}",
-            f"{100 * tried(engine, source, target):.2g}",
+            *_sizes(total_size(paths), compressed_size(paths), dense_size),
+            f"{100 * weight_counts(target.weights(path, source), masks, name).sparsity:.2f}",
+            f"{100 * logit_difference(engine, source, target):.2g}",
             *_latencies(found),
         ]
 

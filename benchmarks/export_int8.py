@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmp.export.measure import accuracy_of
-from mmp.export.source import Subject
+from mmp.export.source import ExportedRun
 from mmp.export.targets import Engine, Exportable, load_target
 from mmp.markdown import table_of
 
@@ -46,11 +46,11 @@ def _cells(exact: Sequence[float], points: Sequence[Sequence[float]]) -> list[st
 def _accuracies(folder: Path) -> dict[str, list[float]]:
     """Return the accuracy of a run in percent on each of `SPLITS`, by each quantizer, float32 first."""
     with tempfile.TemporaryDirectory() as scratch:
-        subject = Subject(folder, (), Path(scratch))
-        loaders = (subject.data.val_dataloader(), subject.data.test_dataloader())
+        run = ExportedRun(folder, (), Path(scratch))
+        loaders = (run.data.val_dataloader(), run.data.test_dataloader())
         return {
             name: [100 * accuracy_of(engine, loader)[0] for loader in loaders]
-            for name, engine in _engines(subject.source, Path(scratch))
+            for name, engine in _engines(run.source, Path(scratch))
         }
 
 
@@ -84,7 +84,7 @@ def _pt2e(source: Exportable, quantizer: Any) -> Engine:
 
     sizes = ({0: torch.export.Dim("batch")},)
     prepared = prepare_pt2e(
-        torch.export.export(source.settled(), (source.images,), dynamic_shapes=sizes).module(), quantizer
+        torch.export.export(source.ready_to_trace(), (source.images,), dynamic_shapes=sizes).module(), quantizer
     )
     with torch.inference_mode():
         for images in source.batches:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmp.config.registration import register
-from mmp.export.source import Subject
+from mmp.export.source import ExportedRun
 from mmp.export.targets import Engine, Exportable, load_target
 from mmp.markdown import table_of
 from mmp.pruning.layers.forward import LayerWalk
@@ -115,15 +115,15 @@ def of_run(folder: Path) -> Iterator[tuple[tuple[str, str, str], tuple[float, fl
     """Yield (bits, rule, what) and what was measured of it."""
     target = load_target("onnx_int8")
     with tempfile.TemporaryDirectory() as scratch:
-        subject = Subject(folder, (), Path(scratch))
-        batches = list(subject.data.val_dataloader())
+        run = ExportedRun(folder, (), Path(scratch))
+        batches = list(run.data.val_dataloader())
         images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        expected = torch.cat([subject.source.model(part) for part in images.split(500)])
+        expected = torch.cat([run.source.model(part) for part in images.split(500)])
         for bits in (8, 4):
             for rule in RULES:
                 place = Path(scratch) / f"{bits} {rule}"
                 place.mkdir()
-                source = replace(rounded(subject.source, bits, rule), scratch=place)
+                source = replace(rounded(run.source, bits, rule), scratch=place)
                 yield (str(bits), rule, "weights"), measured(source.model, images, labels, expected)
                 if bits == 8:
                     target.write(source, place / "model.onnx")

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.export import pruned, ratio_of
 from mmp.config.schema import ModelConfig
 from mmp.export.latency import compare_latency
-from mmp.export.targets import Engine, Exportable, load_target, tried
+from mmp.export.targets import Engine, Exportable, load_target, logit_difference
 from mmp.markdown import table_of
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
@@ -52,7 +52,7 @@ def xnnpack_zeros() -> Iterator[list[str]]:
             path, one = Path(folder) / f"{sparsity}.pte", source(sparsity)
             target.write(one, path)
             engines[sparsity] = target.open(path, one)
-            tried(engines[sparsity], one, target)
+            logit_difference(engines[sparsity], one, target)
         for sparsity in (0.9, 0.95):
             found = compare_latency(engines[sparsity], engines[0.0], images, SECONDS)
             ratio = ratio_of(found.ratio, found.quartiles)

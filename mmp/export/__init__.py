@@ -1,1 +1,1 @@
-"""From a run to a file for a device, run in its own engine and measured."""
+"""Exports: from a run to a file for a device, executed in its engine and measured there."""

@@ -1,111 +1,108 @@
-"""The card of an export: what its export.json holds, for people."""
+"""The card of an export: its export.json as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
+from mmp.export.latency import Latency
+from mmp.export.result import ExportResult, FileSizes
 from mmp.markdown import escaped, table_of
 from mmp.pruning.sizes import MEGABYTE
 
 
-def as_line(content: Mapping[str, Any]) -> str:
+def as_line(result: ExportResult) -> str:
     """Return an export in one line."""
-    accuracy, sizes, weights = content["accuracy"], content["bytes"], content["weights"]
+    accuracy, sizes = result.accuracy, result.bytes
     return (
-        f"{content['run']} as {content['target']}: {sizes['file'] / MEGABYTE:.3f} MB "
-        f"({sizes['file'] / sizes['dense_fp32']:.3f} of dense float32), sparsity {100 * weights['sparsity']:.2f} %, "
-        f"test accuracy {100 * accuracy['file']:.2f} % ({accuracy['difference']:+.2f} points against PyTorch)"
+        f"{result.run} as {result.target}: {sizes.file / MEGABYTE:.3f} MB "
+        f"({sizes.file / sizes.dense_fp32:.3f} of dense float32), sparsity {100 * result.weights.sparsity:.2f} %, "
+        f"test accuracy {100 * accuracy.file:.2f} % ({accuracy.difference:+.2f} points against PyTorch)"
     )
 
 
-def as_card(content: Mapping[str, Any], usage: str) -> str:
+def as_card(result: ExportResult, usage: str) -> str:
     """Return the card as Markdown.
 
     Args:
-        content: What export.json holds.
-        usage: Lines of Python that load the file.
+        result: The export.
+        usage: Lines of Python that load the file and run it on ``images``.
     """
-    accuracy, weights, images = content["accuracy"], content["weights"], content["images"]
+    accuracy, weights, images = result.accuracy, result.weights, result.images
     size = images["image_size"]
-    of_one = 100 / accuracy["samples"]
     lines = [
-        f"# {escaped(content['run'])} as {content['target']}",
+        f"# {escaped(result.run)} as {result.target}",
         "",
-        f"{' with '.join(f'`{name}`' for name in content['files'])}, for {content['engine']}. Everything below was "
-        "measured on this very file.",
+        f"{' with '.join(f'`{name}`' for name in result.files)}, for {result.engine}. All numbers below were measured "
+        "on this file.",
         "",
         "## Accuracy",
-        f"{100 * accuracy['file']:.2f} % on all {accuracy['samples']} test images; the same model in PyTorch "
-        f"{100 * accuracy['pytorch']:.2f} %, so {accuracy['difference']:+.2f} points. One image is "
-        f"{of_one:.2f} points. Test images chose nothing.",
+        f"{100 * accuracy.file:.2f} % on all {accuracy.samples} test images. The same model has "
+        f"{100 * accuracy.pytorch:.2f} % in PyTorch, a difference of {accuracy.difference:+.2f} points. One image is "
+        f"{100 / accuracy.samples:.2f} points. The test images were not used to choose anything.",
         "",
         "## Size",
-        _sizes(content["bytes"]),
+        _sizes(result.bytes),
         "",
-        f"Weights of the dense model: {content['dense_weights']}.",
+        f"Weights of the dense model: {result.dense_weights}.",
         "",
         "## Weights",
-        f"Of {weights['prunable']} prunable weights, {weights['nonzero']} are not zero in the file, counted there: "
-        f"sparsity {100 * weights['sparsity']:.2f} %. The masks prune {100 * weights['sparsity_of_masks']:.2f} %, and "
-        f"every weight that they prune is zero in the file. {weights['rounded_to_zero']} kept weights are zero, too. "
-        f"They are stored as {' and '.join(weights['types'])}.",
+        f"Of {weights.prunable} prunable weights, {weights.nonzero} are not zero in the file: sparsity "
+        f"{100 * weights.sparsity:.2f} %. The masks prune {100 * weights.sparsity_of_masks:.2f} %, and every weight "
+        f"that they prune is zero in the file. In addition, {weights.rounded_to_zero} kept weights are zero in the file. "
+        f"The weights are stored as {' and '.join(weights.types)}.",
         "",
         "## Latency",
-        *_latency(content),
+        *_latency(result),
         "",
         "## How to load it",
         "```python",
         *usage.splitlines(),
         "```",
-        f"`images` are float32, (B, {images['channels']}, {size}, {size}) of any B: {images['recipe']}.",
+        f"`images` are float32 of shape (B, {images['channels']}, {size}, {size}) for any batch size B, prepared as "
+        f"follows: {images['recipe']}.",
         "",
         "## Versions",
-        ", ".join(f"{name} {number}" for name, number in content["versions"].items()) + ".",
+        ", ".join(f"{name} {number}" for name, number in result.versions.items()) + ".",
         "",
     ]
     return "\n".join(lines)
 
 
-def _sizes(sizes: Mapping[str, int]) -> str:
-    def row(what: str, bytes_: int) -> list[str]:
-        return [what, f"{bytes_ / MEGABYTE:.3f}", f"{bytes_ / sizes['dense_fp32']:.3f}"]
+def _sizes(sizes: FileSizes) -> str:
+    def row(name: str, size: int) -> list[str]:
+        return [name, f"{size / MEGABYTE:.3f}", f"{size / sizes.dense_fp32:.3f}"]
 
     return table_of(
         ["", "MB", "of dense float32"],
         [
-            row("dense weights, float32", sizes["dense_fp32"]),
-            row("this file", sizes["file"]),
-            row("this file, zstd", sizes["compressed"]),
-            row("the dense model, exported alike", sizes["dense_file"]),
-            row("the same, zstd", sizes["dense_compressed"]),
+            row("dense weights in float32", sizes.dense_fp32),
+            row("this file", sizes.file),
+            row("this file, zstd", sizes.compressed),
+            row("the dense model in this format", sizes.dense_file),
+            row("the dense model in this format, zstd", sizes.dense_compressed),
         ],
     )
 
 
-def _within(quartiles: Sequence[float]) -> bool:
-    low, high = quartiles
-    return low <= 1 <= high
-
-
-def _latency(content: Mapping[str, Any]) -> list[str]:
-    if not content["latency"]:
+def _latency(result: ExportResult) -> list[str]:
+    if not result.latency:
         return ["Not measured (`seconds=0`)."]
-    rows = [
-        [
-            str(one["batch"]),
-            f"{1000 * one['seconds']:.2f}",
-            f"{1000 * one['dense_seconds']:.2f}",
-            f"{one['ratio']:.2f}{', no difference seen' if _within(one['quartiles']) else ''}",
-            " to ".join(f"{value:.2f}" for value in one["quartiles"]),
-            str(one["pairs"]),
-        ]
-        for one in content["latency"]
-    ]
     return [
-        table_of(["batch", "ms", "ms, dense", "ratio", "quartiles of the ratio", "pairs"], rows),
+        table_of(
+            ["batch", "ms", "ms, dense", "ratio", "quartiles of the ratio", "pairs"], [*map(_timing, result.latency)]
+        ),
         "",
-        f"Medians, timed in turns with the dense model exported alike in the same engine, {content['threads']} "
-        f"thread(s), {content['processor']}. A ratio below 1 is faster; where 1 lies between the quartiles, no "
-        "difference was seen.",
+        "Medians of measurements in alternation with the dense model in the same format and engine, on "
+        f"{result.threads} thread(s) of {result.processor}. A ratio below 1 means that this file is faster. If 1 is "
+        "between the quartiles, no difference was seen.",
+    ]
+
+
+def _timing(latency: Latency) -> list[str]:
+    low, high = latency.quartiles
+    return [
+        str(latency.batch),
+        f"{1000 * latency.seconds:.2f}",
+        f"{1000 * latency.dense_seconds:.2f}",
+        f"{latency.ratio:.2f}{', no difference seen' if low <= 1 <= high else ''}",
+        f"{low:.2f} to {high:.2f}",
+        str(latency.pairs),
     ]

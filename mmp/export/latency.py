@@ -1,29 +1,28 @@
-"""Latency: two models timed in turns, so that whatever else the machine does meets both."""
+"""Latency: two models timed in alternation, so that other load on the machine affects both alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
-FEWEST, MOST = 5, 101
+FEWEST, MOST = 5, 101  # pairs of measurements
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Median seconds of two models on the same batch, and the ratio of one to the other.
+    """The latency of a model and of the dense model on the same batch.
 
     Attributes:
         batch: Number of images.
-        pairs: How often each was timed.
-        seconds: Of the model.
-        dense_seconds: Of the dense model.
-        ratio: Median over pairs of the model's time over the dense one's.
-        quartiles: Of the same ratios: half of them lie between; where 1 does, too, there is no difference to see.
+        pairs: Number of measurements of each model.
+        seconds: Median of the model.
+        dense_seconds: Median of the dense model.
+        ratio: Median over pairs of the model's time divided by the dense model's; below 1, the model is faster.
+        quartiles: Lower and upper quartile of these ratios. If 1 is between them, no difference was seen.
     """
 
     batch: int
@@ -33,19 +32,15 @@ class Latency:
     ratio: float
     quartiles: tuple[float, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {**asdict(self), "quartiles": list(self.quartiles)}
-
 
 def compare_latency(
     model: Callable[[Tensor], object], dense: Callable[[Tensor], object], images: Tensor, budget: float
 ) -> Latency:
-    """Time two models in turns, the first of each pair alternating.
+    """Time two models in alternation; which of them goes first changes from pair to pair.
 
     Args:
-        model: What is of interest.
-        dense: What it is compared with.
+        model: The model to measure.
+        dense: The dense model to compare it with.
         images: A batch (B, C, H, W).
         budget: Seconds to spend; at least `FEWEST` and at most `MOST` pairs are measured.
     """

@@ -1,31 +1,31 @@
-"""What is measured on an exported file: zeros, accuracy, bytes, latency."""
+"""Measurements on an exported file: zeros, accuracy, bytes and latency."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
-from mmp.export.latency import compare_latency
+from mmp.export.latency import Latency, compare_latency
+from mmp.export.result import FileSizes, WeightCounts
 from mmp.export.targets import Engine, Exportable
 from mmp.pruning.masks import Masks
 
-BATCHES = (1, 32)  # that latency is measured at
+BATCHES = (1, 32)  # batch sizes at which latency is measured
 _ZSTD_LEVEL = 10
 
 
-def count_weights(weights: dict[str, Tensor], masks: Masks, where: str) -> dict[str, Any]:
-    """Count the weights of a file that are not zero, and compare them with the masks.
+def weight_counts(weights: dict[str, Tensor], masks: Masks, where: str) -> WeightCounts:
+    """Count the weights that are not zero in a file, and compare them with the masks.
 
     Args:
-        weights: What lies in the file under each mask.
+        weights: The weight under each mask, read from the file.
         masks: The masks.
-        where: What the file is, for the message.
+        where: What the file is, for the error message.
 
     Raises:
         MmpError: if a weight that the masks prune is not zero in the file.
@@ -40,19 +40,24 @@ def count_weights(weights: dict[str, Tensor], masks: Masks, where: str) -> dict[
             )
         nonzero += int(alive.count_nonzero())
     kept = masks.total - sum(masks.pruned.values())
-    return {
-        "prunable": masks.total,
-        "kept": kept,
-        "nonzero": nonzero,
-        "rounded_to_zero": kept - nonzero,
-        "sparsity": 1 - nonzero / max(masks.total, 1),
-        "sparsity_of_masks": masks.sparsity,
-        "types": sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()}),
-    }
+    return WeightCounts(
+        prunable=masks.total,
+        kept=kept,
+        nonzero=nonzero,
+        rounded_to_zero=kept - nonzero,
+        sparsity=1 - nonzero / max(masks.total, 1),
+        sparsity_of_masks=masks.sparsity,
+        types=sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()}),
+    )
 
 
 def accuracy_of(engine: Engine, batches: Iterable[Sequence[Tensor]]) -> tuple[float, int]:
-    """Return the top-1 accuracy in [0, 1] of an engine, and the number of images that it has seen."""
+    """Return the top-1 accuracy of an engine as a fraction, and the number of images.
+
+    Args:
+        engine: The engine.
+        batches: Images (B, C, H, W) and labels (B,).
+    """
     right = samples = 0
     for images, labels in batches:
         right += int((engine(images).argmax(1) == labels).sum())
@@ -60,13 +65,30 @@ def accuracy_of(engine: Engine, batches: Iterable[Sequence[Tensor]]) -> tuple[fl
     return right / samples, samples
 
 
-def size(paths: Iterable[Path]) -> int:
-    """Return the bytes of files."""
+def file_sizes(weights: Path, paths: Sequence[Path], dense_paths: Sequence[Path]) -> FileSizes:
+    """Return the sizes of an export.
+
+    Args:
+        weights: The file of the run's dense float32 weights.
+        paths: The exported files.
+        dense_paths: The files of the dense model, exported in the same way.
+    """
+    return FileSizes(
+        dense_fp32=total_size([weights]),
+        file=total_size(paths),
+        compressed=compressed_size(paths),
+        dense_file=total_size(dense_paths),
+        dense_compressed=compressed_size(dense_paths),
+    )
+
+
+def total_size(paths: Iterable[Path]) -> int:
+    """Return the size of files in bytes."""
     return sum(path.stat().st_size for path in paths)
 
 
 def compressed_size(paths: Iterable[Path]) -> int:
-    """Return how many bytes zstd makes of files."""
+    """Return the size of files in bytes after compression by zstd."""
     import zstandard
 
     written = 0
@@ -76,16 +98,34 @@ def compressed_size(paths: Iterable[Path]) -> int:
     return written
 
 
-def fill_pruned(model: nn.Module, masks: Masks) -> None:
-    """Give pruned weights random values like those that were kept, then each weight tensor the norm that it had.
+def latencies(engine: Engine, dense: Engine, source: Exportable, seconds: float) -> list[Latency]:
+    """Return the latency of a file against the dense model, for each batch size of `BATCHES`.
 
-    So kept weights shrink, too. Else numbers would grow from layer to layer, in deep networks beyond those of float32.
+    Args:
+        engine: The engine with the file.
+        dense: The engine with the dense model, exported in the same way.
+        source: The exported model, for the shape of its images.
+        seconds: Seconds to spend per batch size; with 0, nothing is measured.
+    """
+    if not seconds:
+        return []
+    shape = source.images.shape[1:]
+    batches = [torch.randn(size, *shape, generator=torch.Generator().manual_seed(0)) for size in BATCHES]
+    return [compare_latency(engine, dense, images, seconds) for images in batches]
+
+
+def fill_pruned(model: nn.Module, masks: Masks) -> None:
+    """Replace pruned weights, in place, by random values with the standard deviation of the kept ones.
+
+    Each weight tensor is then scaled to its norm before, because activations would otherwise grow from layer to layer
+    and overflow in deep networks. So the kept weights shrink, too.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, mask in masks.items():
             weight = model.get_parameter(name)
-            deviation = float(weight[mask].std().nan_to_num(0.0)) or weight[0].numel() ** -0.5
+            kept = weight[mask]
+            deviation = (float(kept.std()) if len(kept) > 1 else 0.0) or weight[0].numel() ** -0.5
             noise = deviation * torch.randn(weight.shape, generator=generator)
             filled, norm = torch.where(mask, weight, noise), weight.norm()
             weight.copy_(filled * (norm / filled.norm()) if norm else filled)
@@ -99,19 +139,3 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def latencies(engine: Engine, dense: Engine, source: Exportable, seconds: float) -> list[dict[str, Any]]:
-    """Return the latency of a file against that of the dense model, for each of `BATCHES`.
-
-    Args:
-        engine: What runs the file.
-        dense: What runs the dense model, exported alike.
-        source: What is exported, for the size of its images.
-        seconds: How long to time each batch size; 0 measures nothing.
-    """
-    if not seconds:
-        return []
-    shape = source.images.shape[1:]
-    batches = [torch.randn(size, *shape, generator=torch.Generator().manual_seed(0)) for size in BATCHES]
-    return [compare_latency(engine, dense, images, seconds).to_dict() for images in batches]

@@ -1,16 +1,16 @@
-"""A run that is exported: its model, data and dense counterpart, read once for all targets."""
+"""The run to export: its model, its data and its dense model, loaded once for all targets."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
@@ -22,44 +22,46 @@ from mmp.files import file_digest
 from mmp.models.timm_models import build_bare
 from mmp.models.weights import load_weights
 from mmp.pruning.masks import check_zeros, load_masks
+from mmp.report.fields import value_at
 from mmp.runs.store import CONFIG, MASKS, RESULT, WEIGHTS, RunFolder
 from mmp.training.dense import dense_file
 
 log = logging.getLogger(__name__)
 
-DATA_KEYS = ("root", "workers", "eval_batch_size")  # of a run's data, what another machine may have to change
+DATA_KEYS = ("root", "workers", "eval_batch_size")  # settings of a run's data that may differ on another machine
+_RANDOM = "random where the run pruned them, the others scaled"
 
 
-class Subject:
-    """A completed run, and what its exports have in common: model, data, calibration images, dense counterpart.
+class ExportedRun:
+    """A completed run: the model, the data, the calibration images and the dense model that its exports share.
 
     Args:
-        folder: The run's folder.
-        changes: Of its data configuration, such as ``data.root=images``.
+        path: The run's folder.
+        changes: Changes of its data configuration, such as ``data.root=images``.
         scratch: A folder for intermediate files.
 
     Raises:
-        MmpError: if the folder holds no completed pruned model.
+        MmpError: if the folder does not contain a completed run of ``prune.py``.
     """
 
-    def __init__(self, folder: Path, changes: Sequence[str], scratch: Path) -> None:
-        self.run, self._scratch = RunFolder(folder), scratch
-        self.result = completed_result(self.run)
-        self.config = load_config(folder, changes)
-        self.origin = {name: file_digest(folder / name) for name in (WEIGHTS, MASKS, CONFIG)}
+    def __init__(self, path: Path, changes: Sequence[str], scratch: Path) -> None:
+        self.path, self._scratch = path, scratch
+        self.result = completed_result(RunFolder(path))
+        self.config = load_config(path, changes)
+        self.origin = {name: file_digest(path / name) for name in (WEIGHTS, MASKS, CONFIG)}
 
     @cached_property
     def data(self) -> ImageData:
         """The data set of the run.
 
         Raises:
-            MmpError: if it is not the one that the run was measured on.
+            MmpError: if its images are not those that the run was measured on.
         """
         data = ImageData(self.config.data, self.config.seed)
         if data.fingerprint != self.result["data_fingerprint"]:
             raise MmpError(
-                f"data={self.config.data.name}: these images are not those of the run {self.run.path}, so accuracies "
-                "cannot be compared; set data.root to where they are"
+                f"data={self.config.data.name}: these images are not those of the run {self.path}, so accuracies "
+                "cannot be compared; set data.root to the folder of the run's images"
             )
         return data
 
@@ -68,39 +70,52 @@ class Subject:
         """The pruned model.
 
         Raises:
-            MmpError: if weights or masks are damaged, or not those that the run has written.
+            MmpError: if weights or masks are damaged, or are not those that the run has written.
         """
-        masks = load_masks(self.run.path / MASKS)
+        masks = load_masks(self.path / MASKS)
         model = build_bare(self.config.model)
-        load_weights(model, self.run.path / WEIGHTS)
+        load_weights(model, self.path / WEIGHTS)
         check_zeros(model.state_dict(), masks)
-        digests = self.result.get("digests")
-        digests = digests if isinstance(digests, dict) else {}  # results of earlier versions have none
-        changed = [name for name in (MASKS, WEIGHTS) if digests.get(name, self.origin[name]) != self.origin[name]]
-        if masks.digest() != self.result["masks_hash"] or changed:
-            raise MmpError(f"{self.run.path / (changed or [MASKS])[0]}: is not what the run has written; run it again")
+        self._require_original(masks.digest())
         batches = _Calibration(self.data)
-        return Exportable(self.config.model, model.eval(), masks, batches, _made(self._scratch / "pruned"))
+        return Exportable(self.config.model, model.eval(), masks, batches, _new_folder(self._scratch / "pruned"))
 
     @cached_property
     def dense(self) -> tuple[Exportable, str]:
-        """The dense model, and where its weights are from; finite ones of any value have the same latency and size."""
+        """The dense model, and where its weights come from.
+
+        If its trained weights are unavailable, they are random: latency and size do not depend on their values.
+        """
+        model, origin = self._dense_model()
+        return self.source.with_weights(model, _new_folder(self._scratch / "dense")), origin
+
+    def _dense_model(self) -> tuple[nn.Module, str]:
         _, path = dense_file(self.config, self.data)
-        model, told = copy.deepcopy(self.source.model), "random where the run pruned them, the others scaled"
-        try:
-            if path.is_file():
+        origin = _RANDOM
+        if path.is_file():
+            model = copy.deepcopy(self.source.model)
+            try:
                 load_weights(model, path)
-                told = "trained"
-        except MmpError as error:
-            log.warning("%s; random weights take their place", error)
-            model, told = copy.deepcopy(self.source.model), f"{told}, because the trained ones cannot be read"
-        if told != "trained":
-            fill_pruned(model, self.source.masks)
-        return self.source.with_weights(model, _made(self._scratch / "dense")), told
+            except MmpError as error:
+                log.warning("%s; exporting a dense model with random weights instead", error)
+                origin = f"{_RANDOM}, because the trained ones cannot be read"
+            else:
+                return model, "trained"
+        model = copy.deepcopy(self.source.model)
+        fill_pruned(model, self.source.masks)
+        return model, origin
+
+    def _require_original(self, masks_hash: str) -> None:
+        """Compare masks and weights with the checksums in the result; results of earlier versions have only one."""
+        digests = self.result.get("digests")
+        digests = digests if isinstance(digests, dict) else {}
+        changed = [name for name in (MASKS, WEIGHTS) if digests.get(name, self.origin[name]) != self.origin[name]]
+        if masks_hash != self.result["masks_hash"] or changed:
+            raise MmpError(f"{self.path / (changed or [MASKS])[0]}: is not what the run has written; run it again")
 
 
 class _Calibration:
-    """Images of the calibration split in batches, read anew whenever they are asked for."""
+    """The images of the calibration split in batches; they can be iterated over several times."""
 
     def __init__(self, data: ImageData) -> None:
         self._loader = data.calibration_dataloader()
@@ -114,30 +129,83 @@ def load_config(folder: Path, changes: Sequence[str] = ()) -> PruneConfig:
 
     Args:
         folder: The run's folder.
-        changes: Of its data configuration, such as ``data.root=images``.
+        changes: Changes of its data configuration, such as ``data.root=images``.
 
     Raises:
-        MmpError: if the file is missing or damaged, or a change is not one of where images lie and how they are read.
+        MmpError: if the file is missing or damaged, or a change is not one of `DATA_KEYS`.
     """
     for change in changes:
         key = change.partition("=")[0].removeprefix("data.")
         if key not in DATA_KEYS:
-            raise MmpError(f"{change}: of a run's data only this can change: {', '.join(DATA_KEYS)}")
+            raise MmpError(f"{change}: only these settings can change: {', '.join(f'data.{one}' for one in DATA_KEYS)}")
     try:
         saved = OmegaConf.load(folder / CONFIG)
         merged = OmegaConf.merge(OmegaConf.structured(PruneConfig), saved)
-    except Exception as error:  # of the file system, of YAML, or of OmegaConf
-        told = str(error).splitlines()[0]
-        raise MmpError(f"{folder / CONFIG}: not the configuration of a run ({told}); run it again") from error
+    except Exception as error:  # from the file system, YAML or OmegaConf
+        reason = str(error).splitlines()[0]
+        raise MmpError(f"{folder / CONFIG}: not the configuration of a run ({reason}); run it again") from error
     for change in changes:
         try:
             merged.merge_with_dotlist([change])
-        except Exception as error:  # of YAML, or of OmegaConf
+        except Exception as error:  # from YAML or OmegaConf
             raise MmpError(f"{change}: {str(error).splitlines()[0]}") from error
     return validate(cast(DictConfig, merged), PruneConfig)
 
 
-# What is needed of a result, and whether a value can be right.
+def completed_result(run: RunFolder) -> dict[str, Any]:
+    """Return the content of a run's ``result.json``.
+
+    Raises:
+        MmpError: if there is none, it is of a dense model, the run is not completed, or one of its files is missing or
+            damaged.
+    """
+    result = run.result
+    if result is None:
+        raise MmpError(f"{run.path}: contains no {RESULT}; give the folder of a completed run of prune.py")
+    for problem_of in _CHECKS:
+        if problem := problem_of(run.path, result):
+            raise MmpError(f"{run.path}: {problem}")
+    return result
+
+
+def _wrong_kind(_: Path, result: Mapping[str, Any]) -> str | None:
+    return "is a dense model of train.py; export a run of prune.py" if result.get("kind") == "dense" else None
+
+
+def _missing_file(folder: Path, _: Mapping[str, Any]) -> str | None:
+    for name in (WEIGHTS, MASKS, CONFIG):
+        if not (folder / name).is_file():
+            return f"is not a completed run ({name} is missing); run it again"
+    return None
+
+
+def _damaged_file(folder: Path, result: Mapping[str, Any]) -> str | None:
+    sizes = result.get("files")
+    for name in (WEIGHTS, MASKS):
+        if not isinstance(sizes, dict) or (folder / name).stat().st_size != sizes.get(name):
+            return f"is not a completed run ({name} has a different size in {RESULT}); run it again"
+    return None
+
+
+def _not_completed(_: Path, result: Mapping[str, Any]) -> str | None:
+    status = result.get("status")
+    return None if status == "completed" else f"is not a completed run (its status is {status!r}); run it again"
+
+
+def _invalid_value(_: Path, result: Mapping[str, Any]) -> str | None:
+    for key, is_valid in _NEEDED.items():
+        value = value_at(result, key)
+        if value is None:
+            return f"{RESULT} lacks {key!r}; run it again"
+        if not is_valid(value):
+            return f"{RESULT} has {key}={value!r}; run it again"
+    return None
+
+
+# Each returns a problem that makes a run impossible to export, or None.
+_CHECKS = (_wrong_kind, _missing_file, _damaged_file, _not_completed, _invalid_value)
+
+# The values of a result that an export needs, and whether a value is valid.
 _NEEDED: dict[str, Callable[[Any], bool]] = {
     "run_name": lambda value: isinstance(value, str),
     "data_fingerprint": lambda value: isinstance(value, str),
@@ -147,34 +215,6 @@ _NEEDED: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def completed_result(run: RunFolder) -> dict[str, Any]:
-    """Return what ``result.json`` of a run holds.
-
-    Raises:
-        MmpError: if the run is not completed and whole, or of a dense model.
-    """
-    result = run.result
-    if result is None:
-        raise MmpError(f"{run.path}: holds no {RESULT}; give the folder of a completed run of prune.py")
-    if result.get("kind") == "dense":
-        raise MmpError(f"{run.path}: is a dense model of train.py; export needs a run of prune.py")
-    files = result.get("files")
-    sizes = files if isinstance(files, dict) else {}
-    missing = [name for name in (WEIGHTS, MASKS, CONFIG) if not (run.path / name).is_file()]
-    broken = [n for n in (WEIGHTS, MASKS) if n not in missing and (run.path / n).stat().st_size != sizes.get(n)]
-    if result.get("status") != "completed" or missing or broken:
-        what = f"{(missing or broken)[0]} is {'missing' if missing else 'not whole'}" if missing or broken else "failed"
-        raise MmpError(f"{run.path}: is not a completed run ({what}); run it again")
-    for key, is_right in _NEEDED.items():
-        value: Any = result
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is None or not is_right(value):
-            what = f"lacks {key!r}" if value is None else f"has {key}={value!r}"
-            raise MmpError(f"{run.path}: {RESULT} {what}; run it again")
-    return result
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
+def _new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path

@@ -1,13 +1,13 @@
-"""Compact storage of tensors with many zeros: kept values, where they belong, and a checksum over every byte.
+"""Sparse files: compact storage of tensors with many zeros, with a checksum over every byte.
 
-A file is a safetensors file. A tensor with few zeros lies in it as it is. Of any other tensor ``name`` it has
-``name|values``, the entries that are not zero, and one of two records of where they belong, whichever is smaller:
+A sparse file is a safetensors file. A tensor with few zeros is stored unchanged. Any other tensor ``name`` is stored as
+``name|values``, its entries that are not zero, and as the smaller of two records of their positions:
 
-- ``name|bits``: a bit for every entry, set where there is a value (``numpy.packbits``);
-- ``name|gaps``: a byte for every value, the number of zeros before it, at most 254; a byte 255 stands for 255 zeros
+- ``name|bits``: one bit for every entry, set if it is not zero (``numpy.packbits``);
+- ``name|gaps``: one byte for every value, the number of zeros before it, at most 254. A byte 255 means 255 zeros
   without a value after them.
 
-Only +0.0 counts as zero, so what is read has the bits of what was written.
+Only +0.0 counts as zero, so every bit of a tensor is restored.
 """
 
 from __future__ import annotations
@@ -29,31 +29,32 @@ from mmp.pruning.masks import INTEGERS
 
 FORMAT = "mmp-sparse-1"
 _SKIP = 255
-_DIGEST = rb"{\"sha256\": \""  # what stands before 64 digits, of the file with zeros in their place
-_TYPES = (  # that safetensors both writes and reads
+_DIGEST = rb"{\"sha256\": \""  # followed by 64 digits: the digest of the file with zeros in their place
+_TYPES = (  # the data types that safetensors both writes and reads
     torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
     torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32, torch.float64,
 )  # fmt: skip
 
 
 def save_sparse(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a compact file, atomically.
+    """Write tensors to a sparse file, atomically.
 
     Args:
-        path: The file.
-        tensors: Tensors by name, for instance a state_dict.
+        path: The file to write.
+        tensors: Tensors by name, such as a ``state_dict``.
 
     Raises:
-        MmpError: if a name holds the sign ``|``, a tensor is of a kind that safetensors files cannot hold, or the file
-            cannot be written.
+        MmpError: if a name contains ``|``, a tensor has a layout or data type that safetensors does not support, or the
+            file cannot be written.
     """
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
         if "|" in name:
-            raise MmpError(f"tensor {name!r}: a sparse file cannot hold a name with '|'")
+            raise MmpError(f"tensor {name!r}: a sparse file cannot hold a name with '|'; rename it")
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _TYPES:
-            raise MmpError(f"tensor {name!r}: a sparse file cannot hold {tensor.dtype}, {tensor.layout} there")
+            kind = f"{tensor.dtype} with {tensor.layout} on {tensor.device}"
+            raise MmpError(f"tensor {name!r}: a sparse file cannot hold {kind}")
         value = tensor.detach().cpu().contiguous()
         parts = _compress(value.flatten())
         if parts:
@@ -62,23 +63,23 @@ def save_sparse(path: Path, tensors: Mapping[str, Tensor]) -> None:
         else:
             stored[name] = value.clone()  # safetensors refuses tensors that share memory
     notes = {"sha256": "0" * 64, "format": FORMAT, "shapes": shapes}
-    content = safetensors.torch.save(stored, {"mmp": json.dumps(notes)})  # of two entries, the order would be random
+    content = safetensors.torch.save(stored, {"mmp": json.dumps(notes)})  # one entry: two have a random order
     at = content.index(_DIGEST) + len(_DIGEST)
     signed = content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + 64 :]
     write_atomically(path, lambda temporary: temporary.write_bytes(signed))
 
 
 def load_sparse(path: Path | str) -> dict[str, Tensor]:
-    """Read what :func:`save_sparse` wrote, bit for bit.
+    """Read a file of :func:`save_sparse`, bit for bit.
 
     Args:
         path: The file.
 
     Returns:
-        Tensors by name, for ``load_state_dict``.
+        Dense tensors by name, for ``load_state_dict``.
 
     Raises:
-        MmpError: if the file is missing or not of this format, or if a single byte of it was changed.
+        MmpError: if the file is missing, is no sparse file, or if one byte of it has changed.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,10 +95,10 @@ def load_sparse(path: Path | str) -> dict[str, Tensor]:
         notes = json.loads(json.loads(header)["__metadata__"]["mmp"])
         version = notes["format"]
         tensors = _tensors(safetensors.torch.load(content), notes["shapes"]) if version == FORMAT else {}
-    except Exception as error:  # whatever contents lead to that somebody knew how to sign
+    except Exception as error:  # a file with a valid checksum can still have any content
         raise MmpError(f"{path}: not a well-formed sparse file ({type(error).__name__}: {error})") from error
     if version != FORMAT:
-        raise MmpError(f"{path}: is of format {version!r}, this version of mmp reads {FORMAT!r}")
+        raise MmpError(f"{path}: has format {version!r}, but this version of mmp reads {FORMAT!r}; update mmp")
     return tensors
 
 
@@ -109,7 +110,7 @@ def _digest(content: bytes, at: int) -> str:
 
 
 def _compress(flat: Tensor) -> dict[str, Tensor]:
-    """Return the parts of a flat tensor; none if it is smallest as it is."""
+    """Return the parts of a flat tensor; none if storing it unchanged takes less space."""
     if flat.element_size() not in INTEGERS or not flat.numel():
         return {}
     size = flat.element_size()
@@ -125,7 +126,7 @@ def _compress(flat: Tensor) -> dict[str, Tensor]:
 
 
 def _gaps(positions: np.ndarray, total: int) -> np.ndarray:
-    """Return the bytes that lead from each position to the next, and at last to within 255 of the end."""
+    """Return the gaps: bytes that lead from each position to the next, and at last to less than 255 from the end."""
     zeros = np.diff(positions, prepend=-1, append=total) - 1
     skips, rest = zeros // _SKIP, zeros % _SKIP
     gaps = np.full(int(skips.sum()) + len(positions), _SKIP, dtype=np.uint8)
@@ -134,38 +135,42 @@ def _gaps(positions: np.ndarray, total: int) -> np.ndarray:
 
 
 def _tensors(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """Return all tensors of a file; everything that it stores must be part of one."""
+    """Return all tensors of a file. Everything in the file must be part of exactly one of them."""
     whole = {name: value for name, value in stored.items() if "|" not in name}
     parts = {f"{name}|{part}" for name in shapes for part in ("values", "bits", "gaps")}
     if odd := sorted((whole.keys() & shapes.keys()) | (stored.keys() - whole.keys() - parts)):
-        raise ValueError(f"{odd[0]!r} belongs to no tensor, or to one that is stored twice")
+        raise ValueError(f"{odd[0]!r} is part of no tensor, or of one that is stored twice")
     return {**whole, **{name: _expand(stored, name, shape) for name, shape in shapes.items()}}
 
 
 def _expand(stored: Mapping[str, Tensor], name: str, shape: list[int]) -> Tensor:
-    """Return a whole tensor; the size of what is stored bounds its own, whatever a header may say."""
+    """Return a tensor with its zeros. Stored data limit its size, so a header cannot claim any amount of memory."""
     if not all(type(side) is int and side >= 0 for side in shape):
         raise ValueError(f"{name!r} has the shape {shape}")
     values, total = stored[f"{name}|values"], math.prod(shape)
     (where,) = {f"{name}|bits", f"{name}|gaps"} & stored.keys()
-    packed, record = where.endswith("bits"), stored[where]
+    record = stored[where]
     if record.dtype is not torch.uint8 or record.dim() != 1 or values.dim() != 1:
         raise ValueError(f"{name!r} is stored as {record.dtype} of {record.dim()} dimensions")
     entries = values.view(INTEGERS[values.element_size()])
-    if packed:
-        bits = record.numpy()
-        if len(bits) != -(-total // 8):
-            raise ValueError(f"{name!r} has {len(bits)} bytes of bits for {total} entries")
-        kept = np.unpackbits(bits).view(bool)
-        if int(kept.sum()) != len(values) or kept[total:].any():
-            raise ValueError(f"{name!r} has {len(values)} values for {int(kept.sum())} places among {total}")
-        flat = torch.zeros(total, dtype=entries.dtype)
-        return flat.masked_scatter_(torch.from_numpy(kept[:total]), entries).view(values.dtype).view(shape)
-    gaps = record.numpy()
+    place = _place_by_bits if where.endswith("bits") else _place_by_gaps
+    return place(entries, record.numpy(), name, total).view(values.dtype).view(shape)
+
+
+def _place_by_bits(entries: Tensor, bits: np.ndarray, name: str, total: int) -> Tensor:
+    if len(bits) != -(-total // 8):
+        raise ValueError(f"{name!r} has {len(bits)} bytes of bits for {total} entries")
+    kept = np.unpackbits(bits).view(bool)
+    if int(kept.sum()) != len(entries) or kept[total:].any():
+        raise ValueError(f"{name!r} has {len(entries)} values for {int(kept.sum())} bits that are set among {total}")
+    return torch.zeros(total, dtype=entries.dtype).masked_scatter_(torch.from_numpy(kept[:total]), entries)
+
+
+def _place_by_gaps(entries: Tensor, gaps: np.ndarray, name: str, total: int) -> Tensor:
     ends = np.cumsum(np.where(gaps == _SKIP, _SKIP, gaps.astype(np.int64) + 1))
     places = ends[gaps != _SKIP] - 1
-    if len(places) != len(values) or not 0 <= total - (ends[-1] if len(ends) else 0) < _SKIP:
-        raise ValueError(f"{name!r} has {len(values)} values and {len(gaps)} gaps for {total} entries")
+    if len(places) != len(entries) or not 0 <= total - (ends[-1] if len(ends) else 0) < _SKIP:
+        raise ValueError(f"{name!r} has {len(entries)} values and {len(gaps)} gaps for {total} entries")
     flat = torch.zeros(total, dtype=entries.dtype)
     flat[torch.from_numpy(places)] = entries
-    return flat.view(values.dtype).view(shape)
+    return flat

@@ -1,4 +1,4 @@
-"""Exports of a run: each file is written, run in its own engine, measured, and described on a card."""
+"""Exports of a run: each file is written, executed in its engine, measured, and described by a card."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from mmp.errors import MmpError
 from mmp.export.card import as_card
-from mmp.export.measure import accuracy_of, compressed_size, count_weights, latencies, processor, size
-from mmp.export.source import Subject, completed_result
-from mmp.export.targets import Target, tried, unable
+from mmp.export.measure import accuracy_of, file_sizes, latencies, processor, weight_counts
+from mmp.export.result import SCHEMA_VERSION, Accuracy, ExportResult
+from mmp.export.source import ExportedRun, completed_result
+from mmp.export.targets import Engine, Target, export_error, logit_difference
 from mmp.files import file_digest, replaced_folder, write_json, write_text
 from mmp.report.conditions import select
 from mmp.report.results import load_runs
@@ -27,19 +28,18 @@ log = logging.getLogger(__name__)
 
 
 EXPORT, EXPORT_JSON, CARD = "export", "export.json", "README.md"
-SCHEMA_VERSION = 2
-MOST_POINTS = 0.05  # by which the accuracy of an exact file may differ from the run's, or one image
+MOST_POINTS = 0.05  # by which the accuracy of an exact file may differ from the run's; one image is always allowed
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user can say besides folder and target.
+    """Options of an export.
 
     Attributes:
-        select: Which runs of a sweep (:mod:`mmp.report.conditions`).
-        force: Whether to make again what is there.
-        seconds: How long to time each batch size; 0 leaves latency out.
-        data: Changes of the data configuration: where images lie on this machine, and how they are read.
+        select: The runs of a sweep to export, as conditions (:mod:`mmp.report.conditions`).
+        force: Whether to repeat exports that are up to date.
+        seconds: Seconds of timing for each batch size; with 0, latency is not measured.
+        data: Changes of the data configuration, such as ``data.root=images``.
     """
 
     select: str | None = None
@@ -48,149 +48,166 @@ class Options:
     data: tuple[str, ...] = ()
 
 
-def export_run(folder: Path, targets: Sequence[Target], options: Options) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """Export a run to each of several targets.
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of exporting a run to one target.
 
-    Args:
-        folder: The run's folder.
-        targets: Kinds of files.
-        options: What the user says.
-
-    Yields:
-        For each target ``written``, ``there`` or ``failed``, the folder, and what export.json holds, or for a target
-        that failed its ``error``.
-
-    Raises:
-        MmpError: if the folder holds no completed pruned model.
+    Attributes:
+        status: Whether the export was written, was up to date already, or failed.
+        folder: The folder of the export.
+        result: The content of export.json; None if the export failed.
+        error: Why it failed.
     """
-    run = RunFolder(folder)
-    completed_result(run)
-    with run.lock(), tempfile.TemporaryDirectory() as scratch:
-        subject = Subject(folder, options.data, Path(scratch))
-        for target in targets:
-            place = folder / EXPORT / target.name
-            origin = {**subject.origin, "versions": _versions(target)}
-            there = _there(place, origin, options.seconds > 0)
-            if there and not options.force:
-                yield "there", place, there
-                continue
-            try:
-                with replaced_folder(place) as fresh:
-                    content = write_export(subject, target, fresh, options.seconds, origin)
-            except MmpError as error:
-                yield "failed", place, {"error": str(error)}
-            else:
-                yield "written", place, content
 
-
-def write_export(
-    subject: Subject, target: Target, folder: Path, seconds: float, origin: dict[str, Any]
-) -> dict[str, Any]:
-    """Write a file and run it; then export.json and the card.
-
-    Args:
-        subject: The run.
-        target: The kind of file.
-        folder: An empty folder.
-        seconds: How long to time each batch size.
-        origin: What the file comes from.
-
-    Returns:
-        What export.json holds.
-
-    Raises:
-        MmpError: if the target cannot hold the model, the engine cannot run it, or a pruned weight is not zero in it.
-    """
-    source, config, result = subject.source, subject.config, subject.result
-    paths = [folder / name for name in target.files]
-    path = paths[0]
-    target.write(source, path)
-    weights = count_weights(target.weights(path, source), source.masks, f"{source.name} as target={target.name}")
-    engine = target.open(path, source)
-    difference = tried(engine, source, target)
-    accuracy, samples = accuracy_of(engine, subject.data.test_dataloader())
-    expected = result["accuracy"]["finetuned"]["test"]
-    if samples != result["samples"]["test"]:
-        raise MmpError(f"{subject.run.path}: measured on {result['samples']['test']} test images, here are {samples}")
-    points = round(100 * (accuracy - expected), 4) + 0.0  # the run's accuracy is a float32; no -0.0
-    if target.exact and abs(points) > max(MOST_POINTS, 100 / samples) + 1e-3:
-        what = f"its test accuracy is {100 * accuracy:.2f} %, that of the run was {100 * expected:.2f} %"
-        raise unable(source, target, what)
-    dense, dense_weights = subject.dense
-    dense_paths = [dense.scratch / name for name in target.files]
-    target.write(dense, dense_paths[0])
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "target": target.name,
-        "run": result["run_name"],
-        "files": {one.name: file_digest(one) for one in paths},
-        "engine": target.engine,
-        "model": {key: getattr(config.model, key) for key in ("name", "label", "num_classes", "in_chans", "kwargs")},
-        "images": {
-            **{key: getattr(config.data, key) for key in ("channels", "image_size", "mean", "std")},
-            "recipe": subject.data.recipe,
-        },
-        "accuracy": {
-            "file": accuracy,
-            "pytorch": expected,
-            "difference": points,
-            "samples": samples,
-        },
-        "logits_differ": difference,
-        "bytes": {
-            "dense_fp32": (subject.run.path / WEIGHTS).stat().st_size,
-            "file": size(paths),
-            "compressed": compressed_size(paths),
-            "dense_file": size(dense_paths),
-            "dense_compressed": compressed_size(dense_paths),
-        },
-        "weights": weights,
-        "latency": latencies(engine, target.open(dense_paths[0], dense), source, seconds),
-        "threads": torch.get_num_threads(),
-        "processor": processor(),
-        "dense_weights": dense_weights,
-        "origin": origin,
-        "versions": origin["versions"],
-    }
-    write_json(folder / EXPORT_JSON, content)
-    write_text(folder / CARD, as_card(content, target.usage(source)))
-    return content
-
-
-def _there(place: Path, origin: dict[str, Any], timed: bool) -> dict[str, Any] | None:
-    """Return what export.json holds if the export is whole, of this very run, and timed if it must be."""
-    try:
-        content = json.loads((place / EXPORT_JSON).read_text(encoding="utf-8"))
-        whole = all(file_digest(place / name) == digest for name, digest in content["files"].items())
-        whole = whole and (place / CARD).is_file() and content["schema_version"] == SCHEMA_VERSION
-        whole = whole and (bool(content["latency"]) or not timed)
-        return content if whole and content["origin"] == origin else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _versions(target: Target) -> dict[str, str]:
-    owners = packages_distributions()  # onnxruntime may be of onnxruntime-gpu
-    needed = (*target.packages, "safetensors")
-    return {**versions(), **{package: version(owners.get(package, [package])[0]) for package in needed}}
+    status: Literal["written", "unchanged", "failed"]
+    folder: Path
+    result: ExportResult | None = None
+    error: str = ""
 
 
 def runs_to_export(folder: Path, conditions: str | None) -> list[Path]:
-    """Return the run that a folder is, or those of a sweep's folder that are chosen.
+    """Return the folder of a run, or the folders of the selected runs of a sweep.
+
+    Args:
+        folder: The folder of a run or of a sweep.
+        conditions: Which runs of a sweep (:mod:`mmp.report.conditions`); None for a run.
 
     Raises:
-        MmpError: if it is neither, a sweep without conditions, or a run with them.
+        MmpError: if the folder is neither, a sweep has no conditions, or a run has some.
     """
     if not folder.is_dir():
-        raise MmpError(f"{folder}: no such folder; give the folder of a run, or of a sweep")
+        raise MmpError(f"{folder}: no such folder; give the folder of a run or of a sweep")
     if (folder / CONFIG).is_file() or (folder / RESULT).is_file():
         if conditions:
-            raise MmpError(f"select={conditions} chooses among the runs of a sweep, but {folder} is a single run")
+            raise MmpError(f"select={conditions} selects runs of a sweep, but {folder} is a single run")
         return [folder]
     runs = load_runs(folder)
     for run in runs:
         if run.status != "completed":
-            log.warning("%s is left out, because it is %s (%s)", folder / run.folder, run.status, run.reason)
+            log.warning("skipping %s, because it is %s (%s)", folder / run.folder, run.status, run.reason)
     if not conditions:
-        raise MmpError(f"{folder}: holds {len(runs)} runs; choose with select=pareto, select='drop<0.5' or select=all")
+        raise MmpError(
+            f"{folder}: contains {len(runs)} runs; select with select=pareto, select='drop<0.5' or select=all"
+        )
     return [folder / run.folder for run in select(runs, conditions)]
+
+
+def export_run(folder: Path, targets: Sequence[Target], options: Options) -> Iterator[Outcome]:
+    """Export a run to each of several targets. The run is locked meanwhile.
+
+    Args:
+        folder: The run's folder.
+        targets: The targets.
+        options: Options of the export.
+
+    Yields:
+        The outcome for each target.
+
+    Raises:
+        MmpError: if the folder does not contain a completed pruned model.
+    """
+    run_folder = RunFolder(folder)
+    completed_result(run_folder)
+    with run_folder.lock(), tempfile.TemporaryDirectory() as scratch:
+        run = ExportedRun(folder, options.data, Path(scratch))
+        for target in targets:
+            place = folder / EXPORT / target.name
+            origin = {**run.origin, "versions": _versions(target)}
+            existing = None if options.force else _up_to_date(place, origin, options.seconds > 0)
+            if existing:
+                yield Outcome("unchanged", place, existing)
+                continue
+            try:
+                with replaced_folder(place) as fresh:
+                    result = write_export(run, target, fresh, options.seconds, origin)
+            except MmpError as error:
+                yield Outcome("failed", place, error=str(error))
+            else:
+                yield Outcome("written", place, result)
+
+
+def write_export(
+    run: ExportedRun, target: Target, folder: Path, seconds: float, origin: dict[str, Any]
+) -> ExportResult:
+    """Write the file of a target, execute and measure it, and write export.json and the card.
+
+    Args:
+        run: The run.
+        target: The target.
+        folder: An empty folder.
+        seconds: Seconds of timing for each batch size.
+        origin: Checksums and versions that the export depends on.
+
+    Returns:
+        The content of export.json.
+
+    Raises:
+        MmpError: if the target does not support the model, the engine cannot execute the file, its accuracy is not that
+            of the run, or a pruned weight is not zero in it.
+    """
+    source = run.source
+    paths = [folder / name for name in target.files]
+    target.write(source, paths[0])
+    weights = weight_counts(target.weights(paths[0], source), source.masks, f"{source.name} as target={target.name}")
+    engine = target.open(paths[0], source)
+    logits_differ = logit_difference(engine, source, target)
+    accuracy = _measured_accuracy(run, engine, target)
+    dense, dense_weights = run.dense
+    dense_paths = [dense.scratch / name for name in target.files]
+    target.write(dense, dense_paths[0])
+    result = ExportResult(
+        schema_version=SCHEMA_VERSION,
+        target=target.name,
+        run=run.result["run_name"],
+        files={path.name: file_digest(path) for path in paths},
+        engine=target.engine,
+        model={key: getattr(run.config.model, key) for key in ("name", "label", "num_classes", "in_chans", "kwargs")},
+        images={
+            **{key: getattr(run.config.data, key) for key in ("channels", "image_size", "mean", "std")},
+            "recipe": run.data.recipe,
+        },
+        accuracy=accuracy,
+        logits_differ=logits_differ,
+        bytes=file_sizes(run.path / WEIGHTS, paths, dense_paths),
+        weights=weights,
+        latency=latencies(engine, target.open(dense_paths[0], dense), source, seconds),
+        threads=torch.get_num_threads(),
+        processor=processor(),
+        dense_weights=dense_weights,
+        origin=origin,
+        versions=origin["versions"],
+    )
+    write_json(folder / EXPORT_JSON, result.to_dict())
+    write_text(folder / CARD, as_card(result, target.usage(source)))
+    return result
+
+
+def _measured_accuracy(run: ExportedRun, engine: Engine, target: Target) -> Accuracy:
+    """Return the test accuracy of a file; an exact one must have the run's accuracy."""
+    expected, expected_samples = run.result["accuracy"]["finetuned"]["test"], run.result["samples"]["test"]
+    accuracy, samples = accuracy_of(engine, run.data.test_dataloader())
+    if samples != expected_samples:
+        raise MmpError(f"{run.path}: was measured on {expected_samples} test images, but the data set has {samples}")
+    points = round(100 * (accuracy - expected), 4) + 0.0  # the run's accuracy is a float32; + 0.0 avoids -0.0
+    if target.exact and abs(points) > max(MOST_POINTS, 100 / samples) + 1e-3:
+        problem = f"its test accuracy is {100 * accuracy:.2f} %, but the run has {100 * expected:.2f} %"
+        raise export_error(run.source, target, problem)
+    return Accuracy(accuracy, expected, points, samples)
+
+
+def _up_to_date(place: Path, origin: dict[str, Any], timed: bool) -> ExportResult | None:
+    """Return the result of an earlier export if its files are intact, it is of this run, and timed if it must be."""
+    try:
+        result = ExportResult.from_dict(json.loads((place / EXPORT_JSON).read_text(encoding="utf-8")))
+        intact = all(file_digest(place / name) == digest for name, digest in result.files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, damaged, or of another version
+        return None
+    same = result.schema_version == SCHEMA_VERSION and result.origin == origin
+    return result if intact and same and (place / CARD).is_file() and (result.latency or not timed) else None
+
+
+def _versions(target: Target) -> dict[str, str]:
+    """Return the versions of all packages that an export depends on."""
+    owners = packages_distributions()  # the module onnxruntime can come from the package onnxruntime-gpu
+    needed = (*target.packages, "safetensors")
+    return {**versions(), **{package: version(owners.get(package, [package])[0]) for package in needed}}

@@ -1,4 +1,4 @@
-"""``python -m mmp.export`` as a user runs it: what it writes, judged by reading and running the files anew."""
+"""``python -m mmp.export`` as a user runs it: the files that it writes are read and executed independently."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from resources import needs
 from sweeping import ROOT, arguments, environment
 from torch import Tensor
 
-import mmp.export
 import mmp.export.latency
+import mmp.export.write
 from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
@@ -34,7 +34,8 @@ from mmp.data.readers import READERS
 from mmp.export.__main__ import main, read_options
 from mmp.export.card import as_card
 from mmp.export.measure import compressed_size
-from mmp.export.source import Subject, load_config
+from mmp.export.result import ExportResult
+from mmp.export.source import ExportedRun, load_config
 from mmp.export.targets import load_target
 from mmp.export.write import export_run
 from mmp.files import is_locked, replaced_folder
@@ -57,7 +58,7 @@ def export(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pruned models of digits, each exported to all targets."""
+    """Two pruned models on digits, each exported to all targets."""
     results = tmp_path_factory.mktemp("results")
     options = ["model=cnn,vit", "strategy=p70", "budget=0.9", "dense.epochs=12", "finetune.epochs=3"]
     done = warm.run(arguments(results, *options)[1:], environment())
@@ -71,14 +72,14 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(sweep: Path, request: pytest.FixtureRequest) -> Path:
-    """The folder of one of the two; the CNN unless a test says otherwise."""
+    """The folder of one of the two models; the CNN unless a test says otherwise."""
     (folder,) = sweep.glob(f"{getattr(request, 'param', 'cnn')}-*")
     return folder
 
 
 @pytest.fixture
 def copied(run: Path, tmp_path: Path) -> Path:
-    """A copy of the CNN's folder, to do harm to."""
+    """A copy of the CNN's folder, for tests that change it."""
     return Path(shutil.copytree(run, tmp_path / run.name))
 
 
@@ -97,7 +98,7 @@ def images_and_labels(run: Path) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("run", MODELS, indirect=True)
-def test_float32_is_as_accurate_as_pytorch_and_int8_nearly(run: Path) -> None:
+def test_float32_is_as_accurate_as_pytorch_and_int8_almost(run: Path) -> None:
     images, labels = images_and_labels(run)
     config = load_config(run)
     model = build_model(config.model).eval()
@@ -108,13 +109,13 @@ def test_float32_is_as_accurate_as_pytorch_and_int8_nearly(run: Path) -> None:
     for target in ("onnx", "onnx_int8"):
         (logits,) = session_of(run, target).run(["logits"], {"images": images.numpy()})
         found[target] = 100 * float((logits.argmax(1) == labels.numpy()).mean())
-        told = read(run, target)["accuracy"]
-        assert told["samples"] == len(labels) == 360
-        assert 100 * told["file"] == pytest.approx(found[target])
-        assert 100 * told["pytorch"] == pytest.approx(expected, abs=1e-4)
-        assert told["difference"] == pytest.approx(found[target] - expected, abs=1e-4)
+        accuracy = read(run, target)["accuracy"]
+        assert accuracy["samples"] == len(labels) == 360
+        assert 100 * accuracy["file"] == pytest.approx(found[target])
+        assert 100 * accuracy["pytorch"] == pytest.approx(expected, abs=1e-4)
+        assert accuracy["difference"] == pytest.approx(found[target] - expected, abs=1e-4)
     assert abs(found["onnx"] - expected) <= 0.05
-    one_image = 100 / 360  # 0.28 points, so the 0.5 points that are promised for CNNs are one image
+    one_image = 100 / 360  # 0.28 points; 0.5 points, which are promised for CNNs, are one image
     assert abs(found["onnx_int8"] - found["onnx"]) <= (0.5 if "cnn" in run.name else 4 * one_image)
     assert read(run, "sparse")["accuracy"]["file"] == pytest.approx(expected / 100)
 
@@ -131,10 +132,10 @@ def test_zeros_survive_folding_and_rounding(run: Path, target: str) -> None:
         weight = stored[held].T if ".T" in held.removeprefix(name) else stored[held]
         assert not weight[~mask.numpy()].any()
         nonzero += int(np.count_nonzero(weight))
-    told, kept = read(run, target)["weights"], masks.total - sum(masks.pruned.values())
-    assert (told["prunable"], told["kept"], told["nonzero"]) == (masks.total, kept, nonzero)
-    assert told["sparsity"] == pytest.approx(1 - nonzero / masks.total)
-    assert told["rounded_to_zero"] == kept - nonzero
+    counts, kept = read(run, target)["weights"], masks.total - sum(masks.pruned.values())
+    assert (counts["prunable"], counts["kept"], counts["nonzero"]) == (masks.total, kept, nonzero)
+    assert counts["sparsity"] == pytest.approx(1 - nonzero / masks.total)
+    assert counts["rounded_to_zero"] == kept - nonzero
     if target == "onnx":
         assert nonzero == kept
         assert "BatchNormalization" not in {node.op_type for node in graph.node}
@@ -143,7 +144,7 @@ def test_zeros_survive_folding_and_rounding(run: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize("run", MODELS, indirect=True)
-def test_linear_layers_read_eight_bits_and_put_out_float32(run: Path) -> None:
+def test_linear_layers_have_int8_inputs_and_float32_outputs(run: Path) -> None:
     graph = onnx.load(run / "export/onnx_int8/model.onnx").graph
     made = {name: node.op_type for node in graph.node for name in node.output}
     readers = [(node, name) for node in graph.node for name in node.input]
@@ -175,7 +176,7 @@ def test_the_card_says_how_to_load_the_file(run: Path, target: str, monkeypatch:
     monkeypatch.chdir(folder)
     images = images_and_labels(run)[0][:4]
     scope: dict[str, Any] = {"images": images}
-    exec(code, scope)  # what a reader would paste
+    exec(code, scope)  # as a reader would paste it
     model = build_model(load_config(run).model).eval()
     load_weights(model, run / "model.safetensors")
     expected = model(images).detach()
@@ -189,7 +190,7 @@ def test_the_card_says_how_to_load_the_file(run: Path, target: str, monkeypatch:
 
 
 @pytest.mark.parametrize("run", MODELS, indirect=True)
-def test_sizes_are_those_of_the_files(run: Path) -> None:
+def test_the_sizes_of_the_files_are_reported(run: Path) -> None:
     dense = (run / "model.safetensors").stat().st_size
     for target in TARGETS:
         content = read(run, target)
@@ -202,14 +203,14 @@ def test_sizes_are_those_of_the_files(run: Path) -> None:
     assert read(run, "onnx_int8")["bytes"]["file"] < 0.35 * dense
 
 
-def test_no_file_tells_of_this_machine(run: Path) -> None:
+def test_no_file_contains_paths_of_this_machine(run: Path) -> None:
     for path in (run / "export").rglob("*"):
         if path.is_file():
             assert str(ROOT).encode() not in path.read_bytes(), path
             assert b"site-packages" not in path.read_bytes(), path
 
 
-def test_a_sparse_file_holds_the_bits_of_the_run(run: Path) -> None:
+def test_a_sparse_file_has_every_bit_of_the_weights(run: Path) -> None:
     from mmp.export.sparse_file import load_sparse
 
     state = load_sparse(run / "export/sparse/model.sparse.safetensors")
@@ -218,7 +219,7 @@ def test_a_sparse_file_holds_the_bits_of_the_run(run: Path) -> None:
     assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
-def test_the_same_command_again_makes_only_what_is_not_whole(
+def test_the_same_command_again_repeats_only_damaged_exports(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {target: copied / "export" / target / next(iter(read(copied, target)["files"])) for target in TARGETS}
@@ -237,7 +238,7 @@ def test_the_same_command_again_makes_only_what_is_not_whole(
     assert "already" not in capsys.readouterr().out
 
 
-def test_what_fails_leaves_the_rest_and_nothing_half_written(
+def test_a_failed_target_stops_no_other_and_leaves_nothing_half_written(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(copied / "export/onnx")
@@ -248,11 +249,11 @@ def test_what_fails_leaves_the_rest_and_nothing_half_written(
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     assert main([str(copied), "target=onnx,onnx_int8,sparse", "force=true", *QUICK]) == 1
-    told = capsys.readouterr()
-    assert [line.split(":")[0] for line in told.err.splitlines()] == ["error", "error"]
+    printed = capsys.readouterr()
+    assert [line.split(":")[0] for line in printed.err.splitlines()] == ["error", "error"]
     for part in ("cnn as target=onnx:", "no such operator", "target=sparse", "pip install --upgrade 'mmp[export]'"):
-        assert part in told.err
-    assert len(told.out.splitlines()) == 1
+        assert part in printed.err
+    assert len(printed.out.splitlines()) == 1
     assert not (copied / "export/onnx").exists()
     assert read(copied, "onnx_int8") == old
     assert not list((copied / "export").glob(".*"))
@@ -274,15 +275,16 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def again(run: Path, *words: str) -> list[tuple[str, Path, dict[str, Any]]]:
-    """Export a run, as sparse unless the words say otherwise, and return what came of it."""
+    """Export a run, to target sparse by default; return each outcome with its export.json or its error."""
     chosen = [] if any(word.startswith("target=") for word in words) else ["target=sparse"]
     names, options = read_options([*chosen, *QUICK, *words])
-    return list(export_run(run, [load_target(name) for name in names], options))
+    outcomes = export_run(run, [load_target(name) for name in names], options)
+    return [(one.status, one.folder, one.result.to_dict() if one.result else {"error": one.error}) for one in outcomes]
 
 
 def test_a_changed_run_is_exported_again(copied: Path) -> None:
     ((outcome, _, content),) = again(copied)
-    assert outcome == "there"
+    assert outcome == "unchanged"
     with (copied / "config.yaml").open("a") as file:
         file.write("# moved\n")
     ((outcome, _, other),) = again(copied)
@@ -300,7 +302,7 @@ def test_a_changed_run_is_exported_again(copied: Path) -> None:
     ],
     ids=lambda value: value[0],
 )
-def test_what_a_run_saved_is_what_it_is_exported_by(conf: Path, tmp_path: Path, overrides: list[str]) -> None:
+def test_the_saved_configuration_is_loaded(conf: Path, tmp_path: Path, overrides: list[str]) -> None:
     config = config_of(conf, *overrides, f"paths.results={tmp_path}")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     assert load_config(tmp_path) == config
@@ -308,7 +310,7 @@ def test_what_a_run_saved_is_what_it_is_exported_by(conf: Path, tmp_path: Path, 
     assert (moved.data.root, moved.data.eval_batch_size) == ("elsewhere", 8)
 
 
-def test_a_dense_model_that_is_gone_is_replaced_by_one_of_its_size(copied: Path) -> None:
+def test_a_missing_dense_model_is_replaced_by_one_of_its_size(copied: Path) -> None:
     text = (copied / "config.yaml").read_text()
     (copied / "config.yaml").write_text(re.sub(r"cache: .*", f"cache: {copied}/nowhere", text))
     ((outcome, _, content),) = again(copied)
@@ -317,7 +319,7 @@ def test_a_dense_model_that_is_gone_is_replaced_by_one_of_its_size(copied: Path)
     assert content["bytes"]["dense_compressed"] > 0.8 * content["bytes"]["dense_fp32"]
 
 
-def test_a_dense_model_that_is_damaged_is_replaced_and_that_is_told(
+def test_a_damaged_dense_model_is_replaced_with_a_warning(
     copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = load_config(copied)
@@ -328,13 +330,13 @@ def test_a_dense_model_that_is_damaged_is_replaced_and_that_is_told(
     (tmp_path / "cache/dense" / path.name).write_bytes(path.read_bytes()[:-8])
     ((outcome, place, content),) = again(copied)
     assert outcome == "written", content
-    told = "random where the run pruned them, the others scaled, because the trained ones cannot be read"
-    assert content["dense_weights"] == told
-    assert told in (place / "README.md").read_text()
+    origin = "random where the run pruned them, the others scaled, because the trained ones cannot be read"
+    assert content["dense_weights"] == origin
+    assert origin in (place / "README.md").read_text()
     assert path.name in caplog.text
 
 
-def test_the_dense_model_is_exported_alike(run: Path, tmp_path: Path) -> None:
+def test_the_dense_model_is_exported_in_the_same_way(run: Path, tmp_path: Path) -> None:
     from mmp.export.sparse_file import save_sparse
 
     config, sizes = load_config(run), read(run, "sparse")["bytes"]
@@ -344,8 +346,8 @@ def test_the_dense_model_is_exported_alike(run: Path, tmp_path: Path) -> None:
     assert sizes["dense_compressed"] == compressed_size([tmp_path / "dense"]) < sizes["dense_file"]
 
 
-def test_eight_bits_are_calibrated_on_the_calibration_split(run: Path, tmp_path: Path) -> None:
-    source = Subject(run, (), tmp_path).source
+def test_int8_is_calibrated_on_the_calibration_split(run: Path, tmp_path: Path) -> None:
+    source = ExportedRun(run, (), tmp_path).source
     config = load_config(run)
     data = ImageData(config.data, config.seed)
     plain, chosen = READERS["digits"](config.data).plain, data.indices["calibration"].tolist()
@@ -365,10 +367,10 @@ def test_the_run_is_locked_while_it_is_exported(copied: Path) -> None:
     assert not is_locked(copied / ".lock")
 
 
-def test_latency_is_that_of_the_file_over_that_of_the_dense_model(
+def test_latency_compares_the_file_with_the_dense_model(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruned, images = Subject(copied, (), tmp_path).source.model, images_and_labels(copied)[0][:4]
+    pruned, images = ExportedRun(copied, (), tmp_path).source.model, images_and_labels(copied)[0][:4]
     seconds: list[float] = []
 
     def timed(model: Any, _: Tensor) -> float:
@@ -382,20 +384,20 @@ def test_latency_is_that_of_the_file_over_that_of_the_dense_model(
     assert ", no difference seen" not in (place / "README.md").read_text()
 
 
-def test_a_card_tells_where_no_difference_was_seen(run: Path) -> None:
+def test_the_card_says_where_no_difference_was_seen(run: Path) -> None:
     timing = {"batch": 1, "pairs": 9, "seconds": 1.0, "dense_seconds": 1.0, "ratio": 0.9}
     for quartiles, seen in (([0.8, 0.99], True), ([0.8, 1.0], False), ([0.9, 1.3], False), ([1.01, 1.3], True)):
         content = {**read(run, "sparse"), "latency": [{**timing, "quartiles": quartiles}]}
-        assert ("| 0.90, no difference seen |" in as_card(content, "")) != seen
+        assert ("| 0.90, no difference seen |" in as_card(ExportResult.from_dict(content), "")) != seen
 
 
-def test_an_export_without_latency_is_made_again_to_have_it(copied: Path) -> None:
-    for seconds, outcome in (("0", "there"), ("0.01", "written"), ("0.01", "there"), ("0", "there")):
+def test_an_export_without_latency_is_repeated_if_latency_is_wanted(copied: Path) -> None:
+    for seconds, outcome in (("0", "unchanged"), ("0.01", "written"), ("0.01", "unchanged"), ("0", "unchanged")):
         ((found, *_),) = again(copied, f"seconds={seconds}")
         assert found == outcome
 
 
-def test_a_package_is_found_by_what_it_is_imported_as(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_is_found_by_the_name_of_its_module(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"onnxruntime-gpu": "1.2.3"}
 
     def version(name: str) -> str:
@@ -403,19 +405,19 @@ def test_a_package_is_found_by_what_it_is_imported_as(copied: Path, monkeypatch:
             raise PackageNotFoundError(name)
         return numbers.get(name, "0")
 
-    monkeypatch.setattr(mmp.export, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
-    monkeypatch.setattr(mmp.export, "version", version)
+    monkeypatch.setattr(mmp.export.write, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    monkeypatch.setattr(mmp.export.write, "version", version)
     ((outcome, _, content),) = again(copied, "target=onnx")
     assert outcome == "written"
     assert content["versions"]["onnxruntime"] == "1.2.3"
 
 
-def test_targets_add_up(copied: Path) -> None:
+def test_targets_of_several_words_are_joined(copied: Path) -> None:
     names, _ = read_options(["target=sparse,onnx", "target=onnx_int8,sparse", "target=onnx"])
     assert names == ["sparse", "onnx", "onnx_int8"]
 
 
-def test_ctrl_c_is_no_traceback(
+def test_ctrl_c_exits_without_a_traceback(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = read(copied, "sparse")
@@ -423,7 +425,7 @@ def test_ctrl_c_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mmp.export, "write_export", interrupt)
+    monkeypatch.setattr(mmp.export.write, "write_export", interrupt)
     assert main([str(copied), "target=sparse", "force=true", *QUICK]) == 130
     assert capsys.readouterr().err.startswith("interrupted")
     assert read(copied, "sparse") == before
@@ -443,7 +445,7 @@ def code_in(recipe: str) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [8, 16, 20])
-def test_the_recipe_makes_the_images_of_the_raw_ones(conf: Path, size: int) -> None:
+def test_the_recipe_prepares_raw_images(conf: Path, size: int) -> None:
     from sklearn.datasets import load_digits
 
     config = config_of(conf, "data=digits", f"data.image_size={size}", "data.crop_pct=0.9")
@@ -485,10 +487,10 @@ def test_the_recipe_of_files_is_timms(conf: Path, tmp_path: Path, channels: int)
     assert torch.equal(next(iter(data.val_dataloader()))[0][0], expected)
 
 
-def test_the_card_tells_the_recipe(run: Path) -> None:
+def test_the_card_has_the_recipe(run: Path) -> None:
     config = load_config(run)
     recipe = ImageData(config.data, config.seed).recipe
-    assert f"of any B: {recipe}." in (run / "export/sparse/README.md").read_text()
+    assert f"for any batch size B, prepared as follows: {recipe}." in (run / "export/sparse/README.md").read_text()
 
 
 def test_latency_is_measured_at_one_and_32(copied: Path) -> None:
@@ -540,7 +542,7 @@ def test_executorch_is_as_accurate_as_pytorch(
 
 
 @pytest.mark.parametrize("file", ["null", "/nowhere/weights.safetensors"])
-def test_pretrained_weights_are_not_asked_for_again(copied: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_are_not_downloaded_again(copied: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
     text = (copied / "config.yaml").read_text().replace("pretrained_file: null", f"pretrained_file: {file}")
@@ -575,7 +577,7 @@ def test_weights_or_masks_of_another_run_are_refused(copied: Path) -> None:
 
     zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
     ones = {name: torch.ones_like(mask) for name, mask in masks.items()}
-    old = {*result} - {"digests"}  # a run of before there were any
+    old = {*result} - {"digests"}  # a run of an earlier version
     assert "masks.safetensors: is not what the run has written" in refused(zeros, ones, old)
     assert "its test accuracy is" in refused(zeros, masks, old)
     assert "model.safetensors: is not what the run has written" in refused(zeros, masks, {*result})
@@ -593,7 +595,7 @@ def test_weights_or_masks_of_another_run_are_refused(copied: Path) -> None:
         (["target=onnx", "select=pareto"], ["single run"]),
         (["target=onnx", "force=yes"], ["force=yes", "true or false"]),
         (["target=onnx", "seconds=nan"], ["seconds=nan", "at least 0"]),
-        (["target=onnx", "select=all", "select=pareto"], ["select=pareto", "join conditions by commas"]),
+        (["target=onnx", "select=all", "select=pareto"], ["select=pareto", "join conditions with commas"]),
         (["target=onnx", "data.workers=abc"], ["data.workers=abc", "Integer"]),
         (["target=onnx", "data.classes=3"], ["data.classes=3", "root"]),
         (["onnx"], ["key=value"]),
@@ -604,25 +606,25 @@ def test_mistakes_are_one_line(
     run: Path, words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(run), *words]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert len(told.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert len(printed.splitlines()) == 1
     for part in parts:
-        assert part in told
+        assert part in printed
 
 
-def test_folders_that_cannot_be_exported_are_told(
+def test_folders_that_cannot_be_exported_are_errors(
     sweep: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told(folder: Path, *words: str) -> str:
+    def error(folder: Path, *words: str) -> str:
         assert main([str(folder), "target=sparse", *QUICK, *words]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert "no such folder" in told(tmp_path / "nowhere")
-    assert "holds 2 runs; choose with select=pareto" in told(sweep)
-    assert "no such field 'dorp'; did you mean 'drop'?" in told(sweep, "select=dorp<1")
-    assert "no run meets this" in told(sweep, "select=size_mb<0.001")
+    assert "no such folder" in error(tmp_path / "nowhere")
+    assert "contains 2 runs; select with select=pareto" in error(sweep)
+    assert "no such field 'dorp'; did you mean 'drop'?" in error(sweep, "select=dorp<1")
+    assert "no run meets this" in error(sweep, "select=size_mb<0.001")
     result = json.loads((copied / "result.json").read_text())
     for changes, part in (
         ({"data_fingerprint": "other"}, "not those of the run"),
@@ -631,7 +633,7 @@ def test_folders_that_cannot_be_exported_are_told(
         ({"samples": {**result["samples"], "test": 359}}, "359"),
     ):
         (copied / "result.json").write_text(json.dumps({**result, **changes}))
-        assert part in told(copied, "force=true")
+        assert part in error(copied, "force=true")
     for changes, part in (
         ({"accuracy": {}}, "lacks 'accuracy.finetuned.test'"),
         ({"accuracy": "high"}, "lacks 'accuracy.finetuned.test'"),
@@ -647,31 +649,31 @@ def test_folders_that_cannot_be_exported_are_told(
         ({"files": {"../../../nope": 3}}, "not a completed run"),
     ):
         (copied / "result.json").write_text(json.dumps({**result, **changes}))
-        assert part in told(copied, "force=true"), changes
+        assert part in error(copied, "force=true"), changes
     (copied / "result.json").write_text(json.dumps({key: result[key] for key in ("status", "files")}))
-    assert "result.json lacks 'run_name'" in told(copied)
+    assert "result.json lacks 'run_name'" in error(copied)
     (copied / "result.json").write_text(json.dumps(result))
     masks = load_tensors(copied / "masks.safetensors")
     for name, shape, part in (("conv1.weight", (1, 1, 7, 7), "has shape (1, 1, 7, 7)"), ("x", (2,), "names no weight")):
         save_tensors(copied / "masks.safetensors", {**masks, name: torch.ones(shape, dtype=torch.bool)})
         sized = {**result["files"], "masks.safetensors": (copied / "masks.safetensors").stat().st_size}
         (copied / "result.json").write_text(json.dumps({**result, "files": sized}))
-        assert part in told(copied)
+        assert part in error(copied)
     (copied / "config.yaml").write_text("model: [")
-    assert "config.yaml: not the configuration of a run" in told(copied)
+    assert "config.yaml: not the configuration of a run" in error(copied)
     (copied / "masks.safetensors").unlink()
-    assert "masks.safetensors is missing" in told(copied)
+    assert "masks.safetensors is missing" in error(copied)
 
 
-def test_a_run_that_fails_stops_no_other(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_stops_no_other(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(sweep, tmp_path / "sweep"))
     (damaged,) = folder.glob("cnn-*")
     (damaged / "config.yaml").write_text("- 1")
     assert main([str(folder), "target=sparse", "select=all", *QUICK]) == 1
-    told = capsys.readouterr()
-    assert told.out.startswith("vit-digits")
-    assert told.err.count("\n") == 1
-    assert str(damaged / "config.yaml") in told.err
+    printed = capsys.readouterr()
+    assert printed.out.startswith("vit-digits")
+    assert printed.err.count("\n") == 1
+    assert str(damaged / "config.yaml") in printed.err
 
 
 def test_runs_without_a_result_are_named(sweep: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -679,7 +681,7 @@ def test_runs_without_a_result_are_named(sweep: Path, tmp_path: Path, caplog: py
     (failed,) = folder.glob("cnn-*")
     (failed / "result.json").unlink()
     assert main([str(folder), "target=sparse", "select=all", *QUICK]) == 0
-    assert f"{failed} is left out, because it is failed (result.json is missing" in caplog.text
+    assert f"skipping {failed}, because it is failed (result.json is missing" in caplog.text
 
 
 def test_select_exports_the_chosen_runs_only(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -695,9 +697,9 @@ def test_a_run_with_foreign_or_pickled_weights_is_refused(copied: Path, tmp_path
         path.write_bytes(content)
         result["files"]["model.safetensors"] = len(content)
         (copied / "result.json").write_text(json.dumps(result))
-        ((outcome, _, told),) = again(copied, "force=true")
+        ((outcome, _, content),) = again(copied, "force=true")
         assert outcome == "failed"
-        return told["error"]
+        return content["error"]
 
     whole = path.read_bytes()
     assert "not a readable safetensors file" in refused(whole[: len(whole) // 2])
@@ -708,7 +710,7 @@ def test_a_run_with_foreign_or_pickled_weights_is_refused(copied: Path, tmp_path
 
 
 class Evil:
-    """A pickle that makes a file when it is read as one."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -717,7 +719,7 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-def test_a_checkpoint_with_code_executes_nothing(tmp_path: Path, conv_net: torch.nn.Module) -> None:
+def test_a_checkpoint_with_code_is_refused_and_executes_nothing(tmp_path: Path, conv_net: torch.nn.Module) -> None:
     from mmp.errors import MmpError
 
     state = conv_net.state_dict()

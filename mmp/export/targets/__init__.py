@@ -1,6 +1,7 @@
-"""Targets: what a pruned model is exported to. One class in one file each, and a line in `TARGETS`.
+"""Targets: the kinds of files that a pruned model is exported to.
 
-A target is a :class:`Target`; it needs no base class. ``mmp.export`` measures and describes what it writes.
+A target is one class in one file, and a line in `TARGETS`. It implements :class:`Target` and needs no base class.
+:mod:`mmp.export` measures and describes the files that it writes.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ TARGETS = {
 }
 
 Engine = Callable[[Tensor], Tensor]
-"""What runs a file: images (B, C, H, W) of any B, on the CPU -> logits (B, classes)."""
+"""Executes a file: maps images (B, C, H, W) on the CPU, with any batch size B, to logits (B, classes)."""
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """What is exported.
+    """A model to export.
 
     Attributes:
-        config: The timm model.
-        model: The same with its weights, in eval mode and on the CPU.
-        masks: Which of its weights were kept.
-        batches: Calibration images (B, C, H, W), normalised; they can be gone through as often as one likes.
-        scratch: A folder for intermediate files of this very source.
+        config: The configuration of the timm model.
+        model: The model with its weights, in eval mode, on the CPU.
+        masks: Its masks; true where a weight is kept.
+        batches: Normalised calibration images (B, C, H, W). They can be iterated over several times.
+        scratch: A folder for intermediate files of this model only.
     """
 
     config: ModelConfig
@@ -54,18 +55,18 @@ class Exportable:
     @property
     def name(self) -> str:
         """The model's name."""
-        return self.config.title
+        return self.config.label or self.config.name
 
     @cached_property
     def images(self) -> Tensor:
-        """A few calibration images, to try a file with."""
+        """The first three calibration images, to try a file with."""
         return next(iter(self.batches))[:3]
 
-    def settled(self) -> nn.Module:
-        """Return the model after a forward pass in eval mode, with what it keeps from there: a constant to exporters.
+    def ready_to_trace(self) -> nn.Module:
+        """Return the model after a forward pass in eval mode, so that the values it caches become constants in a file.
 
-        LeViT keeps its attention biases so. In the file of a model that has not run they are gathered anew for every
-        image; two files can be compared where both models have.
+        LeViT caches its attention biases in this way. Without the forward pass, its file gathers them again for every
+        image, and the latencies of two files can only be compared if both do or neither does.
         """
         forget_cached(self.model)
         self.model.eval()
@@ -74,20 +75,25 @@ class Exportable:
         return self.model
 
     def with_weights(self, model: nn.Module, scratch: Path) -> Exportable:
-        """Return the same architecture with other weights, none of them pruned."""
+        """Return the same architecture with other weights and without masks.
+
+        Args:
+            model: The model with the other weights.
+            scratch: A folder for its intermediate files.
+        """
         return replace(self, model=model.eval(), masks=Masks({}), scratch=scratch)
 
 
 class Target(Protocol):
-    """A kind of file, and the engine that runs it.
+    """A kind of file, and the engine that executes it.
 
     Attributes:
-        name: What a user asks for.
-        files: Names of the files that it writes; the first is what its engine opens.
-        engine: What runs it, for people.
-        packages: What it imports, besides what mmp itself needs.
-        extra: The extras of mmp that bring them.
-        exact: Whether the file computes what the model does, up to rounding in float32.
+        name: The name on the command line.
+        files: Names of the files that it writes; the engine opens the first.
+        engine: The name of the engine, for people.
+        packages: Packages that it imports, besides those that mmp always needs.
+        extra: The extras of mmp that install these packages.
+        exact: Whether the file computes the same as the model, up to rounding in float32.
     """
 
     name: str
@@ -98,27 +104,35 @@ class Target(Protocol):
     exact: bool
 
     def write(self, source: Exportable, path: Path) -> None:
-        """Write the files of a model; ``path`` is where the first one goes, beside it the others.
+        """Write the files of a model: the first to ``path``, the others beside it.
 
         Raises:
-            MmpError: naming model, target and the way out, where this cannot be done.
+            MmpError: if the target does not support the model.
         """
 
     def open(self, path: Path, source: Exportable) -> Engine:
-        """Return what runs a file."""
+        """Return the engine with the file loaded.
+
+        Raises:
+            MmpError: if the engine does not support the file.
+        """
 
     def weights(self, path: Path, source: Exportable) -> dict[str, Tensor]:
-        """Return, from the file, the weights under each mask, in the mask's shape; of any type, zeros are 0."""
+        """Return the weight under each mask, read from the file, in the shape of the mask and of any data type.
+
+        Raises:
+            MmpError: if a weight is not in the file.
+        """
 
     def usage(self, source: Exportable) -> str:
-        """Return the lines of Python that load the file and run it on ``images``."""
+        """Return at most five lines of Python that load the file and run it on ``images``."""
 
 
 def load_target(name: str) -> Target:
     """Return a target by name.
 
     Raises:
-        MmpError: if there is none, or a package is missing.
+        MmpError: if there is no such target, or a package that it needs is missing.
     """
     if name not in TARGETS:
         raise MmpError(f"target={name}: no such target; {nearest(name, TARGETS)}")
@@ -129,54 +143,55 @@ def load_target(name: str) -> Target:
     return target
 
 
-def tried(engine: Engine, source: Exportable, target: Target) -> float:
-    """Run a file on one image and on a few, and compare it with the model.
+def logit_difference(engine: Engine, source: Exportable, target: Target) -> float:
+    """Run a file on one image and on three, and compare its logits with those of the model.
 
     Returns:
-        The largest difference of a logit, over the largest logit.
+        The largest absolute difference of a logit, divided by the largest absolute logit of the model.
 
     Raises:
-        MmpError: if it does not run, puts out something else, or is no longer finite.
+        MmpError: if the engine fails, or returns another shape or a value that is not finite, or if the target is exact
+            and its logits differ.
     """
     with torch.inference_mode():
         expected = source.model(source.images)
     try:
         several = engine(source.images)
         single = engine(source.images[:1])
-    except Exception as error:  # whatever an engine raises
-        raise unable(source, target, f"{target.engine} cannot run it", error) from error
+    except Exception as error:  # engines raise exceptions of any kind
+        raise export_error(source, target, f"{target.engine} cannot run it", error) from error
     scale = float(expected.abs().max())
     worst = 0.0
     for found, right in ((several, expected), (single, expected[:1])):
         if found.shape != right.shape or not torch.isfinite(found).all():
-            what = f"shape {tuple(found.shape)} instead of {tuple(right.shape)}, or infinity"
-            raise unable(source, target, f"{target.engine} makes {what} of {len(right)} images")
+            what = f"logits of shape {tuple(found.shape)} instead of {tuple(right.shape)}, or infinity"
+            raise export_error(source, target, f"{target.engine} returns {what} for {len(right)} images")
         worst = max(worst, float((found - right).abs().max()))
     if target.exact and worst > 1e-3 * scale + 1e-5:
-        raise unable(source, target, f"in {target.engine} its logits differ by {worst:g} from PyTorch's")
+        raise export_error(source, target, f"in {target.engine}, its logits differ by {worst:g} from PyTorch's")
     return worst / scale if scale else worst
 
 
-def unable(
+def export_error(
     source: Exportable,
     target: Target,
-    what: str,
+    problem: str,
     error: Exception | None = None,
     others: Sequence[str] = tuple(TARGETS),
 ) -> MmpError:
-    """Return the error that tells what an engine cannot do, and the way out.
+    """Return the error for an export that is not possible, with other targets to try.
 
     Args:
         source: The model.
-        target: What it was to be.
-        what: What went wrong.
-        error: What was raised.
-        others: Targets that may work all the same.
+        target: The target.
+        problem: What is wrong.
+        error: The exception behind it.
+        others: Targets that may support the model.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error else []
     why = f" ({type(error).__name__}: {' '.join(lines)[:300]})" if error else ""
     others = " or ".join(f"target={name}" for name in others if name != target.name)
     return MmpError(
-        f"{source.name} as target={target.name}: {what}{why}; nothing was written. Try {others}, or newer packages: "
+        f"{source.name} as target={target.name}: {problem}{why}; nothing was written. Try {others}, or newer packages: "
         f"pip install --upgrade 'mmp[{target.extra}]'"
     )

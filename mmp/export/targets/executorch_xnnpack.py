@@ -1,4 +1,4 @@
-"""Target ``executorch``: float32 for ExecuTorch, lowered to XNNPACK, its engine for the CPUs of phones and boards."""
+"""Target ``executorch``: float32 for ExecuTorch with XNNPACK, its backend for the CPUs of phones and boards."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmp.export.targets import Engine, Exportable, unable
+from mmp.export.targets import Engine, Exportable, export_error
 from mmp.export.targets.onnx_fp32 import quietly
 
-LARGEST = 32  # images at a time: memory for so many is set aside wherever the file is loaded
+LARGEST = 32  # the largest batch; the file reserves memory for it on every device
 
 
 class ExecuTorch:
-    """A program of ExecuTorch with BatchNorm folded into convolutions, of any batch size up to `LARGEST`.
+    """An ExecuTorch program with BatchNorm folded into convolutions, for any batch size up to `LARGEST`.
 
-    It stores weights without names, convolutions' as XNNPACK wants them, so they are recognised by their values.
+    The file stores weights without names, those of convolutions in XNNPACK's layout, so they are found by their values.
     """
 
     name = "executorch"
@@ -36,22 +36,22 @@ class ExecuTorch:
 
     def write(self, source: Exportable, path: Path) -> None:
         """Write the file."""
-        # The largest batch is the example: where a compiler looks at its size, it may conclude that no batch is larger.
+        # The example is the largest batch, because a compiler may take the size of the example as an upper bound.
         images = torch.zeros(LARGEST, *source.images.shape[1:])
         try:
             with _silently():
                 sizes = {0: torch.export.Dim("batch", min=1, max=LARGEST)}
-                program = torch.export.export(source.settled(), (images,), dynamic_shapes=(sizes,))
-        except Exception as error:  # whatever the exporter raises
-            raise unable(source, self, "torch cannot export it", error, others=("sparse",)) from error
+                program = torch.export.export(source.ready_to_trace(), (images,), dynamic_shapes=(sizes,))
+        except Exception as error:  # the exporter raises exceptions of any kind
+            raise export_error(source, self, "torch cannot export it", error, others=("sparse",)) from error
         try:
             with _silently():
                 path.write_bytes(_lowered(program))
-        except Exception as error:  # whatever the compiler raises
-            raise unable(source, self, "ExecuTorch cannot compile it", error) from error
+        except Exception as error:  # the compiler raises exceptions of any kind
+            raise export_error(source, self, "ExecuTorch cannot compile it", error) from error
 
     def open(self, path: Path, source: Exportable) -> Engine:
-        """Return the program, run by ExecuTorch's own runtime, once already: what fails tells the terminal of it."""
+        """Return the program in ExecuTorch's runtime, after one run in which its messages are kept off the terminal."""
 
         def run(images: Tensor) -> Tensor:
             return torch.cat([method.execute([some.contiguous()])[0] for some in images.split(LARGEST)])
@@ -60,20 +60,20 @@ class ExecuTorch:
             with _silently():
                 method = _runtime().load_program(path).load_method("forward")
                 run(source.images)
-        except Exception as error:  # whatever the runtime raises
-            raise unable(source, self, f"{self.engine} cannot run it", error) from error
+        except Exception as error:  # the runtime raises exceptions of any kind
+            raise export_error(source, self, f"{self.engine} cannot run it", error) from error
         return run
 
     def weights(self, path: Path, source: Exportable) -> dict[str, Tensor]:
-        """Return the weights under each mask, each channel scaled as the BatchNorm that was folded into it scales."""
+        """Return the weight under each mask, each channel scaled by the BatchNorm that was folded into it."""
         stored = _constants(path.read_bytes())
         found = {}
         for name, mask in source.masks.items():
             weight = source.model.get_parameter(name).detach()
             held = [value for one in stored for value in _layouts(one, weight) if _is_scaled(value, weight, mask)]
             if not held:
-                raise unable(source, self, f"weight {name!r} is not in the file, so its zeros cannot be counted")
-            # A layer of which hardly anything was kept looks like others of its size; its own has the fewest values.
+                raise export_error(source, self, f"weight {name!r} is not in the file, so its zeros cannot be counted")
+            # An almost empty layer matches others of its size, too; its own constant has the fewest values.
             found[name] = min(held, key=lambda value: int(value.count_nonzero()))
         return found
 
@@ -82,17 +82,17 @@ class ExecuTorch:
         return (
             "import torch\nfrom executorch.runtime import Runtime\n"
             f'method = Runtime.get().load_program("{self.files[0]}").load_method("forward")\n'
-            f"parts = images.split({LARGEST})  # the file takes no more at a time\n"
+            f"parts = images.split({LARGEST})  # the largest batch of the file\n"
             "logits = torch.cat([method.execute([part])[0] for part in parts])"
         )
 
 
 def _lowered(program: torch.export.ExportedProgram) -> bytes:
-    """Return the file of a program, whatever XNNPACK can compute left to it."""
+    """Return the bytes of a program in which XNNPACK computes every operator that it supports."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    # Its check of types asks for the length of a tensor, which makes the size of the batch a constant (LeViT's split).
+    # The validity check reads the length of a tensor, which makes the batch size a constant (split in LeViT).
     unchecked = EdgeCompileConfig(_check_ir_validity=False)
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=unchecked)
     return bytes(lowered.to_executorch().buffer)
@@ -100,7 +100,7 @@ def _lowered(program: torch.export.ExportedProgram) -> bytes:
 
 @cache
 def _runtime() -> Any:
-    """Return the runtime, with as many threads as PyTorch has; once, because what it has loaded holds on to them."""
+    """Return the runtime with as many threads as PyTorch; cached, because loaded programs keep the threads in use."""
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
@@ -109,7 +109,7 @@ def _runtime() -> Any:
 
 
 def _constants(content: bytes) -> list[Tensor]:
-    """Return every constant that a file stores as float32, flat: those of XNNPACK, and those of other operators."""
+    """Return all constants that a file stores, as flat float32 tensors: those of XNNPACK and of other operators."""
     with _silently():
         from executorch.exir._serialize._program import deserialize_pte_binary
 
@@ -121,7 +121,7 @@ def _constants(content: bytes) -> list[Tensor]:
 
 
 def _layouts(stored: Tensor, weight: Tensor) -> Iterator[Tensor]:
-    """Yield a stored constant in the shape of a weight, read in every order that it may have been written in."""
+    """Yield a stored constant in the shape of a weight, for every memory layout that it may have."""
     if stored.numel() != weight.numel():
         return
     yield stored.view(weight.shape)
@@ -136,7 +136,7 @@ def _layouts(stored: Tensor, weight: Tensor) -> Iterator[Tensor]:
 
 
 def _is_scaled(found: Tensor, weight: Tensor, mask: Tensor) -> bool:
-    """Return whether kept weights are those of a layer, each channel times a number; pruned ones are not looked at."""
+    """Return whether a constant has the kept weights of a layer up to a factor per channel; ignore pruned weights."""
     shape = len(weight), prod(weight.shape[1:])
     ours, theirs = ((value * mask).nan_to_num().reshape(shape) for value in (weight, found))
     scale = (ours * theirs).sum(1, keepdim=True) / ours.square().sum(1, keepdim=True).clamp(min=1e-30)
@@ -145,7 +145,7 @@ def _is_scaled(found: Tensor, weight: Tensor, mask: Tensor) -> bool:
 
 @contextmanager
 def _silently() -> Iterator[None]:
-    """Keep the terminal and the root logger as they are, whatever ExecuTorch does to them from Python and from C++."""
+    """Keep ExecuTorch, in Python and C++, from writing to the terminal and from changing the root logger."""
     handlers, level = logging.root.handlers[:], logging.root.level
     terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

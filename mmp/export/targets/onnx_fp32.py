@@ -1,4 +1,4 @@
-"""Target ``onnx``: float32, by torch's exporter, for onnxruntime and whatever else reads ONNX."""
+"""Target ``onnx``: float32 ONNX by torch's exporter, for onnxruntime and other engines that read ONNX."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 from mmp.errors import MmpError
-from mmp.export.targets import Engine, Exportable, Target, unable
+from mmp.export.targets import Engine, Exportable, Target, export_error
 
 if TYPE_CHECKING:
     import onnx
 
 
 INPUT, OUTPUT = "images", "logits"
-TRANSPOSED = ".T"  # ends the name of a linear layer's weight, which ONNX stores (in, out)
-QUANTIZED = "_quantized"  # what onnxruntime appends to the name of a weight
+TRANSPOSED = ".T"  # the suffix of linear weights, which ONNX stores with shape (in, out)
+QUANTIZED = "_quantized"  # the suffix that onnxruntime gives to quantized weights
 
 
 class Onnx:
-    """ONNX with BatchNorm folded into convolutions, any batch size, weights under timm's names."""
+    """ONNX with BatchNorm folded into convolutions, for any batch size, with weights under timm's names."""
 
     name = "onnx"
     files: tuple[str, ...] = ("model.onnx",)
@@ -43,21 +43,21 @@ class Onnx:
         shutil.copyfile(float_file(source, self), path)
 
     def open(self, path: Path, source: Exportable) -> Engine:
-        """Return onnxruntime's session of the file, on the CPU, with as many threads as PyTorch has."""
+        """Return the file in an onnxruntime session, on the CPU, with as many threads as PyTorch."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or one model slows the next
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or it slows the next model
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # of many kinds, none of them public
-            raise unable(source, self, f"{self.engine} cannot load it", error) from error
+        except Exception as error:  # onnxruntime raises exceptions of private types
+            raise export_error(source, self, f"{self.engine} cannot load it", error) from error
         return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
     def weights(self, path: Path, source: Exportable) -> dict[str, Tensor]:
-        """Return the weights under each mask, float32 or int8 as they lie in the file."""
+        """Return the weight under each mask, float32 or int8 as in the file."""
         import onnx
 
         initializers = onnx.load(path).graph.initializer
@@ -73,42 +73,47 @@ class Onnx:
 
 
 def under_masks(stored: Mapping[str, np.ndarray], source: Exportable, target: Target) -> dict[str, Tensor]:
-    """Return the weight under each mask, in the mask's shape, of everything that a file stores by name.
+    """Return the weight under each mask, in the shape of the mask.
+
+    Args:
+        stored: Everything that the file stores, by name.
+        source: The model.
+        target: The target, for the error message.
 
     Raises:
-        MmpError: naming the first weight that is not there.
+        MmpError: if a weight is not in the file.
     """
     found = {}
     for name in source.masks:
         names = [name + end + kind for end in ("", TRANSPOSED) for kind in ("", QUANTIZED)]
         held = next((one for one in names if one in stored), None)
         if held is None:
-            raise unable(source, target, f"weight {name!r} is not in the file, so its zeros cannot be counted")
+            raise export_error(source, target, f"weight {name!r} is not in the file, so its zeros cannot be counted")
         value = stored[held]
         found[name] = torch.from_numpy(np.array(value.T if TRANSPOSED in held.removeprefix(name) else value))
     return found
 
 
 def float_file(source: Exportable, target: Target) -> Path:
-    """Return the float32 file of a source, made once.
+    """Return the float32 ONNX file of a model; it is written once and reused by other targets.
 
     Args:
         source: The model.
-        target: For whom, if it fails.
+        target: The target that needs the file, for the error message.
 
     Raises:
-        MmpError: if torch cannot export this model.
+        MmpError: if torch cannot export the model.
     """
     import onnx
 
     path = source.scratch / "float32.onnx"
     if path.is_file():
         return path
-    images = torch.cat([source.images, source.images])[:2]  # two, because a dimension of one counts as fixed
+    images = torch.cat([source.images, source.images])[:2]  # the exporter takes a dimension of one as fixed
     try:
         with quietly():
             program = torch.onnx.export(
-                source.settled(),
+                source.ready_to_trace(),
                 (images,),
                 dynamo=True,
                 input_names=[INPUT],
@@ -122,9 +127,9 @@ def float_file(source: Exportable, target: Target) -> Path:
         _name_weights(content, source)
         onnx.save(content, path)
     except MmpError as error:
-        raise unable(source, target, str(error)) from error
-    except Exception as error:  # whatever the exporter raises
-        raise unable(
+        raise export_error(source, target, str(error)) from error
+    except Exception as error:  # the exporter raises exceptions of any kind
+        raise export_error(
             source,
             target,
             "torch cannot export it",
@@ -135,7 +140,7 @@ def float_file(source: Exportable, target: Target) -> Path:
 
 
 def _name_weights(content: onnx.ModelProto, source: Exportable) -> None:
-    """Give masked weights that were stored transposed their timm names back, with an ending that says so."""
+    """Give masked weights that are stored transposed their timm names, with the suffix `TRANSPOSED`."""
     import onnx
 
     stored = {one.name: one for one in content.graph.initializer}
@@ -157,17 +162,17 @@ def _name_weights(content: onnx.ModelProto, source: Exportable) -> None:
 
 
 def _tidy(content: onnx.ModelProto) -> None:
-    """Remove what the exporter notes for debugging: stack traces with the paths of this machine."""
+    """Remove the debugging information of the exporter: stack traces, which contain the paths of this machine."""
     graph = content.graph
     for part in (content, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    graph.ClearField("value_info")  # shapes of intermediate results, which engines infer
+    graph.ClearField("value_info")  # the shapes of intermediate results; engines infer them
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep the exporter's progress and remarks away from the terminal; what fails is raised."""
+    """Hide warnings, logs and prints of an exporter. Exceptions pass through."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

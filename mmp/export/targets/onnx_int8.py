@@ -1,25 +1,25 @@
-"""Target ``onnx_int8``: weights and activations of eight bits, by onnxruntime's static quantization."""
+"""Target ``onnx_int8``: ONNX with int8 weights and activations, by onnxruntime's static quantization."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmp.export.targets import Exportable, unable
+from mmp.export.targets import Exportable, export_error
 from mmp.export.targets.onnx_fp32 import INPUT, Onnx, float_file, quietly
 
-# What has weights, and Relu, so that no range is spent on what it cuts off. Norms, softmax and products of activations
-# (MatMulConstBOnly) stay in float32: in eight bits they gained neither accuracy nor time on validation images.
+# Operators with weights, and Relu, so that no part of a range is spent on values that Relu cuts off. Norms, softmax and
+# products of activations (excluded by MatMulConstBOnly) stay in float32: in int8 they gained neither accuracy nor time.
 QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul", "Relu")
-# What linear layers put out is the logits, or read by one of those in float32: to round it, too, only adds error.
+# The outputs of linear layers are logits, or inputs of float32 operators: rounding them would only add error.
 FLOAT_OUTPUTS = ("Gemm", "MatMul")
 
 
 class OnnxInt8(Onnx):
-    """ONNX in QDQ form: int8 weights per output channel, symmetric, so that zero stays zero; int8 activations.
+    """ONNX in QDQ format: symmetric int8 weights per output channel, so that zero stays zero, and int8 activations.
 
-    The ranges of activations are the smallest and largest values on the calibration images. Linear layers read int8 and
-    put out float32.
+    The range of an activation is from its smallest to its largest value on the calibration images. Linear layers have
+    int8 inputs and float32 outputs.
     """
 
     name = "onnx_int8"
@@ -48,16 +48,16 @@ class OnnxInt8(Onnx):
                         "OpTypesToExcludeOutputQuantization": list(FLOAT_OUTPUTS),
                     },
                 )
-        except Exception as error:  # whatever the quantizer raises
-            raise unable(source, self, "onnxruntime cannot quantize it", error) from error
+        except Exception as error:  # the quantizer raises exceptions of any kind
+            raise export_error(source, self, "onnxruntime cannot quantize it", error) from error
 
 
 class _Images:
-    """Calibration images in batches, as onnxruntime asks for them."""
+    """The calibration images in batches, with the interface of onnxruntime's CalibrationDataReader."""
 
     def __init__(self, source: Exportable) -> None:
         self._batches: Iterator[dict[str, object]] = iter([{INPUT: images.numpy()} for images in source.batches])
 
     def get_next(self) -> dict[str, object] | None:
-        """Return the next batch, None after the last."""
+        """Return the next batch; None after the last one."""
         return next(self._batches, None)

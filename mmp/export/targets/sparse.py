@@ -1,4 +1,4 @@
-"""Target ``sparse``: kept values and where they belong, which timm's model loads back bit for bit."""
+"""Target ``sparse``: the kept values and their positions, which timm's model loads back bit for bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmp.tensors import tensors_digest
 
 
 class Sparse:
-    """Compact storage (:mod:`mmp.export.sparse_file`), run by PyTorch after it was loaded back."""
+    """A compact sparse file (:mod:`mmp.export.sparse_file`), loaded into timm's model and executed by PyTorch."""
 
     name = "sparse"
     files: tuple[str, ...] = ("model.sparse.safetensors",)
@@ -25,25 +25,25 @@ class Sparse:
     exact = True
 
     def write(self, source: Exportable, path: Path) -> None:
-        """Write the state_dict, and read it back.
+        """Write the state_dict, then read it back and compare.
 
         Raises:
-            MmpError: if what is read back differs in one bit.
+            MmpError: if one bit differs.
         """
         state = source.model.state_dict()
         save_sparse(path, state)
         if tensors_digest(load_sparse(path)) != tensors_digest(state):
-            raise MmpError(f"{path}: does not hold the bits of the model; is the disk sound?")
+            raise MmpError(f"{path}: differs from the model after reading it back; check the disk")
 
     def open(self, path: Path, source: Exportable) -> Engine:
-        """Return timm's model with the weights of the file."""
+        """Return timm's model with the weights from the file."""
         with torch.random.fork_rng():
             model = build_bare(source.config)
         model.load_state_dict(load_sparse(path))
         return torch.inference_mode()(model.eval())
 
     def weights(self, path: Path, source: Exportable) -> dict[str, Tensor]:
-        """Return the weights under each mask."""
+        """Return the weight under each mask."""
         state = load_sparse(path)
         return {name: state[name] for name in source.masks}
 
@@ -53,8 +53,8 @@ class Sparse:
         options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.kwargs}
         arguments = ", ".join([repr(config.name), *(f"{key}={value!r}" for key, value in options.items())])
         return (
-            f"import timm{', mmp.models.vgg  # which registers the model' if config.name == 'vgg11_bn_small' else ''}\n"
-            "from mmp.export.sparse_file import load_sparse\n"
+            f"import timm{', mmp.models.vgg  # registers the model' if config.name == 'vgg11_bn_small' else ''}\n"
+            "from mmp import load_sparse\n"
             f"model = timm.create_model({arguments}).eval()\n"
             f'model.load_state_dict(load_sparse("{self.files[0]}"))\n'
             "logits = model(images)"
