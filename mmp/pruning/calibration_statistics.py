@@ -86,6 +86,8 @@ def collect(
             not finite.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> layer.weight.data = torch.tensor([[2.0, -1.0]])
         >>> batches = [(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]]))]

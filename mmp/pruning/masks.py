@@ -127,6 +127,7 @@ def make_masks(
         MmpError: if the names differ, a sparsity is outside [0, 1] or a score is not finite.
 
     Example:
+        >>> import torch
         >>> scores = {"fc.weight": torch.tensor([[0.1, 0.4], [0.3, 0.2]])}
         >>> masks = make_masks(scores, {"fc.weight": 0.5})
         >>> masks
@@ -158,6 +159,7 @@ def make_grid(
         MmpError: if the names of layers differ, a sparsity is outside [0, 1] or a score is not finite.
 
     Example:
+        >>> import torch
         >>> scores = {"fc.weight": torch.tensor([[0.1, 0.4], [0.3, 0.2]])}
         >>> grid = make_grid(scores, {"p50": {"fc.weight": 0.5}, "p90": {"fc.weight": 0.9}})
         >>> {name: masks.pruned for name, masks in grid.items()}
@@ -221,6 +223,8 @@ class MaskEnforcer:
         masks: The masks in force; None before :meth:`set`.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> layer = nn.Linear(2, 2, bias=False)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         >>> enforcer = MaskEnforcer(dict(layer.named_parameters()))

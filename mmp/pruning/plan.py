@@ -141,14 +141,27 @@ def plan_model(
         MmpError: if the model has no prunable layer, the table does not fit it, or the budget is out of reach.
 
     Example:
-        >>> from mmp.pruning.ranges import Constraints, Range, RangeTable, RuleTable
-        >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
-        >>> rules = RuleTable("mine", rules=(), default=Range(0.5, 0.9))
-        >>> table = RangeTable("mine", rules, constraints=Constraints(small_below=0))
-        >>> plan = plan_model(model, table, [Strategy("balanced", position=0.5)])
-        >>> plan.sparsities["balanced"]["0.weight"]
-        0.7
+        >>> from torch import nn
+        >>> from mmp.pruning.ranges import Range, RangeTable, RuleTable
+        >>> from mmp.pruning.strategies import Strategy
+        >>> model = nn.Sequential(nn.Linear(784, 1000), nn.ReLU(), nn.Linear(1000, 10))
+        >>> table = RangeTable("mine", RuleTable("mine", rules=(), default=Range(0.5, 0.9)))
+        >>> plan = plan_model(model, table, [Strategy("balanced", position=0.5), Strategy("aggressive", position=1.0)])
+        >>> plan.sparsities["balanced"]
+        {'0.weight': 0.7, '2.weight': 0.7}
         >>> print(plan)
+        Sequential: 795,010 parameters, 794,000 prunable in 2 layers; ranges mine
+        <BLANKLINE>
+        layer     role        stage  weights    range (%)
+        0.weight  other              784,000  50.0 - 90.0
+        2.weight  classifier          10,000  50.0 - 90.0
+        <BLANKLINE>
+        strategy    sparsity (%)  of all parameters (%)  parameters left    MB
+        balanced           70.00                  69.91          239,210  1.06
+        aggressive         90.00                  89.89           80,410  0.42
+        <BLANKLINE>
+        MB (10^6 bytes): kept weights, a mask of one bit per prunable weight, and all other tensors. Dense: 3.18 MB.
+        <BLANKLINE>
     """
     layers = prunable_layers(model)
     sizes = Sizes.of(model, layers)

@@ -112,6 +112,8 @@ def score(
         MmpError: if a statistic is missing, or a weight is not finite.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> layer = nn.Linear(3, 1, bias=False)
         >>> layer.weight.data = torch.tensor([[0.5, -2.0, 1.0]])
         >>> score(Magnitude(), dict(layer.named_parameters()), {})

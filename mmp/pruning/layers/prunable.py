@@ -34,6 +34,7 @@ def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
         MmpError: if the model has no prunable layer, or a lazy layer has no shape yet.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
         >>> for layer in prunable_layers(model):
         ...     print(layer.name, layer.role, layer.shape, layer.size)

@@ -72,6 +72,8 @@ def reconstruct(
         MmpError: if there are no images, a mask does not fit the model, or ``torch.inference_mode`` is on.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
         >>> from mmp.pruning.masks import make_masks
         >>> from mmp.pruning.signals import Magnitude, score
