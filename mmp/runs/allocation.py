@@ -182,28 +182,28 @@ class Allocator:
         """
         config, layers = self.config, calibration.layers
         sizes = Sizes.of(calibration.model, layers)
-        decides, pruned = self.baseline or self.ranking, self._pruned_by_criterion(sizes)
-        if decides and pruned is not None:
-            return self._ranked(decides, calibration, scores, pruned)
+        ranking, pruned = self.baseline or self.ranking, self._pruned_by_criterion(sizes)
+        if ranking and pruned is not None:
+            return self._ranked(ranking, calibration, scores, pruned)
         observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
         ranges = layer_ranges(layers, self.table, observed, pattern=self.pattern)
         if config.allocation.name == SEARCHED:
             return AllocationSearch(self, calibration, ranges, sizes, validation).run()
         shift, target = Shift.of(layers, self.table, self.pattern), self.budget.target(self.strategy.name, sizes)
         sparsities = choose_sparsities(self.strategy, ranges, self.table, shift, target)
-        if decides is None:
+        if ranking is None:
             return Allocation(ranges, sparsities)
         pruned = sum(pruned_count(sparsities[layer.name], layer.size) for layer in layers)
-        return self._ranked(decides, calibration, scores, pruned)
+        return self._ranked(ranking, calibration, scores, pruned)
 
     def _ranked(
-        self, decides: Criterion, calibration: Calibration, scores: Mapping[str, Tensor], pruned: int
+        self, ranking: Criterion, calibration: Calibration, scores: Mapping[str, Tensor], pruned: int
     ) -> Allocation:
         """Return the allocation of a criterion that ranks all weights and prunes the lowest."""
         if self.baseline is None:
-            scores, _ = calibration.criterion_scores(decides, self.config.ranges.grasp_temperature)
+            scores, _ = calibration.criterion_scores(ranking, self.config.ranges.grasp_temperature)
         layers = calibration.layers
-        sparsities = with_pattern(layers, decides.allocate(layers, scores, pruned), self.pattern)
+        sparsities = with_pattern(layers, ranking.allocate(layers, scores, pruned), self.pattern)
         return Allocation({layer.name: UNLIMITED for layer in layers}, sparsities)
 
 

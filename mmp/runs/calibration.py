@@ -161,8 +161,8 @@ class Calibration:
     def observe(self, ranges: RangesConfig) -> list[dict[str, float]]:
         """Return every layer's sparsity under each criterion at each global target.
 
-        This is phase 1 of the method (docs/method.md). Each entry of the result maps
-        layer names to sparsities, for one criterion at one target.
+        This is phase 1 of the method (docs/method.md). Each entry of the result maps layer names to sparsities, for one
+        criterion at one target.
         """
         criteria, targets, temperature = ranges.criteria, ranges.targets, ranges.grasp_temperature
         names = [layer.name for layer in self.layers]
