@@ -1,0 +1,384 @@
+"""The whole method in one call: ``mmp.prune(model, budget=0.9, images=batches)``.
+
+This module is a good place to start reading. :func:`prune_all` takes the steps of the method one after the other:
+
+1. Which sparsities is each layer allowed? (:mod:`mmp.pruning.layers`, :mod:`mmp.pruning.ranges`)
+2. Which sparsity does each strategy choose? A budget shifts them all. (:mod:`mmp.pruning.strategies`,
+   :mod:`mmp.pruning.budgets`) The answers to both are the plan. (:mod:`mmp.pruning.plan`)
+3. Which weights go? Every weight has a score, and masks prune the lowest of each layer.
+   (:mod:`mmp.pruning.calibration_statistics`, :mod:`mmp.pruning.signals`, :mod:`mmp.pruning.masks`)
+4. Which values do the kept weights get, so that every layer's outputs stay close to the dense model's?
+   (:mod:`mmp.pruning.reconstruction`)
+
+``mmp-prune`` takes the same steps with the same functions, and so gets the same masks and weights. It adds data sets,
+training, caches and folders of results. (:mod:`mmp.runs`)
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mmp.config.choices import choose
+from mmp.config.objects import build_range_table, instantiate
+from mmp.config.schema import RangesConfig, ReconstructConfig
+from mmp.config.validate import read_ranges
+from mmp.errors import MmpError
+from mmp.plan import load_budget, load_ranges, load_strategies, load_strategy, make_plan
+from mmp.pruning.budgets import Budget, with_pattern
+from mmp.pruning.calibration_images import CalibrationImages, Images, Labels
+from mmp.pruning.calibration_statistics import Loss, collect
+from mmp.pruning.criteria import Criterion, criterion, observe
+from mmp.pruning.layers.eval_mode import evaluating
+from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import MaskEnforcer, Masks, make_grid
+from mmp.pruning.patterns import Pattern
+from mmp.pruning.plan import Plan
+from mmp.pruning.ranges import Range, RangeTable
+from mmp.pruning.reconstruction.reconstruct import dense_targets, reconstruct
+from mmp.pruning.result import PruneResult
+from mmp.pruning.signals import Scorer, score
+from mmp.pruning.sizes import MEGABYTE, Sizes
+from mmp.pruning.strategies import Strategy
+from mmp.tensors import all_finite
+
+
+def prune(
+    model: nn.Module,
+    budget: Budget | float | None = None,
+    images: Images | None = None,
+    labels: Labels | None = None,
+    *,
+    signal: Scorer | str = "magnitude",
+    strategy: Strategy | str = "balanced",
+    ranges: RangeTable | str = "generic",
+    pattern: Pattern | str = "none",
+    reconstruct: str | None = None,
+    criterion: Criterion | str | None = None,
+    loss: Loss = cross_entropy,
+) -> PruneResult:
+    """Prune a trained model.
+
+    The words are those of the command line, and so are the defaults, with one exception: where there are images, the
+    kept weights are re-solved, as that costs seconds and needs no labels.
+
+    Args:
+        model: Any trained ``nn.Module``, on any device. It is not changed.
+        budget: The global sparsity, such as 0.9, or ``Budget(megabytes=5)``. None leaves every layer where the
+            strategy puts it.
+        images: Calibration images as the model was trained on, normalised: a tensor (B, C, H, W), or an iterable of
+            such batches or of (images, labels) pairs, for instance a ``DataLoader``. It is read once. A few hundred
+            images are enough.
+        labels: Labels of the images, if these do not come in pairs: a tensor (B,), or an iterable of batches of it.
+        signal: The score of a weight: ``magnitude`` without images; ``obs`` from images; ``gradient``, ``product``,
+            ``fisher`` and ``obs_fisher`` from images and labels; or an object such as ``Magnitude()``.
+        strategy: Where each layer goes in its range: a name in ``conf/strategy``, or a ``Strategy``.
+        ranges: The sparsities that a layer may have: a name in ``conf/ranges``, or a ``RangeTable``. ``observed``
+            needs images and labels.
+        pattern: A structure that masks satisfy: ``none``, N:M such as ``2:4``, or blocks such as ``4x1``.
+        reconstruct: ``least_squares`` re-solves the kept weights on the first 512 images; ``none`` leaves them as they
+            are. None is ``least_squares`` if there are images.
+        criterion: A baseline in place of signal and strategy, such as ``lamp``: it ranks all weights of the model
+            together and prunes to the budget. Without a budget it prunes as many weights as the strategy does.
+        loss: The loss used in training, a function of outputs and labels: the mean of a loss of each image.
+
+    Returns:
+        The pruned copy with its masks, its plan and a report per layer.
+
+    Raises:
+        MmpError: if a word is unknown, something needs images or labels that are not given, the images do not fit the
+            model, weights or images are not finite, or the budget is out of reach.
+
+    Example:
+        >>> import mmp, torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
+        ... )
+        >>> result = mmp.prune(model, budget=0.5, images=torch.randn(256, 3, 8, 8))
+        >>> print(result)
+        Sequential: signal magnitude, strategy balanced, ranges generic, budget 50 %
+        layer     role          range (%)  sparsity (%)  pruned  weights  error (%)  re-solved (%)
+        0.weight  stem         0.0 - 10.0           5.0      43      864        0.0            0.0
+        2.weight  conv        50.0 - 85.0          66.5  12,264   18,432       40.2           13.8
+        5.weight  classifier   0.0 - 50.0          24.0   2,461   10,240       19.6            0.2
+        Pruned: 14,768 of 29,536 prunable weights (50.00 %, or 49.82 % of all 29,642 parameters).
+        Size: 0.063 MB with one bit per prunable weight for the masks; dense 0.119 MB.
+        Re-solved: 3 of 3 layers.
+        Mean output error: from 20.0 % to 4.7 % of the variance of the dense outputs.
+        >>> int((result.model[2].weight == 0).sum())
+        12264
+    """
+    if criterion is None or criterion == "none":
+        results = prune_all(
+            model,
+            budget,
+            images,
+            labels,
+            signal=signal,
+            strategies=[strategy],
+            ranges=ranges,
+            pattern=pattern,
+            reconstruct=reconstruct,
+            loss=loss,
+        )
+    else:
+        settings = _Settings.of(ranges, pattern, reconstruct, images, loss)
+        results = _prune_by(criterion, model, budget, images, labels, strategy, settings)
+    ((_, result),) = results
+    return result
+
+
+def prune_all(
+    model: nn.Module,
+    budget: Budget | float | None = None,
+    images: Images | None = None,
+    labels: Labels | None = None,
+    *,
+    signal: Scorer | str = "magnitude",
+    strategies: Iterable[Strategy | str] | None = None,
+    ranges: RangeTable | str = "generic",
+    pattern: Pattern | str = "none",
+    reconstruct: str | None = None,
+    loss: Loss = cross_entropy,
+) -> Iterator[tuple[str, PruneResult]]:
+    """Prune a trained model by several strategies, from one scoring of its weights.
+
+    Scores and all masks are made at once. A model is copied and re-solved only when the loop comes to it, so that the
+    results need not be in memory together; ``dict(mmp.prune_all(...))`` collects them by the names of their strategies.
+    Each result is the same as that of :func:`prune` with its strategy.
+
+    Args:
+        model: See :func:`prune`. It must stay as it is until the loop has ended.
+        budget: See :func:`prune`.
+        images: See :func:`prune`.
+        labels: See :func:`prune`.
+        signal: See :func:`prune`.
+        strategies: Names in ``conf/strategy``, or ``Strategy`` objects; None is all of ``conf/strategy``.
+        ranges: See :func:`prune`.
+        pattern: See :func:`prune`.
+        reconstruct: See :func:`prune`.
+        loss: See :func:`prune`.
+
+    Returns:
+        An iterator over names of strategies and results.
+
+    Raises:
+        MmpError: as :func:`prune`, before the first result.
+
+    Example:
+        >>> import mmp, torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+        >>> images, labels = torch.randn(64, 3, 8, 8), torch.randint(10, (64,))
+        >>> for name, result in mmp.prune_all(model, images=images, labels=labels, signal="product"):
+        ...     print(f"{name:17} {result.sparsity:.3f}")
+        aggressive        0.472
+        balanced          0.236
+        classifier_heavy  0.465
+        conservative      0.000
+        feature_heavy     0.236
+        p30               0.142
+        p50               0.236
+        p70               0.330
+        p90               0.425
+        proportional      0.470
+    """
+    settings = _Settings.of(ranges, pattern, reconstruct, images, loss)
+    scorer, limit = _scorer("signal", signal), load_budget(budget)
+    chosen = load_strategies() if strategies is None else [_strategy(strategy) for strategy in strategies]
+    dense = _Dense.of(model, images, labels, settings, {f"signal={scorer.name}": scorer.needs})
+    plan = make_plan(model, settings.table, chosen, limit, dense.observations(), pattern=settings.pattern)
+    _require_pattern(plan)
+    return dense.results(plan, scorer.name, dense.scores(scorer, normalised=True))
+
+
+def _prune_by(
+    baseline: Criterion | str,
+    model: nn.Module,
+    budget: Budget | float | None,
+    images: Images | None,
+    labels: Labels | None,
+    strategy: Strategy | str,
+    settings: _Settings,
+) -> Iterator[tuple[str, PruneResult]]:
+    """Prune by a criterion, to the budget or to as many weights as the strategy prunes."""
+    ranking, chosen, limit = _scorer("criterion", baseline), _strategy(strategy), load_budget(budget)
+    target = limit.target(chosen.name, Sizes.of(model, _checked_layers(model)))
+    if target is not None:
+        target.require_within(0.0, 1.0, "a criterion can prune")
+        settings = replace(settings, table=load_ranges("generic"))  # the ranges limit no criterion that has a budget
+    dense = _Dense.of(model, images, labels, settings, {f"criterion={ranking.name}": ranking.needs})
+    plan = make_plan(model, settings.table, [chosen], None, dense.observations(), pattern=settings.pattern)
+    pruned = plan.pruned[chosen.name] if target is None else round(target.sparsity * plan.sizes.weights)
+    scores = dense.scores(ranking, settings.observed.grasp_temperature)
+    sparsities = with_pattern(plan.layers, ranking.allocate(plan.layers, scores, pruned), settings.pattern)
+    by_criterion = replace(
+        plan,
+        ranges={layer.name: Range(0.0, 1.0) for layer in plan.layers},
+        sparsities={ranking.name: sparsities},
+        table=f"budget {limit}" if target else f"as many weights as {plan.table}, strategy {chosen.name}",
+    )
+    return dense.results(by_criterion, ranking.name, scores)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What all strategies of a call share.
+
+    Attributes:
+        table: The ranges that layers are allowed.
+        observed: The criteria and targets that ranges are observed by, if the table is an observed one.
+        pattern: The structure that masks satisfy.
+        solving: Whether and how kept weights are re-solved.
+        loss: The loss used in training.
+    """
+
+    table: RangeTable
+    observed: RangesConfig
+    pattern: Pattern
+    solving: ReconstructConfig
+    loss: Loss
+
+    @classmethod
+    def of(
+        cls,
+        ranges: RangeTable | str,
+        pattern: Pattern | str,
+        reconstruct: str | None,
+        images: Images | None,
+        loss: Loss,
+    ) -> _Settings:
+        """Look words up in ``conf/``."""
+        if isinstance(ranges, RangeTable):
+            table, observed = ranges, RangesConfig(ranges.name)
+        else:
+            observed = read_ranges(choose("ranges", str(ranges)))
+            table = build_range_table(observed)
+        word = reconstruct or ("none" if images is None else "least_squares")
+        solving = ReconstructConfig(**{str(key): value for key, value in choose("reconstruct", str(word)).items()})
+        return cls(table, observed, Pattern.parse(str(pattern)), solving, loss)
+
+    @property
+    def needs(self) -> dict[str, frozenset[str]]:
+        """The statistics that observed ranges and re-solving need, by the setting."""
+        needs = {}
+        if self.table.observed:
+            criteria = map(criterion, self.observed.criteria)
+            needs[f"ranges={self.table.name}"] = frozenset[str]().union(*(one.needs for one in criteria))
+        if self.solving.name != "none":
+            needs[f"reconstruct={self.solving.name}"] = frozenset({"input_covariance"})
+        return needs
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The trained model, with the images that it is scored and re-solved on."""
+
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    data: CalibrationImages
+    settings: _Settings
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        images: Images | None,
+        labels: Labels | None,
+        settings: _Settings,
+        needs: Mapping[str, frozenset[str]],
+    ) -> _Dense:
+        """Check model and images, for all that will be collected from them."""
+        layers = _checked_layers(model)
+        if not any(map(settings.pattern.fits, layers)):
+            raise MmpError(f"pattern={settings.pattern} fits the shape of no layer of this model; see docs/patterns.md")
+        data = CalibrationImages.read(model, images, labels, {**needs, **settings.needs}, settings.loss)
+        return cls(model, layers, data, settings)
+
+    def observations(self) -> list[dict[str, float]] | None:
+        """Return the sparsity of every layer under each criterion at each target, if ranges are observed."""
+        if not self.settings.table.observed:
+            return None
+        by, loss = self.settings.observed, self.settings.loss
+        criteria = map(criterion, by.criteria)
+        found = observe(self.model, self.layers, self.data.pairs, loss, criteria, by.targets, by.grasp_temperature)
+        return list(found.values())
+
+    def scores(self, scorer: Scorer, temperature: float = 1.0, normalised: bool = False) -> dict[str, Tensor]:
+        """Return the score of every weight, by layer."""
+        weights, loss = prunable_parameters(self.model, self.layers), self.settings.loss
+        statistics = collect(self.model, weights, self.data.pairs, loss, scorer.needs, temperature)
+        return score(scorer, weights, statistics, normalised)
+
+    def results(self, plan: Plan, signal: str, scores: Mapping[str, Tensor]) -> Iterator[tuple[str, PruneResult]]:
+        """Make all masks now, and yield the model under each of them later."""
+        groups = {layer.name: layer.groups for layer in plan.layers}
+        grid = make_grid(scores, plan.sparsities, plan.pattern, groups=groups)
+        return self._under(grid, plan, signal)
+
+    def _under(self, grid: Mapping[str, Masks], plan: Plan, signal: str) -> Iterator[tuple[str, PruneResult]]:
+        solving, targets = self.settings.solving, None
+        images = self.data.first(solving.images)
+        for strategy, masks in grid.items():
+            pruned, reports = self._copy(), []
+            if solving.name == "none":
+                MaskEnforcer(prunable_parameters(pruned, self.layers)).set(masks)
+            else:
+                if targets is None:  # the outputs of the dense layers, which all strategies share
+                    targets = dense_targets(self.model, masks, images, solving.cache_megabytes * MEGABYTE)
+                reports = reconstruct(pruned, masks, images, solving.ridge, self.model, targets)
+            yield strategy, PruneResult(pruned, masks, plan, strategy, signal, tuple(reports))
+
+    def _copy(self) -> nn.Module:
+        """Return a copy in the same mode, without tensors that the model keeps from its last evaluation."""
+        with evaluating(self.model):
+            copied = copy.deepcopy(self.model)
+        for module, original in zip(copied.modules(), self.model.modules(), strict=True):
+            module.training = original.training
+        return copied
+
+
+def _scorer(group: str, choice: Any) -> Any:
+    """Return a signal or a criterion: an object as it is, a word as its file in ``conf/`` says."""
+    if isinstance(choice, str):
+        return instantiate({"_target_": choose(group, choice)["_target_"]}, group)
+    if isinstance(choice, type) or not (hasattr(choice, "needs") and hasattr(choice, "score")):
+        raise MmpError(f"{group}={choice!r}: must be a name in conf/{group}, or an object with name, needs and score")
+    return choice
+
+
+def _strategy(choice: Strategy | str) -> Strategy:
+    return choice if isinstance(choice, Strategy) else load_strategy(str(choice))
+
+
+def _checked_layers(model: nn.Module) -> tuple[Layer, ...]:
+    """Return the prunable layers of a model, all of whose values must be there and finite."""
+    if not isinstance(model, nn.Module):
+        raise MmpError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    layers = prunable_layers(model)
+    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if value.is_meta:
+            raise MmpError(f"model: {name!r} is on the meta device and has no values; load the trained weights first")
+        if value.is_floating_point() and not all_finite(value.detach()):
+            raise MmpError(f"model: {name!r} holds NaN or infinity; the checkpoint is damaged or training diverged")
+    return layers
+
+
+def _require_pattern(plan: Plan) -> None:
+    """Raise if a strategy leaves every layer that the pattern fits less sparse than the pattern needs."""
+    for strategy in plan.sparsities:
+        if not any(plan.patterned(layer, strategy) for layer in plan.layers):
+            raise MmpError(
+                f"pattern={plan.pattern} needs layers that are {100 * (1 - plan.pattern.kept / plan.pattern.of):g} % "
+                f"sparse, but strategy={strategy} has none that it fits; raise the budget, or choose other ranges"
+            )

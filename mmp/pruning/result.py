@@ -1,0 +1,102 @@
+"""A pruned model with what was done to each of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmp.pruning.masks import Masks
+from mmp.pruning.patterns import UNSTRUCTURED
+from mmp.pruning.plan import Plan, aligned
+from mmp.pruning.reconstruction.layer_report import LayerReport
+from mmp.pruning.reconstruction.reconstruct import summary_of
+from mmp.pruning.sizes import MEGABYTE
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PruneResult:
+    """A pruned model, and what was done to each of its layers. ``print(result)`` shows a table of the layers.
+
+    Attributes:
+        model: The pruned copy, on the device and in the mode of the original. Pruned weights are exactly 0.0.
+        masks: A bool tensor for each prunable weight, True where the weight is kept.
+        plan: Layers, ranges and sparsities, for all strategies of the call.
+        strategy: Name of the strategy that set the sparsities; of a baseline, the name of its criterion.
+        signal: Name of the signal that scored the weights; of a baseline, the name of its criterion.
+        reports: For each layer its output error before and after re-solving, in forward order; empty without
+            re-solving.
+    """
+
+    model: nn.Module
+    masks: Masks
+    plan: Plan
+    strategy: str
+    signal: str
+    reports: tuple[LayerReport, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """Pruned weights / all prunable weights, in [0, 1]."""
+        return self.masks.sparsity
+
+    @property
+    def method(self) -> str:
+        """The signal and the strategy, or the criterion, in words."""
+        if self.signal == self.strategy:
+            return f"criterion {self.signal}"
+        return f"signal {self.signal}, strategy {self.strategy}"
+
+    def __repr__(self) -> str:
+        return f"PruneResult({self.plan.model}, {self.method}, sparsity {self.sparsity:.4f})"
+
+    def __str__(self) -> str:
+        """Return a table of the layers, and totals below it."""
+        title = f"{self.plan.model}: {', '.join(filter(None, (self.method, self.plan.table)))}"
+        columns = self._columns()
+        table = aligned([*columns], [*zip(*columns.values(), strict=True)])
+        return "\n".join([title, table, *self._totals()])
+
+    def _columns(self) -> dict[str, list[str]]:
+        """Return the cells of the table, a row for each layer, by the headings."""
+        plan, layers, pruned = self.plan, self.plan.layers, self.masks.pruned
+        ranges = [plan.ranges[layer.name] for layer in layers]
+        columns = {
+            "layer": [layer.name for layer in layers],
+            "role": [layer.role for layer in layers],
+            "range (%)": [f"{_percent(allowed.lo)} - {_percent(allowed.hi)}" for allowed in ranges],
+            "sparsity (%)": [_percent(pruned[layer.name] / layer.size) for layer in layers],
+            "pruned": [f"{pruned[layer.name]:,}" for layer in layers],
+            "weights": [f"{layer.size:,}" for layer in layers],
+        }
+        if plan.pattern != UNSTRUCTURED:
+            patterned = [plan.patterned(layer, self.strategy) for layer in layers]
+            columns["pattern"] = [str(plan.pattern) if holds else "" for holds in patterned]
+        if self.reports:
+            by_name = {report.name: report for report in self.reports}
+            reports = [by_name[layer.name] for layer in layers]
+            columns["error (%)"] = [_percent(report.before) for report in reports]
+            columns["re-solved (%)"] = [_percent(report.after) for report in reports]
+        return columns
+
+    def _totals(self) -> Iterator[str]:
+        plan, facts = self.plan, self.plan.summary(self.strategy)
+        shares = (
+            f"{100 * self.sparsity:.2f} %, or {100 * facts['sparsity_all']:.2f} % of all {plan.parameters:,} parameters"
+        )
+        yield f"Pruned: {sum(self.masks.pruned.values()):,} of {self.masks.total:,} prunable weights ({shares})."
+        size, dense = facts["bytes"] / MEGABYTE, plan.sizes.dense / MEGABYTE
+        yield f"Size: {size:.3f} MB with one bit per prunable weight for the masks; dense {dense:.3f} MB."
+        if self.reports:
+            mean = summary_of(self.reports)
+            errors = f"{_percent(mean['error_before'])} % to {_percent(mean['error_after'])} %"
+            yield f"Re-solved: {mean['solved']} of {len(self.reports)} layers."
+            yield f"Mean output error: from {errors} of the variance of the dense outputs."
+        for report in self.reports:
+            if report.status != "solved":
+                yield f"Not re-solved: {report.name}, as {report.status}."
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
