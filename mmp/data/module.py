@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -147,9 +148,15 @@ class ImageData(pl.LightningDataModule):
     @property
     def _workers(self) -> dict[str, Any]:
         workers = self.cfg.workers
+        # A job that joblib runs in a worker process finds joblib's start method there, with which DataLoader cannot
+        # start processes; they start as they do on this platform by default.
+        method = multiprocessing.get_all_start_methods()[0] if workers else None
         return {
-            "num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()
-        }  # fmt: skip
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "multiprocessing_context": method,
+        }
 
     def _loader(self, split: str, batch_size: int | None = None) -> DataLoader[Any]:
         size = batch_size or self.cfg.eval_batch_size

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from joblib import Parallel, delayed
 from PIL import Image
 from resources import needs
 from small_files import write_fashion_mnist, write_idx
@@ -49,6 +50,18 @@ def test_the_test_split_is_the_same_for_every_seed_and_the_others_are_not(digits
     for name in ("train", "validation", "calibration"):
         assert not np.array_equal(digits.indices[name], other.indices[name])
         assert np.array_equal(digits.indices[name], again.indices[name])
+
+
+@pytest.mark.slow
+def test_processes_load_images_also_inside_a_worker_of_joblib() -> None:
+    """The launcher ``joblib`` runs jobs in such workers, which have a start method of their own."""
+
+    def labels(workers: int) -> list[int]:
+        data = ImageData(config(workers=workers), seed=0)
+        return [label for _, batch in data.val_dataloader() for label in batch.tolist()]
+
+    found = Parallel(n_jobs=2, backend="loky")(delayed(labels)(1) for _ in range(2))
+    assert found == [labels(0)] * 2
 
 
 def test_too_few_images_of_a_class_to_split_is_an_error() -> None:
