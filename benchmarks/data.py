@@ -117,9 +117,9 @@ def now() -> float:
     return time.perf_counter()
 
 
-def epoch(name: str, pixels: Tensor, labels: Tensor, augment: Any) -> Claim:
+def epoch(name: str, pixels: Tensor, labels: Tensor, augment: Any, repeats: int = REPEATS) -> Claim:
     """Return the share of the bare model's images a second that a fine-tuning epoch has."""
-    recipe = FinetuneConfig(epochs=REPEATS + 1, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
+    recipe = FinetuneConfig(epochs=repeats + 1, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
     config = ModelConfig(**{**OmegaConf.to_container(choose("model", name), resolve=True), "num_classes": CLASSES})
     models = [build_model(config).to(memory_format=torch.channels_last) for _ in range(2)]
     images = Split(in_memory(pixels, labels, settings(augment))[0], range(BATCH * STEPS), seed=0)

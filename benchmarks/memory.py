@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.memory`` scores Swin-Tiny by each signal of the paper and masks it, without and with the cache of
 scores that a sweep shares; and plans, scores and masks a ViT-Large for all strategies, layer by layer.
+``python -m benchmarks.memory gpu`` measures Swin-Tiny in the memory that torch allocates on a GPU.
 
-A peak is the largest resident memory less what the process had before there was a model. It may be 1.1 times what must
-be in memory: the model, its gradients, one set of scores, masks of one byte a weight; and what else a plain forward and
-backward pass over the same batches needs, as measured in a process that does nothing else.
+A peak is the largest resident memory (on a GPU, allocated memory) less that of the process before it had a model. It
+may be 1.1 times what must be in memory: the model, its gradients, one set of scores, masks of one byte a weight; and
+what else a plain forward and backward pass over the same batches needs, as measured in a process that does only that.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ BATCHES, BATCH = 3, 4
 MEBI, GIBI = 2**20, 2**30
 
 
-def resident() -> int:
-    """Return the bytes that this process has in use."""
+def in_use(device: str) -> int:
+    """Return the bytes that this process has in use, on the GPU or in main memory."""
     gc.collect()
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
     return_freed_memory()
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     if found is None:
@@ -53,24 +56,27 @@ def resident() -> int:
     return int(found[1]) * 1024
 
 
-def images() -> list[tuple[Tensor, Tensor]]:
+def images(device: str) -> list[tuple[Tensor, Tensor]]:
     """Return calibration batches for Swin-Tiny."""
-    return [(torch.randn(BATCH, 3, 224, 224), torch.randint(100, (BATCH,))) for _ in range(BATCHES)]
+    shape = (BATCH, 3, 224, 224)
+    return [(torch.randn(shape, device=device), torch.randint(100, (BATCH,), device=device)) for _ in range(BATCHES)]
 
 
-def swin(route: str, name: str) -> dict[str, float]:
+def swin(route: str, name: str, device: str = "cpu") -> dict[str, float]:
     """Return the peak of scoring and masking in bytes, and what must be in memory.
 
     Args:
         route: ``plain``, only forward and backward; ``library``; or ``cache``, by way of the files of scores.
         name: The signal.
+        device: Whose memory is measured: ``cpu`` or ``cuda``.
     """
-    signal, loss, batches = SIGNALS[name], nn.CrossEntropyLoss(), images()
-    small = timm.create_model("test_vit", num_classes=100, img_size=224)  # so that what loads at first use is loaded
+    signal, loss, batches = SIGNALS[name], nn.CrossEntropyLoss(), images(device)
+    # A small model first, so that what loads at first use is loaded.
+    small = timm.create_model("test_vit", num_classes=100, img_size=224).to(device)
     plain(small, prunable_parameters(small, prunable_layers(small)), [(batches[0][0][:1], batches[0][1][:1])])
     del small
-    before = resident()
-    model = timm.create_model(SWIN, num_classes=100)
+    before = in_use(device)
+    model = timm.create_model(SWIN, num_classes=100).to(device)
     layers = prunable_layers(model)
     parameters = prunable_parameters(model, layers)
     sparsities = make_plan(model, "swin").sparsities["p70"]
@@ -85,7 +91,8 @@ def swin(route: str, name: str) -> dict[str, float]:
             make_masks(scores, sparsities)
     weights = sum(weight.nbytes for weight in parameters.values())
     state = sum(value.nbytes for value in model.state_dict().values())
-    return {"peak": peak_memory()["host"] - before, "model": state, "weights": weights}
+    peak = peak_memory()["cuda" if device == "cuda" else "host"]
+    return {"peak": peak - before, "model": state, "weights": weights}
 
 
 def vit() -> dict[str, float]:
@@ -119,21 +126,27 @@ def in_process(*arguments: str) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def of_swin(route: str, signal: str, passes: Mapping[str, float]) -> Claim:
+def of_swin(route: str, signal: str, passes: Mapping[str, float], device: str = "cpu") -> Claim:
     """Return the claim on Swin-Tiny."""
-    found = in_process(route, signal)
+    found = in_process(route, signal, device)
     model, weights = found["model"], found["weights"]
     activations = max(0.0, passes["peak"] - model - weights) if SIGNALS[signal].needs or route == "cache" else 0.0
     needed = model + 2 * weights + weights / 4
     told = f"{found['peak'] / MEBI:.0f} MiB; {needed / MEBI:.0f} must be, activations {activations / MEBI:.0f}"
     share = (found["peak"] - activations) / needed
-    return Claim(f"Swin-Tiny, {signal}, {route}: peak over what must be in memory", [share], most=1.1, note=told)
+    where = "GPU memory" if device == "cuda" else "memory"
+    return Claim(f"Swin-Tiny, {signal}, {route}: peak over what must be in {where}", [share], most=1.1, note=told)
+
+
+def of_swin_routes(device: str) -> list[Claim]:
+    """Return the claims on Swin-Tiny: each signal, without and with the cache of scores."""
+    passes = in_process("plain", "product", device)
+    return [of_swin(route, signal, passes, device) for route in ("library", "cache") for signal in SIGNALS]
 
 
 def main() -> None:
     """Measure everything and print the table."""
-    passes = in_process("plain", "product")
-    claims = [of_swin(route, signal, passes) for route in ("library", "cache") for signal in SIGNALS]
+    claims = of_swin_routes("cpu")
     found = in_process("vit")
     note = f"{found['parameters'] / 1e6:.0f}M parameters, {found['masks']:.0f} different sets of masks; "
     note += f"{found['rest']:.0f} s, and {found['building']:.0f} s to build the model"
@@ -146,9 +159,11 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     if len(sys.argv) == 1:
         main()
+    elif sys.argv[1:] == ["gpu"]:
+        sys.stdout.write(table(of_swin_routes("cuda")) + "\n")
     elif sys.argv[1:] == ["vit"]:
         sys.stdout.write(json.dumps(vit()))
-    elif len(sys.argv) == 3 and sys.argv[1] in ("plain", "library", "cache") and sys.argv[2] in SIGNALS:
+    elif len(sys.argv) == 4 and sys.argv[1] in ("plain", "library", "cache") and sys.argv[2] in SIGNALS:
         sys.stdout.write(json.dumps(swin(*sys.argv[1:])))
     else:
         sys.exit(__doc__)

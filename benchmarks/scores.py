@@ -1,7 +1,8 @@
 """Scores against the passes that they are made of: plain forward and backward over the same calibration samples.
 
 ``python -m benchmarks.scores`` times three signals in one pass, normalised, and GraSP's criterion, both in turns with a
-loop that does nothing but take the gradients, on the demo's CNN and ViT and on ResNet-18 at 32x32.
+loop that does nothing but take the gradients, on the demo's CNN and ViT and on ResNet-18 at 32x32. On a GPU they run
+there.
 
 A plain pass multiplies matrices three times for each layer. GraSP takes the gradient that the Hessian is multiplied by
 (three), and the derivative of each batch's gradient along it (six): three plain passes, where graphs of the first pass
@@ -62,9 +63,12 @@ def measure(name: str, size: int) -> list[Claim]:
     config = OmegaConf.to_object(
         OmegaConf.merge(ModelConfig, choose("model", name), {"in_chans": 3, "num_classes": 10})
     )
-    model = build_model(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build_model(config).to(device)
     parameters = prunable_parameters(model, prunable_layers(model))
-    images, labels = torch.randn(max(SAMPLES.values()), 3, 32, 32), torch.randint(10, (max(SAMPLES.values()),))
+    most = max(SAMPLES.values())
+    images = torch.randn(most, 3, 32, 32, device=device)
+    labels = torch.randint(10, (most,), device=device)
     claims = []
     for what, route, most in (("three signals", three_signals, 1.05), ("GraSP", grasp, 3.5)):
         samples = SAMPLES[route.__name__]
