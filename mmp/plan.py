@@ -1,7 +1,8 @@
-"""The plan: layers, their ranges and the strategies' sparsities, before anything is trained.
+"""Plans by name: :func:`make_plan` for any ``nn.Module``, and the command ``python -m mmp.plan``.
 
-``python -m mmp.plan model=swin_tiny ranges=swin`` prints it; :func:`make_plan` makes it of any ``nn.Module``;
-``prune.py`` goes by the same functions, so what the plan says is what a run does.
+Range tables and strategies are named as in ``conf/``. A plan has the layers of a model, their ranges, and their
+sparsities under every strategy; it needs no training. Pruning uses the same functions, so it has the sparsities of the
+plan. The plan itself, without names from ``conf/``, is :func:`mmp.pruning.plan.plan_model`.
 """
 
 from __future__ import annotations
@@ -40,29 +41,32 @@ def make_plan(
     """Return the plan of a model.
 
     Args:
-        model: Any module, on any device, ``meta`` included.
-        ranges: A rule table, or the name of one in ``conf/ranges``.
-        strategies: Strategies; all in ``conf/strategy`` if None.
-        budget: What every strategy is shifted to meet; a number is a global sparsity.
-        observations: Layer sparsities under criteria at global targets, for observed ranges.
-        name: What to call the model; its class if None.
-        pattern: What masks satisfy, such as ``2:4``.
+        model: Any module, on any device, including ``meta``.
+        ranges: A range table, or the name of one in ``conf/ranges``.
+        strategies: The strategies; None for all strategies in ``conf/strategy``.
+        budget: The budget that every strategy is shifted to; a number is a global sparsity in [0, 1].
+        observations: Layer sparsities under criteria at global sparsities, for observed ranges.
+        name: The model's name in the plan; None for the name of its class.
+        pattern: The pattern of the masks, such as ``2:4``.
 
     Raises:
-        MmpError: if the model has no prunable layer, the table does not fit it, the budget is out of reach, or there is
-            no such pattern.
+        MmpError: if the model has no prunable layer, the range table does not fit it, the budget cannot be reached, or
+            the table, a strategy of the budget or the pattern does not exist.
     """
-    found, pattern = load_budget(budget), Pattern.parse(str(pattern))
+    checked, pattern = load_budget(budget), Pattern.parse(str(pattern))
     chosen = load_strategies() if strategies is None else list(strategies)
-    _check_budget_names(found, chosen)
-    return plan_model(model, load_ranges(ranges), chosen, found, observations, name, pattern)
+    _require_known_strategies(checked, chosen)
+    return plan_model(model, load_ranges(ranges), chosen, checked, observations, name, pattern)
 
 
 def load_ranges(ranges: RangeTable | RangesConfig | str) -> RangeTable:
-    """Return a range table: one that is built, the configuration of one, or one of ``conf/ranges`` by name.
+    """Return a range table.
+
+    Args:
+        ranges: A table, its configuration, or the name of one in ``conf/ranges``.
 
     Raises:
-        MmpError: if there is no such table, or it is not well-formed.
+        MmpError: if there is no such table, or it has an invalid value.
     """
     if isinstance(ranges, RangeTable):
         return ranges
@@ -70,25 +74,33 @@ def load_ranges(ranges: RangeTable | RangesConfig | str) -> RangeTable:
 
 
 def load_budget(budget: Budget | BudgetConfig | float | None) -> Budget:
-    """Return a budget, checked: from nothing, a global sparsity, or a budget.
+    """Return a budget with its values checked.
+
+    Args:
+        budget: A budget, its configuration, a global sparsity in [0, 1], or None for no budget.
 
     Raises:
-        MmpError: if a sparsity or a size in it is out of range, or both are set.
+        MmpError: if a sparsity or a size is out of range, or both are set.
     """
     return build_budget(read_budget(BudgetConfig(**vars(budget)) if isinstance(budget, Budget) else budget))
 
 
 def load_strategies() -> list[Strategy]:
-    """Return all strategies of ``conf/strategy``."""
+    """Return all strategies in ``conf/strategy``."""
     return [load_strategy(name) for name in choices_of("strategy")]
 
 
 def load_strategy(name: str) -> Strategy:
-    """Return a strategy of ``conf/strategy`` by name."""
+    """Return a strategy in ``conf/strategy`` by name.
+
+    Raises:
+        MmpError: if there is no such strategy.
+    """
     return build_strategy(read_strategy(choose("strategy", name)))
 
 
-def _check_budget_names(budget: Budget, strategies: Iterable[Strategy]) -> None:
+def _require_known_strategies(budget: Budget, strategies: Iterable[Strategy]) -> None:
+    """Require that every strategy with a budget of its own exists."""
     if not budget.strategies:
         return
     known = {*choices_of("strategy"), *(strategy.name for strategy in strategies)}
@@ -98,17 +110,29 @@ def _check_budget_names(budget: Budget, strategies: Iterable[Strategy]) -> None:
 
 
 def plan_of(config: PlanConfig) -> Plan:
-    """Return the plan of a configuration; for observed ranges, of a dense model that is trained if it must be."""
+    """Return the plan of a configuration. Observed ranges need a dense model, which is trained if it is not cached."""
     from mmp.models.timm_models import build_skeleton
 
-    configured = build_strategy(config.strategy)  # with what the command line says of it
+    configured = build_strategy(config.strategy)  # with the command line's changes
     others = [load_strategy(name) for name in choices_of("strategy") if name != configured.name]
-    strategies = [configured, *others]
-    name = config.model.title
+    observations = None
     if config.ranges.source == "rules":
         model = build_skeleton(config.model)
-        return make_plan(model, config.ranges, strategies, config.budget, name=name, pattern=config.pattern)
+    else:
+        model, observations = _observed(config)
+    return make_plan(
+        model,
+        config.ranges,
+        [configured, *others],
+        config.budget,
+        observations,
+        name=config.model.title,
+        pattern=config.pattern,
+    )
 
+
+def _observed(config: PlanConfig) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Return the dense model, and its layer sparsities under the criteria that observe its ranges."""
     from mmp.data.module import ImageData
     from mmp.models.timm_models import fill_input
     from mmp.runs.calibration import Calibration
@@ -116,15 +140,15 @@ def plan_of(config: PlanConfig) -> Plan:
     from mmp.training.evaluation import device_of
 
     fill_input(config)
-    data = ImageData(config.data, config.seed)  # type: ignore[arg-type]
+    assert config.data is not None  # validate() requires data for observed ranges
+    data = ImageData(config.data, config.seed)
     model, _ = dense_model(config, data)
     calibration = Calibration.of(config, model, prunable_layers(model), data, device_of(config))
-    observed = calibration.observe(config.ranges)
-    return make_plan(model, config.ranges, strategies, config.budget, observed, name, config.pattern)
+    return model, calibration.observe(config.ranges)
 
 
 def show(cfg: DictConfig) -> None:
-    """Print the plan of a configuration, or the survey of all models whose names match a pattern."""
+    """Print the plan of a configuration; if its model name is a pattern, print a survey of all models that match."""
     from mmp.config.command import quiet
     from mmp.pruning.plan_views import draw_plan, render
 
@@ -132,7 +156,7 @@ def show(cfg: DictConfig) -> None:
     quiet()
     if any(sign in config.model.name for sign in "*?["):
         if config.picture:
-            raise MmpError(f"picture={config.picture}: a picture shows one model, but model.name is a pattern")
+            raise MmpError(f"picture={config.picture}: a picture needs a single model, but model.name is a pattern")
         from mmp.models.survey import print_survey
 
         print_survey(config, load_strategies())
@@ -144,7 +168,7 @@ def show(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command."""
     import hydra
 
     from mmp.config.command import command

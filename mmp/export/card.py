@@ -46,8 +46,8 @@ def as_card(result: ExportResult, usage: str) -> str:
         "## Weights",
         f"Of {weights.prunable} prunable weights, {weights.nonzero} are not zero in the file: sparsity "
         f"{100 * weights.sparsity:.2f} %. The masks prune {100 * weights.sparsity_of_masks:.2f} %, and every weight "
-        f"that they prune is zero in the file. In addition, {weights.rounded_to_zero} kept weights are zero in the file. "
-        f"The weights are stored as {' and '.join(weights.types)}.",
+        f"that they prune is zero in the file. In addition, {weights.rounded_to_zero} kept weights are zero. The "
+        f"weights are stored as {' and '.join(weights.types)}.",
         "",
         "## Latency",
         *_latency(result),

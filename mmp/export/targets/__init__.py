@@ -55,7 +55,7 @@ class Exportable:
     @property
     def name(self) -> str:
         """The model's name."""
-        return self.config.label or self.config.name
+        return self.config.title
 
     @cached_property
     def images(self) -> Tensor:
