@@ -208,7 +208,9 @@ def layer_ranges(
         MmpError: if the rules do not fit the layers, or the table is observed and there are no observations.
     """
     if observations is None and table.observed and not rules:
-        raise MmpError(f"ranges={table.name} is observed, so it needs observations (mmp.runs.calibration)")
+        raise MmpError(
+            f"ranges={table.name} is observed, so it needs observations; compute them with mmp.pruning.criteria.observe"
+        )
     source = rule_ranges(layers, table.rules) if observations is None else observed_ranges(layers, observations)
     return allow_pattern(layers, constrain(layers, source, table.constraints), pattern)
 

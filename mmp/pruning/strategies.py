@@ -43,7 +43,7 @@ class Strategy:
     def __post_init__(self) -> None:
         for key, value in {"position": self.position, **self.groups}.items():
             if not 0.0 <= value <= 1.0:
-                raise MmpError(f"strategy={self.name}: {key} is {value}, but a position lies in [0, 1]")
+                raise MmpError(f"strategy={self.name}: {key} is {value}, but must be a position in [0, 1]")
         if self.proportional is not None and not self.proportional > 0:
             raise MmpError(f"strategy={self.name}: proportional is {self.proportional}, but must be positive")
         if self.reference not in ("total", "average"):

@@ -102,7 +102,7 @@ def run_alone(code: str) -> str:
     return done.stdout
 
 
-def test_all_modules_of_the_library_can_be_imported_alone() -> None:
+def test_every_module_of_the_library_is_imported_alone() -> None:
     names = run_alone(IMPORTS).split()
     assert {"mmp.pruning.plan", "mmp.pruning.search", "mmp.pruning.reconstruction.reconstruct"} <= set(names)
 

@@ -22,7 +22,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @pytest.fixture
 def all_scores(conv_net: nn.Module, image_batches: Batches) -> dict[str, dict[str, Tensor]]:
-    """Scores of the small network by every criterion, and by the two signals that come close to one."""
+    """Scores of the small network by every criterion, and by the two signals that are similar to criteria."""
     parameters = {name: p for name, p in conv_net.named_parameters() if p.dim() > 1}
     statistics = collect(conv_net, parameters, image_batches, F.cross_entropy, STATISTICS)
     scorers = (*(kind() for kind in CRITERIA.values()), Magnitude(), Product())
@@ -58,13 +58,13 @@ def test_scores_by_hand() -> None:
     assert all(0 <= value < 1 for value in found["random"])
 
 
-def test_lamp_is_each_square_over_those_that_are_not_smaller() -> None:
+def test_lamp_divides_each_square_by_the_sum_of_larger_ones() -> None:
     found = criterion("lamp").score(torch.tensor([[1.0, -3.0], [2.0, 0.0]]), {})
     assert found.flatten().tolist() == pytest.approx([1 / 14, 1.0, 4 / 13, 0.0])
     assert criterion("lamp").score(torch.zeros(3), {}).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_blocks_go_whole_and_those_at_the_edge_are_smaller() -> None:
+def test_weights_of_a_block_share_a_score_and_edge_blocks_are_smaller() -> None:
     squared = torch.arange(15.0).view(5, 3, 1, 1)
     found = BlockFisher(size=2).score(torch.ones(5, 3, 1, 1), {"squared_gradient": squared}).view(5, 3)
     assert found[:2, :2].unique().tolist() == [2.0]  # 0, 1, 3, 4
@@ -72,14 +72,14 @@ def test_blocks_go_whole_and_those_at_the_edge_are_smaller() -> None:
     assert found[4].tolist() == [12.5, 12.5, 14.0]
 
 
-def test_weights_that_round_to_zero_go_first_however_steep_the_loss() -> None:
+def test_weights_that_round_to_zero_score_zero_at_any_gradient() -> None:
     weight = torch.tensor([[1.0, 0.1, 0.2], [0.01, 0.001, 0.01]])  # steps of 1/3 and 0.01/3 with three bits
     gradient = torch.tensor([[-1.0, 9.0, 2.0], [1.0, 9.0, 3.0]])
     found = QuantizedTaylor(bits=3).score(weight, {"gradient": gradient})
     assert found.flatten().tolist() == pytest.approx([1.0, 0.0, 2 / 3, 0.01, 0.0, 0.03])
 
 
-def test_random_scores_depend_on_the_weights_alone() -> None:
+def test_random_scores_depend_on_the_weights_only() -> None:
     first, second = torch.randn(4, 4), torch.randn(4, 4)
     scores = [criterion("random").score(weight, {}) for weight in (first, first.clone(), second)]
     assert torch.equal(scores[0], scores[1])
@@ -94,7 +94,7 @@ def test_scores_use_the_statistic_that_they_name() -> None:
     assert criterion("grasp").score(weight, hessian_gradient).tolist() == [-1.0, -1.0, 6.0]
 
 
-def test_criteria_prune_exactly_as_many_and_each_others(
+def test_criteria_prune_the_same_number_of_different_weights(
     conv_net: nn.Module, all_scores: dict[str, dict[str, Tensor]]
 ) -> None:
     layers = prunable_layers(conv_net)
@@ -124,14 +124,14 @@ def test_unknown_criterion_names_the_nearest() -> None:
 # --- the global ranking ---
 
 
-def test_lowest_scores_of_all_layers_go() -> None:
+def test_the_lowest_scores_of_all_layers_are_pruned() -> None:
     scores = {"a": torch.tensor([[0.1, 5.0], [0.4, 6.0]]), "b": torch.tensor([0.2, 0.3, -1.0, 7.0])}
     masks = global_masks(scores, 4)
     assert masks["a"].tolist() == [[False, True], [True, True]]
     assert masks["b"].tolist() == [False, False, False, True]
 
 
-def test_equal_scores_go_by_the_order_of_the_layers() -> None:
+def test_equal_scores_are_pruned_in_the_order_of_the_layers() -> None:
     masks = global_masks({"b": torch.ones(2), "a": torch.ones(3)}, 3)
     assert list(masks) == ["b", "a"]
     assert masks["b"].tolist() == [False, False]
@@ -142,7 +142,7 @@ def test_equal_scores_go_by_the_order_of_the_layers() -> None:
     st.lists(st.lists(st.integers(-2, 2), min_size=1, max_size=6), min_size=1, max_size=4),
     st.integers(0, 64),
 )
-def test_exactly_the_floor_goes_and_nothing_kept_is_lower(layers: list[list[int]], sixty_fourths: int) -> None:
+def test_the_exact_number_is_pruned_and_no_kept_score_is_lower(layers: list[list[int]], sixty_fourths: int) -> None:
     scores = {str(i): torch.tensor(values).float() for i, values in enumerate(layers)}
     total = sum(map(len, layers))
     masks = global_masks(scores, sixty_fourths * total // 64)
@@ -161,14 +161,14 @@ def layer(name: str, *shape: int) -> Layer:
 
 
 def allocated(kind: Criterion, layers: list[Layer], pruned: int) -> dict[str, int]:
-    """Return how many weights each layer loses, which must add up."""
+    """Return the number of weights that each layer loses; their sum must be right."""
     scores = {one.name: torch.rand(one.shape) for one in layers}
     masks = make_masks(scores, kind.allocate(layers, scores, pruned))
     assert sum(masks.pruned.values()) == pruned
     return masks.pruned
 
 
-def test_uniform_takes_the_same_share_of_every_layer() -> None:
+def test_uniform_prunes_the_same_share_of_every_layer() -> None:
     layers = [layer("a", 10, 10), layer("b", 20, 5, 3, 3), layer("c", 7, 3)]
     assert allocated(criterion("uniform"), layers, 511) == {"a": 50, "b": 450, "c": 11}  # half of each, and the odd one
 
@@ -182,7 +182,7 @@ def test_erk_densities_by_hand() -> None:
     assert allocated(criterion("erk"), layers, 0) == {"a": 0, "b": 0}
 
 
-def test_a_minimum_density_keeps_the_highest_of_every_layer() -> None:
+def test_a_minimum_density_keeps_the_highest_scores_of_every_layer() -> None:
     scores = {"low": torch.tensor([1.0, 3.0, 2.0, 0.5]), "high": torch.arange(10.0, 18.0)}
     assert global_masks(scores, 4).pruned == {"low": 4, "high": 0}
     masks = global_masks(scores, 4, min_density=0.25)
@@ -193,7 +193,7 @@ def test_a_minimum_density_keeps_the_highest_of_every_layer() -> None:
 
 
 @pytest.mark.parametrize("name", ["uniform", "erk"])
-def test_a_minimum_density_means_nothing_to_those_that_divide_it_themselves(name: str) -> None:
+def test_criteria_that_set_each_sparsity_refuse_a_minimum_density(name: str) -> None:
     with pytest.raises(MmpError, match=f"criterion={name} sets each layer's sparsity itself"):
         CRITERIA[name](min_density=0.1)
 

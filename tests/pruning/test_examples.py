@@ -26,7 +26,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("module", "test"), EXAMPLES, ids=[test.name for _, test in EXAMPLES])
-def test_an_example_prints_what_it_says(module: ModuleType, test: doctest.DocTest) -> None:
+def test_an_example_prints_the_output_beside_it(module: ModuleType, test: doctest.DocTest) -> None:
     torch.manual_seed(0)
     printed: list[str] = []
     doctest.DocTestRunner().run(test, out=printed.append)
@@ -38,5 +38,5 @@ def test_an_example_prints_what_it_says(module: ModuleType, test: doctest.DocTes
     [prunable_layers, plan_model, collect, score, make_masks, make_grid, MaskEnforcer, reconstruct, Pattern.parse],
     ids=lambda thing: thing.__qualname__,
 )
-def test_what_users_call_most_has_an_example(thing: object) -> None:
+def test_the_most_used_functions_have_an_example(thing: object) -> None:
     assert ">>> " in (thing.__doc__ or "")

@@ -155,7 +155,7 @@ def test_hidden_linears_of_a_plain_mlp_are_its_body() -> None:
     assert [layer.role for layer in prunable_layers(model)] == ["other", "other", "classifier"]
 
 
-def test_an_only_layer() -> None:
+def test_a_model_of_one_layer() -> None:
     assert prunable_layers(nn.Linear(3, 2)) == (Layer("weight", "", "classifier", None, 0.0, (2, 3)),)
 
 
@@ -192,7 +192,7 @@ def test_a_network_with_fc1_and_fc2_of_its_own_is_no_mlp() -> None:
     assert [layer.role for layer in prunable_layers(LeNet())] == ["stem", "conv", *["classifier"] * 3]
 
 
-def test_an_mlp_without_names_is_told_by_its_widths() -> None:
+def test_an_mlp_without_names_is_recognised_by_its_widths() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -210,7 +210,7 @@ def test_an_mlp_without_names_is_told_by_its_widths() -> None:
 
 
 def test_gated_mlps() -> None:
-    class SwiGLU(nn.Module):  # LLaMA's order: w2, the way back, stands in the middle
+    class SwiGLU(nn.Module):  # LLaMA's order: the output projection w2 is in the middle
         def __init__(self) -> None:
             super().__init__()
             self.w1, self.w2, self.w3 = nn.Linear(8, 20), nn.Linear(20, 8), nn.Linear(8, 20)
@@ -280,7 +280,7 @@ def test_stages_without_metadata_need_differing_widths() -> None:
     assert {layer.stage for layer in prunable_layers(Net((4, 4)))} == {None}
 
 
-def test_a_wrapper_is_looked_through() -> None:
+def test_a_wrapper_has_the_layers_of_the_model_inside() -> None:
     class Wrapper(nn.Module):
         def __init__(self, model: nn.Module) -> None:
             super().__init__()
@@ -313,7 +313,7 @@ def test_a_network_inside_a_patch_embedding_keeps_its_own_roles() -> None:
     assert {layer.stage for layer in found.values()} == {None}
 
 
-# --- what is never pruned ---
+# --- parameters that are no layers ---
 
 
 def test_norms_embeddings_tokens_and_tables_are_not_layers() -> None:
@@ -374,7 +374,7 @@ def test_timm_subclasses_and_bare_projections_are_layers() -> None:
     assert found["1.weight"].shape == (4, 8 * 8 * 9)
 
 
-# --- errors, and the way back to parameters ---
+# --- errors and parameters ---
 
 
 def test_a_model_without_weights_is_refused() -> None:
@@ -387,7 +387,7 @@ def test_a_lazy_layer_is_refused() -> None:
         prunable_layers(nn.Sequential(nn.LazyLinear(2)))
 
 
-def test_parameters_are_the_live_ones() -> None:
+def test_parameters_are_those_of_the_model_and_not_copies() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     found = prunable_parameters(model, prunable_layers(model))
     assert list(found) == ["0.weight", "2.weight"]
@@ -412,7 +412,7 @@ def _paths(value: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", timm.list_modules())
-def test_every_timm_architecture(module: str) -> None:
+def test_every_architecture_of_timm(module: str) -> None:
     names = timm.list_models(module=module)
     model = on_meta(next((name for name in names if name.startswith("test_")), names[0]))
     layers = prunable_layers(model)

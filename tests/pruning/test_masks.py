@@ -27,17 +27,17 @@ def bits(*values: int) -> Tensor:
 # --- keep_highest ---
 
 
-def test_lowest_scores_go() -> None:
+def test_the_lowest_scores_are_pruned() -> None:
     scores = torch.tensor([[0.3, 0.1], [0.2, 0.4]])
     assert keep_highest(scores, 2).tolist() == [[True, False], [False, True]]
 
 
-def test_equal_scores_go_by_flat_index() -> None:
+def test_equal_scores_are_pruned_by_flat_index() -> None:
     assert keep_highest(torch.full((2, 3), 7.0), 4).tolist() == [[False] * 3, [False, True, True]]
     assert keep_highest(torch.tensor([5.0, 1.0, 5.0, 5.0]), 2).tolist() == [False, False, True, True]
 
 
-def test_flat_index_is_that_of_the_shape_not_of_the_memory() -> None:
+def test_flat_index_follows_the_shape_and_not_the_memory() -> None:
     scores = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]).t()  # [[1, 1, 0], [1, 1, 1]]
     assert keep_highest(scores, 3).tolist() == [[False, False, False], [True, True, True]]
 
@@ -52,7 +52,7 @@ both_ways = pytest.mark.parametrize("few", [0, 2**12], ids=["by leading bits", "
     ),
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
 )
-def test_mask_is_that_of_a_sort_by_score_and_index(few: int, values: list[float], dtype: torch.dtype) -> None:
+def test_a_mask_equals_a_sort_by_score_and_index(few: int, values: list[float], dtype: torch.dtype) -> None:
     scores = torch.tensor(values, dtype=dtype).clamp(-6e4, 6e4 if dtype is torch.float16 else None)
     ordered = scores.tolist()
     order = sorted(range(len(values)), key=lambda i: (ordered[i], i))
@@ -72,12 +72,12 @@ def test_mask_is_that_of_a_sort_by_score_and_index(few: int, values: list[float]
         torch.randn(300, 200, generator=torch.Generator().manual_seed(1)).t(),
         torch.randn(60_000, generator=torch.Generator().manual_seed(2)).mul(8).round(),
         torch.zeros(60_000),
-        torch.linspace(1.0, 1.01, 60_000),  # all leading bits alike
+        torch.linspace(1.0, 1.01, 60_000),  # all leading bits equal
         torch.randint(-9, 9, (60_000,), generator=torch.Generator().manual_seed(3)).mul(1e-45),  # subnormal
     ],
     ids=["magnitudes", "both signs, transposed", "ties", "equal", "close", "tiny"],
 )
-def test_masks_of_many_scores_are_those_of_a_stable_sort(scores: Tensor) -> None:
+def test_masks_of_many_scores_equal_a_stable_sort(scores: Tensor) -> None:
     counts = [0, 1, 18_001, 30_000, 30_000, 59_999, 60_000, 7]
     order = scores.flatten().argsort(stable=True)
     for count, mask in zip(counts, keep_highest_each(scores, counts), strict=True):
@@ -85,12 +85,12 @@ def test_masks_of_many_scores_are_those_of_a_stable_sort(scores: Tensor) -> None
         assert torch.equal(mask.flatten()[order], torch.arange(60_000) >= count)
 
 
-def test_no_numbers_no_masks() -> None:
+def test_without_counts_there_are_no_masks() -> None:
     assert keep_highest_each(torch.ones(3), []) == []
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
-def test_any_finite_scores_are_pruned_to_the_exact_number(values: list[float]) -> None:
+def test_finite_scores_are_pruned_to_the_exact_number(values: list[float]) -> None:
     scores = torch.tensor(values)
     for pruned in (0, len(values) // 2, len(values)):
         keep = keep_highest(scores, pruned)
@@ -101,7 +101,7 @@ def test_any_finite_scores_are_pruned_to_the_exact_number(values: list[float]) -
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("pruned", [0, 1])
-def test_score_that_is_not_finite_is_refused(value: float, pruned: int) -> None:
+def test_a_score_that_is_not_finite_is_refused(value: float, pruned: int) -> None:
     with pytest.raises(MmpError, match="NaN or infinity"):
         keep_highest(torch.tensor([1.0, value]), pruned)
 
@@ -112,7 +112,7 @@ def test_number_out_of_bounds_is_refused(pruned: int) -> None:
         keep_highest(torch.ones(2), pruned)
 
 
-# --- how many go ---
+# --- pruned_count ---
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_count_is_exact_in_binary_fractions(numerator: int, total: int) -> None:
     assert pruned_count(numerator / 2**20, total) == numerator * total // 2**20
 
 
-def test_count_is_the_floor_of_the_product_that_anyone_can_recompute_from_the_result_file() -> None:
+def test_count_can_be_recomputed_from_the_sparsity_in_a_result_file() -> None:
     assert pruned_count(0.5, 5) == 2
     assert pruned_count(0.29, 100) == math.floor(0.29 * 100) == 28  # the product is 28.999..., and the rule is floor
 
@@ -159,7 +159,7 @@ def test_each_layer_is_pruned_by_its_own_sparsity() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["none", "2:4", "4x1"])
-def test_a_grid_is_the_masks_of_each_strategy(pattern: str) -> None:
+def test_a_grid_has_the_masks_of_each_strategy(pattern: str) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = {"a": torch.randn(256, 256, generator=generator).abs(), "b": torch.randn(8, 12, generator=generator)}
     strategies = {"low": {"a": 0.2, "b": 0.7}, "high": {"a": 0.9, "b": 0.3}, "same": {"a": 0.9, "b": 0.8}}
@@ -173,7 +173,7 @@ def test_a_grid_is_the_masks_of_each_strategy(pattern: str) -> None:
         make_grid(scores, {"low": strategies["low"], "odd": {"a": 0.5}})
 
 
-def test_make_masks_names_the_layer_that_is_wrong() -> None:
+def test_make_masks_names_the_layer_with_an_error() -> None:
     with pytest.raises(MmpError, match="different layers: b, c"):
         make_masks({"a": torch.ones(2), "b": torch.ones(2)}, {"a": 0.5, "c": 0.5})
     with pytest.raises(MmpError, match=r"layer 'a': sparsity 1\.5"):
@@ -209,14 +209,14 @@ def test_mask_must_be_a_bool_tensor(mask: Any, kind: str) -> None:
         Masks({"a": mask})
 
 
-def test_masks_do_not_follow_the_mapping_they_were_made_from() -> None:
+def test_masks_do_not_change_with_the_mapping_they_were_made_from() -> None:
     source = {"a": bits(1, 0)}
     masks = Masks(source)
     source["b"] = bits(1)
     assert list(masks) == ["a"]
 
 
-def test_contains_means_that_nothing_comes_back() -> None:
+def test_contains_means_that_no_pruned_weight_is_kept_again() -> None:
     sparse, dense = Masks({"a": bits(0, 0, 1)}), Masks({"a": bits(0, 1, 1)})
     assert sparse.contains(dense)
     assert sparse.contains(sparse)
@@ -234,7 +234,7 @@ contents = st.dictionaries(st.sampled_from(["a", "b"]), st.lists(st.booleans(), 
 
 
 @given(contents, contents)
-def test_digest_is_equal_exactly_when_the_masks_are(first: dict, second: dict) -> None:
+def test_digests_are_equal_if_and_only_if_the_masks_are(first: dict, second: dict) -> None:
     one, other = (Masks({name: bits(*mask) for name, mask in c.items()}) for c in (first, second))
     assert (one.digest() == other.digest()) == (first == second)
 
@@ -266,7 +266,7 @@ def saved(tmp_path: Path) -> tuple[Masks, Path]:
     return masks, tmp_path / "masks.safetensors"
 
 
-def test_saved_masks_come_back(saved: tuple[Masks, Path]) -> None:
+def test_saved_masks_are_loaded_unchanged(saved: tuple[Masks, Path]) -> None:
     masks, path = saved
     loaded = load_masks(path)
     assert loaded.digest() == masks.digest()
@@ -347,7 +347,7 @@ def assert_plus_zero(values: Tensor) -> None:
 @all_optimizers
 def test_pruned_weights_are_zero_right_after_every_step(net: nn.Sequential, half: Masks, make: Make) -> None:
     optimizer = make(net.parameters())
-    for seed in range(2):  # momentum that would carry pruned weights away from zero
+    for seed in range(2):  # momentum that would move pruned weights away from zero
         backward(net, seed)
         optimizer.step()
     enforcer = MaskEnforcer(dict(net.named_parameters()))
@@ -366,7 +366,7 @@ def test_pruned_weights_are_zero_right_after_every_step(net: nn.Sequential, half
 
 
 @all_optimizers
-def test_detach_removes_the_hook_and_the_weights_come_back(net: nn.Sequential, half: Masks, make: Make) -> None:
+def test_after_detach_a_step_changes_pruned_weights(net: nn.Sequential, half: Masks, make: Make) -> None:
     optimizer = make(net.parameters())
     enforcer = MaskEnforcer(dict(net.named_parameters()))
     enforcer.set(half)
@@ -387,7 +387,7 @@ def test_negative_weights_become_positive_zeros() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_whatever_becomes_of_a_pruned_weight_it_is_zero_again(dtype: torch.dtype) -> None:
+def test_any_value_of_a_pruned_weight_is_set_to_positive_zero(dtype: torch.dtype) -> None:
     weight = nn.Parameter(torch.zeros(5, dtype=dtype))
     enforcer = MaskEnforcer({"w": weight})
     enforcer.set(Masks({"w": bits(0, 0, 0, 1, 1)}))
@@ -398,7 +398,7 @@ def test_whatever_becomes_of_a_pruned_weight_it_is_zero_again(dtype: torch.dtype
     assert weight.signbit().tolist() == [False, False, False, True, True]
 
 
-def test_weights_that_lie_channels_last_are_zeroed_where_their_mask_says() -> None:
+def test_channels_last_weights_are_zeroed_where_the_mask_is_false() -> None:
     weight = nn.Parameter(torch.ones(2, 3, 2, 2).to(memory_format=torch.channels_last))
     mask = torch.arange(24).view(2, 3, 2, 2) % 5 > 0
     MaskEnforcer({"w": weight}).set(Masks({"w": mask}))
@@ -475,7 +475,7 @@ def test_denser_masks_replace_the_old_ones(net: nn.Sequential, half: Masks) -> N
     assert (net[2].weight == 1).all()
 
 
-def test_wrong_name_or_shape_is_refused_and_nothing_changes(net: nn.Sequential) -> None:
+def test_a_wrong_name_or_shape_is_refused_and_nothing_changes(net: nn.Sequential) -> None:
     enforcer = MaskEnforcer(dict(net.named_parameters()))
     before = net[0].weight.detach().clone()
     good = torch.zeros(5, 4, dtype=torch.bool)
@@ -487,9 +487,9 @@ def test_wrong_name_or_shape_is_refused_and_nothing_changes(net: nn.Sequential) 
     assert enforcer.masks is None
 
 
-def test_check_counts_the_weights_that_came_back(net: nn.Sequential, half: Masks) -> None:
+def test_check_counts_the_pruned_weights_that_are_not_zero(net: nn.Sequential, half: Masks) -> None:
     enforcer = MaskEnforcer(dict(net.named_parameters()))
-    enforcer.check()  # no masks, nothing to hold
+    enforcer.check()  # without masks there is nothing to check
     enforcer.set(half)
     enforcer.check()
     rows, columns = (~half["2.weight"]).nonzero(as_tuple=True)
@@ -502,12 +502,12 @@ def test_check_counts_the_weights_that_came_back(net: nn.Sequential, half: Masks
         check_zeros(net.state_dict(), half)
 
 
-def test_checking_weights_that_lack_a_masked_name_is_an_error_that_names_it(half: Masks) -> None:
+def test_check_names_a_mask_without_a_weight(half: Masks) -> None:
     with pytest.raises(MmpError, match=r"0\.weight"):
         check_zeros({}, half)
 
 
-def test_model_stays_plain(net: nn.Sequential, half: Masks) -> None:
+def test_the_model_keeps_its_keys_and_parameters(net: nn.Sequential, half: Masks) -> None:
     keys = list(net.state_dict())
     optimizer = OPTIMIZERS["adamw"](net.parameters())
     enforcer = MaskEnforcer(dict(net.named_parameters()))

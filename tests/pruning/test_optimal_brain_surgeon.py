@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon: against removals tried one by one, and against what reconstruction leaves."""
+"""Optimal Brain Surgeon: against removals tried one by one, and against the errors after re-solving."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def covariance_of(x: Tensor) -> Tensor:
 
 
 def cost_of(a: Tensor, dense: Tensor, kept: Tensor) -> float:
-    """What a row's error is when only these columns are kept, the kept ones solved for."""
+    """Return the error of a row that keeps some columns and re-solves their weights."""
     w = torch.zeros_like(dense)
     if kept.any():
         w[kept] = torch.linalg.solve(a[kept][:, kept], (a @ dense)[kept])
     return float((w - dense) @ a @ (w - dense))
 
 
-def test_the_first_to_go_is_what_adds_least_to_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_removal_adds_the_least_possible_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmp.pruning.optimal_brain_surgeon, "_KEPT", 0.999)  # one weight a round
     covariance, weight = covariance_of(inputs_of(6)), torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
     a = with_ridge(covariance, 0.01 * covariance.diagonal(dim1=1, dim2=2).mean(1))[0]
@@ -49,14 +49,14 @@ def test_the_first_to_go_is_what_adds_least_to_the_error(monkeypatch: pytest.Mon
         kept[expected] = False
 
 
-def test_rows_that_matter_more_are_spared() -> None:
+def test_rows_of_higher_importance_are_removed_later() -> None:
     weight, covariance = torch.ones(2, 4), torch.eye(4, dtype=torch.float64)[None]
     statistics = {"input_covariance": covariance, "squared_output_gradient": torch.tensor([9.0, 1.0])}
     assert ObsFisher().score(weight, statistics)[0].min() > ObsFisher().score(weight, statistics)[1].max()
     assert Obs().score(weight, statistics)[0].min() < Obs().score(weight, statistics)[1].max()
 
 
-def test_a_row_without_gradient_is_not_emptied() -> None:
+def test_a_row_without_gradient_keeps_weights() -> None:
     weight, covariance = torch.randn(4, 50), covariance_of(inputs_of(50))
     statistics = {"input_covariance": covariance, "squared_output_gradient": torch.tensor([1.0, 1.0, 1.0, 0.0])}
     masks = make_masks({"weight": ObsFisher().score(weight, statistics)}, {"weight": 0.5})
@@ -70,7 +70,7 @@ def test_independent_inputs_give_the_order_of_magnitude() -> None:
 
 
 @pytest.mark.parametrize(("widest", "most"), [(2048, 0.8), (18, 1.0)])
-def test_groups_and_blocks_keep_weights_that_serve_better_than_the_largest(
+def test_in_groups_and_blocks_the_kept_weights_leave_less_error_than_the_largest(
     widest: int, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mmp.pruning.optimal_brain_surgeon, "_WIDEST", widest)
@@ -89,7 +89,7 @@ def test_groups_and_blocks_keep_weights_that_serve_better_than_the_largest(
     assert error(by_obs) < most * error(by_magnitude)
 
 
-def test_dead_inputs_go_first_and_nothing_is_not_finite() -> None:
+def test_weights_of_dead_inputs_are_removed_first_and_the_order_is_finite() -> None:
     x = inputs_of(6)
     x[:, 2] = 0
     weight = torch.full((4, 6), 0.5)

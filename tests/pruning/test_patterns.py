@@ -1,4 +1,4 @@
-"""Patterns of masks: by hand, as properties, in plans and budgets, and as torch's sparse kernels want them."""
+"""Patterns of masks: by hand, as properties, in plans and budgets, and in torch's sparse kernels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def layer(name: str, *shape: int) -> Layer:
     return Layer(name, "", "conv", None, 0.0, shape)
 
 
-# --- what the words mean ---
+# --- parsing and shapes ---
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def layer(name: str, *shape: int) -> Layer:
         ("16x32", Pattern(rows=16, columns=32)),
     ],
 )
-def test_a_pattern_is_written_as_it_is_read(text: str, pattern: Pattern) -> None:
+def test_a_pattern_is_written_as_it_is_parsed(text: str, pattern: Pattern) -> None:
     assert Pattern.parse(text) == pattern
     assert str(pattern) == text
 
@@ -68,7 +68,7 @@ def test_a_pattern_is_written_as_it_is_read(text: str, pattern: Pattern) -> None
 @pytest.mark.parametrize(
     "text", ["", "2", "2:", "2:4:8", "0:4", "02:4", "4x", "x4", "4x0", "2:4x1", "124", "-1:4", "a:b"]
 )
-def test_what_is_no_pattern_is_told_with_those_there_are(text: str) -> None:
+def test_other_texts_are_refused_with_the_valid_forms(text: str) -> None:
     with pytest.raises(
         MmpError, match=rf"pattern={text}: no such pattern; choose none, N:M such as 2:4, or blocks .*4x1"
     ):
@@ -87,7 +87,7 @@ def test_a_pattern_that_prunes_nothing_is_refused(text: str) -> None:
         ("2:4", (3, 8), True),
         ("2:4", (3, 6), False),
         ("2:4", (8, 4, 3, 3), True),
-        ("2:4", (8, 3, 4, 4), False),  # neighbours are input channels: three of them are no group of four
+        ("2:4", (8, 3, 4, 4), False),  # neighbours are input channels: three are not a multiple of four
         ("2:4", (64, 1, 3, 3), False),  # depthwise
         ("2:4", (8,), False),
         ("4x2", (8, 6), True),
@@ -103,11 +103,11 @@ def test_a_shape_fits_if_it_divides_into_whole_groups_and_blocks(text: str, shap
     ("text", "shape", "groups", "fits"),
     [
         ("4x1", (64, 1, 3, 3), 1, True),  # a stem of grey images
-        ("4x1", (64, 1, 3, 3), 64, False),  # depthwise: every output has an input of its own
+        ("4x1", (64, 1, 3, 3), 64, False),  # depthwise: one output per group
         ("4x1", (64, 1, 3, 3), 16, True),
-        ("4x2", (12, 4, 3, 3), 2, False),  # six outputs a group: the second block of four would straddle
+        ("4x2", (12, 4, 3, 3), 2, False),  # six outputs per group: the second block of four would cross into the next
         ("3x2", (12, 4, 3, 3), 2, True),
-        ("2:4", (12, 4, 3, 3), 2, True),  # along the inputs of one output, which are of one group
+        ("2:4", (12, 4, 3, 3), 2, True),  # the inputs of one output are in one group
         ("2:4", (12, 2, 3, 3), 2, False),
     ],
 )
@@ -125,7 +125,7 @@ def test_blocks_stay_within_the_groups_of_a_convolution(
     )
 
 
-def test_layers_know_their_groups_and_plans_and_budgets_keep_to_them() -> None:
+def test_ranges_and_budgets_respect_the_groups_of_layers() -> None:
     net = nn.Sequential(nn.Conv2d(8, 64, 1), nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 12, 3, groups=2))
     layers, pattern = prunable_layers(net), Pattern.parse("4x1")
     assert [one.groups for one in layers] == [1, 64, 2]
@@ -139,7 +139,7 @@ def test_layers_know_their_groups_and_plans_and_budgets_keep_to_them() -> None:
     assert held == [True, False, False]
 
 
-def test_a_layer_takes_n_of_m_from_the_very_weight_on_that_makes_it_possible() -> None:
+def test_a_layer_takes_n_of_m_from_the_lowest_possible_sparsity_on() -> None:
     eight, six = WeightShape((3, 8)), WeightShape((3, 6))
     assert TWO_FOUR.least(eight) == 0.5
     assert TWO_FOUR.takes(eight, 0.5)
@@ -166,42 +166,42 @@ def test_the_least_sparsity_prunes_exactly_what_the_pattern_forces(
 def test_two_of_four_keeps_the_two_highest_of_every_four() -> None:
     scores = torch.tensor([[4.0, 1, 3, 2, 9, 8, 7, 6], [1, 1, 1, 1, 0, 5, 0, 5]])
     (mask,) = make_masks({"a": scores}, {"a": 0.5}, TWO_FOUR).values()
-    assert bits(mask) == ["10101100", "00110101"]  # of equal scores the lower index goes
+    assert bits(mask) == ["10101100", "00110101"]  # of equal scores, the lower index is pruned
     (unstructured,) = make_masks({"a": scores}, {"a": 0.5}).values()
     assert bits(unstructured) == ["10101111", "00000101"]
 
 
-def test_more_than_the_pattern_takes_the_lowest_of_what_it_left() -> None:
+def test_beyond_the_pattern_the_lowest_kept_weights_are_pruned() -> None:
     scores = torch.tensor([[4.0, 1, 3, 2, 9, 8, 7, 6]])
     assert bits(keep_patterned(scores, 6, TWO_FOUR)) == ["00001100"]
     assert bits(keep_patterned(scores, 5, TWO_FOUR)) == ["10001100"]
 
 
-def test_less_than_the_pattern_takes_the_lowest_of_what_it_will_take() -> None:
+def test_below_the_pattern_the_lowest_weights_that_it_prunes_are_pruned() -> None:
     scores = torch.tensor([[4.0, 1, 3, 2, 0, 0, 0, 0.5]])
     assert bits(keep_patterned(scores, 1, TWO_FOUR)) == ["11110111"]
-    assert bits(keep_patterned(scores, 3, TWO_FOUR)) == ["10110011"]  # not the third zero: it stays for good
+    assert bits(keep_patterned(scores, 3, TWO_FOUR)) == ["10110011"]  # not the third zero, which the pattern keeps
     assert bits(keep_patterned(scores, 4, TWO_FOUR)) == ["10100011"]
 
 
-def test_neighbours_in_a_convolution_are_input_channels_at_one_position() -> None:
+def test_neighbours_in_a_convolution_are_input_channels_at_one_kernel_position() -> None:
     scores = torch.tensor([[[1.0, 8], [2, 7], [3, 6], [4, 5]]])  # (1 output, 4 inputs, kernel of 2)
     mask = keep_patterned(scores, 4, TWO_FOUR)
     assert mask.tolist() == [[[False, True], [False, True], [True, False], [True, False]]]
     assert satisfies(mask, TWO_FOUR)
 
 
-def test_blocks_go_whole_by_the_sum_of_their_scores() -> None:
+def test_blocks_are_pruned_whole_by_the_sum_of_their_scores() -> None:
     scores = torch.tensor([[9.0, 3, 0, 0], [0, 3, 8, 1], [1, 1, 2, 2], [1, 1, 2, 2]])
     two = Pattern.parse("2x2")  # sums 15, 9, 4, 8
     (mask,) = make_masks({"a": scores}, {"a": 0.6}, two).values()  # floor(9.6) weights are two blocks
     assert bits(mask) == ["1111", "1111", "0000", "0000"]
     rows = Pattern.parse("4x1")  # sums 11, 8, 12, 5
     assert bits(keep_patterned(scores, 11, rows)) == ["1010"] * 4
-    assert bits(keep_patterned(torch.ones(4, 4), 7, rows)) == ["0111"] * 4  # equal sums go by index
+    assert bits(keep_patterned(torch.ones(4, 4), 7, rows)) == ["0111"] * 4  # of equal sums, the lower index is pruned
 
 
-def test_blocks_of_a_convolution_lie_at_one_position() -> None:
+def test_blocks_of_a_convolution_are_at_one_kernel_position() -> None:
     scores = torch.arange(8.0).reshape(2, 2, 2)  # (outputs, inputs, kernel); sums 0+2+4+6 and 1+3+5+7
     assert keep_patterned(scores, 4, Pattern.parse("2x2"))[..., 0].any() == torch.tensor(False)
 
@@ -253,7 +253,7 @@ def cases(draw: st.DrawFn) -> tuple[Pattern, Tensor]:
 
 
 @given(cases(), st.integers(0, 64))
-def test_a_mask_that_takes_a_pattern_has_it_and_prunes_as_promised(case: tuple[Pattern, Tensor], part: int) -> None:
+def test_a_mask_that_takes_a_pattern_satisfies_it_and_its_count(case: tuple[Pattern, Tensor], part: int) -> None:
     pattern, scores = case
     weight = WeightShape(scores.shape)
     least = pattern.least(weight)
@@ -268,7 +268,7 @@ def test_a_mask_that_takes_a_pattern_has_it_and_prunes_as_promised(case: tuple[P
 
 
 @given(cases())
-def test_masks_of_rising_numbers_contain_each_other(case: tuple[Pattern, Tensor]) -> None:
+def test_masks_of_ascending_numbers_contain_each_other(case: tuple[Pattern, Tensor]) -> None:
     pattern, scores = case
     masks = [keep_patterned(scores, n, pattern) for n in range(scores.numel() + 1)]
     assert masks[0].all()
@@ -289,7 +289,7 @@ def test_no_other_mask_with_the_pattern_keeps_higher_scores(flat: list[float], p
 
 
 @given(cases(), st.floats(0, 1), st.integers(1, 4))
-def test_masks_of_a_ramp_lead_to_the_final_ones(case: tuple[Pattern, Tensor], sparsity: float, steps: int) -> None:
+def test_masks_of_a_schedule_end_at_the_final_ones(case: tuple[Pattern, Tensor], sparsity: float, steps: int) -> None:
     pattern, scores = case
     ramp = [make_masks({"a": scores}, {"a": sparsity}, pattern, (i + 1) / steps) for i in range(steps)]
     assert all(later.contains(earlier) for earlier, later in pairwise(ramp))
@@ -297,7 +297,7 @@ def test_masks_of_a_ramp_lead_to_the_final_ones(case: tuple[Pattern, Tensor], sp
 
 
 @given(cases())
-def test_without_a_pattern_the_order_is_that_of_the_scores(case: tuple[Pattern, Tensor]) -> None:
+def test_without_a_pattern_weights_are_pruned_in_the_order_of_scores(case: tuple[Pattern, Tensor]) -> None:
     _, scores = case
     assert torch.equal(
         keep_patterned(scores, scores.numel() // 2, UNSTRUCTURED), keep_highest(scores, scores.numel() // 2)
@@ -307,7 +307,7 @@ def test_without_a_pattern_the_order_is_that_of_the_scores(case: tuple[Pattern, 
 # --- ranges, budgets and criteria ---
 
 
-def test_ranges_that_go_far_enough_begin_where_the_pattern_can_hold() -> None:
+def test_ranges_that_reach_the_pattern_start_at_its_lowest_sparsity() -> None:
     layers = (layer("a", 4, 8), layer("b", 4, 8), layer("c", 4, 6), layer("d", 4, 8))
     ranges = {"a": Range(0.3, 0.8), "b": Range(0.1, 0.4), "c": Range(0.3, 0.8), "d": Range(0.6, 0.9)}
     allowed = allow_pattern(layers, ranges, TWO_FOUR)
@@ -315,7 +315,7 @@ def test_ranges_that_go_far_enough_begin_where_the_pattern_can_hold() -> None:
     assert allow_pattern(layers, ranges, UNSTRUCTURED) == allow_pattern(layers, ranges, Pattern.parse("4x1")) == ranges
 
 
-def test_a_budget_takes_no_layer_out_of_its_pattern() -> None:
+def test_a_budget_leaves_every_layer_in_its_pattern() -> None:
     shift = Shift((layer("a", 10, 8), layer("b", 10, 8)), pattern=TWO_FOUR)
     start = {"a": 0.6, "b": 0.4}
     assert shift.meet(start, 0.3) == pytest.approx({"a": 0.5, "b": 0.1})
@@ -332,14 +332,14 @@ def test_whole_blocks_meet_a_budget_to_less_than_one() -> None:
         "a": 8,
         "b": 12,
         "c": 7,
-    }  # 27 in all; b had lost the larger part of a block; c has none
+    }  # 27 in all; floor took the larger part of a block from b; c has no blocks
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 0.9)), min_size=1, max_size=5),
     st.sampled_from(["2:4", "1:4", "4x1", "2x2"]),
 )
-def test_a_ranking_keeps_its_global_sparsity_under_a_pattern(drawn: list[tuple[int, int, float]], text: str) -> None:
+def test_with_pattern_keeps_the_global_sparsity_of_a_ranking(drawn: list[tuple[int, int, float]], text: str) -> None:
     pattern = Pattern.parse(text)
     layers = tuple(layer(str(i), 4 * a, 4 * b) for i, (a, b, _) in enumerate(drawn))
     sparsities = {str(i): s for i, (*_, s) in enumerate(drawn)}
@@ -372,7 +372,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("text", ["2:4", "4x4", "4x1", "1:4"])
 @pytest.mark.parametrize("budget", [None, 0.8])
-def test_a_plan_says_what_masks_will_be(text: str, budget: float | None) -> None:
+def test_a_plan_states_the_counts_of_the_masks(text: str, budget: float | None) -> None:
     model, pattern = timm.create_model("levit_128s", num_classes=12), Pattern.parse(text)
     plan = make_plan(model, budget=budget, pattern=text)
     weights = dict(model.named_parameters())
@@ -380,13 +380,13 @@ def test_a_plan_says_what_masks_will_be(text: str, budget: float | None) -> None
         sparsities = plan.sparsities[strategy]
         masks = make_masks({n: weights[n].detach().abs() for n in sparsities}, sparsities, pattern)
         assert sum(masks.pruned.values()) == plan.pruned[strategy]
-        told = sum(one.size for one in plan.layers if satisfies(masks[one.name], pattern))
-        assert plan.summary(strategy)["patterned"] == told / masks.total > 0.5
+        stated = sum(one.size for one in plan.layers if satisfies(masks[one.name], pattern))
+        assert plan.summary(strategy)["patterned"] == stated / masks.total > 0.5
         if budget:
             assert 0 <= round(budget * masks.total) - plan.pruned[strategy] < pattern.unit
 
 
-def test_a_plan_shows_who_has_the_pattern_and_why_not() -> None:
+def test_a_plan_shows_which_layers_have_the_pattern_and_why_others_do_not() -> None:
     text = as_markdown(make_plan(Net(), pattern="2:4"))
     assert "ranges generic, pattern 2:4" in text
     rows = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if ".weight" in line}
@@ -396,7 +396,7 @@ def test_a_plan_shows_who_has_the_pattern_and_why_not() -> None:
     assert "in 2:4 (%)" in text
 
 
-def test_a_plan_without_a_pattern_says_nothing_of_patterns() -> None:
+def test_a_plan_without_a_pattern_does_not_mention_patterns() -> None:
     plan = make_plan(Net())
     assert "pattern" not in json.dumps(plan.to_dict())
     assert "pattern" not in as_markdown(plan)
@@ -417,16 +417,16 @@ def checked(config: PruneConfig) -> None:
 
 @pytest.mark.parametrize("name", ["prune", "plan"])
 @pytest.mark.parametrize("text", ["2:4", "1:4", "4x1", "none"])
-def test_the_command_line_takes_a_pattern_as_it_is_written(conf: Path, text: str, name: str) -> None:
+def test_the_command_line_accepts_a_pattern_as_it_is_written(conf: Path, text: str, name: str) -> None:
     assert validate(composed(conf, f"pattern={text}", name=name)).pattern == text
 
 
-def test_a_pattern_that_there_is_not_is_told(conf: Path) -> None:
+def test_an_unknown_pattern_is_refused(conf: Path) -> None:
     with pytest.raises(MmpError, match=r"pattern=24: no such pattern; choose none, N:M such as 2:4"):
         validate(composed(conf, "pattern=24"))
 
 
-def test_a_pattern_that_no_layer_can_take_is_told_before_training(conf: Path) -> None:
+def test_a_pattern_that_no_layer_can_take_is_refused_before_training(conf: Path) -> None:
     with pytest.raises(MmpError, match=r"pattern=1x7 fits the shape of no layer"):
         checked(validate(composed(conf, "pattern=1x7", "model=vit")))
     with pytest.raises(MmpError, match=r"pattern=1:64 needs layers that are 98\.4375 % sparse, but ranges=generic"):
@@ -436,7 +436,7 @@ def test_a_pattern_that_no_layer_can_take_is_told_before_training(conf: Path) ->
         checked(validate(composed(conf, "pattern=2:4", "criterion=mag", "budget=0.2")))
 
 
-def test_a_pattern_is_part_of_what_a_run_is_and_none_is_not(conf: Path) -> None:
+def test_a_pattern_is_part_of_the_identity_of_a_run_and_none_is_not(conf: Path) -> None:
     plain, patterned = composed(conf), composed(conf, "pattern=2:4")
     identities = [identity(settings_of(cfg)) for cfg in (plain, patterned)]
     assert "pattern" not in identities[0]
@@ -472,7 +472,7 @@ def test_the_weights_of_the_same_pattern_are_matched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["2:4", "4x2"])
-def test_reconstruction_leaves_the_pattern_as_it_is(text: str) -> None:
+def test_reconstruction_keeps_the_pattern(text: str) -> None:
     torch.manual_seed(0)
     model, pattern = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 8)), Pattern.parse(text)
     weights = {one.name: model.get_parameter(one.name).detach().abs() for one in prunable_layers(model)}
@@ -483,7 +483,7 @@ def test_reconstruction_leaves_the_pattern_as_it_is(text: str) -> None:
 
 
 @pytest.mark.slow
-def test_runs_with_patterns_say_so_and_are_skipped_when_they_are_done(tmp_path: Path) -> None:
+def test_runs_with_patterns_state_them_and_are_skipped_when_complete(tmp_path: Path) -> None:
     line = ("prune.py", "-m", "pattern=none,2:4,4x4", "schedule=cubic", "schedule.end=1", "finetune.epochs=2")
     quick = [f"paths.results={tmp_path}", *(option for option in QUICK if not option.startswith("finetune"))]
     command(*line, *quick)
@@ -497,10 +497,10 @@ def test_runs_with_patterns_say_so_and_are_skipped_when_they_are_done(tmp_path: 
     layers = results["2:4"]["layers"]
     under = [one["total"] for one in layers if one["pattern"]]
     assert 0 < len(under) < len(layers)
-    told = (
+    stated = (
         f"pattern 2:4: in {len(under)} of {len(layers)} layers, {100 * sum(under) / results['2:4']['prunable']:.1f} %"
     )
-    assert told in (results["2:4"]["folder"] / "prune.log").read_text()
+    assert stated in (results["2:4"]["folder"] / "prune.log").read_text()
     table = (tmp_path / "sweeps" / "sweep" / "report" / "results.md").read_text()
     assert all(f"| {text} |" in table for text in ("2:4", "4x4"))
     assert command(*line, *quick).stdout.count("already completed, skipped") == 3
@@ -510,7 +510,7 @@ def read(path: Path) -> dict:
     return {**json.loads(path.read_text()), "folder": path.parent}
 
 
-# --- what torch's sparse kernels take ---
+# --- torch's sparse kernels ---
 
 
 def patterned_linear(dtype: torch.dtype) -> nn.Linear:
@@ -522,7 +522,7 @@ def patterned_linear(dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
-def test_torch_packs_a_patterned_weight_into_half_the_values_and_back() -> None:
+def test_torch_packs_a_patterned_weight_into_half_the_values_and_unpacks_it() -> None:
     from torch.sparse._semi_structured_conversions import (
         sparse_semi_structured_from_dense_cutlass,
         sparse_semi_structured_to_dense_cutlass,
@@ -539,7 +539,7 @@ def test_torch_packs_a_patterned_weight_into_half_the_values_and_back() -> None:
     reason="2:4 kernels need a CUDA GPU of compute capability 8.0 or later",
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_gpu_runs_a_patterned_linear_sparse_with_the_same_outputs(dtype: torch.dtype) -> None:
+def test_a_sparse_kernel_on_a_gpu_gives_the_same_outputs(dtype: torch.dtype) -> None:
     linear = patterned_linear(dtype).cuda()
     images = torch.randn(32, 128, dtype=dtype, device="cuda")
     with torch.inference_mode():

@@ -32,7 +32,7 @@ def names(selector: Selector, layers: list[Layer]) -> list[str]:
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(0.5, 0.4), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 0.5)])
-def test_range_refuses_what_is_no_interval_of_sparsities(lo: float, hi: float) -> None:
+def test_range_refuses_other_than_an_interval_of_sparsities(lo: float, hi: float) -> None:
     with pytest.raises(MmpError, match="is not a sparsity range"):
         Range(lo, hi)
 
@@ -41,7 +41,7 @@ def test_range_interpolates() -> None:
     assert Range(0.2, 0.6).at(0.25) == pytest.approx(0.3)
 
 
-def test_range_hits_its_ends_exactly() -> None:
+def test_range_is_exact_at_its_ends() -> None:
     for lo in range(100):
         for hi in range(lo, 101):
             allowed = Range(lo / 100, hi / 100)
@@ -62,13 +62,13 @@ def test_role_and_stage_must_both_hold() -> None:
     assert names(Selector(role=("conv",), stage=(1,)), layers) == ["b"]
 
 
-def test_depth_is_half_open_but_for_the_end() -> None:
+def test_depth_is_half_open_except_at_the_end() -> None:
     layers = [layer("a", depth=0.0), layer("b", depth=0.5), layer("c", depth=1.0)]
     assert names(Selector(depth=(0.0, 0.5)), layers) == ["a"]
     assert names(Selector(depth=(0.5, 1.0)), layers) == ["b", "c"]
 
 
-def test_position_counts_among_the_selected_layers_only() -> None:
+def test_position_counts_the_selected_layers_only() -> None:
     # VGG: five convs at 0, 0.25, 0.5, 0.75, 1 of the large ones; the stem is too small to count.
     layers = [
         layer("stem", size=1728),
@@ -80,7 +80,7 @@ def test_position_counts_among_the_selected_layers_only() -> None:
     assert found == [["conv0", "conv1"], ["conv2"], ["conv3"], ["conv4"]]
 
 
-def test_a_single_layer_stands_at_position_zero() -> None:
+def test_a_single_layer_has_position_zero() -> None:
     assert names(Selector(position=(0.0, 0.4)), [layer("a")]) == ["a"]
     assert names(Selector(position=(0.4, 1.0)), [layer("a")]) == []
 
@@ -88,7 +88,7 @@ def test_a_single_layer_stands_at_position_zero() -> None:
 def test_rank_orders_by_size_and_ties_by_place() -> None:
     layers = [layer("a", size=5), layer("b", size=9), layer("c", size=9), layer("d", size=1)]
     assert names(Selector(rank=(0, 1)), layers) == ["b"]
-    assert names(Selector(rank=(1, 3)), layers) == ["a", "c"]  # in the order given, not of size
+    assert names(Selector(rank=(1, 3)), layers) == ["a", "c"]  # in the given order, not by size
     assert names(Selector(rank=(3, 99)), layers) == ["d"]
 
 
@@ -216,7 +216,7 @@ def test_generic_table_defines_the_groups_that_strategies_use(conf: Path) -> Non
 # --- observed ranges ---
 
 
-def test_observed_range_is_least_and_most() -> None:
+def test_observed_range_is_minimum_and_maximum() -> None:
     seen = [{"a": 0.5, "b": 0.9}, {"a": 0.7, "b": 0.9}, {"a": 0.6, "b": 0.1}]
     assert observed_ranges([layer("a"), layer("b")], seen) == {"a": Range(0.5, 0.7), "b": Range(0.1, 0.9)}
 
@@ -244,7 +244,7 @@ def test_patch_embedding_has_its_own_range_unless_left_to_the_table() -> None:
     assert constrained(one, Constraints(patch_embed=None), 0.0, 0.1) == Range(0.0, 0.1)
 
 
-def test_small_wins_over_patch_embedding() -> None:
+def test_the_10k_rule_takes_precedence_over_the_patch_embedding() -> None:
     assert constrained(layer("a", "patch_embed", size=9_999), Constraints()) == Range(0.0, 0.1)
 
 

@@ -45,7 +45,7 @@ def random_masks(model: nn.Module, share: float = 0.5) -> Masks:
 
 
 def shaken(inputs: Tensor) -> Tensor:
-    """Inputs that a pruned network might hand on: like the dense ones, but not the same."""
+    """Return inputs as in a pruned network: similar to the dense ones."""
     return inputs + 0.3 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(9))
 
 
@@ -68,7 +68,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("numbers", [1, 300, 2**21])
-def test_pieces_are_the_whole(kind: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_add_up_to_the_whole(kind: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, shape = LAYERS[kind]
     inputs = torch.randn(shape)
     products = product_of(layer, layer(inputs)).detach()
@@ -100,7 +100,7 @@ def test_columns_times_weight_is_the_layer(kind: str) -> None:
 
 @pytest.mark.parametrize("method", ["factors", "conjugate gradients"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_rows_are_those_of_least_squares(kind: str, method: str) -> None:
+def test_rows_equal_least_squares_by_lstsq(kind: str, method: str) -> None:
     layer, shape = LAYERS[kind]
     generator = torch.Generator().manual_seed(0)
     dense_inputs = torch.randn(shape, generator=generator)
@@ -137,7 +137,7 @@ def test_rows_are_those_of_least_squares(kind: str, method: str) -> None:
             assert torch.allclose(got, expected, atol=tolerance), (group, row)
 
 
-def test_inputs_that_vary_in_few_directions_take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_that_vary_in_few_directions_need_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 2000, 8, generator=generator) @ torch.randn(8, 160, generator=generator)
     x += 0.1 * torch.randn(1, 2000, 160, generator=generator)
@@ -154,17 +154,17 @@ def test_inputs_that_vary_in_few_directions_take_few_steps(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("tiny", [1e-3, 1e-6])
-def test_inputs_that_hardly_change_make_no_enormous_weights(tiny: float) -> None:
+def test_inputs_that_hardly_vary_give_no_enormous_weights(tiny: float) -> None:
     generator = torch.Generator().manual_seed(0)
     x = 2.0 + tiny * torch.randn(1, 500, 4, generator=generator, dtype=torch.float64)
     y = torch.randn(1, 500, 3, generator=generator, dtype=torch.float64) + (x - 2.0) @ torch.ones(4, 3).double() / tiny
     dense = torch.randn(3, 4, generator=generator)
     found = solve_rows(Moments.of([(x, y)]), torch.ones(3, 4, dtype=torch.bool), dense, 0.01, centred=True)
     assert found is not None
-    assert float((found - dense).abs().max()) < 20  # the least squares' own weights are 1 / tiny
+    assert float((found - dense).abs().max()) < 20  # without the ridge, weights are 1 / tiny
 
 
-def test_streamed_moments_are_those_of_float64() -> None:
+def test_streamed_moments_equal_those_in_float64() -> None:
     weight = torch.randn(20, 50)
     inputs = 30 + torch.randn(5000, 50)  # means far from zero, where float32 would cancel
     parts = [part.unsqueeze(0) for part in inputs.split(300)]
@@ -182,7 +182,7 @@ def test_streamed_moments_are_those_of_float64() -> None:
 
 
 class Shared(nn.Module):
-    """One linear that runs twice, by two names, and a convolution that runs in a loop."""
+    """A weight that two linear layers share, and a convolution that runs in a loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Shared(nn.Module):
 
 
 def small() -> nn.Module:
-    """Batch norm, in-place activations, a residual sum in place, a layer without bias or norm."""
+    """Return a network with batch norm, in-place activations and sums, and a layer without bias or norm."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -228,7 +228,7 @@ def small() -> nn.Module:
 IMAGES = list(torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(5)).split(32))
 
 
-def test_nothing_to_do_leaves_the_dense_model_to_the_bit() -> None:
+def test_masks_that_prune_nothing_leave_every_bit_of_the_model() -> None:
     model = small()
     before = copy.deepcopy(model.state_dict())
     reports = reconstruct(model, random_masks(model, share=-1.0), IMAGES)
@@ -238,7 +238,7 @@ def test_nothing_to_do_leaves_the_dense_model_to_the_bit() -> None:
 
 @settings(max_examples=15)
 @given(st.floats(0.05, 0.97), st.integers(0, 3))
-def test_errors_never_grow_and_masks_stay(share: float, seed: int) -> None:
+def test_errors_never_grow_and_pruned_weights_stay_zero(share: float, seed: int) -> None:
     model = small()
     torch.manual_seed(seed)
     masks = random_masks(model, share)
@@ -251,7 +251,7 @@ def test_errors_never_grow_and_masks_stay(share: float, seed: int) -> None:
     assert all(not weights[name][~mask].any() for name, mask in masks.items())
 
 
-def test_a_pruned_model_comes_closer_to_the_dense_one() -> None:
+def test_reconstruction_brings_the_output_closer_to_the_dense_one() -> None:
     dense = small()
     masks = random_masks(dense, 0.5)
     masked, solved = copy.deepcopy(dense), copy.deepcopy(dense)
@@ -263,7 +263,7 @@ def test_a_pruned_model_comes_closer_to_the_dense_one() -> None:
         assert (solved(images) - target).square().mean() < 0.5 * (masked(images) - target).square().mean()
 
 
-def test_the_norm_behind_a_layer_takes_its_mean_and_a_bias_its_own() -> None:
+def test_a_norm_or_a_bias_restores_the_mean_of_the_output() -> None:
     dense = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 64, 3)).eval()
     model = copy.deepcopy(dense)
     images = torch.cat(IMAGES) + 2.0
@@ -276,7 +276,7 @@ def test_the_norm_behind_a_layer_takes_its_mean_and_a_bias_its_own() -> None:
     assert torch.equal(model[1].running_var, dense[1].running_var)
 
 
-def test_shared_weights_are_solved_once_for_all_their_uses() -> None:
+def test_a_shared_weight_is_solved_once_for_all_its_uses() -> None:
     torch.manual_seed(1)
     model = Shared()
     images = [torch.randn(64, 4, 6, 6)]
@@ -301,7 +301,7 @@ def test_biases_of_a_shared_weight_keep_their_difference() -> None:
     assert torch.allclose(model.b.bias - model.a.bias, before, atol=1e-6)
 
 
-def test_stored_targets_give_the_same_bits_and_none_are_kept_beyond_the_limit() -> None:
+def test_stored_targets_give_the_same_bits_and_none_are_stored_above_the_limit() -> None:
     for dense in (small(), Shared().eval()):
         images = IMAGES if isinstance(dense, nn.Sequential) else list(torch.randn(64, 4, 6, 6).split(32))
         masks = random_masks(dense)
@@ -314,7 +314,7 @@ def test_stored_targets_give_the_same_bits_and_none_are_kept_beyond_the_limit() 
         assert dense_targets(dense, masks, images, most=sum(t.nbytes for t in targets.values()) - 1) == {}
 
 
-def test_layers_whose_output_is_no_product_are_left_and_named() -> None:
+def test_layers_whose_output_is_no_product_stay_masked_with_a_reason() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -342,7 +342,7 @@ def test_layers_whose_output_is_no_product_are_left_and_named() -> None:
             assert not parameter[~masks[name]].any()
 
 
-def test_dead_inputs_are_a_singular_system_and_no_images_an_error() -> None:
+def test_dead_inputs_give_a_singular_system_and_no_images_an_error() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
     before = copy.deepcopy(model)
     masks = random_masks(model, 0.5)
@@ -369,7 +369,7 @@ def test_a_solve_that_would_make_a_layer_worse_is_refused(monkeypatch: pytest.Mo
     assert torch.equal(model[2].weight, expected[1])
 
 
-def test_a_norm_is_not_behind_an_output_that_a_sum_reads_as_well() -> None:
+def test_an_output_that_a_sum_also_reads_has_no_norm_behind_it() -> None:
     class PreAct(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -388,7 +388,7 @@ def test_a_norm_is_not_behind_an_output_that_a_sum_reads_as_well() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_dead_channels_leave_the_others_of_a_depthwise_layer_solved() -> None:
+def test_dead_channels_of_a_depthwise_layer_do_not_affect_the_others() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4 * 36, 3))
     images = torch.randn(64, 4, 8, 8)
     images[:, 2] = 1.0  # constant
@@ -409,7 +409,7 @@ def test_models_in_other_precisions_are_reconstructed(dtype: torch.dtype) -> Non
     assert model[0].weight.dtype is dtype
 
 
-def test_layers_that_are_used_in_unusual_ways_are_left_and_named() -> None:
+def test_layers_with_other_shapes_stay_masked_with_a_reason() -> None:
     class Turned(nn.Linear):
         def __init__(self) -> None:
             super().__init__(4, 6)
@@ -431,10 +431,10 @@ def test_layers_that_are_used_in_unusual_ways_are_left_and_named() -> None:
         assert "does not fit its input" in report.status
 
 
-def test_what_is_not_finite_is_no_perfect_layer() -> None:
+def test_inputs_that_are_not_finite_are_reported() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     images = torch.randn(8, 4)
-    images[5, 1] = torch.nan  # behind the images that the walk looks at first
+    images[5, 1] = torch.nan  # after the images that the trace uses
     for report in reconstruct(model, random_masks(model), [images]):
         assert (report.before, report.after) == (None, None)
         assert "not finite" in report.status
@@ -460,7 +460,7 @@ def test_an_empty_batch_changes_nothing() -> None:
     assert torch.equal(models[0][0].weight, models[1][0].weight)
 
 
-def test_masks_of_another_model_are_refused_before_anything_is_changed() -> None:
+def test_masks_of_another_model_are_refused_before_any_change() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     before = copy.deepcopy(model.state_dict())
     masks = Masks({"0.weight": torch.zeros(4, 4, dtype=torch.bool), "1.weight": torch.zeros(2, 5, dtype=torch.bool)})
@@ -471,7 +471,7 @@ def test_masks_of_another_model_are_refused_before_anything_is_changed() -> None
         reconstruct(model, random_masks(model), [torch.randn(8, 4)])
 
 
-def test_a_failure_in_the_middle_leaves_no_hook_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_hook_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     calls = iter(range(100))
 
@@ -491,7 +491,7 @@ def test_a_failure_in_the_middle_leaves_no_hook_behind(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("seed", [0, 6, 12])
-def test_inputs_with_large_means_are_solved_in_float64_where_float32_sees_one_direction_only(seed: int) -> None:
+def test_inputs_with_large_means_are_solved_in_float64(seed: int) -> None:
     torch.manual_seed(seed)
     x = torch.randn(1, 500, 8) + 3000
     wanted = torch.randn(1, 3, 8)
@@ -501,13 +501,13 @@ def test_inputs_with_large_means_are_solved_in_float64_where_float32_sees_one_di
     assert moments.error(solved) < 1e-2
 
 
-def test_targets_are_let_go_once_they_were_read() -> None:
+def test_targets_are_removed_as_they_are_read() -> None:
     targets = {f"{name}/{number}/0": torch.zeros(1, 2, 3) for name in "ab" for number in range(2)}
     assert [len(found) for found in pop_targets(targets, "a", 2)] == [1, 1]
     assert set(targets) == {"b/0/0", "b/1/0"}
 
 
-def test_a_walk_computes_a_convolution_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_computes_each_convolution_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls, convolve = small(), Counter[nn.Module](), nn.Conv2d._conv_forward
     walk = LayerWalk(model, random_masks(model), IMAGES)
 
@@ -522,7 +522,7 @@ def test_a_walk_computes_a_convolution_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert calls == {module: len(IMAGES) for module in model.modules() if isinstance(module, nn.Conv2d)}
 
 
-def test_a_walk_without_room_computes_again_and_sees_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_without_a_cache_records_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = small(), small()
     masks = random_masks(first)
     reconstruct(first, masks, IMAGES)
@@ -531,7 +531,7 @@ def test_a_walk_without_room_computes_again_and_sees_the_same(monkeypatch: pytes
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_the_modes_of_the_model_and_the_dense_model_are_left() -> None:
+def test_the_modes_of_both_models_are_restored() -> None:
     model, dense = small(), small()
     model[0].train()
     dense.train()
@@ -554,7 +554,7 @@ def test_the_same_images_give_the_same_bits() -> None:
 # --- the walk ---
 
 
-def test_a_walk_sees_what_hooks_see_and_computes_little_twice() -> None:
+def test_a_walk_records_what_hooks_record_in_few_passes() -> None:
     model = small()
     masks = random_masks(model)
     walk = LayerWalk(model, masks, IMAGES)
@@ -580,11 +580,11 @@ def test_a_walk_sees_what_hooks_see_and_computes_little_twice() -> None:
         model[3].conv1.register_forward_hook(count)
         for name in walk.order:
             list(counted.inputs(name))
-    assert runs <= 3 * len(IMAGES)  # seven layers follow it
+    assert runs <= 3 * len(IMAGES)  # seven layers come after it
 
 
 class CountedPool(nn.MaxPool2d):
-    """Counts how often it computes."""
+    """Counts its calls."""
 
     runs = 0
 
@@ -594,7 +594,7 @@ class CountedPool(nn.MaxPool2d):
 
 
 class InPlace(nn.Module):
-    """Changes what its first layer puts out, and what a pooling does, after both have returned."""
+    """Changes the outputs of its first layer and of its pooling in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -611,7 +611,7 @@ class InPlace(nn.Module):
         return self.third(y)
 
 
-def test_what_is_changed_in_place_is_remembered_as_it_was_and_pools_run_once() -> None:
+def test_outputs_changed_in_place_are_cached_unchanged_and_pools_run_once() -> None:
     model = InPlace().eval()
     names = [f"{name}.weight" for name in ("first", "second", "third")]
     with torch.no_grad():
@@ -631,7 +631,7 @@ def test_what_is_changed_in_place_is_remembered_as_it_was_and_pools_run_once() -
     assert model.pool.runs == len(IMAGES)
 
 
-def test_norms_are_found_behind_layers_only_where_nothing_else_reads_them() -> None:
+def test_norms_are_found_behind_layers_that_nothing_else_reads() -> None:
     model = small()
     walk = LayerWalk(model, random_masks(model), IMAGES)
     assert walk.norm_behind("0.weight") is model[1]
@@ -639,7 +639,7 @@ def test_norms_are_found_behind_layers_only_where_nothing_else_reads_them() -> N
     assert walk.norm_behind("5.weight") is None
 
 
-def test_a_norm_is_found_behind_reshaped_tokens_and_not_behind_tokens_that_were_transposed_or_changed() -> None:
+def test_a_norm_is_found_behind_reshaped_tokens_but_not_behind_transposed_or_changed_ones() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -662,14 +662,14 @@ def test_a_norm_is_found_behind_reshaped_tokens_and_not_behind_tokens_that_were_
     assert walk.norm_behind("changed.weight") is None
 
 
-def test_a_norm_that_reads_where_an_output_is_stored_later_is_not_behind_it() -> None:
+def test_a_norm_that_read_a_reused_memory_address_is_not_behind_a_layer() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.layers = nn.BatchNorm2d(3), nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(20))
 
         def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x * 1)  # freed at once, and its memory used again
+            x = self.first(x * 1)  # freed immediately, so its memory is used again
             for layer in self.layers:
                 x = layer(x * 1) * 1
             return x
@@ -715,7 +715,7 @@ def test_every_kind_of_timm_model_is_reconstructed(name: str) -> None:
     assert all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point())
 
 
-def test_a_summary_counts_what_was_solved_and_left() -> None:
+def test_a_summary_counts_solved_layers_and_others() -> None:
     reports = [LayerReport("a", 5, 0.4, 0.1, "solved", 1.0), LayerReport("b", 5, None, None, "left", 0.5)]
     assert summary_of(reports) == {
         "solved": 1, "left": 1, "error_before": 0.4, "error_after": 0.1, "seconds": 1.5,

@@ -41,14 +41,14 @@ def test_every_schedule_rises_from_zero_to_exactly_one(schedule: Schedule) -> No
 
 
 @given(cubics)
-def test_cubic_steps_at_every_epoch_each_step_smaller(schedule: Cubic) -> None:
+def test_cubic_steps_become_smaller_at_every_epoch(schedule: Cubic) -> None:
     course = [0.0, *(schedule.fraction(epoch) for epoch in range(schedule.start, schedule.end + 1))]
     steps = [after - before for before, after in pairwise(course)]
     assert all(step > 0 for step in steps)
     assert all(later < earlier for earlier, later in pairwise(steps))
 
 
-def test_one_shot_is_all_or_nothing() -> None:
+def test_one_shot_is_zero_or_one() -> None:
     assert [OneShot(2).fraction(epoch) for epoch in range(4)] == [0.0, 0.0, 1.0, 1.0]
 
 

@@ -59,11 +59,11 @@ def statistic(model: nn.Module, batches: Batches, kind: str, **options: float) -
 
 
 @pytest.mark.parametrize("batches", [WHOLE, UNEVEN])
-def test_gradient_is_the_mean_over_samples_however_they_are_batched(row: nn.Linear, batches: Batches) -> None:
+def test_gradient_is_the_mean_over_images_in_any_batches(row: nn.Linear, batches: Batches) -> None:
     assert statistic(row, batches, "gradient") == pytest.approx([1.0, -1 / 3])
 
 
-def test_absolute_gradient_is_taken_batch_by_batch_and_weighted_by_samples(row: nn.Linear) -> None:
+def test_absolute_gradient_is_a_mean_over_batches_weighted_by_images(row: nn.Linear) -> None:
     assert statistic(row, WHOLE, "absolute_gradient") == pytest.approx([1.0, 1 / 3])
     # Batches have (1, -1) from two samples and (1, 1) from one; unweighted signs would cancel to (1, 0).
     assert statistic(row, UNEVEN, "absolute_gradient") == pytest.approx([1.0, 1.0])
@@ -95,7 +95,7 @@ def test_signals_by_hand(row: nn.Linear) -> None:
 # --- batches ---
 
 
-def test_four_equal_batches_give_what_one_gives(conv_net: nn.Module) -> None:
+def test_four_equal_batches_give_the_same_as_one(conv_net: nn.Module) -> None:
     torch.manual_seed(3)
     x, y = torch.randn(16, 2, 8, 8), torch.randint(3, (16,))
     one, four = [
@@ -143,7 +143,7 @@ def test_hessian_gradient_matches_the_full_hessian() -> None:
 
 
 class Attention(nn.Module):
-    """Self-attention by torch's fused function, by its module, or written out."""
+    """Self-attention by torch's fused function, by its module, or step by step."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def test_hessian_gradient_goes_through_attention(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gradient", "absolute_gradient", "squared_gradient", "hessian_gradient"])
-def test_nothing_of_a_batch_is_in_memory_when_the_next_begins(
+def test_gradients_of_a_batch_are_freed_before_the_next(
     row: nn.Linear, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[weakref.ref[Tensor]] = []
@@ -207,7 +207,7 @@ def test_nothing_of_a_batch_is_in_memory_when_the_next_begins(
 # --- graphs that are kept ---
 
 
-def test_hessian_gradient_is_the_same_however_many_graphs_are_kept(
+def test_hessian_gradient_is_the_same_with_any_number_of_graphs_kept(
     conv_net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(3)
@@ -246,7 +246,7 @@ def test_hessian_gradient_takes_large_batches_in_pieces(row: nn.Linear, monkeypa
     assert sizes == [(2, 2), (1, 1)]
 
 
-def test_graph_that_finds_no_room_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_without_room_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Witness:
         pass
 
@@ -263,7 +263,7 @@ def test_graph_that_finds_no_room_is_let_go(monkeypatch: pytest.MonkeyPatch) -> 
         def backward(ctx: Any, gradient: Tensor) -> Tensor:
             return gradient.clone()
 
-    model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))  # a sigmoid's graph holds what it put out
+    model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))  # the graph of a sigmoid saves its output
     model[0].register_forward_hook(lambda *found: Identity.apply(found[2]))
     monkeypatch.setattr("mmp.pruning.calibration_statistics.MOST_KEPT", 0)
     left = []
@@ -273,7 +273,7 @@ def test_graph_that_finds_no_room_is_let_go(monkeypatch: pytest.MonkeyPatch) -> 
         return half_square(outputs, targets)
 
     collect(model, weights(model), UNEVEN, loss, ["hessian_gradient"])
-    assert left == [1, 1, 1, 1]  # that of the loss alone
+    assert left == [1, 1, 1, 1]  # the graph of the loss only
 
 
 # --- signals on one network ---
@@ -292,10 +292,10 @@ def test_signals_give_different_masks(conv_net: nn.Module, image_batches: Batche
             assert not torch.equal(one[name], other[name])
 
 
-# --- the model is left as it was found ---
+# --- the model is unchanged ---
 
 
-def test_model_is_left_as_it_was_found(conv_net: nn.Module, image_batches: Batches) -> None:
+def test_the_model_is_unchanged_after_scoring(conv_net: nn.Module, image_batches: Batches) -> None:
     conv_net.train()
     conv_net[1].eval()
     conv_net[4].weight.requires_grad_(False)
@@ -306,7 +306,7 @@ def test_model_is_left_as_it_was_found(conv_net: nn.Module, image_batches: Batch
 
     found = collect(conv_net, weights(conv_net), image_batches, F.cross_entropy, STATISTICS)
 
-    assert all((found[kind]["4.weight"] != 0).any() for kind in STATISTICS)  # frozen weights are scored too
+    assert all((found[kind]["4.weight"] != 0).any() for kind in STATISTICS)  # frozen weights are scored, too
     assert [module.training for module in conv_net.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in conv_net.state_dict().items())
     assert [name for name, p in conv_net.named_parameters() if not p.requires_grad] == ["4.weight"]
@@ -316,7 +316,7 @@ def test_model_is_left_as_it_was_found(conv_net: nn.Module, image_batches: Batch
     assert not any(value.requires_grad for values in found.values() for value in values.values())
 
 
-def test_scoring_is_deterministic_whatever_mode_the_model_is_in(conv_net: nn.Module, image_batches: Batches) -> None:
+def test_scoring_is_the_same_in_training_mode_and_eval_mode(conv_net: nn.Module, image_batches: Batches) -> None:
     first, second = [
         collect(conv_net.train(training), weights(conv_net), image_batches, F.cross_entropy, STATISTICS)
         for training in (True, False)
@@ -325,13 +325,13 @@ def test_scoring_is_deterministic_whatever_mode_the_model_is_in(conv_net: nn.Mod
         assert all(torch.equal(value, second[kind][name]) for name, value in first[kind].items())
 
 
-def test_statistics_are_collected_where_gradients_are_off(row: nn.Linear) -> None:
+def test_statistics_are_collected_under_no_grad(row: nn.Linear) -> None:
     with torch.no_grad():
         assert statistic(row, WHOLE, "gradient") == pytest.approx([1.0, -1 / 3])
         assert not torch.is_grad_enabled()
 
 
-def test_model_is_left_as_it_was_found_when_scoring_fails(conv_net: nn.Module) -> None:
+def test_the_model_is_unchanged_after_a_failure(conv_net: nn.Module) -> None:
     conv_net.train()
     conv_net[0].weight.requires_grad_(False)
     with pytest.raises(MmpError, match="calibration split is empty"):
@@ -340,7 +340,7 @@ def test_model_is_left_as_it_was_found_when_scoring_fails(conv_net: nn.Module) -
     assert not conv_net[0].weight.requires_grad
 
 
-# --- errors, never a silent fallback ---
+# --- errors ---
 
 
 @pytest.mark.parametrize("kind", STATISTICS)
@@ -412,7 +412,7 @@ def test_normalise_keeps_order_ties_and_zeros(values: list[float], dtype: torch.
     assert 0.5 <= scaled.max() < 1.0 or not scores.any()
 
 
-def test_scores_are_normalised_layer_by_layer_where_asked(conv_net: nn.Module) -> None:
+def test_scores_are_normalised_layer_by_layer(conv_net: nn.Module) -> None:
     parameters = weights(conv_net)
     plain, scaled = (score(Magnitude(), parameters, {}, normalised) for normalised in (False, True))
     assert plain["0.weight"].max() < 0.5
@@ -421,7 +421,7 @@ def test_scores_are_normalised_layer_by_layer_where_asked(conv_net: nn.Module) -
     }
 
 
-def test_normalised_scores_leave_weights_and_statistics_as_they_are(row: nn.Linear) -> None:
+def test_normalising_scores_does_not_change_weights_and_statistics(row: nn.Linear) -> None:
     class Row(Gradient):
         def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
             return weight[0]
@@ -435,14 +435,14 @@ def test_normalised_scores_leave_weights_and_statistics_as_they_are(row: nn.Line
         assert row.weight.tolist() == [[2.0, -1.0]]
 
 
-def test_normalise_lifts_tiny_scores() -> None:
+def test_normalise_scales_tiny_scores_up() -> None:
     scaled = normalise(torch.tensor([1e-30, 5e-31, 0.0]))
     assert 0.5 <= scaled[0] < 1.0
     assert scaled[1] == scaled[0] / 2
     assert scaled[2] == 0.0
 
 
-def test_squared_gradients_are_those_of_single_images(row: nn.Linear) -> None:
+def test_squared_gradients_are_means_over_single_images(row: nn.Linear) -> None:
     found = statistic(row, WHOLE, "squared_gradient")
     inputs, targets = WHOLE[0]
     single = [statistic(row, [(inputs[i : i + 1], targets[i : i + 1])], "gradient") for i in range(len(inputs))]
@@ -468,7 +468,7 @@ def test_input_covariance_and_output_gradients_by_hand() -> None:
     torch.testing.assert_close(found["squared_output_gradient"]["weight"], gradients)
 
 
-def test_input_covariance_of_a_convolution_is_that_of_its_patches() -> None:
+def test_input_covariance_of_a_convolution_is_over_its_patches() -> None:
     layer = nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2)
     x = torch.randn(5, 4, 7, 7)
     found = collect(layer, {"weight": layer.weight}, [(x, x)], half_square, ["input_covariance"])
@@ -478,7 +478,7 @@ def test_input_covariance_of_a_convolution_is_that_of_its_patches() -> None:
         torch.testing.assert_close(found["input_covariance"]["weight"][group], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_first_images_are_seen_by_covariances(row: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_covariances_use_the_first_images_only(row: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, targets = torch.randn(9, 2), torch.randn(9, 1)
     whole = list(zip(inputs.split(4), targets.split(4), strict=True))
     monkeypatch.setattr("mmp.pruning.calibration_statistics.MOST_IMAGES", 6)
@@ -487,7 +487,7 @@ def test_only_the_first_images_are_seen_by_covariances(row: nn.Linear, monkeypat
         assert torch.equal(collect(row, weights(row), whole, half_square, [kind])[kind]["weight"], few[kind]["weight"])
 
 
-def test_a_weight_that_is_no_product_has_independent_inputs_and_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_weight_that_is_no_product_gets_the_identity_and_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.Flatten(), nn.Linear(3 * 25, 1))
     x = torch.randn(4, 2, 4, 4)
     with caplog.at_level("INFO"):

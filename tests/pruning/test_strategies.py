@@ -56,7 +56,7 @@ def sized(*sizes: int) -> tuple[Layer, ...]:
 # --- the ten files ---
 
 
-def test_there_are_ten_strategies_each_named_like_its_file(ten: dict[str, Strategy]) -> None:
+def test_there_are_ten_strategies_named_like_their_files(ten: dict[str, Strategy]) -> None:
     assert ten.keys() == NAMES
     assert all(strategy.name == name for name, strategy in ten.items())
 
@@ -84,7 +84,7 @@ def test_balanced_is_exactly_p50(ten: dict[str, Strategy]) -> None:
     assert apply(ten["balanced"]) == apply(ten["p50"])
 
 
-def test_proportional_position_ends_at_one(ten: dict[str, Strategy]) -> None:
+def test_proportional_position_is_at_most_one(ten: dict[str, Strategy]) -> None:
     assert list(positions(ten["proportional"], LAYERS, {}).values()) == pytest.approx([0.1, 0.3, 0.6, 1.0])
 
 
@@ -117,7 +117,7 @@ def test_unknown_group_names_the_nearest() -> None:
         positions(Strategy("s", groups={"latte": 1.0}), LAYERS, GROUPS)
 
 
-def test_a_group_without_layers_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_group_without_layers_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         found = positions(Strategy("s", position=0.5, groups={"late": 1.0}), LAYERS, {"late": frozenset()})
     assert set(found.values()) == {0.5}
@@ -174,17 +174,17 @@ def test_budget_shifts_by_one_offset_by_hand() -> None:
     assert Shift(layers).meet({"0": 0.1, "1": 0.5}, 0.6) == pytest.approx({"0": 0.3, "1": 0.7})
 
 
-def test_budget_clips_at_zero_and_makes_up_for_it_elsewhere() -> None:
+def test_budget_clips_at_zero_and_shifts_other_layers_more() -> None:
     layers = sized(100, 100)
     assert Shift(layers).meet({"0": 0.1, "1": 0.5}, 0.15) == pytest.approx({"0": 0.0, "1": 0.3})
 
 
-def test_budget_clips_at_the_ceiling_and_makes_up_for_it_elsewhere() -> None:
+def test_budget_clips_at_the_ceiling_and_shifts_other_layers_more() -> None:
     layers = sized(100, 100)
     assert Shift(layers).meet({"0": 0.5, "1": 0.9}, 0.88) == pytest.approx({"0": 0.78, "1": 0.98})
 
 
-def test_budget_leaves_fixed_layers() -> None:
+def test_budget_does_not_shift_fixed_layers() -> None:
     layers = sized(100, 300)
     shifted = Shift(layers, fixed=frozenset({"0"})).meet({"0": 0.05, "1": 0.5}, 0.6125)
     assert shifted["0"] == 0.05
@@ -196,7 +196,7 @@ def test_budget_already_met_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("target", [0.04, 0.95, float("nan")])
-def test_budget_out_of_reach_states_what_can_be_reached(target: float) -> None:
+def test_budget_out_of_reach_is_refused_with_the_limits(target: float) -> None:
     # The fixed half stays at 0.1; the other goes from 0 to 0.98.
     with pytest.raises(MmpError, match=re.escape(f"budget={target:g} is out of reach")) as raised:
         Shift(sized(100, 100), fixed=frozenset({"0"})).meet({"0": 0.1, "1": 0.5}, target)
@@ -210,7 +210,7 @@ drawn_layers = st.lists(
 
 @given(drawn_layers, st.floats(0.001, 0.999))
 @example([(7, 0.0, False), (7, BUDGET_CEILING, False)], 0.5)
-def test_budget_in_reach_is_reached_exactly(drawn: list[tuple[int, float, bool]], share: float) -> None:
+def test_budget_in_reach_is_met_exactly(drawn: list[tuple[int, float, bool]], share: float) -> None:
     layers = sized(*(size for size, _, _ in drawn))
     start = {layer.name: s for layer, (_, s, _) in zip(layers, drawn, strict=True)}
     fixed = frozenset(layer.name for layer, (_, _, held) in zip(layers, drawn, strict=True) if held)
@@ -229,7 +229,7 @@ def test_budget_in_reach_is_reached_exactly(drawn: list[tuple[int, float, bool]]
     offsets = [shifted[name] - start[name] for name in moved if 0.0 < shifted[name] < BUDGET_CEILING]
     if offsets:
         assert max(offsets) - min(offsets) < 1e-12
-        for name in moved:  # a clipped layer is one that the common offset would carry beyond its bound
+        for name in moved:  # a layer is clipped if the common offset leads beyond its limit
             assert shifted[name] == pytest.approx(min(max(start[name] + offsets[0], 0.0), BUDGET_CEILING))
 
 
@@ -258,19 +258,19 @@ def test_whole_weights_add_up_to_the_budget(drawn: list[tuple[int, float, bool]]
         assert 0.0 <= s <= 1.0
         if name not in inside:
             assert s == shifted[name]
-        assert abs(pruned[name] - shifted[name] * size[name]) <= len(layers) + 1  # floor loses less than one each
+        assert abs(pruned[name] - shifted[name] * size[name]) <= len(layers) + 1  # floor removes less than one each
     if any(pruned[name] < size[name] - 1 for name in inside):
         assert sum(pruned.values()) == round(sum(s * size[name] for name, s in shifted.items()))
 
 
 def test_whole_weights_by_hand() -> None:
-    # 1.5 + 2.7 + 3.9 weights are 8.1: floor makes them 1 + 2 + 3, and the two largest losers get one back each.
+    # 1.5 + 2.7 + 3.9 weights are 8.1: floor makes them 1 + 2 + 3, and the two largest fractions round up.
     whole = Shift(sized(10, 10, 10)).whole_weights({"0": 0.15, "1": 0.27, "2": 0.39})
     assert whole == pytest.approx({"0": 0.1, "1": 0.3, "2": 0.4})
     assert [math.floor(s * 10) for s in whole.values()] == [1, 3, 4]
 
 
-def test_whole_weights_never_empty_a_layer() -> None:
+def test_whole_weights_leave_every_layer_a_weight() -> None:
     layers = sized(9, 270, 77_231)
     shift = Shift(layers)
     for percent in range(50, 98):
@@ -278,7 +278,7 @@ def test_whole_weights_never_empty_a_layer() -> None:
         assert all(math.floor(whole[layer.name] * layer.size) < layer.size for layer in layers)
 
 
-def test_a_budget_goes_no_further_than_the_ceiling() -> None:
+def test_a_budget_shifts_no_layer_beyond_the_ceiling() -> None:
     shift = Shift(sized(100, 100), ceiling=0.5)
     assert shift.meet({"0": 0.1, "1": 0.4}, 0.45) == pytest.approx({"0": 0.4, "1": 0.5})
     with pytest.raises(MmpError, match=r"to 0\.5000"):

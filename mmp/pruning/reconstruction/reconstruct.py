@@ -147,7 +147,7 @@ def pop_targets(targets: dict[str, Tensor], name: str, batches: int) -> Iterator
         calls = (targets.pop(f"{name}/{number}/{call}", None) for call in itertools.count())
         found = list(itertools.takewhile(lambda rows: rows is not None, calls))
         if not found:
-            raise MmpError(f"targets hold nothing of {name!r} in batch {number}; were they made for other images?")
+            raise MmpError(f"targets lack {name!r} in batch {number}; make them with dense_targets for these images")
         yield found  # type: ignore[misc]
 
 
@@ -155,7 +155,9 @@ def _small(batches: Iterable[Tensor]) -> list[Tensor]:
     """Return batches of at most `_BATCH` images, as the inputs of a layer are unfolded one batch at a time."""
     images = [part for batch in batches if len(batch) for part in batch.split(_BATCH)]
     if not images:
-        raise MmpError("reconstruction needs images: the calibration split is empty (raise data.calibration)")
+        raise MmpError(
+            "reconstruction needs images, but there are none; pass a batch (in a run: raise data.calibration)"
+        )
     return images
 
 
