@@ -23,11 +23,17 @@ from mmp.training.dense import dense_model
 
 pytestmark = pytest.mark.slow
 
-RUNS: dict[str, dict[str, Any]] = {
-    "product": {"signal": "product", "strategy": "p70", "budget": 0.9, "reconstruct": "least_squares"},
-    "observed": {"signal": "obs_fisher", "ranges": "observed", "pattern": "2:4", "reconstruct": "least_squares"},
-    "baseline": {"criterion": "grasp", "budget": 0.8, "reconstruct": "none"},
-    "baseline at the sparsity of a strategy": {"criterion": "lamp", "strategy": "p30", "reconstruct": "least_squares"},
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a strategy": ("cnn", {"signal": "product", "strategy": "p70", "budget": 0.9, "reconstruct": "least_squares"}),
+    "observed ranges": (
+        "vit",
+        {"signal": "obs_fisher", "ranges": "observed", "pattern": "2:4", "reconstruct": "least_squares"},
+    ),
+    "a baseline": ("vit", {"criterion": "grasp", "budget": 0.8, "reconstruct": "none"}),
+    "a baseline at the sparsity of a strategy": (
+        "vit",
+        {"criterion": "lamp", "strategy": "p30", "reconstruct": "least_squares"},
+    ),
 }
 
 
@@ -48,8 +54,15 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("run", RUNS)
 def test_a_call_gives_the_masks_and_the_weights_of_a_run(run: str, folder: Path, conf: Path) -> None:
     results = folder / run.replace(" ", "_")
-    shared = [f"paths.results={results}", f"paths.cache={folder}/cache", "dense.epochs=2", "finetune=none"]
-    words = [f"{key}={value}" for key, value in RUNS[run].items()]
+    model, options = RUNS[run]
+    shared = [
+        f"model={model}",
+        f"paths.results={results}",
+        f"paths.cache={folder}/cache",
+        "dense.epochs=2",
+        "finetune=none",
+    ]
+    words = [f"{key}={value}" for key, value in options.items()]
     done = warm.run(["prune.py", *words, *shared, "logger=none"], environment())
     assert done.returncode == 0, done.stderr
     (result,) = (path.parent for path in results.glob("runs/*/result.json"))
@@ -62,7 +75,7 @@ def test_a_call_gives_the_masks_and_the_weights_of_a_run(run: str, folder: Path,
     dense, cached = dense_model(config, data)
     assert cached
     loss = nn.CrossEntropyLoss(label_smoothing=config.dense.label_smoothing)
-    pruned = mmp.prune(dense, images=data.calibration_dataloader(), loss=loss, **RUNS[run])
+    pruned = mmp.prune(dense, images=data.calibration_dataloader(), loss=loss, **options)
 
     assert pruned.masks == mmp.load_masks(result / "masks.safetensors")
     weights = load_file(result / "model.safetensors")
