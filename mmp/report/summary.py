@@ -115,7 +115,7 @@ def _others(by_standing: Mapping[str, Sequence[Configuration]]) -> str:
     }
     parts = [f"{words} {_names(by_standing[key], most=2)}" for key, words in phrases.items() if key in by_standing]
     if beaten := len(by_standing.get("better", ())):
-        parts.append(f"better than {'the other' if parts else 'all other'} {beaten}")
+        parts.append(f"better than the other {beaten}")
     return f"On test: {'; '.join(parts)}" if parts else "The only configuration in this band"
 
 

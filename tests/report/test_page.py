@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows against results.csv, what clicks, keys, filters and sorting do."""
+"""The page in a real browser: its numbers against results.csv, and its clicks, keys, filters and sorting."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty configurations, three seeds, baselines, a strategy with a hostile name, and failures."""
+    """Thirty configurations with three seeds, baselines, a strategy with a hostile name, and a failure."""
     more = [
         *(result("p70", 0.7, 0.93, 0.92, signal=None, criterion="lamp", seed=seed) for seed in (0, 1, 2)),
         result(HOSTILE, 0.99, 0.5, 0.5, overrides=["strategy=a b", "model.name='x'"]),
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A long name, layers that are numbers and differ between seeds or are missing, and trainings of one epoch."""
+    """A long name; layers with numbers as names, other ranges per seed, or none; trainings of one epoch."""
 
     def layers(lo: float, hi: float, *pruned: int) -> list[dict[str, Any]]:
         known = {"role": "conv", "lo": lo, "hi": hi, "total": 200}
@@ -76,7 +76,7 @@ def page(browser: Any, folder: Path) -> Iterator[Any]:
 
 
 def opened(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
-    """Open a page that may reach no network, and see to it that nothing goes wrong on it."""
+    """Open a page without a network; fail if it logs an error or requests anything else."""
     made = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "offline": True, **context})
     page = made.new_page()
     page.set_default_timeout(20_000)
@@ -92,7 +92,7 @@ def opened(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
 
 
 def expected(folder: Path, **chosen: str) -> dict[str, dict[str, float]]:
-    """Return means and spreads by configuration, straight from results.csv."""
+    """Return the means and standard deviations of each configuration, from results.csv."""
     runs = defaultdict(list)
     with (folder / "report" / "results.csv").open() as file:
         for row in csv.DictReader(file):
@@ -109,7 +109,7 @@ def expected(folder: Path, **chosen: str) -> dict[str, dict[str, float]]:
 
 
 def table(page: Any) -> dict[str, dict[str, str]]:
-    """Return what the table shows, by configuration, in the order of its rows."""
+    """Return the cells of the table by configuration, in the order of the rows."""
     headings = page.locator("#table th").all_inner_texts()
     headings = [heading.strip(" ▲▼") for heading in headings]
     rows = [row.locator("td").all_inner_texts() for row in page.locator("#table tbody tr").all()]
@@ -117,7 +117,7 @@ def table(page: Any) -> dict[str, dict[str, str]]:
 
 
 def efficient(truth: dict[str, dict[str, float]]) -> set[str]:
-    """Return what no other beats, by comparing each with each: of those with the most seeds."""
+    """Return the Pareto-efficient configurations among those with the most seeds, by comparing all pairs."""
     most = max(one["seeds"] for one in truth.values())
     known = {
         name: (round(one["sparsity"], 7), round(one["validation"], 7))
@@ -132,19 +132,19 @@ def efficient(truth: dict[str, dict[str, float]]) -> set[str]:
 
 
 def choose(page: Any, name: str) -> None:
-    """Choose a configuration in the table, and wait until it is shown."""
+    """Select a configuration in the table, and wait until it is shown."""
     page.get_by_role("button", name=name, exact=True).click()
     page.wait_for_selector("#command")
 
 
 def points(page: Any) -> dict[str, tuple[float, float]]:
-    """Return the points of the chart by configuration, as Plotly has drawn them."""
+    """Return the points of the chart by configuration, from the data that Plotly has drawn."""
     script = """() => Object.fromEntries(document.getElementById('pareto').data.filter(t => t.customdata)
         .flatMap(t => t.customdata.map((c, i) => [c, [t.x[i], t.y[i]]])))"""
     return {name: tuple(point) for name, point in page.evaluate(script).items()}
 
 
-def test_the_table_says_what_the_csv_says(page: Any, folder: Path) -> None:
+def test_the_table_has_the_numbers_of_the_csv_file(page: Any, folder: Path) -> None:
     shown, truth = table(page), expected(folder)
     assert set(shown) == set(truth)
     for name, cells in shown.items():
@@ -229,11 +229,11 @@ def test_the_address_names_a_configuration_also_when_more_runs_are_there(browser
         assert len(page.locator("#command").inner_text().splitlines()) == 2
         choose(page, "magnitude/p10")
         page.locator("#filter-signal label", has_text="gradient").click()
-        page.evaluate("address => { location.hash = address; }", address)  # names what a filter leaves out
+        page.evaluate("address => { location.hash = address; }", address)  # a configuration that a filter hides
         page.locator("#detail-title", has_text="gradient/p50").wait_for()
         assert page.locator("#table tr[aria-current]").inner_text().startswith("gradient/p50")
         page.evaluate("location.hash = 'gone'")
-        page.locator("#detail-body", has_text="does not have").wait_for()
+        page.locator("#detail-body", has_text="does not have the configuration").wait_for()
 
 
 def test_commands_can_be_pasted_into_a_shell(page: Any) -> None:
@@ -241,7 +241,7 @@ def test_commands_can_be_pasted_into_a_shell(page: Any) -> None:
     assert page.locator("#command").inner_text() == """python prune.py 'strategy=a b' 'model.name='"'"'x'"'"''"""
 
 
-def test_filters_leave_what_they_say_everywhere(page: Any, folder: Path) -> None:
+def test_filters_apply_to_all_tables_and_charts(page: Any, folder: Path) -> None:
     page.locator("#filter-signal label", has_text="gradient").click()
     page.locator("#filter-kind label", has_text="baseline").click()
     shown = table(page)
@@ -258,7 +258,7 @@ def test_filters_leave_what_they_say_everywhere(page: Any, folder: Path) -> None
     assert page.locator("#shown").inner_text() == "20 of 32 configurations, 20 runs shown."
 
 
-def test_nothing_shown_is_no_error(page: Any) -> None:
+def test_a_page_without_shown_configurations_works(page: Any) -> None:
     page.locator("#filter-signal button").click()
     assert table(page) == {}
     page.locator("#filter-signal button").click()
@@ -284,14 +284,14 @@ def test_cells_without_a_number_are_last_up_and_down(page: Any) -> None:
         assert list(table(page))[-1] == f"magnitude/{HOSTILE}"
 
 
-def test_other_axes_draw_other_numbers(page: Any, folder: Path) -> None:
+def test_the_axes_can_be_changed(page: Any, folder: Path) -> None:
     page.locator("#measure").select_option("drop")
     page.locator("#axis").select_option("megabytes")
     with (folder / "report" / "results.csv").open() as file:
         sizes = {float(row["megabytes"]) for row in csv.DictReader(file) if row["status"] == "completed"}
     assert sorted({x for x, _ in points(page).values()}) == pytest.approx(sorted(sizes), abs=1e-5)
     low, high = page.evaluate("document.getElementById('pareto').layout.yaxis.range")
-    assert low > high  # the less is lost, the higher a point lies
+    assert low > high  # a smaller drop is drawn higher
 
 
 def test_names_and_reasons_are_text(page: Any, folder: Path) -> None:
@@ -306,7 +306,7 @@ def test_names_and_reasons_are_text(page: Any, folder: Path) -> None:
     assert page.locator("main b", has_text="bold").count() == 0
 
 
-def test_everything_has_a_name_for_those_who_listen(page: Any) -> None:
+def test_everything_has_an_accessible_name(page: Any) -> None:
     page.locator("#table td button").first.click()
     page.wait_for_selector("#layers[role=group]")
     for chart in ("pareto", "effect", "heat", "layers"):
@@ -357,7 +357,7 @@ def test_charts_are_drawn_for_paper_and_back(browser: Any, folder: Path) -> None
         assert 4 <= len(re.findall(rb"/Type /Page\b", pdf)) <= 6
 
 
-def test_paper_cuts_nothing_off(browser: Any, odd: Path) -> None:
+def test_nothing_is_cut_off_on_paper(browser: Any, odd: Path) -> None:
     width = 703  # of A4 between its margins
     for page in opened(browser, odd / "report" / "index.html"):
         choose(page, "magnitude/b")
@@ -390,16 +390,20 @@ def test_layers_are_means_over_the_seeds_that_have_them(browser: Any, odd: Path)
         drawn, text, kind = page.evaluate("""() => { const e = document.getElementById('layers');
             return [e.data.map(t => [t.y, t.base ?? null, t.x]), e.data[0].text[0], e.layout.yaxis.type]; }""")
         names = ["0", "3", "10"]
-        assert drawn[0] == [names, pytest.approx([10] * 3), pytest.approx([50] * 3)]  # of both seeds' ranges
+        assert drawn[0] == [
+            names,
+            pytest.approx([10] * 3),
+            pytest.approx([50] * 3),
+        ]  # covers both seeds
         assert drawn[1] == [names, None, pytest.approx([25, 40, 50])]
         assert "mean over 2 seeds" in text
-        assert "10 to 60 %, all seeds' together" in text
+        assert "10 to 60 % over all seeds" in text
         assert kind == "category"
         heat = page.evaluate("""() => { const e = document.getElementById('heat');
             return [e.data[0].y, e.data[0].z, e.layout.yaxis.type, e.innerHTML.includes('NaN')]; }""")
         assert heat == [names, [pytest.approx(row) for row in ([25, 50], [40, 60], [50, 70])], "category", False]
         choose(page, "magnitude/c")
-        assert page.locator("#layers").inner_text() == "No layers in the result files."
+        assert page.locator("#layers").inner_text() == "The result files contain no layers."
 
 
 def test_a_training_of_one_epoch_has_a_line_for_the_dense_model_and_points_apart(browser: Any, odd: Path) -> None:
@@ -423,11 +427,11 @@ def test_the_dense_model_has_a_band_for_images_and_one_for_seeds(browser: Any, o
     for page in opened(browser, odd / "report" / "index.html"):
         images, seeds, dense = shapes().items()
         assert images == ("± one standard error", [97.5 - error, 97.5 + error])
-        assert seeds == ("± spread over seeds", [97.5 - spread, 97.5 + spread])
+        assert seeds == ("± standard deviation over seeds", [97.5 - spread, 97.5 + spread])
         assert dense == ("dense", [97.5, 97.5])
         page.locator("#measure").select_option("drop")
-        assert shapes()["± spread over seeds"] == [-spread, spread]
-        page.locator("#measure").select_option("validation")  # the spread of a drop on test says nothing there
+        assert shapes()["± standard deviation over seeds"] == [-spread, spread]
+        page.locator("#measure").select_option("validation")  # the deviation of a test drop does not apply there
         assert list(shapes()) == ["± one standard error", "dense"]
 
 
@@ -445,20 +449,20 @@ def test_commands_are_copied_or_selected(browser: Any, folder: Path) -> None:
         assert page.evaluate("getSelection().toString().trim()") == commands
 
 
-def test_one_of_a_thing_is_singular(browser: Any, tmp_path: Path) -> None:
+def test_a_count_of_one_is_singular(browser: Any, tmp_path: Path) -> None:
     write_report(write(tmp_path, result("p50", 0.5, 0.96, 0.95)))
     for page in opened(browser, tmp_path / "report" / "index.html"):
         assert page.locator("#shown").inner_text() == "1 of 1 configuration, 1 run shown."
         assert " of 1 configuration;" in page.locator("#pareto").get_attribute("aria-label")
 
 
-def test_markup_that_gets_in_can_do_nothing(page: Any) -> None:
+def test_the_content_security_policy_forbids_everything_else(page: Any) -> None:
     policy = page.locator("meta[http-equiv=Content-Security-Policy]").get_attribute("content").split("; ")
     assert {"default-src 'none'", "base-uri 'none'", "form-action 'none'"} <= set(policy)
 
 
 def better(page: Any) -> list[float]:
-    """Return how much better each row of a comparison's table says B is, in the order of the rows."""
+    """Return the column "B better by" of a comparison's table, in the order of the rows."""
     headings = [heading.strip(" ▲▼") for heading in page.locator("#tables th").all_inner_texts()]
     place = headings.index("B better by") + 1
     return [float(text) for text in page.locator(f"#tables td:nth-child({place})").all_inner_texts()]

@@ -147,13 +147,15 @@ function denseAndNoise(measure) {
 }
 
 function noteOnPareto() {
+  const some = test => shown.some(test);
   return [
     "Rings mark Pareto-efficient configurations: no other one shown is at least as sparse and at least as accurate on",
     "validation, and better in one of the two. Test accuracy is only reported, never used to choose.",
-    ...(shown.some(one => one.fewerSeeds) ? ["Configurations with fewer seeds than others get no ring."] : []),
-    "Error bars are standard deviations over seeds.",
-    `Diamonds are baselines${shown.some(one => one.sweep) ? "; open symbols belong to sweep A." : "."}`,
-  ].join(" ");
+    some(one => one.fewerSeeds) && "Configurations with fewer seeds than others get no ring.",
+    some(one => one.runs.length > 1) && "Error bars are standard deviations over seeds.",
+    some(one => one.kind === "baseline") && "Diamonds are baselines.",
+    some(one => one.sweep) && "Open symbols belong to sweep A.",
+  ].filter(sentence => sentence).join(" ");
 }
 
 function drawEffect() {

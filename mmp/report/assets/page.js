@@ -106,8 +106,12 @@ function applyFilters() {
 
 const selected = () => shown.find(one => one.id === state.selected);
 
+// The name, after the sweep, and with the settings that vary on this page but not within the configuration's sweep.
 function fullName(one) {
-  const settings = report.groups[state.group].varying.map(what => one[what]);
+  const settings = report.groups[state.group].varying
+    .filter(what => one[what])
+    .map(what => what === "other" ? one.other : `${what}=${one[what]}`)
+    .filter(setting => !one.name.includes(setting));
   return [one.sweep && `${one.sweep}:`, one.name, ...settings].filter(text => text).join(" ");
 }
 
