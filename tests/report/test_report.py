@@ -230,6 +230,49 @@ def test_failures_and_damaged_files_are_listed_with_their_reason(tmp_path: Path)
     assert [row["status"] for row in rows_of(tmp_path)] == ["completed", "failed", "failed", "running"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"accuracy": {}}, "key 'accuracy.finetuned.validation' is missing"),
+        ({"accuracy": "high"}, "key 'accuracy.finetuned.validation' is missing"),
+        ({"drop": "2.5"}, "drop='2.5' must be a number"),
+        ({"epochs": True}, "epochs=True must be a number"),
+        ({"model": 3}, "model=3 must be a string"),
+        ({"history": [1]}, "history must be a list of objects"),
+        ({"overrides": {"a": 1}}, "overrides={'a': 1} must be a list of strings"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_value_of_the_wrong_type_is_named(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+    report = build_report(write(tmp_path, {**result("p30", 0.3, 0.9, 0.9), **changes}, result("p50", 0.5, 0.9, 0.9)))
+    assert report.counts == "1 completed, 1 failed, 0 unfinished"
+    assert report.failed[0].reason == f"result.json cannot be read: {part}"
+
+
+def test_an_error_of_the_report_itself_is_not_taken_for_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(content: dict[str, Any], folder: str) -> Run:
+        raise TypeError("a mistake in the code")
+
+    monkeypatch.setattr(Run, "of", mistaken)
+    with pytest.raises(TypeError, match="a mistake in the code"):
+        build_report(write(tmp_path, result("p30", 0.3, 0.9, 0.9)))
+
+
+def test_the_page_has_commands_for_a_checkout_and_for_an_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write(tmp_path, result("p30", 0.3, 0.9, 0.9)))
+    write_report(tmp_path)
+    assert '"command":"mmp-prune strategy=p30"' in (tmp_path / "report" / "index.html").read_text()
+    (tmp_path / "prune.py").touch()
+    write_report(tmp_path)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert '"command":"python prune.py strategy=p30"' in page
+    assert '"export":"python -m mmp.export run0 target=onnx"' in page
+
+
 def test_a_dense_run_and_the_report_itself_are_no_results(tmp_path: Path) -> None:
     write(tmp_path, result("p30", 0.3, 0.9, 0.9), {"kind": "dense", "status": "completed"})
     write_report(tmp_path)
