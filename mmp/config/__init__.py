@@ -1,1 +1,1 @@
-"""What a user can say: the schema, its checks, the identity of runs, and objects made from YAML."""
+"""Configuration: the schema behind ``conf/``, its validation, the identity of a run, and objects made from it."""

@@ -82,8 +82,9 @@ def _check_files(folder: Path) -> None:
         if ours.is_file() and ours.read_text(encoding="utf-8") != text:
             hidden.append(str(path))
     if hidden:
-        names = f"{hidden[0]} and {len(hidden) - 1} more files are" if len(hidden) > 1 else f"{hidden[0]} is"
-        sys.stderr.write(f"warning: {names} not used, since mmp has choices of the same names; rename them\n")
+        more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
+        reason = "not used, since mmp has a choice of the same name; rename the file"
+        sys.stderr.write(f"warning: {hidden[0]}{more}: {reason}\n")
 
 
 def quiet() -> None:

@@ -1,13 +1,17 @@
-"""From configuration to objects: the only place where ``_target_`` is read."""
+"""Objects from configurations: strategies, budgets, range tables, and whatever class a ``_target_`` names.
+
+No other module reads ``_target_``.
+"""
 
 from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from mmp.config.schema import BudgetConfig, RangesConfig, SelectorConfig, StrategyConfig
+from mmp.config.schema import BudgetConfig, ConstraintsConfig, RangesConfig, SelectorConfig, StrategyConfig
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import Budget
 from mmp.pruning.ranges import Constraints, Range, RangeTable, Rule, RuleTable, Selector
@@ -15,81 +19,65 @@ from mmp.pruning.strategies import Strategy
 
 
 def instantiate(node: Mapping[str, Any], key: str) -> Any:
-    """Create the object that ``node['_target_']`` names, with the other entries as arguments.
+    """Create the object that a configuration describes: ``_target_`` is its class, the other keys are arguments.
 
     Args:
-        node: Configuration of the object.
-        key: Where it stands, for messages.
+        node: The configuration.
+        key: The key of this configuration, for error messages.
 
     Raises:
-        MmpError: if there is no such class, it does not take an argument, or it refuses a value.
+        MmpError: if the class cannot be imported, or does not accept an argument or its value.
     """
     if "_target_" not in node:
-        raise MmpError(f"{key} has no _target_; it must name a class, or be null")
+        raise MmpError(f"{key}: has no _target_; set {key}._target_ to a class, or {key}=null")
+    address = str(node["_target_"])
     try:
-        target = pkgutil.resolve_name(node["_target_"])
+        target = pkgutil.resolve_name(address)
     except (ImportError, AttributeError, ValueError) as error:
-        raise MmpError(f"{key}._target_={node['_target_']}: there is no such class ({error})") from error
+        raise MmpError(
+            f"{key}._target_={address}: cannot be imported ({error}); correct the address of the class, or put its "
+            "module into the working folder"
+        ) from error
+    if not callable(target):
+        raise MmpError(f"{key}._target_={address}: is no class; write module.Class")
     arguments = {name: value for name, value in node.items() if name != "_target_"}
     accepted = inspect.signature(target).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         for name in arguments:
             if name not in accepted:
-                raise MmpError(f"{key}.{name}: {node['_target_']} takes no such key; {nearest(name, accepted)}")
+                raise MmpError(f"{key}.{name}: {address} has no such argument; {nearest(name, accepted)}")
     try:
         return target(**arguments)
     except (TypeError, ValueError) as error:
-        raise MmpError(f"{key}: {node['_target_']} refuses {arguments} ({error})") from error
+        raise MmpError(f"{key}: {address} does not accept {arguments} ({error})") from error
 
 
 def build_strategy(cfg: StrategyConfig) -> Strategy:
-    """Return the strategy of a configuration."""
+    """Return the strategy that a configuration describes."""
     return Strategy(**vars(cfg))
 
 
-def build_selector(cfg: SelectorConfig) -> Selector:
-    """Return the selector of a configuration."""
-
-    def pair(value: Sequence[Any] | None, what: str) -> Any:
-        if value is not None and len(value) != 2:
-            raise MmpError(f"ranges: {what}={list(value)} must be an interval [a, b]")
-        return None if value is None else tuple(value)
-
-    return Selector(
-        role=tuple(cfg.role),
-        stage=tuple(cfg.stage),
-        depth=pair(cfg.depth, "depth"),
-        position=pair(cfg.position, "position"),
-        rank=pair(cfg.rank, "rank"),
-        name=cfg.name,
-        min_size=cfg.min_size,
-    )
-
-
 def build_budget(cfg: BudgetConfig) -> Budget:
-    """Return the budget of a configuration."""
+    """Return the budget that a configuration describes."""
     return Budget(**vars(cfg))
 
 
 def build_range_table(cfg: RangesConfig) -> RangeTable:
-    """Return the range table of a configuration: its rules, its constraints and its groups of layers."""
+    """Return the range table that a configuration describes: its rules, its constraints and its groups of layers."""
     return RangeTable(
         name=cfg.name,
-        rules=build_rule_table(cfg),
+        rules=_build_rule_table(cfg),
         observed=cfg.source == "observed",
-        constraints=build_constraints(cfg),
-        groups=build_groups(cfg),
+        constraints=_build_constraints(cfg.constraints),
+        groups=_build_groups(cfg),
     )
 
 
-def build_rule_table(cfg: RangesConfig) -> RuleTable:
-    """Return the rule table of a configuration."""
+def _build_rule_table(cfg: RangesConfig) -> RuleTable:
     rules = []
     for number, rule in enumerate(cfg.rules, start=1):
-        try:
-            rules.append(Rule(build_selector(rule), Range(*rule.range)))
-        except MmpError as error:
-            raise MmpError(f"ranges={cfg.name}: rule {number}: {error}") from error
+        with _named(f"ranges={cfg.name}: rule {number}"):
+            rules.append(Rule(_build_selector(rule), Range(*rule.range)))
     return RuleTable(
         name=cfg.name,
         rules=tuple(rules),
@@ -98,17 +86,45 @@ def build_rule_table(cfg: RangesConfig) -> RuleTable:
     )
 
 
-def build_constraints(cfg: RangesConfig) -> Constraints:
-    """Return the constraints of a configuration."""
-    held = cfg.constraints
+def _build_constraints(cfg: ConstraintsConfig) -> Constraints:
     return Constraints(
-        small_below=held.small_below,
-        small=Range(*held.small),
-        patch_embed=None if held.patch_embed is None else Range(*held.patch_embed),
-        ceiling=held.ceiling,
+        small_below=cfg.small_below,
+        small=Range(*cfg.small),
+        patch_embed=None if cfg.patch_embed is None else Range(*cfg.patch_embed),
+        ceiling=cfg.ceiling,
     )
 
 
-def build_groups(cfg: RangesConfig) -> dict[str, tuple[Selector, ...]]:
-    """Return the selectors of each group of a configuration."""
-    return {name: tuple(build_selector(s) for s in selectors) for name, selectors in cfg.groups.items()}
+def _build_groups(cfg: RangesConfig) -> dict[str, tuple[Selector, ...]]:
+    groups = {}
+    for name, selectors in cfg.groups.items():
+        with _named(f"ranges={cfg.name}: group {name}"):
+            groups[name] = tuple(_build_selector(selector) for selector in selectors)
+    return groups
+
+
+def _build_selector(cfg: SelectorConfig) -> Selector:
+    return Selector(
+        role=tuple(cfg.role),
+        stage=tuple(cfg.stage),
+        depth=_interval("depth", cfg.depth),
+        position=_interval("position", cfg.position),
+        rank=_interval("rank", cfg.rank),
+        name=cfg.name,
+        min_size=cfg.min_size,
+    )
+
+
+def _interval(key: str, values: Sequence[Any] | None) -> Any:
+    if values is not None and len(values) != 2:
+        raise MmpError(f"{key}={list(values)}: must be an interval [a, b]")
+    return None if values is None else tuple(values)
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Put a place in front of the message of an error in a ``with`` block."""
+    try:
+        yield
+    except MmpError as error:
+        raise MmpError(f"{place}: {error}") from error

@@ -1,4 +1,4 @@
-"""The schema and our resolvers, made known to Hydra."""
+"""Registration with Hydra: the schema, and the resolvers that ``conf/`` uses."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mmp.config.schema import PlanConfig, PruneConfig, TrainConfig
 
 
 def register() -> None:
-    """Make the schema and our resolvers known to Hydra; called when an entry point is imported."""
+    """Register the schema and the resolvers. The module of every command calls this when it is imported."""
     store = ConfigStore.instance()
-    Plugins.instance()  # launchers bring configurations of their own; conf/hydra/launcher has better ones
+    Plugins.instance()  # registers the configurations of launchers, some of which conf/hydra/launcher replaces
     for name in ("joblib.yaml", "submitit_slurm.yaml", "ray.yaml"):
         store.repo["hydra"]["launcher"].pop(name, None)
     store.store(name="train_schema", node=TrainConfig)
@@ -32,6 +32,6 @@ def register() -> None:
 
 
 def _group_of(cfg: Any) -> str | None:
-    """Return what a dashboard groups a run under: the name of its sweep; None for a run on its own."""
+    """Return the group of a run in a dashboard: the name of its sweep; None for a single run."""
     alone = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN
     return None if alone else Path(sweep_folder(cfg)).name

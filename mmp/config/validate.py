@@ -120,11 +120,18 @@ def read_budget(node: Any) -> BudgetConfig:
 
 
 def _typed(group: str, node: DictConfig, schema: type[Section]) -> Section:
-    """Return a file of a group as its dataclass; an unknown key or a wrong type is an error that names the file."""
+    """Return the content of a file as a dataclass.
+
+    Raises:
+        MmpError: if it has no name, an unknown key, or a value of a wrong type; the message names the file.
+    """
+    name = node.get("name")
+    if name is None:
+        raise MmpError(f"{group}: a file with the keys {', '.join(map(str, node))} has no name; add name: ... to it")
     try:
         section: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
     except OmegaConfBaseException as error:
-        raise MmpError(f"{group}={node.get('name')}: {explain_key(error)}") from error
+        raise MmpError(f"{group}={name}: {explain_key(error)}") from error
     return section
 
 

@@ -91,16 +91,16 @@ def test_workers_start_after_the_first_configuration_is_composed(grid, monkeypat
 
 def test_a_grid_without_jobs_is_refused(grid) -> None:
     sweeper, *_ = grid
-    with pytest.raises(Exception, match=r"no job: one of .* matches nothing"):
+    with pytest.raises(Exception, match=r"no jobs to run: one of these values matches no choice"):
         sweeper.validate_batch_is_legal([])
 
 
 def test_few_configurations_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper, counted, config = grid
     loader = sweeper.launcher.hydra_context.config_loader
-    monkeypatch.setitem(type(loader).keep.__globals__, "_MOST", 1)
+    monkeypatch.setitem(type(loader).cache.__globals__, "_MOST_CACHED", 1)
     sweeper.validate_batch_is_legal(JOBS)
-    assert loader.__getstate__()["_kept"] == {}
+    assert loader.__getstate__()["_cache"] == {}
     sent = copy.copy(type(loader)({"a": 1}))  # copies by the methods that pickle uses
     assert list(sent.keys()) == ["a"]
     for job in JOBS:
@@ -136,7 +136,7 @@ def test_files_are_read_once_and_give_the_same_configurations(loader: Any, monke
         return load(self, config_path)
 
     monkeypatch.setattr(files, "load_config", counted)
-    loader.repository = plugins().ReadOnce(loader.repository)
+    loader.repository = plugins().CachedRepository(loader.repository)
     assert [composed(loader, *job) for job in jobs] == expected
     assert len(read) == len(set(read)) > 20
 
@@ -144,7 +144,7 @@ def test_files_are_read_once_and_give_the_same_configurations(loader: Any, monke
 def test_another_search_path_reads_its_own_files(loader: Any, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 7\n")
-    loader.repository = plugins().ReadOnce(loader.repository)
+    loader.repository = plugins().CachedRepository(loader.repository)
     composed(loader)
     assert composed(loader, f"hydra.searchpath=[file://{tmp_path}]", "experiment=own")["seed"] == 7
     with pytest.raises(MissingConfigException, match="own"):
@@ -152,9 +152,9 @@ def test_another_search_path_reads_its_own_files(loader: Any, tmp_path: Path) ->
 
 
 def test_cached_files_are_not_sent_to_workers(loader: Any) -> None:
-    repository = plugins().ReadOnce(loader.repository)
+    repository = plugins().CachedRepository(loader.repository)
     repository.load_config("prune")
-    assert repository._kept
+    assert repository._cache
     sent = copy.copy(repository)  # copies by the methods that pickle uses
-    assert sent._kept == {}
+    assert sent._cache == {}
     assert sent.config_exists("prune")
