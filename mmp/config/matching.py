@@ -132,7 +132,9 @@ def with_axes(arguments: Sequence[str]) -> list[str]:
             axes.setdefault("strategy", set()).add(result["strategy"])
     added = [f"{key}={','.join(sorted(values))}" for key, values in axes.items()]
     added += ["criterion=glob(*,exclude=none)"] if "criterion" not in given else []
-    return [*arguments, *added, "signal=magnitude"]
+    # Overrides must not be separated by an option: argparse would refuse `match=... -m criterion=...`.
+    end = 1 + max(i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
+    return [*arguments[:end], *added, "signal=magnitude", *arguments[end:]]
 
 
 def key_of(override: str) -> str:

@@ -60,6 +60,7 @@ def test_a_multirun_gets_the_axes_of_the_matched_sweep(tmp_path: Path) -> None:
     assert with_axes(line) == [*line, *added]
     chosen = [*line, "criterion=mag", "model=vit"]
     assert with_axes(chosen) == [*chosen, "strategy=p50,p90", "seed=2", "signal=magnitude"]
+    assert with_axes(line[::-1]) == [line[1], *added, "-m"]  # argparse takes no overrides on both sides of an option
     assert with_axes(line[1:]) == line[1:]
     assert with_axes(["-m", "seed=1"]) == ["-m", "seed=1"]
     with pytest.raises(MmpError, match=r"budget=0.5 both set the sparsity"):
