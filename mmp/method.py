@@ -226,9 +226,10 @@ def _prune_by(
         plan,
         ranges={layer.name: Range(0.0, 1.0) for layer in plan.layers},
         sparsities={ranking.name: sparsities},
-        table=f"budget {limit}" if target else f"as many weights as {plan.table}, strategy {chosen.name}",
+        table=f"budget {limit}" if target else f"as many weights as strategy {chosen.name}, {plan.table}",
+        rules=None,
     )
-    return dense.results(by_criterion, ranking.name, scores)
+    return dense.results(by_criterion, None, scores)
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class _Settings:
         if self.table.observed:
             criteria = map(criterion, self.observed.criteria)
             needs[f"ranges={self.table.name}"] = frozenset[str]().union(*(one.needs for one in criteria))
-        if self.solving.name != "none":
+        if self.solving.name != "none":  # it reads the same images and no labels
             needs[f"reconstruct={self.solving.name}"] = frozenset({"input_covariance"})
         return needs
 
@@ -320,13 +321,16 @@ class _Dense:
         statistics = collect(self.model, weights, self.data.pairs, loss, scorer.needs, temperature)
         return score(scorer, weights, statistics, normalised)
 
-    def results(self, plan: Plan, signal: str, scores: Mapping[str, Tensor]) -> Iterator[tuple[str, PruneResult]]:
+    def results(
+        self, plan: Plan, signal: str | None, scores: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, PruneResult]]:
         """Make all masks now, and yield the model under each of them later."""
         groups = {layer.name: layer.groups for layer in plan.layers}
         grid = make_grid(scores, plan.sparsities, plan.pattern, groups=groups)
         return self._under(grid, plan, signal)
 
-    def _under(self, grid: Mapping[str, Masks], plan: Plan, signal: str) -> Iterator[tuple[str, PruneResult]]:
+    def _under(self, grid: Mapping[str, Masks], plan: Plan, signal: str | None) -> Iterator[tuple[str, PruneResult]]:
+        """Yield a copy under the masks of each strategy, its kept weights re-solved if that is set."""
         solving, targets = self.settings.solving, None
         images = self.data.first(solving.images)
         for strategy, masks in grid.items():

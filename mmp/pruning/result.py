@@ -23,8 +23,8 @@ class PruneResult:
         model: The pruned copy, on the device and in the mode of the original. Pruned weights are exactly 0.0.
         masks: A bool tensor for each prunable weight, True where the weight is kept.
         plan: Layers, ranges and sparsities, for all strategies of the call.
-        strategy: Name of the strategy that set the sparsities; of a baseline, the name of its criterion.
-        signal: Name of the signal that scored the weights; of a baseline, the name of its criterion.
+        strategy: Name of the strategy that set the sparsities, or of the criterion that did so in its place.
+        signal: Name of the signal that scored the weights; None if the criterion scored them.
         reports: For each layer its output error before and after re-solving, in forward order; empty without
             re-solving.
     """
@@ -33,7 +33,7 @@ class PruneResult:
     masks: Masks
     plan: Plan
     strategy: str
-    signal: str
+    signal: str | None
     reports: tuple[LayerReport, ...] = ()
 
     @property
@@ -44,9 +44,8 @@ class PruneResult:
     @property
     def method(self) -> str:
         """The signal and the strategy, or the criterion, in words."""
-        if self.signal == self.strategy:
-            return f"criterion {self.signal}"
-        return f"signal {self.signal}, strategy {self.strategy}"
+        by_strategy = f"signal {self.signal}, strategy {self.strategy}"
+        return f"criterion {self.strategy}" if self.signal is None else by_strategy
 
     def __repr__(self) -> str:
         return f"PruneResult({self.plan.model}, {self.method}, sparsity {self.sparsity:.4f})"
