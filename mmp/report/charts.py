@@ -67,10 +67,7 @@ def draw_picture(groups: Sequence[Group], path: Path) -> None:
 
 
 def _draw_panel(axis: Any, group: Group, split: str, colours: dict[str, str]) -> None:
-    dense = 100 * statistics.fmean(group.dense(split))
-    noise = 100 * group.noise(split)
-    axis.axhspan(dense - noise, dense + noise, color="0.5", alpha=0.15, linewidth=0, label="± one standard error")
-    axis.axhline(dense, color="0.35", linewidth=1.2, linestyle="--", label="dense")
+    _draw_dense(axis, group, split)
     for signal, colour in colours.items():
         members = [one for one in group.configurations if one.runs[0].signal == signal]
         x, y = _coordinates(members, split)
@@ -78,27 +75,36 @@ def _draw_panel(axis: Any, group: Group, split: str, colours: dict[str, str]) ->
         bars = spreads if any(spreads) else None
         axis.errorbar(x, y, bars, fmt="o", ms=5.8, mew=0, color=colour, alpha=0.85, elinewidth=0.8, label=signal)
     x, y = _coordinates([one for one in group.configurations if one.efficient], split)
-    axis.scatter(
-        x,
-        y,
-        s=120,
-        facecolors="none",
-        edgecolors="black",
-        linewidths=1.2,
-        label="Pareto-efficient (chosen on validation)",
-    )
-    splits = ("validation", "test", "dense_validation", "dense_test")
-    values = [100 * one.mean(what) for one in group.configurations for what in splits]
-    reach = max(values) - min(values) or 1.0
-    axis.set_ylim(min(values) - 0.35 * reach, max(values) + 0.08 * reach)
+    ring = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.2}
+    axis.scatter(x, y, s=120, label="Pareto-efficient (chosen on validation)", **ring)
+    axis.set_ylim(*_limits(group))
     if split == "validation":
-        front = front_of(group)
-        axis.step([100 * p[0] for p in front], [100 * p[1] for p in front], where="pre", color="black", linewidth=0.9)
-        _label(axis, front)
+        _draw_front(axis, front_of(group))
     axis.set_xlabel("sparsity (% of prunable weights)")
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelleft=True)
+
+
+def _draw_dense(axis: Any, group: Group, split: str) -> None:
+    """Draw a line at the mean accuracy of the dense models, and a band of one standard error around it."""
+    dense = 100 * statistics.fmean(group.dense(split))
+    noise = 100 * group.noise(split)
+    axis.axhspan(dense - noise, dense + noise, color="0.5", alpha=0.15, linewidth=0, label="± one standard error")
+    axis.axhline(dense, color="0.35", linewidth=1.2, linestyle="--", label="dense")
+
+
+def _limits(group: Group) -> tuple[float, float]:
+    """Return the limits of the vertical axis: those of all accuracies, with room for names below."""
+    splits = ("validation", "test", "dense_validation", "dense_test")
+    values = [100 * one.mean(what) for one in group.configurations for what in splits]
+    reach = max(values) - min(values) or 1.0
+    return min(values) - 0.35 * reach, max(values) + 0.08 * reach
+
+
+def _draw_front(axis: Any, front: Sequence[tuple[float, float, str]]) -> None:
+    axis.step([100 * x for x, _, _ in front], [100 * y for _, y, _ in front], where="pre", color="black", linewidth=0.9)
+    _label(axis, front)
 
 
 def _coordinates(configurations: Iterable[Configuration], split: str) -> tuple[list[float], list[float]]:

@@ -101,21 +101,28 @@ def _compare(a: Group, b: Group) -> GroupComparison:
     ours, theirs = _by_name(a, settings), _by_name(b, settings)
     found, left_out = [], []
     for name in sorted(ours.keys() & theirs.keys()):
-        if ambiguous := [sweep for sweep, runs in (("A", ours[name]), ("B", theirs[name])) if _repeated(runs)]:
-            left_out.append(f"Not compared: {name} has several runs per seed in {' and '.join(ambiguous)}.")
-            continue
-        by_seed = {run.seed: run for run in theirs[name]}
-        pairs = tuple((run, by_seed[run.seed]) for run in ours[name] if run.seed in by_seed)
-        same_data = tuple(pair for pair in pairs if pair[0].data_fingerprint == pair[1].data_fingerprint)
-        if not same_data:
-            left_out.append(f"Not compared: {name} has {'different images' if pairs else 'no common seed'}.")
-            continue
-        found.append(Comparison(name, same_data, *difference([(b, a) for a, b in same_data])))
+        pairs, obstacle = _paired_runs(ours[name], theirs[name])
+        if obstacle:
+            left_out.append(f"Not compared: {name} has {obstacle}.")
+        else:
+            found.append(Comparison(name, pairs, *difference([(b, a) for a, b in pairs])))
     for sweep, only in (("A", ours.keys() - theirs.keys()), ("B", theirs.keys() - ours.keys())):
         if only:
             left_out.append(f"Only in {sweep}: {_some(sorted(only))}.")
     found.sort(key=lambda comparison: comparison.pairs[0][0].sparsity)
     return GroupComparison(a.title, tuple(found), tuple(left_out))
+
+
+def _paired_runs(ours: Sequence[Run], theirs: Sequence[Run]) -> tuple[tuple[tuple[Run, Run], ...], str]:
+    """Return the runs of one configuration in A and B, paired by seed, or why there are no pairs."""
+    if ambiguous := [sweep for sweep, runs in (("A", ours), ("B", theirs)) if _repeated(runs)]:
+        return (), f"several runs per seed in {' and '.join(ambiguous)}"
+    by_seed = {run.seed: run for run in theirs}
+    pairs = tuple((run, by_seed[run.seed]) for run in ours if run.seed in by_seed)
+    if not pairs:
+        return (), "no common seed"
+    same_data = tuple((a, b) for a, b in pairs if a.data_fingerprint == b.data_fingerprint)
+    return same_data, "" if same_data else "different images"
 
 
 def _overall(comparisons: Sequence[Comparison]) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from mmp.errors import MmpError, nearest
 from mmp.pruning.patterns import UNSTRUCTURED
-from mmp.report.groups import groups_of
+from mmp.report.groups import Group, groups_of
 from mmp.report.results import Run
 
 PARETO, ALL = "pareto", "all"
@@ -60,26 +60,42 @@ def select(runs: Iterable[Run], conditions: str) -> list[Run]:
         MmpError: if a condition is malformed, no run is completed, or no run meets all conditions.
     """
     groups = groups_of(runs)
-    chosen = [run for group in groups for run in group.runs]
-    if not chosen:
+    completed = [run for group in groups for run in group.runs]
+    if not completed:
         raise MmpError(f"select={conditions}: the sweep has no completed run")
-    efficient = {run.folder for group in groups for one in group.configurations if one.efficient for run in one.runs}
-    for condition in conditions.split(","):
-        if condition.strip() == PARETO:
-            chosen = [run for run in chosen if run.folder in efficient]
-        elif condition.strip() != ALL:
-            try:
-                meets = _parse(condition.strip())
-            except MmpError as error:
-                raise MmpError(f"select={conditions}: {error}") from None
-            chosen = [run for run in chosen if meets(run)]
+    efficient = _efficient_folders(groups)
+    try:
+        tests = [_test_of(condition.strip(), efficient) for condition in conditions.split(",")]
+    except MmpError as error:
+        raise MmpError(f"select={conditions}: {error}") from None
+    chosen = [run for run in completed if all(meets(run) for meets in tests)]
     if not chosen:
         raise MmpError(f"select={conditions}: no run meets this; python -m mmp.report FOLDER --tables lists all runs")
     return chosen
 
 
-def _parse(condition: str) -> Callable[[Run], bool]:
-    """Return the function that a condition describes."""
+def _efficient_folders(groups: Iterable[Group]) -> set[str]:
+    """Return the folders of all runs of Pareto-efficient configurations."""
+    configurations = [one for group in groups for one in group.configurations]
+    return {run.folder for one in configurations if one.efficient for run in one.runs}
+
+
+def _test_of(condition: str, efficient: Container[str]) -> Callable[[Run], bool]:
+    """Return the function that tests a run for a condition.
+
+    Args:
+        condition: One condition.
+        efficient: The folders of the Pareto-efficient runs.
+    """
+    if condition == ALL:
+        return lambda _: True
+    if condition == PARETO:
+        return lambda run: run.folder in efficient
+    return _comparison(condition)
+
+
+def _comparison(condition: str) -> Callable[[Run], bool]:
+    """Return the function that compares a field of a run, for a condition such as ``drop<0.5``."""
     match = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(\S+)", condition)
     if match is None:
         word = re.match(r"\w*", condition)

@@ -83,33 +83,51 @@ def tables_of(group: Group) -> list[Table]:
 
 def configurations_table(group: Group) -> Table:
     """Return the configurations of a group: means over seeds, and the standard deviation of the drop."""
-    members = group.configurations
-    varied = [what for what in SETTINGS if group.varies(what)]
-    seeds = group.seeds > 1
-    columns: dict[str, Callable[[Configuration], str] | None] = {
+    several = group.seeds > 1
+    columns: dict[str, Callable[[Configuration], str]] = {
         "signal": lambda one: one.runs[0].signal,
         "strategy": lambda one: one.runs[0].strategy,
-        **{what: lambda one, what=what: str(getattr(one.runs[0], what)) for what in varied},  # type: ignore[misc]
-        "other": (lambda one: one.other) if any(one.other for one in members) else None,
-        "sparsity %": lambda one: f"{100 * one.mean('sparsity'):.2f}",
-        "of all %": lambda one: f"{100 * one.mean('sparsity_all'):.2f}",
+        **{what: _setting(what) for what in SETTINGS},
+        "other": lambda one: one.other,
+        "sparsity %": _percent("sparsity"),
+        "of all %": _percent("sparsity_all"),
         "MB": lambda one: f"{one.mean('megabytes'):.2f}",
-        "val %": lambda one: f"{100 * one.mean('validation'):.2f}",
-        "test %": lambda one: f"{100 * one.mean('test'):.2f}",
+        "val %": _percent("validation"),
+        "test %": _percent("test"),
         "drop": lambda one: f"{one.mean('drop'):+.2f}",
-        "sd": (lambda one: "" if (spread := one.spread()) is None else f"{spread:.2f}") if seeds else None,
-        "seeds": (lambda one: str(one.seeds)) if seeds else None,
-        "masked %": lambda one: f"{100 * one.mean('pruned_test'):.2f}",
-        "re-solved %": _reconstructed if any(run.reconstructed_test is not None for run in group.runs) else None,
+        "sd": _deviation,
+        "seeds": lambda one: str(one.seeds),
+        "masked %": _percent("pruned_test"),
+        "re-solved %": _reconstructed,
         "epochs": lambda one: f"{one.mean('epochs'):.3g} {_choices(one)}".strip(),
         "seconds": lambda one: f"{one.mean('seconds'):.1f}",
         "front": lambda one: "*" if one.efficient else "",
         "same masks as": lambda one: ", ".join(one.named_twins),
     }
-    shown = {heading: cell for heading, cell in columns.items() if cell}
-    rows = [[cell(one) for cell in shown.values()] for one in members]
+    is_shown = {
+        **{what: group.varies(what) for what in SETTINGS},
+        "other": any(one.other for one in group.configurations),
+        "sd": several,
+        "seeds": several,
+        "re-solved %": any(run.reconstructed_test is not None for run in group.runs),
+    }
+    shown = {heading: cell for heading, cell in columns.items() if is_shown.get(heading, True)}
+    rows = [[cell(one) for cell in shown.values()] for one in group.configurations]
     words = frozenset({"signal", "strategy", *SETTINGS, "other", "front", "same masks as"})
     return Table(f"{group.title} (percent; drop in points)", [*shown], rows, words)
+
+
+def _setting(what: str) -> Callable[[Configuration], str]:
+    return lambda one: str(getattr(one.runs[0], what))
+
+
+def _percent(what: str) -> Callable[[Configuration], str]:
+    return lambda one: f"{100 * one.mean(what):.2f}"
+
+
+def _deviation(one: Configuration) -> str:
+    spread = one.spread()
+    return "" if spread is None else f"{spread:.2f}"
 
 
 def _reconstructed(one: Configuration) -> str:
@@ -123,6 +141,7 @@ def _choices(one: Configuration) -> str:
 
 def verdicts_table(group: Group) -> Table:
     """Return the best strategy and the best baseline at each sparsity; no rows without baselines."""
+    # Headings must differ, so the drop of the baseline has a space.
     headings = ["sparsity %", "protocol", "best strategy", "drop", "best baseline", "drop ", "better by", "±", "seeds"]
     rows = []
     for verdict in verdicts(group.runs):
