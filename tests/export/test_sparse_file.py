@@ -1,4 +1,4 @@
-"""Compact sparse files: every bit comes back, and no byte can change unnoticed."""
+"""Sparse files: every bit is read back, and every change of a byte is an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def same(path: Path, tensors: dict[str, Tensor]) -> bool:
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool]),
     seed=st.integers(0, 1000),
 )
-def test_every_bit_comes_back(
+def test_every_bit_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, shape: list[int], kept: float, dtype: torch.dtype, seed: int
 ) -> None:
     path = tmp_path_factory.mktemp("sparse") / "x.safetensors"
@@ -52,8 +52,8 @@ def test_every_bit_comes_back(
 
 
 @pytest.mark.parametrize("dtype", _TYPES, ids=str)
-@pytest.mark.parametrize("sparsity", [0.0, 0.7, 0.99])  # as it is, bits, gaps
-def test_every_type_comes_back(dtype: torch.dtype, sparsity: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sparsity", [0.0, 0.7, 0.99])  # stored unchanged, with bits, with gaps
+def test_every_data_type_is_read_back(dtype: torch.dtype, sparsity: float, tmp_path: Path) -> None:
     size = torch.zeros(1, dtype=dtype).element_size()
     count = torch.ones(600, dtype=torch.uint8).masked_fill_(zeroed(600, sparsity=sparsity) == 0, 0)
     tensors = {"x": count.repeat_interleave(size).view(dtype)}
@@ -71,14 +71,14 @@ def test_every_type_comes_back(dtype: torch.dtype, sparsity: float, tmp_path: Pa
     ],
     ids=lambda odd: f"{odd.dtype}-{odd.layout}-{odd.device}",
 )
-def test_what_cannot_be_read_back_is_not_written(odd: Tensor, tmp_path: Path) -> None:
+def test_tensors_that_safetensors_does_not_support_are_not_written(odd: Tensor, tmp_path: Path) -> None:
     with pytest.raises(MmpError, match="tensor 'odd': a sparse file cannot hold"):
         save_sparse(tmp_path / "x", {"a": torch.ones(2), "odd": odd})
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 253, 254, 255, 256, 509, 510, 511, 5000])
-def test_gaps_of_every_length(tmp_path: Path, zeros: int) -> None:
+def test_gaps_of_every_length_are_read_back(tmp_path: Path, zeros: int) -> None:
     gap = torch.zeros(zeros)
     tensors = {
         "between": torch.cat([torch.ones(1), gap, torch.ones(1), torch.zeros(4000)]),
@@ -89,9 +89,9 @@ def test_gaps_of_every_length(tmp_path: Path, zeros: int) -> None:
     assert same(tmp_path / "x", tensors)
 
 
-def test_the_format_by_hand(tmp_path: Path) -> None:
+def test_the_format_is_as_documented(tmp_path: Path) -> None:
     far = torch.zeros(1000)
-    far[300], far[301], far[999] = 1, 2, 3  # after 300, none and 697 = 2 * 255 + 187 zeros
+    far[300], far[301], far[999] = 1, 2, 3  # after 300, 0 and 697 = 2 * 255 + 187 zeros
     near = torch.tensor([0.0, 4, 0, 5, 0, 0, 0, 0, 6, 0])
     save_sparse(tmp_path / "x", {"far": far, "near": near, "full": torch.ones(2)})
     stored = safetensors.torch.load_file(tmp_path / "x")
@@ -104,7 +104,7 @@ def test_the_format_by_hand(tmp_path: Path) -> None:
     }
 
 
-def test_values_that_only_look_like_zero(tmp_path: Path) -> None:
+def test_values_that_equal_zero_or_are_almost_zero_are_kept(tmp_path: Path) -> None:
     odd = torch.zeros(1000)
     odd[3], odd[500], odd[999] = -0.0, torch.tensor(1, dtype=torch.int32).view(torch.float32), float("nan")
     tied = zeroed(8, 8, sparsity=0.9)
@@ -120,13 +120,13 @@ def test_values_that_only_look_like_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("sparsity", "most"), [(0.5, 0.54), (0.8, 0.24), (0.9, 0.13), (0.95, 0.07), (0.99, 0.02)])
-def test_size(tmp_path: Path, sparsity: float, most: float) -> None:
+def test_a_sparse_file_is_small(tmp_path: Path, sparsity: float, most: float) -> None:
     tensors = {"x": zeroed(500, 500, sparsity=sparsity)}
     save_sparse(tmp_path / "x", tensors)
     assert (tmp_path / "x").stat().st_size < most * 4 * 500 * 500
 
 
-def test_a_dense_file_is_hardly_larger_than_its_tensors(tmp_path: Path) -> None:
+def test_a_file_without_zeros_is_only_slightly_larger_than_its_tensors(tmp_path: Path) -> None:
     save_sparse(tmp_path / "x", {"x": torch.ones(1000)})
     assert (tmp_path / "x").stat().st_size < 4000 + 300
 
@@ -146,16 +146,16 @@ def small(tmp_path: Path) -> tuple[Path, bytes]:
     return path, content
 
 
-def test_every_flipped_byte_is_noticed(small: tuple[Path, bytes]) -> None:
+def test_every_changed_byte_is_an_error(small: tuple[Path, bytes]) -> None:
     path, content = small
     for at in range(len(content)):
-        for flip in (1, 0x2A):  # 0x2A makes a newline of a blank, which JSON would not mind
+        for flip in (1, 0x2A):  # 0x2A turns a blank into a newline, which JSON accepts as well
             path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
             with pytest.raises(MmpError, match=r"do not match their checksum|not a sparse file"):
                 load_sparse(path)
 
 
-def test_every_truncation_and_any_addition_is_noticed(small: tuple[Path, bytes]) -> None:
+def test_every_truncation_and_every_addition_is_an_error(small: tuple[Path, bytes]) -> None:
     path, content = small
     for other in [*(content[:length] for length in range(len(content))), content + b"\0"]:
         path.write_bytes(other)
@@ -164,7 +164,7 @@ def test_every_truncation_and_any_addition_is_noticed(small: tuple[Path, bytes])
 
 
 def signed(stored: dict[str, Tensor], shapes: object, version: str = FORMAT) -> bytes:
-    """Return a file whose checksum is right, whatever else is wrong with it."""
+    """Return a file with a valid checksum, even if its content is invalid."""
     notes = {"sha256": "0" * 64, "format": version, "shapes": shapes}
     content = safetensors.torch.save(stored, {"mmp": json.dumps(notes)})
     at = content.index(b"0" * 64)
@@ -214,7 +214,7 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, stored: dict[
         load_sparse(tmp_path / "x")
 
 
-def test_other_files_are_told(tmp_path: Path) -> None:
+def test_other_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(MmpError, match="no such file"):
         load_sparse(tmp_path / "x")
     safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "plain")

@@ -1,3 +1,5 @@
+"""Atomic files, tensors on disk, and the cache: after errors, on damaged files, with many processes at once."""
+
 from __future__ import annotations
 
 import json
@@ -34,14 +36,14 @@ def tensors() -> dict[str, Tensor]:
 # --- atomic writes ---
 
 
-def test_written_file_appears_whole_in_a_new_folder(tmp_path: Path) -> None:
+def test_a_file_appears_complete_in_a_new_folder(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deep" / "note.txt"
     write_atomically(path, lambda temporary: temporary.write_text("whole"))
     assert path.read_text() == "whole"
     assert listing(path.parent) == ["note.txt"]
 
 
-def test_reader_of_the_old_file_never_sees_the_new(tmp_path: Path) -> None:
+def test_a_reader_of_the_old_file_never_sees_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("old")
     with path.open() as reader:
@@ -66,7 +68,7 @@ def test_nothing_is_left_when_the_writer_raises(tmp_path: Path, error: BaseExcep
     assert path.read_text() == "old"
 
 
-def test_failing_disk_is_told_with_the_path_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_of_a_full_disk_names_the_path_and_leaves_nothing(tmp_path: Path) -> None:
     def write(temporary: Path) -> None:
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
@@ -77,14 +79,14 @@ def test_failing_disk_is_told_with_the_path_and_leaves_nothing(tmp_path: Path) -
     assert listing(tmp_path) == []
 
 
-def test_file_in_the_place_of_a_folder_is_told_with_the_path(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_an_error_with_the_path(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     path = tmp_path / "taken" / "note.txt"
     with pytest.raises(MmpError, match=f"cannot write {path}"):
         write_json(path, {})
 
 
-def test_folder_in_the_place_of_a_file_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_file_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "taken"
     path.mkdir()
     with pytest.raises(MmpError, match=f"cannot write {path}"):
@@ -92,7 +94,7 @@ def test_folder_in_the_place_of_a_file_is_told_and_leaves_nothing(tmp_path: Path
     assert listing(tmp_path) == ["taken"]
 
 
-def test_json_comes_back_and_refuses_what_json_does_not_have(tmp_path: Path) -> None:
+def test_json_is_read_back_and_refuses_numbers_that_are_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"accuracy": 0.5, "layers": ["é"]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"accuracy": 0.5, "layers": ["é"]}
@@ -115,7 +117,7 @@ def test_a_file_without_a_json_object_reads_as_none(content: bytes | None, tmp_p
 # --- tensors ---
 
 
-def test_tensors_of_any_kind_come_back(tmp_path: Path) -> None:
+def test_tensors_of_any_kind_are_read_back(tmp_path: Path) -> None:
     shared = torch.arange(6.0).view(2, 3)
     content = {
         "shared": shared,
@@ -146,7 +148,7 @@ def test_only_tensors_that_share_memory_are_copied_to_be_saved(tmp_path: Path, m
     assert saved["one"].data_ptr() != saved["other"].data_ptr()
 
 
-def test_digest_sees_name_type_shape_and_value_but_not_order() -> None:
+def test_the_digest_depends_on_name_type_shape_and_value_but_not_on_order() -> None:
     base = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
     changed = torch.zeros(2, 3)
     changed[1, 2] = 1
@@ -164,7 +166,7 @@ def test_digest_sees_name_type_shape_and_value_but_not_order() -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"not safetensors, but long enough for a header"])
-def test_file_that_holds_no_tensors_is_told_with_the_path(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_without_tensors_is_an_error_with_the_path(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "t.safetensors"
     if content is not None:
         path.write_bytes(content)
@@ -172,7 +174,7 @@ def test_file_that_holds_no_tensors_is_told_with_the_path(tmp_path: Path, conten
         load_tensors(path)
 
 
-def test_disk_that_fills_up_while_saving_tensors_is_told_with_the_path(
+def test_an_error_of_a_disk_that_fills_up_while_tensors_are_saved_names_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -188,7 +190,7 @@ def test_disk_that_fills_up_while_saving_tensors_is_told_with_the_path(
 
 
 class Counted:
-    """A computation that counts its runs."""
+    """A computation that counts how often it ran."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.runs = 0
@@ -205,7 +207,7 @@ def assert_is_content(found: dict[str, Tensor]) -> None:
     assert all(torch.equal(found[name], value) for name, value in tensors().items())
 
 
-def test_cache_computes_once_and_then_reads(tmp_path: Path) -> None:
+def test_the_cache_computes_once_and_then_reads(tmp_path: Path) -> None:
     path, compute = tmp_path / "new" / "scores.safetensors", Counted()
     found, hit = cached_tensors(path, compute)
     assert not hit
@@ -216,7 +218,7 @@ def test_cache_computes_once_and_then_reads(tmp_path: Path) -> None:
     assert compute.runs == 1
 
 
-def test_cache_of_sets_makes_all_for_one_and_never_holds_two(tmp_path: Path) -> None:
+def test_a_missing_set_makes_the_cache_compute_all_sets_one_after_the_other(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.safetensors" for name in "abc"}
     made: dict[str, weakref.ref[Tensor]] = {}
 
@@ -235,7 +237,7 @@ def test_cache_of_sets_makes_all_for_one_and_never_holds_two(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "altered"])
-def test_cache_recovers_from_a_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+def test_the_cache_recovers_from_a_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     path, compute = tmp_path / "scores.safetensors", Counted()
     cached_tensors(path, compute)
     whole = path.read_bytes()
@@ -251,7 +253,7 @@ def test_cache_recovers_from_a_damaged_file(tmp_path: Path, caplog: pytest.LogCa
     assert compute.runs == 2
 
 
-def test_cache_is_usable_after_a_computation_that_failed(tmp_path: Path) -> None:
+def test_the_cache_can_be_used_after_a_computation_that_failed(tmp_path: Path) -> None:
     path = tmp_path / "scores.safetensors"
 
     def fail() -> dict[str, Tensor]:
@@ -260,45 +262,45 @@ def test_cache_is_usable_after_a_computation_that_failed(tmp_path: Path) -> None
     with pytest.raises(RuntimeError, match="out of memory"):
         cached_tensors(path, fail)
     assert not path.exists()
-    with ThreadPoolExecutor(1) as pool:  # another thread is not let through by a lock that is still held
+    with ThreadPoolExecutor(1) as pool:  # another thread could not acquire a lock that is still held
         found, hit = pool.submit(cached_tensors, path, Counted()).result(timeout=20)
     assert not hit
     assert_is_content(found)
 
 
-def test_cache_that_cannot_be_written_is_told_with_the_path(tmp_path: Path) -> None:
+def test_an_error_of_a_cache_that_cannot_be_written_names_the_path(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(MmpError, match=f"cannot write the cache {tmp_path / 'taken'}.*paths.cache"):
         cached_tensors(tmp_path / "taken" / "scores.safetensors", Counted())
 
 
-def test_threads_that_ask_at_once_compute_once(tmp_path: Path) -> None:
+def test_several_threads_compute_once(tmp_path: Path) -> None:
     path, compute, barrier = tmp_path / "scores.safetensors", Counted(0.05), threading.Barrier(WORKERS)
 
-    def ask(_: int) -> tuple[dict[str, Tensor], bool]:
+    def read(_: int) -> tuple[dict[str, Tensor], bool]:
         barrier.wait(timeout=20)
         return cached_tensors(path, compute)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        answers = list(pool.map(ask, range(WORKERS)))
+        answers = list(pool.map(read, range(WORKERS)))
     assert compute.runs == 1
     assert sorted(hit for _, hit in answers) == [False] + [True] * (WORKERS - 1)
     for found, _ in answers:
         assert_is_content(found)
 
 
-def ask_as_process(path: Path, ready: threading.Barrier, answers: multiprocessing.Queue) -> None:
+def read_as_process(path: Path, ready: threading.Barrier, answers: multiprocessing.Queue) -> None:
     ready.wait(timeout=20)
     found, hit = cached_tensors(path, Counted(0.05))
     answers.put((hit, tensors_digest(found)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, which is safe with torch on Linux only")
-def test_processes_that_ask_at_once_compute_once(tmp_path: Path) -> None:
+def test_several_processes_compute_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready, answers = context.Barrier(WORKERS), context.Queue()
     arguments = (tmp_path / "scores.safetensors", ready, answers)
-    processes = [context.Process(target=ask_as_process, args=arguments) for _ in range(WORKERS)]
+    processes = [context.Process(target=read_as_process, args=arguments) for _ in range(WORKERS)]
     for process in processes:
         process.start()
     found = [answers.get(timeout=30) for _ in processes]
