@@ -1,0 +1,115 @@
+"""The identity of a run: what changes it, what does not, and that it stays the same from version to version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose
+from omegaconf import DictConfig
+
+from mmp.config.identity import identity, run_name, run_title, settings_of
+from mmp.config.validate import validate
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+
+def composed(*overrides: str, name: str = "prune") -> DictConfig:
+    return compose(name, list(overrides))
+
+
+def test_run_names_are_readable_and_stable() -> None:
+    name = run_name(composed("model=vit", "signal=product", "strategy=p70", "seed=3"))
+    assert name.startswith("vit-digits-product-p70-s3-")
+    assert name == run_name(composed("model=vit", "signal=product", "strategy=p70", "seed=3"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["finetune.learning_rate=0.5", "seed=1", "strategy.position=0.51", "ranges.default=[0.1,0.2]", "budget=0.5",
+     "schedule.epoch=1", "data.validation=0.3", "data.root=elsewhere", "trainer.precision=bf16-mixed",
+     "callbacks.early_stopping.patience=9", "model.kwargs.stem_width=16", "dense.epochs=3"],
+)  # fmt: skip
+def test_what_changes_the_numbers_changes_the_name(override: str) -> None:
+    assert run_name(composed(override)) != run_name(composed())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["paths.results=elsewhere", "paths.cache=elsewhere", "logger=wandb", "sweep=other", "force=true",
+     "trainer.enable_progress_bar=false", "callbacks.progress=null", "data.workers=3"],
+)  # fmt: skip
+def test_what_does_not_change_the_numbers_leaves_the_name(override: str) -> None:
+    assert run_name(composed(override)) == run_name(composed())
+
+
+def test_a_checkpoint_counts_by_its_contents(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    names = []
+    for content in (b"one", b"two", b"two"):
+        path.write_bytes(content)
+        names.append(run_name(composed(f"model.checkpoint={path}")))
+    assert names[0] != names[1] == names[2]
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "name"),
+    [
+        ("train", ["model=vit"], "vit-digits-s0-a8061fd6"),
+        ("prune", ["strategy=balanced"], "cnn-digits-magnitude-balanced-s0-b816c3ad"),
+        ("prune", ["criterion=lamp", "budget=0.9"], "cnn-digits-lamp-s0-b89addea"),
+        ("prune", ["pattern=2:4"], "cnn-digits-magnitude-balanced-2of4-s0-2b381df6"),
+        ("prune", ["allocation=searched"], "cnn-digits-magnitude-searched-s0-30c394b6"),
+        ("prune", ["+data.augment={hflip: 0.5}"], "cnn-digits-magnitude-balanced-s0-ed59b62a"),
+        (
+            "prune",
+            ["reconstruct=least_squares", "reconstruct.cache_megabytes=3"],
+            "cnn-digits-magnitude-balanced-s0-28130fb9",
+        ),
+        ("prune", ["experiment=paper/swin_tiny_cifar100"], "swin_tiny-cifar100-magnitude-balanced-s0-1ef77510"),
+    ],
+    ids=str,
+)
+def test_names_of_runs_stay_the_same(config: str, overrides: list[str], name: str) -> None:
+    # Another name means that no earlier run of this configuration is found again: it needs a reason, and a line in the
+    # changelog.
+    assert run_name(composed(*overrides, name=config)) == name
+
+
+def test_a_class_counts_by_its_name_and_a_users_class_by_its_address() -> None:
+    moved = composed(
+        "signal._target_=mmp.elsewhere.Magnitude", "callbacks.best._target_=callbacks.new.CheckpointAtTarget"
+    )
+    assert run_name(moved) == run_name(composed())
+    names = {run_name(composed(f"signal._target_={module}.Magnitude")) for module in ("mmp", "mine", "theirs")}
+    assert len(names) == 3
+
+
+def test_the_identity_is_plain_data_without_what_changes_no_number() -> None:
+    for cfg in (composed(), validate(composed())):
+        decisive = identity(settings_of(cfg))
+        assert json.loads(json.dumps(decisive)) == decisive
+        assert not {"paths", "logger", "sweep", "force"} & decisive.keys()
+        assert not {"workers", "dense_epochs", "finetune_epochs"} & decisive["data"].keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "title"),
+    [
+        ("train", ["model=vit"], "dense/vit/s0"),
+        ("train", ["model=vit", "model.label=null", "seed=2"], "dense/vit_tiny_patch16_224/s2"),
+        ("prune", ["signal=product", "strategy=p70"], "product/p70/s0"),
+        ("prune", ["pattern=2:4"], "magnitude/balanced/2:4/s0"),
+        ("prune", ["allocation=lamp"], "magnitude/lamp at balanced/s0"),
+        ("prune", ["allocation=lamp", "budget=0.9"], "magnitude/lamp/s0"),
+        ("prune", ["criterion=lamp"], "lamp/balanced/s0"),
+        ("prune", ["criterion=lamp", "budget=0.9"], "lamp/0.9/s0"),
+        ("prune", ["criterion=lamp", "budget.sparsity=0.9"], "lamp/0.9/s0"),
+        ("prune", ["criterion=lamp", "budget.megabytes=0.25"], "lamp/0.25MB/s0"),
+        ("prune", ["criterion=lamp", "+budget.strategies.p50=0.9"], "lamp/balanced/s0"),
+    ],
+    ids=str,
+)
+def test_titles_name_what_decides_the_masks(config: str, overrides: list[str], title: str) -> None:
+    assert run_title(composed(*overrides, name=config)) == title
