@@ -17,6 +17,8 @@ _MOST_RUNS = 12  # lines for failed runs, and for unfinished ones
 _MOST_REASON = 240  # characters of a reason
 _LEAST_WIDTH = {"configuration": 20}  # characters of a column in a narrow terminal
 _LEFT_OUT = {"of all %", "epochs", "seconds", "same masks as"}  # columns without room in a terminal
+_LEFT_OUT_IF_NARROW = {"val %", "seeds", "masked %"}
+_NARROW = 100  # characters of a terminal
 
 
 def print_report(report: Report, console: Console, tables: bool = False) -> None:
@@ -70,11 +72,12 @@ def _print_without_result(report: Report, where: str, console: Console) -> None:
 
 
 def _print_table(table: Table, console: Console) -> None:
-    """Print a table without the columns that have no room in a terminal."""
+    """Print a table without the columns that have no room in this terminal."""
     from rich.table import Table as RichTable
 
     shown = RichTable(title=escape(table.title), title_justify="left", box=None, padding=(0, 1), pad_edge=False)
-    kept = [i for i, heading in enumerate(table.headings) if heading not in _LEFT_OUT]
+    left_out = _LEFT_OUT | (_LEFT_OUT_IF_NARROW if console.width < _NARROW else set())
+    kept = [i for i, heading in enumerate(table.headings) if heading not in left_out]
     for i in kept:
         words = table.headings[i] in table.words  # a narrow terminal wraps words and never numbers
         heading = table.headings[i].removesuffix(" %")

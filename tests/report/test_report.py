@@ -6,13 +6,15 @@ import csv
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from result_files import result, write
+from result_files import full_sweep, result, write
+from rich.console import Console
 from warm import LIMIT
 
 from mmp.errors import MmpError
@@ -271,6 +273,18 @@ def test_the_page_has_commands_for_a_checkout_and_for_an_installation(
     page = (tmp_path / "report" / "index.html").read_text()
     assert '"command":"python prune.py strategy=p30"' in page
     assert '"export":"python -m mmp.export run0 target=onnx"' in page
+
+
+@pytest.mark.parametrize(
+    ("width", "headings"), [(80, "sparsity MB test drop sd front"), (160, "val test drop sd seeds")]
+)
+def test_tables_fit_the_terminal(tmp_path: Path, width: int, headings: str) -> None:
+    console = Console(width=width, file=StringIO())
+    write_report(full_sweep(tmp_path), console, tables=True)
+    lines = console.file.getvalue().splitlines()
+    assert headings in " ".join(lines[1].split())
+    assert len([line for line in lines if line.split()[1:2] == ["classifier_heavy"]]) == 3
+    assert max(map(len, lines[: lines.index("")])) <= width
 
 
 def test_a_dense_run_and_the_report_itself_are_no_results(tmp_path: Path) -> None:
