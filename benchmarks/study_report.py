@@ -187,19 +187,11 @@ def claims_table(configurations: Mapping[str, Found]) -> str:
             mine, yours = (statistics.fmean(values) for values in zip(*pairs, strict=True))
             picked, against = (name_of(side[seeds[0]]["run"]) for side in (ours, theirs))
             ratio = f"{mine / yours:.2f}" if yours > 0 else ""
-            cells = [model, title, picked, against, f"{mine:.2f}", f"{yours:.2f}", ratio]
-            lines.append([*cells, difference([b - a for a, b in pairs]), str(len(pairs))])
-    headings = [
-        "model",
-        "comparison",
-        "chosen",
-        "against",
-        "drop",
-        "other's drop",
-        "ratio",
-        "better by (95 %)",
-        "seeds",
-    ]
+            better = difference([b - a for a, b in pairs])
+            drops = [f"{mine:.2f}", f"{yours:.2f}", ratio]
+            lines.append([model, title, *drops, better, str(len(pairs)), picked, against])
+    numbers = ["drop", "other's drop", "ratio", "better by (95 %)", "seeds"]
+    headings = ["model", "comparison", *numbers, "chosen", "against"]
     return table_of(headings, lines)
 
 
