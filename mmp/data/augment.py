@@ -1,10 +1,13 @@
-"""timm's training augmentations for whole batches of images in memory, each image with random numbers of its own.
+"""timm's training augmentations for whole batches of images in memory.
 
-One image at a time, Python and PIL cost more than a small network does. Here a batch goes through a handful of tensor
-operations, on the device that holds it, as in airbench (Jordan 2024, arXiv 2404.00498). Crop, resizing and mirroring
-are two matrix products an image, with PIL's own coefficients, and every step rounds where PIL does: the same box, flips
-and factors make the same pixels. (Except where a crop shrinks: PIL then may do columns before rows, so that bilinear
-results are a level or two apart; bicubic ones, clipped in between, sometimes more.)
+Augmenting one image at a time with PIL takes longer than the forward and backward pass of a small network. Here a batch
+goes through a few tensor operations, on the device that holds it, as in airbench (Jordan 2024, arXiv 2404.00498). Every
+image has its own random numbers.
+
+Cropping, resizing and flipping are two matrix products per image, with the coefficients that PIL uses, and every step
+rounds as PIL does: the same box, flips and factors give the same pixels. The exception is a crop that is resized to
+fewer pixels. There PIL may resize columns before rows. Bilinear results then differ by one or two of the 256 levels,
+and bicubic results, which are clipped after the first axis, sometimes by more.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Where an image's uniform numbers are: places do not move when an augmentation is switched on or off.
-_TRIES = 10  # at a box that fits; timm's number
-_BOX = 2 * _TRIES + 2  # area and ratio of each, then the place
+# The layout of an image's uniform numbers. It is fixed, so switching an augmentation off leaves the others as they are.
+_TRIES = 10  # attempts to draw a box that fits, as in timm
+_BOX = 2 * _TRIES + 2  # area and aspect ratio of each attempt, then the position
 _CROP, _FLIPS = slice(0, _BOX), slice(_BOX, _BOX + 2)
 _FACTORS, _ORDER = slice(_BOX + 2, _BOX + 5), _BOX + 5
 _ERASED, _ERASING = _BOX + 6, slice(_BOX + 7, 2 * _BOX + 7)
@@ -29,7 +32,7 @@ DRAWS = 2 * _BOX + 7
 _CONTRAST, _SATURATION = 1, 2  # brightness is 0
 _ORDERS = tuple(permutations(range(3)))
 
-Range = tuple[float, float]
+Interval = tuple[float, float]
 
 
 def _bilinear(x: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ def _bilinear(x: Tensor) -> Tensor:
 
 
 def _bicubic(x: Tensor) -> Tensor:
-    """Return the kernel of Keys (1981) with a = -0.5, which is PIL's; torch's own has a = -0.75."""
+    """Return the cubic convolution kernel of Keys (1981) with a = -0.5, as PIL does; torch uses a = -0.75."""
     x = x.abs().clamp(max=2)
     return torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
 
@@ -47,40 +50,40 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"bilinear": _bilinear, "bicubi
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What timm's transform does to a training image, for a batch.
+    """A training transform of timm, for a batch of images.
 
     Attributes:
         size: Height and width of the result.
-        scale: Range of a crop's area, of the whole image.
-        ratio: Range of a crop's width over its height.
-        kernel: Name of the interpolation, in ``KERNELS``.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, of pixels in [0, 1].
-        flips: Probabilities of mirroring left and right, and top and bottom.
-        jitter: Ranges of the factors of brightness, contrast and saturation; None where colours stay.
-        erase: Probability that a rectangle becomes zero, after normalisation.
-        erase_area: Range of its area, of the whole image.
-        erase_ratio: Range of its width over its height.
+        scale: Interval of a crop's area, as a fraction of the image's area.
+        ratio: Interval of a crop's aspect ratio, width over height.
+        kernel: Name of the interpolation, a key of ``KERNELS``.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        flips: Probabilities of a horizontal and of a vertical flip.
+        jitter: Intervals of the factors on brightness, contrast and saturation; None leaves the colours unchanged.
+        erase: Probability that a rectangle is set to zero after normalisation.
+        erase_area: Interval of the rectangle's area, as a fraction of the image's area.
+        erase_ratio: Interval of the rectangle's aspect ratio, width over height.
     """
 
     size: tuple[int, int]
-    scale: Range
-    ratio: Range
+    scale: Interval
+    ratio: Interval
     kernel: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    flips: Range
-    jitter: tuple[Range, Range, Range] | None = None
+    flips: tuple[float, float]
+    jitter: tuple[Interval, Interval, Interval] | None = None
     erase: float = 0.0
-    erase_area: Range = (0.0, 0.0)
-    erase_ratio: Range = (1.0, 1.0)
+    erase_area: Interval = (0.0, 0.0)
+    erase_ratio: Interval = (1.0, 1.0)
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Return the images augmented and normalised, float32 (B, C, *size).
+        """Return the images, augmented and normalised: float32 (B, C, *size).
 
         Args:
-            images: uint8 (B, C, H, W), of one or three channels.
-            uniforms: Random numbers in [0, 1), float32 (B, DRAWS): row b alone decides what happens to image b.
+            images: uint8 (B, C, H, W), with one or three channels.
+            uniforms: Random numbers in [0, 1), float32 (B, DRAWS). Image b depends only on row b.
         """
         device, draws = images.device, uniforms.double()
         boxes = crops(draws[:, _CROP], images.shape[-2:], self.scale, self.ratio).to(device, torch.float32)
@@ -103,10 +106,10 @@ class Augmentation:
 
 
 def augmentation_of(transform: Any) -> Augmentation | None:
-    """Return what a transform of timm's ``create_transform`` does, or None if not all of it can be done in batches.
+    """Return the same augmentation for batches, or None if one of its steps has no batch version.
 
     Args:
-        transform: From a PIL image to a normalised tensor.
+        transform: A transform from a PIL image to a normalised tensor, made by ``timm.data.create_transform``.
     """
     from timm.data.random_erasing import RandomErasing
     from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -117,20 +120,20 @@ def augmentation_of(transform: Any) -> Augmentation | None:
         match step:
             case RandomResizedCropAndInterpolation():
                 known |= {"size": tuple(step.size), "scale": tuple(step.scale), "ratio": tuple(step.ratio)}
-                known["kernel"] = getattr(step.interpolation, "value", "")  # several where it is random
+                known["kernel"] = getattr(step.interpolation, "value", "")  # a list if it is random
             case RandomHorizontalFlip():
                 known["flips"] = (step.p, known["flips"][1])
             case RandomVerticalFlip():
                 known["flips"] = (known["flips"][0], step.p)
             case ColorJitter() if step.hue is None:
-                ranges = (step.brightness, step.contrast, step.saturation)
-                known["jitter"] = tuple(each or (1.0, 1.0) for each in ranges) if any(ranges) else None
+                intervals = (step.brightness, step.contrast, step.saturation)
+                known["jitter"] = tuple(each or (1.0, 1.0) for each in intervals) if any(intervals) else None
             case ToTensor():
                 pass
             case Normalize():
                 known |= {"mean": tuple(map(float, step.mean)), "std": tuple(map(float, step.std))}
             case RandomErasing() if step.mode == "const" and step.max_count == 1:
-                low, high = step.log_aspect_ratio  # of height over width
+                low, high = step.log_aspect_ratio  # height over width
                 known |= {"erase": step.probability, "erase_area": (step.min_area, step.max_area)}
                 known["erase_ratio"] = (math.exp(-low), math.exp(-high))
             case _:
@@ -138,14 +141,14 @@ def augmentation_of(transform: Any) -> Augmentation | None:
     return Augmentation(**known) if known.get("kernel") in KERNELS else None
 
 
-def crops(uniforms: Tensor, image: Sequence[int], scale: Range, ratio: Range) -> Tensor:
-    """Return boxes as of timm's RandomResizedCropAndInterpolation, float64 (B, 4): top, left, height, width.
+def crops(uniforms: Tensor, image: Sequence[int], scale: Interval, ratio: Interval) -> Tensor:
+    """Return the boxes of timm's RandomResizedCropAndInterpolation, float64 (B, 4): top, left, height, width.
 
     Args:
-        uniforms: float64 (B, 22).
+        uniforms: Random numbers in [0, 1), float64 (B, 22).
         image: Height and width of the images.
-        scale: Range of a box's area, of the image's.
-        ratio: Range of its width over its height, whose logarithm is uniform.
+        scale: Interval of a box's area, as a fraction of the image's area.
+        ratio: Interval of a box's aspect ratio, width over height; its logarithm is uniform.
     """
     height, width = image
     boxes, fits = _boxes(uniforms, image, image, scale, ratio)
@@ -158,14 +161,14 @@ def crops(uniforms: Tensor, image: Sequence[int], scale: Range, ratio: Range) ->
 def resized(
     images: Tensor, boxes: Tensor, flips: Tensor, size: Sequence[int], kernel: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return each image's box, enlarged or shrunk to one size, and mirrored: whole levels as float32 (B, C, *size).
+    """Return the box of each image, resized and flipped: whole numbers in [0, 255] as float32 (B, C, *size).
 
     Args:
-        images: float32 (B, C, H, W) of levels from 0 to 255.
+        images: float32 (B, C, H, W), pixels in [0, 255].
         boxes: float32 (B, 4): top, left, height, width.
-        flips: bool (B, 2): whether to mirror left and right, and top and bottom.
+        flips: bool (B, 2): whether to flip horizontally, and whether to flip vertically.
         size: Height and width of the result.
-        kernel: Of the interpolation.
+        kernel: The interpolation kernel.
     """
     top, left, height, width = boxes.view(-1, 4, 1, 1).unbind(1)
     across = _coefficients(left, width, flips[:, 0], images.shape[3], size[1], kernel)
@@ -175,12 +178,12 @@ def resized(
 
 
 def jittered(images: Tensor, factors: Tensor, orders: Tensor) -> Tensor:
-    """Return images with other brightness, contrast and saturation, as of torchvision's ColorJitter on PIL images.
+    """Return images with changed brightness, contrast and saturation, as torchvision's ColorJitter does on PIL images.
 
     Args:
-        images: float32 (B, C, H, W) of whole levels from 0 to 255, one or three channels.
-        factors: float32 (B, 3), of brightness, contrast and saturation.
-        orders: int64 (B, 3): a permutation of 0 to 2, which of these comes when.
+        images: float32 (B, C, H, W), whole numbers in [0, 255], with one or three channels.
+        factors: float32 (B, 3): the factors on brightness, contrast and saturation.
+        orders: int64 (B, 3): the order of these three steps, a permutation of 0 to 2.
     """
     for which in orders.T:
         grey = _grey(images)
@@ -193,9 +196,9 @@ def jittered(images: Tensor, factors: Tensor, orders: Tensor) -> Tensor:
 
 
 def _boxes(
-    uniforms: Tensor, image: Sequence[int], most: Sequence[int], area: Range, ratio: Range
+    uniforms: Tensor, image: Sequence[int], most: Sequence[int], area: Interval, ratio: Interval
 ) -> tuple[Tensor, Tensor]:
-    """Return the first of ten tries that is not larger than ``most``, (B, 4), and whether there is one, (B,)."""
+    """Return the first of ten boxes that is not larger than ``most``, (B, 4), and whether there is one, (B,)."""
     tries = uniforms[:, :-2].unflatten(1, (_TRIES, 2))
     areas = (area[0] + (area[1] - area[0]) * tries[..., 0]) * (image[0] * image[1])
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -208,7 +211,7 @@ def _boxes(
 
 
 def _inside(boxes: Tensor, size: Sequence[int]) -> Tensor:
-    """Return which pixels are in boxes (B, 4), bool (B, 1, *size)."""
+    """Return a mask of the pixels inside the boxes (B, 4): bool (B, 1, *size)."""
     top, left, height, width = boxes.view(-1, 4, 1, 1, 1).unbind(1)
     row, column = (torch.arange(n, device=boxes.device) for n in size)
     row = row.view(-1, 1)
@@ -218,15 +221,15 @@ def _inside(boxes: Tensor, size: Sequence[int]) -> Tensor:
 def _coefficients(
     first: Tensor, length: Tensor, mirrored: Tensor, inside: int, outside: int, kernel: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return PIL's coefficients of resizing ``length`` of ``inside`` pixels to ``outside``, (B, outside, inside).
+    """Return the matrices (B, outside, inside) that resize a part of one axis as PIL does.
 
     Args:
-        first: Where a box begins, (B, 1, 1).
-        length: How long it is, (B, 1, 1).
-        mirrored: Whether the result is, (B,).
-        inside: Pixels of the image.
-        outside: Pixels of the result.
-        kernel: Of the interpolation; it is widened where the result is smaller.
+        first: Start of the part, in pixels, (B, 1, 1).
+        length: Length of the part, in pixels, (B, 1, 1).
+        mirrored: Whether the result is flipped, (B,).
+        inside: Length of the image's axis, in pixels.
+        outside: Length of the result's axis, in pixels.
+        kernel: The interpolation kernel; it is widened if the result has fewer pixels than the part.
     """
     pixel, place = (torch.arange(n, device=first.device, dtype=first.dtype) for n in (inside, outside))
     place = torch.where(mirrored.unsqueeze(1), outside - 1 - place, place).unsqueeze(2)
@@ -241,7 +244,7 @@ def _levels(values: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Return PIL's grey (B, 1, H, W) of images (B, 1 or 3, H, W), exactly: its coefficients are multiples of 2^-16."""
+    """Return images (B, 1 or 3, H, W) in grey, (B, 1, H, W), with PIL's coefficients, which are multiples of 2^-16."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)

@@ -1,9 +1,10 @@
-"""Images with labels: in memory or in files, normalised by timm's transforms and augmented where configured."""
+"""Labelled images, in memory or in files, normalised by timm's transforms and augmented if configured."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from mmp.errors import MmpError, nearest
 
 Samples = list[tuple[str, int]]
 
-# What timm's create_transform does to training images only; the rest of its arguments is the model's.
+# The arguments of timm's create_transform that affect only training images. The model states the others.
 AUGMENTATIONS = (
     "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob",
     "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count",
@@ -28,7 +29,7 @@ AUGMENTATIONS = (
 
 
 class Images(Protocol):
-    """Images with their labels; an item is a float32 tensor (C, H, W) and a class."""
+    """Labelled images. An item is a float32 tensor (C, H, W) and a class."""
 
     labels: Tensor
 
@@ -37,20 +38,20 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, Any]: ...
 
     def fingerprint(self) -> str:
-        """Return a hash that changes when the images do."""
+        """Return a hash that changes if the images change."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader returns.
+    """The images of a data set, returned by its reader.
 
     Attributes:
-        train: Training images as they are trained on, augmented.
-        plain: The same images, as they are evaluated.
-        test: The official test images, None where the data set has none.
-        groups: Group of every training image, shape (N,): images of one group are near copies (frames of one sign)
-            and must not be split. None where every image stands for itself.
+        train: Training images, augmented.
+        plain: The same images without augmentation, for evaluation.
+        test: The official test images; None if the data set has none.
+        groups: Group of every training image, shape (N,). Images of one group are near duplicates (such as frames of
+            one traffic sign) and always go into the same split. None if every image is its own group.
     """
 
     train: Images
@@ -60,14 +61,14 @@ class Source:
 
 
 class TensorImages:
-    """Images in memory, normalised a whole batch at a time.
+    """Images in memory, normalised a batch at a time.
 
     Args:
         images: uint8 tensor (N, C, H, W).
         labels: int64 tensor (N,).
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, of pixels in [0, 1].
-        original: Height and width that the images had before they were resized.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        original: Height and width of the images before they were resized; by default their size.
     """
 
     def __init__(
@@ -100,15 +101,15 @@ class TensorImages:
 
 
 class AugmentedImages:
-    """Images in memory, augmented and normalised a whole batch at a time.
+    """Images in memory, augmented and normalised a batch at a time.
 
     Args:
         images: uint8 tensor (N, C, H, W) with one or three channels.
         labels: int64 tensor (N,).
-        augmentation: What to do with them.
+        augmentation: The augmentation of a batch.
 
     Attributes:
-        draws: How many random numbers an image takes.
+        draws: Number of random numbers per image.
     """
 
     draws = DRAWS
@@ -124,7 +125,12 @@ class AugmentedImages:
         return images[0], labels[0]
 
     def augmented(self, indices: list[int], uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one batch, float32 (B, C, H, W) and int64 (B,), of random numbers (B, draws) in [0, 1)."""
+        """Return one batch, float32 (B, C, H, W) and int64 (B,).
+
+        Args:
+            indices: Indices of the B images.
+            uniforms: Random numbers in [0, 1), float32 (B, draws).
+        """
         where = torch.as_tensor(indices)
         return self._augmentation(self.images[where], uniforms), self.labels[where]
 
@@ -134,12 +140,12 @@ class AugmentedImages:
 
 
 class TransformedImages:
-    """Images in memory that go through a transform one by one: resized, or augmented as no batch can be.
+    """Images in memory, transformed one at a time: for augmentations without a batch version, and for resizing.
 
     Args:
         images: uint8 tensor (N, C, H, W) with one or three channels.
         labels: int64 tensor (N,).
-        transform: From a PIL image to a float32 tensor.
+        transform: A transform from a PIL image to a float32 tensor.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -158,13 +164,13 @@ class TransformedImages:
 
 
 class FileImages:
-    """Image files that are read when they are asked for.
+    """Image files, each read when it is indexed.
 
     Args:
         samples: Path and class of every image.
-        root: Folder that all paths lie in.
-        grey: Whether to read one channel rather than three.
-        transform: From a PIL image to a float32 tensor.
+        root: A folder that contains all of them.
+        grey: Whether to read one channel instead of three.
+        transform: A transform from a PIL image to a float32 tensor.
     """
 
     def __init__(self, samples: Samples, root: Path, grey: bool, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -176,24 +182,22 @@ class FileImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self._samples[index]
-        try:
-            with Image.open(path) as image:
-                return self._transform(image.convert(self._mode)), label
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise MmpError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
+        with _reading(path), Image.open(path) as image:
+            return self._transform(image.convert(self._mode)), label
 
-    def check(self, indices: Iterable[int]) -> None:
-        """Raise if one of these files has no header of an image; its pixels are not read.
+    def require_images(self, indices: Iterable[int]) -> None:
+        """Check the headers of files, without reading their pixels.
+
+        Args:
+            indices: Indices of the files.
 
         Raises:
-            MmpError: naming the file.
+            MmpError: if a file is not an image; the message names it.
         """
         for index in indices:
             path, _ = self._samples[index]
-            try:
+            with _reading(path):
                 Image.open(path).close()
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise MmpError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the names and sizes of all files."""
@@ -203,20 +207,31 @@ class FileImages:
             try:
                 size = path.stat().st_size
             except OSError as error:
-                raise MmpError(f"{path}: no such image ({error.strerror}); the data set is incomplete") from error
+                raise MmpError(
+                    f"{path}: no such image ({error.strerror}); the data set is incomplete, get it again"
+                ) from error
             sha.update(f"{path.relative_to(self._root)}|{size}|{label}\n".encode())
         return sha.hexdigest()
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Raise an error that names the file if PIL cannot read it in a ``with`` block."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MmpError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
 
 
 def transform_of(cfg: DataConfig, training: bool) -> Callable[[Image.Image], Tensor]:
     """Return timm's transform from a PIL image to a normalised tensor (C, H, W).
 
     Args:
-        cfg: Size, normalisation, interpolation and crop, all set; and the augmentations.
+        cfg: The data set; image size, mean and standard deviation must be set.
         training: Whether to augment.
 
     Raises:
-        MmpError: on an augmentation that timm does not know or a value that it refuses.
+        MmpError: if timm does not know an augmentation, or does not accept its value.
     """
     from timm.data import create_transform
 
@@ -230,11 +245,11 @@ def transform_of(cfg: DataConfig, training: bool) -> Callable[[Image.Image], Ten
     try:
         return create_transform(**options, is_training=training and cfg.augment is not None, **augment)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
-        raise MmpError(f"data.augment={augment} with {options}: timm refuses it ({error})") from error
+        raise MmpError(f"data.augment={augment}: timm does not accept it with {options} ({error})") from error
 
 
 def _stated(cfg: DataConfig) -> dict[str, Any]:
-    """Return the arguments of timm's ``create_transform`` that a data set states."""
+    """Return the arguments of timm's ``create_transform`` that do not depend on the augmentation."""
     stated = {"interpolation": cfg.interpolation, "crop_pct": cfg.crop_pct, "crop_mode": cfg.crop_mode}
     size = (cfg.channels, cfg.image_size, cfg.image_size)
     fixed = {"input_size": size, "mean": tuple(cfg.mean or ()), "std": tuple(cfg.std or ())}
@@ -242,35 +257,39 @@ def _stated(cfg: DataConfig) -> dict[str, Any]:
 
 
 def recipe_of(images: Images, cfg: DataConfig) -> str:
-    """Return how images as they are evaluated come from those of the data set, with the Python that does the same."""
+    """Return instructions, as text with Python code, that prepare an image of the data set for evaluation."""
     if not isinstance(images, TensorImages):
         mode = f"`image.convert({'L' if cfg.channels == 1 else 'RGB'!r})`"
         arguments = ", ".join(f"{key}={value!r}" for key, value in _stated(cfg).items())
-        return f"each is made of a PIL image, {mode}, by `timm.data.create_transform({arguments})`"
+        return f"a PIL image is converted by {mode} and transformed by `timm.data.create_transform({arguments})`"
     size = tuple(images.images.shape[-2:])
-    told = f"{images.original[0]}x{images.original[1]} pixels of 0 to 255 "
+    height, width = images.original
     if images.original == size:
-        told += "as they are"
+        resizing = "not resized"
     else:
-        resized = f"interpolate(pixels.float(), {size}, mode='bilinear', antialias=True).round().clamp(0, 255)"
-        told += f"resized by `torch.nn.functional.{resized}`"
-    return f"{told}, then `(pixels / 255 - mean) / std` with mean {cfg.mean} and std {cfg.std} of each channel"
+        call = f"interpolate(pixels.float(), {size}, mode='bilinear', antialias=True).round().clamp(0, 255)"
+        resizing = f"resized by `torch.nn.functional.{call}`"
+    normalisation = f"`(pixels / 255 - mean) / std` with mean {cfg.mean} and std {cfg.std} per channel"
+    return f"{height}x{width} pixels in [0, 255] are {resizing}, then normalised by {normalisation}"
 
 
 def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool = True) -> tuple[Images, Images]:
-    """Return images as they are trained on and as they are evaluated.
+    """Return images in memory twice: augmented for training, and without augmentation for evaluation.
 
     Args:
         pixels: uint8 tensor (N, C, H, W).
         labels: int64 tensor (N,).
-        cfg: Size, normalisation and augmentation.
-        resize_now: Whether all images may be resized at once, which keeps them all in memory at their new size.
+        cfg: The data set; image size, mean and standard deviation must be set.
+        resize_now: Whether to resize all images for evaluation at once and keep them in memory. Otherwise each image is
+            resized when it is indexed.
 
     Raises:
-        MmpError: if the configuration has another number of channels, or on an augmentation that timm refuses.
+        MmpError: if ``data.channels`` is wrong, or timm does not accept the augmentation.
     """
-    if pixels.shape[1] != cfg.channels:
-        raise MmpError(f"data.channels={cfg.channels}, but images of {cfg.name} have {pixels.shape[1]} channels")
+    if (found := pixels.shape[1]) != cfg.channels:
+        raise MmpError(
+            f"data.channels={cfg.channels}, but images of {cfg.name} have {found} channels; set data.channels={found}"
+        )
     assert cfg.image_size is not None
     size = (cfg.image_size, cfg.image_size)
     plain: Images
@@ -292,15 +311,17 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
 
 
 def of_files(samples: Samples, root: Path, cfg: DataConfig) -> tuple[Images, Images]:
-    """Return images of files as they are trained on and as they are evaluated; read now if they are kept in memory.
+    """Return image files twice: augmented for training, and without augmentation for evaluation.
+
+    With ``data.in_memory``, all files are read now.
 
     Args:
         samples: Path and class of every image.
-        root: Folder that all paths lie in.
-        cfg: Channels, size, normalisation and augmentation.
+        root: A folder that contains all of them.
+        cfg: The data set; image size, mean and standard deviation must be set.
 
     Raises:
-        MmpError: on an augmentation that timm refuses, or a damaged file that is read.
+        MmpError: if timm does not accept the augmentation, or a file that is read now is not an image.
     """
     grey = cfg.channels == 1
     plain = FileImages(samples, root, grey, transform_of(cfg, training=False))

@@ -1,6 +1,6 @@
-"""The order of training images and whatever is random in them: functions of the seed and the epoch alone.
+"""Training batches whose order and random augmentation depend only on the seed and the epoch.
 
-So a training that was interrupted goes on as if it had not been, from any batch, with any number of workers.
+An interrupted training can therefore resume at any batch, with any number of workers, and gives the same result.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 
 def mixed(*numbers: int) -> int:
-    """Return a seed of 63 bits that depends on all of some numbers."""
-    return random.Random("/".join(map(str, numbers))).getrandbits(63)  # noqa: S311 (hashes a string by SHA-512)
+    """Return a 63-bit seed that depends on all given numbers."""
+    return random.Random("/".join(map(str, numbers))).getrandbits(63)  # noqa: S311 (hashes a string with SHA-512)
 
 
 class EpochShuffle(Sampler[int]):
-    """A permutation that depends on the seed and the epoch alone; each rank of a distributed training gets a share.
+    """A permutation of the images that depends only on the seed and the epoch.
 
-    It yields ``epoch * length + image``, so that a worker process knows the epoch, too (see :class:`Split`).
+    It yields ``epoch * length + image``, so that worker processes know the epoch (see :class:`Split`). In a distributed
+    training, each rank gets an equal share of the images; a remainder is left out of the epoch.
 
     Args:
         length: Number of images.
         seed: Seed of the run.
-        ranks: Number of processes that share the images; what does not divide evenly is left out for an epoch.
+        ranks: Number of processes that share the images.
 
     Attributes:
-        epoch: Which epoch comes next; Lightning sets it at the start of each.
-        first: How many images of it are left out, once, because a training has seen them already.
+        epoch: The next epoch; Lightning sets it at the start of each epoch.
+        first: Number of images of the next epoch to skip, because a resumed training has already seen them.
     """
 
     def __init__(self, length: int, seed: int, ranks: int = 1) -> None:
@@ -41,7 +42,7 @@ class EpochShuffle(Sampler[int]):
         self.epoch = self.first = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch."""
+        """Set the epoch of the next permutation."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -56,12 +57,14 @@ class EpochShuffle(Sampler[int]):
 
 
 class Split(Dataset[Any]):
-    """Some of a data set's images.
+    """A subset of a data set's images.
+
+    Index ``n * len(self) + i`` returns the i-th image of the subset, augmented for epoch n.
 
     Args:
         images: The data set.
-        indices: Which of its images; ``n * len(indices) + i`` is the i-th of them in epoch n.
-        seed: Makes what is random in an image a function of seed, epoch and image; None where nothing is.
+        indices: Indices of the images in the data set.
+        seed: Seed of the augmentation, which depends only on the seed, the epoch and the image; None without one.
     """
 
     def __init__(self, images: Any, indices: Sequence[int], seed: int | None = None) -> None:
@@ -79,7 +82,7 @@ class Split(Dataset[Any]):
             return tuple(part[0] for part in self.__getitems__([index]))
         with isolate_rng(include_cuda=False):
             random.seed(mixed(self._seed, epoch, place))
-            np.random.seed(random.getrandbits(32))  # noqa: NPY002 (what transforms draw from)
+            np.random.seed(random.getrandbits(32))  # noqa: NPY002 (transforms draw from it)
             torch.default_generator.manual_seed(random.getrandbits(63))
             return self.images[self.indices[place]]
 
@@ -92,7 +95,7 @@ class Split(Dataset[Any]):
         return [self[index] for index in indices]
 
     def _uniforms(self, indices: Tensor, seed: int) -> Tensor:
-        """Return random numbers in [0, 1), a row an image: those of all images of an epoch are drawn at once."""
+        """Return random numbers in [0, 1), one row per index. Those of a whole epoch are drawn at once and kept."""
         epochs = indices // len(self)
         rows = torch.empty(len(indices), self.images.draws)
         for epoch in epochs.unique().tolist():
@@ -104,16 +107,16 @@ class Split(Dataset[Any]):
 
 
 class EpochLoader(DataLoader[Any]):
-    """Training batches that go on within an epoch: Lightning keeps ``state_dict`` in every checkpoint.
+    """Training batches that can resume in the middle of an epoch; Lightning saves ``state_dict`` in every checkpoint.
 
     Args:
         images: The images.
-        batch_size: Images a batch; the last batch of an epoch is dropped if it is smaller and not the only one.
-        sampler: Their order.
-        options: Of ``DataLoader``.
+        batch_size: Images per batch. The last batch of an epoch is dropped if it is smaller, unless it is the only one.
+        sampler: The order of the images.
+        options: Further arguments of ``DataLoader``.
 
     Attributes:
-        most: How many batches of an epoch a training takes.
+        most: Number of batches that the training takes from each epoch.
     """
 
     def __init__(self, images: Dataset[Any], batch_size: int, sampler: EpochShuffle, **options: Any) -> None:
@@ -130,16 +133,16 @@ class EpochLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch, and how many batches of it have been handed out."""
+        """Return the epoch, and the number of its batches that have been returned."""
         return {"epoch": self._order.epoch, "batches": self._seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where a checkpoint was written."""
+        """Resume at the batch at which a checkpoint was written."""
         over = state["batches"] >= self.most
         self._order.epoch = state["epoch"] + over
         self._order.first = 0 if over else state["batches"] * self._size
 
 
 def collate(batch: Any) -> Any:
-    """Return a batch: as it is where a data set hands over whole ones, else stacked."""
+    """Stack samples to a batch; return a batch that the data set has already stacked unchanged."""
     return default_collate(batch) if isinstance(batch, list) else batch

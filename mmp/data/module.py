@@ -34,16 +34,16 @@ def split_indices(
 
     Args:
         labels: Class of every training image, shape (N,).
-        cfg: Fractions; ``test`` of all images, ``validation`` and ``calibration`` of those left for training.
-        seed: Decides validation and calibration. The test split does not depend on it.
-        official_test: Whether a test set exists elsewhere, so that none is taken from these images.
-        groups: Group of every image, shape (N,); groups are split whole, and the fractions are fractions of them.
+        cfg: The fractions: ``test`` of all images, ``validation`` and ``calibration`` of the others.
+        seed: Seed of the validation and the calibration split. The test split does not depend on it.
+        official_test: Whether the data set has an official test set; if so, no test split is made.
+        groups: Group of every image, shape (N,). Groups are never divided, and the fractions are fractions of groups.
 
     Returns:
-        Sorted indices per split; without ``test`` if the test set is elsewhere.
+        Sorted indices of each split; without ``test`` if there is an official test set.
 
     Raises:
-        MmpError: if a class has too few images to be split.
+        MmpError: if a class has too few images, or a fraction is too small for all classes.
     """
     groups = np.arange(len(labels)) if groups is None else groups
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
@@ -53,7 +53,10 @@ def split_indices(
     if counts.min() < needed:
         what = "images" if len(first) == len(group_of) else "groups of images"
         worst = names[counts.argmin()]
-        raise MmpError(f"data={cfg.name}: class {worst} has {counts.min()} {what}, but {needed} splits need one each")
+        raise MmpError(
+            f"data={cfg.name}: class {worst} has {counts.min()} {what}, but {needed} splits need one each; add images "
+            "of this class, or leave the class out"
+        )
     splits: dict[str, np.ndarray] = {}
     rest = np.arange(len(labels))
     if not official_test:
@@ -68,17 +71,20 @@ def split_indices(
 def _divide(
     rest: np.ndarray, labels: np.ndarray, cfg: DataConfig, name: str, size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take a split of a size off the rest, stratified by class."""
+    """Divide indices into the rest and a split of a given size, stratified by class."""
     share, classes = getattr(cfg, name), len(np.unique(labels))
     if size < classes:
+        least = math.ceil(1000 * share * classes / max(size, 0.5)) / 1000
         raise MmpError(
-            f"data.{name}={share:g} makes {size}, but each of {classes} classes must be in it; set it to at least "
-            f"{math.ceil(1000 * share * classes / max(size, 0.5)) / 1000:g}"
+            f"data.{name}={share:g}: makes a split of {size}, but each of {classes} classes must be in it; "
+            f"set it to at least {least:g}"
         )
     try:
         return train_test_split(rest, test_size=size, random_state=seed, stratify=labels[rest])
     except ValueError as error:
-        raise MmpError(f"data={cfg.name}: too few images are left beside data.{name}={share:g} ({error})") from error
+        raise MmpError(
+            f"data.{name}={share:g}: leaves too few images of {cfg.name} for the other splits ({error}); lower it"
+        ) from error
 
 
 class ImageData(pl.LightningDataModule):
@@ -88,14 +94,19 @@ class ImageData(pl.LightningDataModule):
         cfg: The data set.
         seed: Seed of the splits and of the order of training batches.
 
+    Attributes:
+        indices: Indices of the images in each split.
+        recipe: Instructions that prepare an image for evaluation, for whoever runs a model elsewhere.
+        fingerprint: SHA-256 of the images.
+
     Raises:
-        MmpError: if the reader is unknown, or the data missing or damaged.
+        MmpError: if the reader is unknown, or if the data are missing, damaged, or have other classes than configured.
     """
 
     def __init__(self, cfg: DataConfig, seed: int) -> None:
         super().__init__()
         if cfg.reader not in READERS:
-            raise MmpError(f"data.reader={cfg.reader}; {nearest(cfg.reader, READERS)}")
+            raise MmpError(f"data.reader={cfg.reader}: no such reader; {nearest(cfg.reader, READERS)}")
         self.cfg, self.seed = cfg, seed
         source = READERS[cfg.reader](cfg)
         train, plain, test = source.train, source.plain, source.test
@@ -103,9 +114,12 @@ class ImageData(pl.LightningDataModule):
         for part, images in (("training", train), ("test", test)):
             if images is not None and len(images) and images.labels.max() >= cfg.classes:
                 worst = int(images.labels.max())
-                raise MmpError(f"data.classes={cfg.classes}, but a {part} image of {cfg.name} has a label {worst}")
+                raise MmpError(
+                    f"data.classes={cfg.classes}, but a {part} image of {cfg.name} has label {worst}; set data.classes "
+                    f"to at least {worst + 1}"
+                )
         self.indices = split_indices(labels, cfg, seed, test is not None, source.groups)
-        self.recipe = recipe_of(plain, cfg)  # for whoever runs a model elsewhere
+        self.recipe = recipe_of(plain, cfg)
         self.fingerprint = hashlib.sha256(
             (plain.fingerprint() + (test.fingerprint() if test is not None else "")).encode()
         ).hexdigest()
@@ -117,7 +131,7 @@ class ImageData(pl.LightningDataModule):
             self._sets["test"] = test
         for images, chosen in ((plain, self.indices.get("test", ())), (test, range(len(test or ())))):
             if isinstance(images, FileImages):
-                images.check(chosen)  # read last, so that a damaged file would be found after hours
+                images.require_images(chosen)  # otherwise a damaged file is found only after the training
 
     @property
     def samples(self) -> dict[str, int]:
@@ -125,10 +139,10 @@ class ImageData(pl.LightningDataModule):
         return {name: len(self._sets[name]) for name in SPLITS}
 
     def train_dataloader(self, ranks: int = 1) -> EpochLoader:
-        """Return shuffled training batches; the last incomplete one is dropped if it is not the only one.
+        """Return shuffled training batches. The last batch is dropped if it is smaller, unless it is the only one.
 
         Args:
-            ranks: Number of processes that train together, each on batches of its own.
+            ranks: Number of processes of a distributed training; each gets its own batches.
         """
         order = EpochShuffle(self.samples["train"], self.seed, ranks)
         return EpochLoader(self._sets["train"], self.cfg.batch_size, order, **self._workers)

@@ -23,14 +23,14 @@ from mmp.files import locked
 
 
 def read_digits(cfg: DataConfig) -> Source:
-    """Read scikit-learn's digits: 1,797 images of 8x8, resized to ``cfg.image_size``."""
+    """Read scikit-learn's digits: 1,797 images of 8x8 pixels, resized to ``data.image_size``."""
     train, plain = in_memory(*_digits(), cfg)
     return Source(train, plain)
 
 
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
-    """Return pixels, (1797, 1, 8, 8) in 0 to 255, and labels; they lie in a text file that takes longest to read."""
+    """Return pixels in [0, 255], (1797, 1, 8, 8), and labels. Parsing scikit-learn's text file takes long, so once."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -40,15 +40,15 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 FASHION_MNIST_FOLDERS = (
     Path("/usr/share/datasets/fashion-mnist"),  # Debian's package
-    Path("data/FashionMNIST/raw"),  # torchvision's place below root="data"
+    Path("data/FashionMNIST/raw"),  # where torchvision downloads to, with root="data"
 )
 
 
 def read_fashion_mnist(cfg: DataConfig) -> Source:
-    """Read Fashion-MNIST's four IDX files, gzipped or not, from ``data.root`` or where Debian puts them.
+    """Read Fashion-MNIST's four IDX files, gzipped or not, from ``data.root`` or from the folder of Debian's package.
 
     Raises:
-        MmpError: if a file is missing, truncated or not IDX; with the way to get the data.
+        MmpError: if a file is missing, truncated or not IDX; the message says how to get the data.
     """
     from torchvision.datasets import FashionMNIST
 
@@ -63,8 +63,8 @@ def read_fashion_mnist(cfg: DataConfig) -> Source:
     found = next((f for f in folders if (f / name).is_file() or (f / f"{name}.gz").is_file()), None)
     if found is None:
         raise MmpError(
-            f"Fashion-MNIST is not in {' or '.join(map(str, folders))}; get it with `apt-get install "
-            "dataset-fashion-mnist`, or with data.download=true and data.root=data, or point data.root at the folder "
+            f"data={cfg.name}: Fashion-MNIST is not in {' or '.join(map(str, folders))}; get it with `apt-get "
+            "install dataset-fashion-mnist`, or with data.download=true data.root=data, or set data.root to the folder "
             "of its four IDX files"
         )
 
@@ -72,44 +72,52 @@ def read_fashion_mnist(cfg: DataConfig) -> Source:
         pixels = torch.from_numpy(read_idx(found / f"{stem}-images-idx3-ubyte", dimensions=3)).unsqueeze(1)
         labels = torch.from_numpy(read_idx(found / f"{stem}-labels-idx1-ubyte", dimensions=1)).long()
         if len(pixels) != len(labels):
-            raise MmpError(f"{found}: {len(pixels)} {stem} images but {len(labels)} labels")
+            raise MmpError(f"{found}: {len(pixels)} {stem} images but {len(labels)} labels; get the files again")
         return in_memory(pixels, labels, cfg)
 
     return Source(*part("train"), part("t10k")[1])
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Read an IDX file of unsigned bytes (LeCun's MNIST format), gzipped if only ``path``.gz exists.
+    """Read an IDX file of unsigned bytes (LeCun's MNIST format).
 
     Args:
-        path: Where the plain file would be.
-        dimensions: How many dimensions it must have.
+        path: The file. If it does not exist, the gzipped file of this name with the suffix ``.gz`` is read.
+        dimensions: Number of dimensions that the array must have.
 
     Returns:
         uint8 array.
 
     Raises:
-        MmpError: if it is missing, truncated or something else.
+        MmpError: if the file is missing, truncated, or of another format.
     """
     if not path.is_file():
         path = path.with_name(path.name + ".gz")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise MmpError(f"{path}: cannot be read ({error}); the file is missing or truncated") from error
+        raise MmpError(f"{path}: cannot be read ({error}); get the file again") from error
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
-        raise MmpError(f"{path}: not an IDX file of unsigned bytes in {dimensions} dimensions")
+        raise MmpError(f"{path}: not an IDX file of unsigned bytes in {dimensions} dimensions; get the file again")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     expected = header + int(np.prod(shape))
     if len(content) != expected:
-        raise MmpError(f"{path}: has {len(content)} bytes, but its header promises {expected}; the file is truncated")
+        raise MmpError(f"{path}: has {len(content)} bytes instead of {expected}; the file is truncated, get it again")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
 
 
 @dataclass(frozen=True)
 class _Cifar:
-    """Where the Python version of a CIFAR data set keeps what (Krizhevsky 2009)."""
+    """The layout of a CIFAR data set's Python version (Krizhevsky 2009).
+
+    Attributes:
+        reader: Name of torchvision's class.
+        folder: Name of the folder below ``data.root``.
+        train: Names of the training files.
+        test: Names of the test files.
+        labels: Key of the labels in each file.
+    """
 
     reader: str
     folder: str
@@ -140,7 +148,7 @@ def _read_cifar(cfg: DataConfig, layout: _Cifar) -> Source:
     if cfg.download:
         _download(getattr(torchvision.datasets, layout.reader), cfg, train=True)
     folder = Path(cfg.root or ".") / layout.folder
-    way_out = f"set data.download=true where a network is, or unpack {layout.reader}'s Python version there"
+    way_out = f"set data.download=true on a machine with internet, or unpack {layout.reader}'s Python version there"
     _require_folder(folder, way_out)
 
     def part(names: Sequence[str]) -> tuple[Images, Images]:
@@ -161,37 +169,37 @@ def _read_cifar_batch(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarr
         labels = np.asarray(batch[labels_key], np.int64)
     except FileNotFoundError as error:
         raise MmpError(f"{path}: no such file; the data set is incomplete, set data.download=true") from error
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MmpError(f"{path}: not a batch of CIFAR images ({reason}); the file is damaged") from error
+        raise MmpError(f"{path}: not a batch of CIFAR images ({reason}); the file is damaged, get it again") from error
     if len(pixels) != len(labels):
-        raise MmpError(f"{path}: {len(pixels)} images but {len(labels)} labels; the file is damaged")
+        raise MmpError(f"{path}: {len(pixels)} images but {len(labels)} labels; the file is damaged, get it again")
     return pixels, labels
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays, lists, dicts, strings and numbers, and refuses everything that could run code.
+    """Unpickles NumPy arrays, lists, dicts, strings and numbers, and refuses everything that could execute code.
 
-    torchvision unpickles whatever lies in the folder; its checksums protect downloads, and refuse small copies.
+    torchvision's reader unpickles any file whose checksum is right, and therefore reads no subset of the data.
     """
 
     _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "_frombuffer", "encode", "scalar"})
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few functions that arrays are made with."""
+        """Return one of the few functions that reconstruct arrays."""
         if name in self._ALLOWED and (module.split(".", maxsplit=1)[0] == "numpy" or module == "_codecs"):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which no batch of images needs")
 
 
 def read_gtsrb(cfg: DataConfig) -> Source:
-    """Read the German traffic signs from ``<root>/gtsrb`` by torchvision's reader (Stallkamp et al. 2012).
+    """Read the German traffic signs (Stallkamp et al. 2012) from ``<root>/gtsrb``, with torchvision's reader.
 
-    The training images are video: each physical sign is a track of about 30 frames. The frames of a track stay in
-    one split, or validation would see what was trained on.
+    The training images are video frames: each physical sign is a track of about 30 frames. All frames of a track go
+    into the same split; otherwise, validation images would be near duplicates of training images.
 
     Raises:
-        MmpError: if the data, a class or the test labels are missing.
+        MmpError: if the images, a class or the test labels are missing.
     """
     from torchvision.datasets import GTSRB
 
@@ -200,9 +208,9 @@ def read_gtsrb(cfg: DataConfig) -> Source:
         _download(GTSRB, cfg, split="test")
     root = Path(cfg.root or ".")
     folder = root / "gtsrb" / "GTSRB" / "Training"
-    way_out = "set data.download=true where a network is, or unpack GTSRB there"
+    way_out = "set data.download=true on a machine with internet, or unpack GTSRB there"
     _require_folder(folder, way_out)
-    # torchvision numbers the folders that it finds, so a missing one would shift the labels of all behind it.
+    # torchvision numbers the folders that it finds, so a missing folder would shift the labels of all later ones.
     expected = [f"{label:05d}" for label in range(cfg.classes)]
     present = {path.name for path in folder.iterdir() if path.is_dir()}
     missing = [name for name in expected if name not in present or not any((folder / name).glob("*.ppm"))]
@@ -214,7 +222,7 @@ def read_gtsrb(cfg: DataConfig) -> Source:
         train, test = (GTSRB(str(root), split=split)._samples for split in ("train", "test"))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise MmpError(
-            f"{root / 'gtsrb'}: the test images or GT-final_test.csv are missing or damaged ({error})"
+            f"{root / 'gtsrb'}: the test images or GT-final_test.csv are missing or damaged ({error}); get them again"
         ) from error
     tracks = [f"{Path(path).parent.name}/{Path(path).stem.split('_')[0]}" for path, _ in train]
     return Source(
@@ -225,10 +233,10 @@ def read_gtsrb(cfg: DataConfig) -> Source:
 
 
 def read_imagefolder(cfg: DataConfig) -> Source:
-    """Read ``<root>/train/<class>/*`` and, if it is there, ``<root>/test/<class>/*``.
+    """Read the images ``<root>/train/<class>/*`` and, if they exist, ``<root>/test/<class>/*``.
 
     Raises:
-        MmpError: if a folder is missing, or has other classes than the configuration or the training folder.
+        MmpError: if a folder is missing, or its classes differ from the configuration or from the training folder.
     """
     root = Path(cfg.root or ".")
     train, classes = _class_folders(root / "train", cfg)
@@ -237,7 +245,9 @@ def read_imagefolder(cfg: DataConfig) -> Source:
         samples, found = _class_folders(root / "test", cfg)
         if found != classes:
             differing = ", ".join(sorted(set(found) ^ set(classes)))
-            raise MmpError(f"{root / 'test'}: its class folders differ from those of training ({differing})")
+            raise MmpError(
+                f"{root / 'test'}: its class folders differ from {root / 'train'} ({differing}); use the same names"
+            )
         test = of_files(samples, root, cfg)[1]
     return Source(*of_files(train, root, cfg), test)
 
@@ -250,9 +260,9 @@ def _class_folders(folder: Path, cfg: DataConfig) -> tuple[Samples, list[str]]:
         classes, index = find_classes(str(folder))
         samples = make_dataset(str(folder), index, extensions=IMG_EXTENSIONS)
     except FileNotFoundError as error:
-        raise MmpError(f"{folder}: {error}") from error
-    if len(classes) != cfg.classes:
-        raise MmpError(f"data.classes={cfg.classes}, but {folder} has {len(classes)} class folders")
+        raise MmpError(f"{folder}: {error}; add images to every class folder, or remove the folder") from error
+    if (found := len(classes)) != cfg.classes:
+        raise MmpError(f"data.classes={cfg.classes}, but {folder} has {found} class folders; set data.classes={found}")
     return samples, classes
 
 
@@ -267,16 +277,19 @@ READERS: dict[str, Callable[[DataConfig], Source]] = {
 
 
 def _download(dataset: Callable[..., Any], cfg: DataConfig, **part: Any) -> None:
-    """Download a data set once, whatever number of jobs start at the same time."""
+    """Download a data set, once even if several jobs start at the same time."""
     root = Path(cfg.root or "data")
     root.mkdir(parents=True, exist_ok=True)
     with locked(root / ".download.lock", f"the download of {cfg.name}"):
         try:
             dataset(str(root), download=True, **part)
         except (OSError, RuntimeError) as error:
-            raise MmpError(f"data={cfg.name}: the download to {root} failed ({error})") from error
+            raise MmpError(
+                f"data={cfg.name}: the download to {root} failed ({error}); try again, or put the files there yourself "
+                "and set data.download=false"
+            ) from error
 
 
 def _require_folder(path: Path, way_out: str) -> None:
     if not path.is_dir():
-        raise MmpError(f"{path}: no such folder; {way_out}, or set data.root")
+        raise MmpError(f"{path}: no such folder; {way_out}, or correct data.root")

@@ -191,7 +191,9 @@ def test_a_damaged_table_of_test_labels_is_named(tmp_path: Path) -> None:
 
 def test_a_split_that_is_too_small_says_which_and_how_large(tmp_path: Path) -> None:
     write_gtsrb(tmp_path, frames=1)
-    with pytest.raises(MmpError, match=r"data\.validation=0\.1 makes 17, but each of 43 classes.* at least 0\.253"):
+    with pytest.raises(
+        MmpError, match=r"data\.validation=0\.1: makes a split of 17, but each of 43 classes.* at least 0\.253"
+    ):
         ImageData(of_gtsrb(tmp_path, validation=0.1), seed=0)
 
 
@@ -235,7 +237,7 @@ def test_a_flip_is_the_mirror_image(tmp_path: Path) -> None:
     ("augment", "told"),
     [
         ({"hflipp": 0.5}, r"data\.augment\.hflipp: .*'hflip'"),
-        ({"auto_augment": "nope"}, r"data\.augment=.*nope.*refuses"),
+        ({"auto_augment": "nope"}, r"data\.augment=.*nope.*timm does not accept it"),
     ],
 )
 def test_augmentations_that_timm_does_not_know_are_errors(augment: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_folders_are_read_in_grey_when_one_channel_is_asked_for(tmp_path: Path) 
     (tmp_path / "test" / "c").mkdir()
     for label in ("a", "c"):
         Image.new("RGB", (40, 40)).save(tmp_path / "test" / label / "0.png")
-    with pytest.raises(MmpError, match=r"test: its class folders differ from those of training \(b, c\)"):
+    with pytest.raises(MmpError, match=r"test: its class folders differ from .*train \(b, c\)"):
         READERS["imagefolder"](cfg)
 
 
@@ -289,5 +291,5 @@ def test_a_missing_test_image_and_a_label_beyond_the_classes_are_named(tmp_path:
     image.write_bytes(content)
     table = tmp_path / "gtsrb" / "GT-final_test.csv"
     table.write_text(table.read_text().replace(";9;9;42", ";9;9;99"))
-    with pytest.raises(MmpError, match=r"data\.classes=43, but a test image of gtsrb has a label 99"):
+    with pytest.raises(MmpError, match=r"data\.classes=43, but a test image of gtsrb has label 99"):
         ImageData(of_gtsrb(tmp_path), seed=0)

@@ -452,7 +452,7 @@ def test_the_recipe_prepares_raw_images(conf: Path, size: int) -> None:
     data = ImageData(config.data, 0)
     pixels = torch.from_numpy(load_digits().images * 255 / 16).round()[:, None][data.indices["test"]]
     *resize, scale = code_in(data.recipe)
-    assert ("as they are" in data.recipe) == (size == 8) == (not resize)
+    assert ("not resized" in data.recipe) == (size == 8) == (not resize)
     scope: dict[str, Any] = {"torch": torch, "mean": config.data.mean[0], "std": config.data.std[0]}
     for code in (*resize, scale):
         pixels = eval(code, {**scope, "pixels": pixels})
