@@ -1,4 +1,4 @@
-"""Augmentation in batches: timm's pixels for the same random numbers, which depend on seed, epoch and place alone."""
+"""Augmentation in batches: timm's pixels for the same random numbers, which depend only on seed, epoch and image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(augment: Any, channels: int = 3, **changes: Any) -> DataConfig:
 
 
 def photos(count: int, channels: int = 3, size: int = 32) -> Tensor:
-    """Smooth images with noise: edges, flat areas, and levels up to both ends."""
+    """Return smooth images with noise: they have edges, flat areas, and values up to both ends of [0, 255]."""
     noise = torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0))
     coarse = torch.nn.functional.interpolate(noise[..., :4, :4], (size, size), mode="bicubic")
     return ((1.6 * coarse + 0.3 * noise - 0.4) * 255).clamp(0, 255).to(torch.uint8)
@@ -46,7 +46,7 @@ def images_of(cfg: DataConfig, count: int = 20, size: int = 32) -> Any:
 
 
 def by_timm(cfg: DataConfig, pixels: Tensor, row: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """What timm makes of one image when its random numbers are those of a row."""
+    """Return one image, augmented by timm with the random numbers of a row."""
     numbers = row.double()
     crop, erasing = numbers[augment._CROP], numbers[augment._ERASING]
     tried, placed, tossed = iter(crop[:-2].tolist()), iter(crop[-2:].tolist()), iter(numbers[augment._FLIPS].tolist())
@@ -57,7 +57,7 @@ def by_timm(cfg: DataConfig, pixels: Tensor, row: Tensor, monkeypatch: pytest.Mo
     def randint(low: int, high: int) -> int:
         return low + int(next(placed) * (high - low + 1))
 
-    def chance() -> float:  # the first that random erasing asks for; crops are done
+    def chance() -> float:  # random erasing calls this first; the crop is finished
         nonlocal tried, placed
         tried, placed = iter(erasing[:-2].tolist()), iter(erasing[-2:].tolist())
         return float(numbers[augment._ERASED])
@@ -109,7 +109,7 @@ def test_the_same_random_numbers_make_the_same_pixels_as_timm(
     expected = torch.stack([by_timm(cfg, *pair, monkeypatch) for pair in zip(pixels, rows, strict=True)])
     levels = 255 * torch.tensor(cfg.std).view(-1, 1, 1)
     apart = (batched(pixels, rows) - expected).abs() * levels
-    # Which way a half is rounded is decided by the last bit of a float; where images shrink, PIL may do columns first.
+    # Halves are rounded up or down by the last bit of a float; if a crop loses pixels, PIL may resize columns first.
     assert apart.max() < 2.5
     assert (apart > 0.01).float().mean() < (0.01 if cfg.image_size == size else 0.1)
     assert len({tuple(image.flatten().tolist()) for image in expected}) == count
@@ -119,7 +119,7 @@ def test_boxes_are_timms_on_images_that_are_not_square(monkeypatch: pytest.Monke
     for height, width, scale, ratio in ((20, 28, (0.08, 1.0), (0.75, 4 / 3)), (28, 20, (0.7, 1.0), (0.4, 0.9))):
         cropping = RandomResizedCropAndInterpolation(32, scale, ratio)
         rows = torch.rand(300, 22, generator=torch.Generator().manual_seed(2)).double()
-        rows[:100, :20:2] = 0.99  # so that some take more than one try, or find none
+        rows[:100, :20:2] = 0.99  # so that some need several attempts, or find no box
         expected = []
         for row in rows.tolist():
             tried, placed = iter(row[:20]), iter(row[20:])
@@ -169,7 +169,7 @@ def test_parameters_are_distributed_as_timms() -> None:
     ],
     ids=str,
 )
-def test_what_batches_cannot_do_goes_one_by_one(chosen: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_augmentations_without_a_batch_version_go_one_by_one(chosen: dict[str, Any], changes: dict[str, Any]) -> None:
     images = images_of(config(chosen, **changes))
     assert isinstance(images, TransformedImages)
     assert images[0][0].shape == (3, 32, 32)
@@ -179,7 +179,7 @@ def batch(split: Split, *indices: int) -> Tensor:
     return split.__getitems__(list(indices))[0]
 
 
-def test_what_is_random_in_a_batch_depends_on_seed_epoch_and_place_alone() -> None:
+def test_augmentation_depends_only_on_seed_epoch_and_image() -> None:
     images = images_of(config({"re_prob": 0.5}))
     chosen = [3, 5, 8, 13, 2]
 
@@ -215,7 +215,7 @@ def test_workers_make_the_same_batches() -> None:
     assert all(torch.equal(a, b) for a, b in zip(epochs(0), epochs(2), strict=True))
 
 
-def test_no_step_leaves_the_device_of_the_images() -> None:
+def test_every_step_stays_on_the_device_of_the_images() -> None:
     batched = augmentation_of(transform_of(config({"re_prob": 0.5, "vflip": 0.5}), training=True))
     assert batched is not None
     for uniforms in (torch.rand(4, DRAWS), torch.rand(4, DRAWS, device="meta")):
@@ -223,7 +223,7 @@ def test_no_step_leaves_the_device_of_the_images() -> None:
         assert (result.shape, result.dtype, result.device.type) == ((4, 3, 32, 32), torch.float32, "meta")
 
 
-def test_runs_augmented_in_batches_are_not_those_augmented_one_by_one(conf: Path) -> None:
+def test_runs_augmented_in_batches_and_one_by_one_have_different_identities(conf: Path) -> None:
     register()
 
     def settings(*overrides: str) -> dict[str, Any]:
@@ -233,13 +233,16 @@ def test_runs_augmented_in_batches_are_not_those_augmented_one_by_one(conf: Path
     plain, batched = settings(), settings("+data.augment={hflip: 0.5}")
     one_by_one = settings("+data.augment={hflip: 0.5}", "data.augment_batches=false")
     assert settings("data.augment_batches=false") == plain
-    assert not {"augment_batches", "in_memory"} & {**plain["data"], **one_by_one["data"]}.keys()  # as in old results
+    assert (
+        not {"augment_batches", "in_memory"} & {**plain["data"], **one_by_one["data"]}.keys()
+        # Absent keys keep the hashes of older results valid.
+    )
     assert settings("data.in_memory=true")["data"] == {**plain["data"], "in_memory": True}
     assert batched["data"] == {**one_by_one["data"], "augment_batches": True}
     assert protocol_of(batched) != protocol_of(one_by_one)  # never compared with each other
 
 
-def test_timms_defaults_are_as_repeatable_as_what_is_chosen() -> None:
+def test_timms_default_augmentations_are_reproducible() -> None:
     state = {"mean": [0.5], "std": [0.25], "classes": 10, "image_size": 8}
     for batches in (True, False):
         cfg = DataConfig(name="x", reader="digits", channels=1, augment={}, augment_batches=batches, **state)

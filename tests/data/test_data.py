@@ -1,4 +1,4 @@
-"""Data: splits that never overlap, readers of the true on-disk formats, damage that is named."""
+"""Data: splits never overlap, the readers read the real file formats, and errors name the damaged file."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_epoch_shuffle_is_a_permutation_of_seed_and_epoch() -> None:
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_a_batch_equals_its_images_one_by_one_and_the_fingerprint_sees_every_pixel() -> None:
+def test_a_batch_equals_its_single_images_and_the_fingerprint_depends_on_every_pixel() -> None:
     pixels = torch.randint(0, 256, (5, 2, 3, 3), dtype=torch.uint8)
     images = TensorImages(pixels, torch.arange(5), [0.1, 0.2], [0.5, 0.6])
     batch, labels = images.__getitems__([3, 1])
@@ -195,7 +195,7 @@ def test_folders_of_images_are_read(folders: Path) -> None:
     assert images[0, :, 16, 16].tolist() == pytest.approx([-1, -1, 1], abs=1e-5)
 
 
-def test_folders_that_do_not_fit_and_files_that_are_no_images_are_named(folders: Path) -> None:
+def test_wrong_folders_and_files_that_are_no_images_are_named(folders: Path) -> None:
     with pytest.raises(MmpError, match=r"data\.classes=3.*2 class folders"):
         ImageData(of_folders(folders, classes=3), seed=0)
     with pytest.raises(MmpError, match="no such folder"):

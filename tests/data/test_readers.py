@@ -1,4 +1,4 @@
-"""CIFAR, GTSRB and folders of images: small files in the true formats, augmentation, and damage that is named."""
+"""CIFAR, GTSRB and image folders: small files in the real formats, augmentation, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
     assert labels.max() == 99
 
 
-def test_cifar_is_enlarged_for_a_model_of_another_size(tmp_path: Path) -> None:
+def test_cifar_is_enlarged_for_a_model_with_larger_input(tmp_path: Path) -> None:
     pixels = write_cifar10(tmp_path)
     cfg = config("cifar10", tmp_path, image_size=64, interpolation="bilinear", crop_pct=1.0)
     images, _ = next(iter(ImageData(cfg, seed=0).test_dataloader()))
@@ -61,7 +61,7 @@ def test_cifar_is_enlarged_for_a_model_of_another_size(tmp_path: Path) -> None:
     assert np.corrcoef(small.ravel(), means.ravel())[0, 1] > 0.95
 
 
-def test_broken_batches_are_named_and_hostile_ones_execute_nothing(tmp_path: Path) -> None:
+def test_damaged_batches_are_named_and_malicious_ones_execute_nothing(tmp_path: Path) -> None:
     data = write_cifar10(tmp_path)["data_batch_3"].reshape(60, 3072)
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
 
@@ -98,7 +98,7 @@ def test_channels_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
 
 
 def of_gtsrb(root: Path, **changes: Any) -> DataConfig:
-    # 43 classes of four tracks each: a quarter is what a stratified split can take.
+    # There are 43 classes with four tracks each, so the smallest stratified split is a quarter.
     return config("gtsrb", root, **{"validation": 0.25, "calibration": 0.25, "crop_mode": "squash", **changes})
 
 
@@ -116,7 +116,7 @@ def test_gtsrb_keeps_the_frames_of_a_sign_together(tmp_path: Path) -> None:
     images, labels = next(iter(data.test_dataloader()))
     assert images.shape == (43, 3, 32, 32)
     red = ((images[:, 0, 16, 16] * 0.5 + 0.5) * 255).round()
-    assert torch.equal(red, 5.0 * labels)  # the table, not the order of files, says what is what
+    assert torch.equal(red, 5.0 * labels)  # labels come from the table, not from the order of the files
 
 
 def test_gtsrb_with_a_missing_or_empty_class_is_an_error(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_corrupt_image_is_named_in_one_sentence(workers: int, tmp_path: Path) 
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_no_image_is_named_before_training_where_it_is_read_last(tmp_path: Path) -> None:
+def test_a_test_file_that_is_no_image_is_named_before_the_training(tmp_path: Path) -> None:
     write_gtsrb(tmp_path, frames=1)
     broken = tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00005.ppm"
     broken.write_bytes(b"no image")
@@ -166,7 +166,7 @@ def test_a_file_that_is_no_image_is_named_before_training_where_it_is_read_last(
         ImageData(of_gtsrb(tmp_path), seed=0)
 
 
-def test_small_traffic_signs_are_kept_in_memory_as_they_are_evaluated(tmp_path: Path) -> None:
+def test_small_traffic_signs_can_be_kept_in_memory_at_the_size_of_evaluation(tmp_path: Path) -> None:
     write_gtsrb(tmp_path, tracks=2, frames=2)
     chosen = {"augment": {"scale": [0.8, 1.0], "hflip": 0.0, "color_jitter": 0.2}, "crop_pct": 1.0}
     read, kept = (READERS["gtsrb"](of_gtsrb(tmp_path, in_memory=in_memory, **chosen)) for in_memory in (False, True))
@@ -234,25 +234,27 @@ def test_a_flip_is_the_mirror_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("augment", "told"),
+    ("augment", "message"),
     [
         ({"hflipp": 0.5}, r"data\.augment\.hflipp: .*'hflip'"),
         ({"auto_augment": "nope"}, r"data\.augment=.*nope.*timm does not accept it"),
     ],
 )
-def test_augmentations_that_timm_does_not_know_are_errors(augment: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(MmpError, match=told):
+def test_augmentations_that_timm_does_not_know_are_errors(
+    augment: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MmpError, match=message):
         transform_of(config("cifar10", tmp_path, augment=augment), training=True)
 
 
-def test_digits_can_be_augmented_too() -> None:
+def test_digits_can_be_augmented() -> None:
     grey = {"classes": 10, "channels": 1, "mean": [0.5], "std": [0.5], "image_size": 16}
     cfg = DataConfig(name="digits", reader="digits", **grey, augment={"hflip": 0.0, "color_jitter": None})
     source = READERS["digits"](cfg)
     assert source.train[0][0].shape == source.plain[0][0].shape == (1, 16, 16)
 
 
-def test_folders_are_read_in_grey_when_one_channel_is_asked_for(tmp_path: Path) -> None:
+def test_folders_are_read_in_grey_if_the_data_have_one_channel(tmp_path: Path) -> None:
     for label in ("a", "b"):
         folder = tmp_path / "train" / label
         folder.mkdir(parents=True)
@@ -270,7 +272,7 @@ def test_folders_are_read_in_grey_when_one_channel_is_asked_for(tmp_path: Path) 
         READERS["imagefolder"](cfg)
 
 
-def test_a_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.datasets
 
     def offline(root: str, **_: Any) -> None:
