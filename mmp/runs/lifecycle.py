@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from mmp.config.schema import TrainConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.files import write_text
-from mmp.runs.devices import lease_gpu
+from mmp.runs.devices import gpu_slot
 from mmp.runs.memory import keep_freed_memory
 from mmp.runs.slurm import requeued_in_time, use_own_cores
 from mmp.runs.store import CONFIG, RunFolder
@@ -45,11 +45,10 @@ def attempt(cfg: DictConfig, schema: type[Config]) -> Iterator[tuple[RunFolder, 
     """
     quiet()
     run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        lease_gpu()
+    slot = gpu_slot() if HydraConfig.get().mode == RunMode.MULTIRUN else nullcontext()
     use_own_cores()
     keep_freed_memory()
-    with requeued_in_time(), run.lock():
+    with slot, requeued_in_time(), run.lock():
         run.clean_up()
         try:
             config = validate(cfg, schema)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from misbehaving import overrides
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -93,19 +94,20 @@ def test_a_launcher_that_is_not_installed_is_named(tmp_path: Path) -> None:
     assert "hydra/launcher=ray needs Ray on all nodes: pip install ray" in done.stderr
 
 
-def lease(slots: str, folder: Path, answers: Any) -> None:
+def hold(slots: str, folder: Path, answers: Any) -> None:
     os.environ[devices.SLOTS] = slots
-    answers.put(devices.lease_gpu(folder))
-    assert devices.lease_gpu(folder) == os.environ["CUDA_VISIBLE_DEVICES"]  # a process claims only one slot
-    time.sleep(60)
+    with devices.gpu_slot(folder) as gpu:
+        assert gpu == os.environ["CUDA_VISIBLE_DEVICES"]
+        answers.put(gpu)
+        time.sleep(60)
 
 
-def test_every_process_claims_a_gpu_slot_until_it_ends(tmp_path: Path) -> None:
+def test_a_slot_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
 
     def begin() -> Any:
-        process = context.Process(target=lease, args=("0,0,3", tmp_path, answers), daemon=True)
+        process = context.Process(target=hold, args=("0,0,3", tmp_path, answers), daemon=True)
         process.start()
         return process
 
@@ -121,9 +123,45 @@ def test_every_process_claims_a_gpu_slot_until_it_ends(tmp_path: Path) -> None:
         process.kill()
 
 
+def take_turns(folder: Path, jobs: int, order: Any) -> None:
+    os.environ[devices.SLOTS] = "0"
+    for job in range(jobs):
+        with devices.gpu_slot(folder):
+            order.put((os.getpid(), job, "begins"))
+            time.sleep(0.05)
+            order.put((os.getpid(), job, "ends"))
+        time.sleep(0.5)  # the process waits for its next job
+
+
+def test_two_processes_of_a_single_worker_take_turns_on_one_gpu(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    order = context.Queue()
+    processes = [context.Process(target=take_turns, args=(tmp_path, 3, order), daemon=True) for _ in range(2)]
+    for process in processes:
+        process.start()
+    seen = [order.get(timeout=60) for _ in range(2 * 2 * 3)]
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    for begins, ends in zip(seen[::2], seen[1::2], strict=True):
+        assert begins[:2] == ends[:2], "two jobs had the slot at the same time"
+    assert len({pid for pid, *_ in seen}) == 2
+
+
+def test_a_process_stays_on_the_gpu_of_its_first_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_used", [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv(devices.SLOTS, "5,6")
+    with FileLock(tmp_path / "5-0.lock"), devices.gpu_slot(tmp_path) as gpu:
+        assert gpu == "6"
+    with devices.gpu_slot(tmp_path) as gpu:
+        assert gpu == "6"
+
+
 def test_without_slots_no_gpu_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(devices.SLOTS, raising=False)
-    assert devices.lease_gpu() is None
+    with devices.gpu_slot() as gpu:
+        assert gpu is None
 
 
 @slow
