@@ -143,7 +143,7 @@ class Shift:
         """Shift every layer by one common offset so that the global sparsity is ``target``.
 
         The global sparsity is a piecewise linear, rising function of the offset, with a corner wherever a layer
-        reaches its limit. The offset between two corners follows from one division (METHOD, phase 2, budget).
+        reaches its limit. The offset between two corners follows from one division (docs/method.md, phase 2, budget).
 
         Args:
             sparsities: Sparsity of every layer, by name.

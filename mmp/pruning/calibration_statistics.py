@@ -56,8 +56,8 @@ def collect(
     The statistics are, for a loss L, of the weight's shape unless stated otherwise:
 
     - ``gradient``: dL/dw, the mean over images.
-    - ``absolute_gradient``: |dL_b/dw|, the mean over batches b weighted by their images (METHOD, phase 3; the authors
-      weight all batches equally). It does not grow with the number of batches.
+    - ``absolute_gradient``: |dL_b/dw|, the mean over batches b weighted by their images (docs/method.md, phase 3; the
+      authors weight all batches equally). It does not grow with the number of batches.
     - ``squared_batch_gradient``: (dL_b/dw)^2, the same mean.
     - ``squared_gradient``: (dL_i/dw)^2, the mean over single images i.
     - ``hessian_gradient``: H g, the Hessian of the loss times its gradient (GraSP, arXiv 2002.07376). It takes at most

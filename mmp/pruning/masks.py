@@ -1,4 +1,4 @@
-"""Masks: which weights a pruned model keeps, and how they stay in force while it trains (METHOD, phase 3)."""
+"""Masks: which weights a pruned model keeps, and how they stay in force while it trains (docs/method.md, phase 3)."""
 
 from __future__ import annotations
 

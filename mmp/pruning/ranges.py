@@ -1,4 +1,4 @@
-"""Ranges: how sparse each layer may become (METHOD, phase 1).
+"""Ranges: how sparse each layer may become (docs/method.md, phase 1).
 
 The interval [lo, hi] of a prunable layer comes from one of two sources: a *rule table* for the architecture, or the
 layer's sparsities *observed* under global pruning criteria. Constraints apply on top of either. Tables are data: a new
@@ -142,7 +142,7 @@ class RuleTable:
 
 @dataclass(frozen=True)
 class Constraints:
-    """Limits on the ranges of either source (METHOD, phase 1).
+    """Limits on the ranges of either source (docs/method.md, phase 1).
 
     Attributes:
         small_below: Layers with fewer weights than this get the range ``small`` (the 10K rule); 0 turns the rule off.
@@ -219,7 +219,7 @@ def rule_ranges(layers: Sequence[Layer], table: RuleTable) -> dict[str, Range]:
 
 
 def observed_ranges(layers: Sequence[Layer], observations: Iterable[Mapping[str, float]]) -> dict[str, Range]:
-    """Return the range of every layer, by name: [min, max] of its observed sparsities (METHOD, phase 1, ``observed``).
+    """Return the range of every layer, by name: [min, max] of its observed sparsities (docs/method.md, phase 1).
 
     Args:
         layers: The model's prunable layers.

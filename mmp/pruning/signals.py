@@ -1,4 +1,4 @@
-"""Signals: the importance of every weight (METHOD, phase 3).
+"""Signals: the importance of every weight (docs/method.md, phase 3).
 
 One pass over the calibration split collects statistics (:mod:`mmp.pruning.calibration_statistics`); a signal is a
 function of a weight and its statistics. A new signal is a class with ``name``, ``needs`` and ``score``, and a YAML file
@@ -52,7 +52,7 @@ class Magnitude:
 
 @dataclass(frozen=True)
 class Gradient:
-    """|g|, averaged over calibration batches (METHOD, phase 3)."""
+    """|g|, averaged over calibration batches (docs/method.md, phase 3)."""
 
     name: str = "gradient"
     needs: frozenset[str] = frozenset({"absolute_gradient"})
@@ -64,7 +64,7 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Product:
-    """|w| * |g|, with |g| averaged over calibration batches (METHOD, phase 3)."""
+    """|w| * |g|, with |g| averaged over calibration batches (docs/method.md, phase 3)."""
 
     name: str = "product"
     needs: frozenset[str] = frozenset({"absolute_gradient"})

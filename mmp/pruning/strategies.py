@@ -1,4 +1,4 @@
-"""Strategies: from every layer's range to one sparsity per layer (METHOD, phase 2).
+"""Strategies: from every layer's range to one sparsity per layer (docs/method.md, phase 2).
 
 A strategy is data: it gives every layer a position in [0, 1] inside its range [lo, hi]. The ten strategies of the paper
 are the YAML files in ``conf/strategy``; a new strategy is a new file.
@@ -91,7 +91,7 @@ def layer_sparsities(
     ranges: Mapping[str, Range],
     groups: Mapping[str, frozenset[str]],
 ) -> dict[str, float]:
-    """Return the sparsity of every layer, by name: a fraction in its range (METHOD, phase 2).
+    """Return the sparsity of every layer, by name: a fraction in its range (docs/method.md, phase 2).
 
     Args:
         strategy: The strategy.

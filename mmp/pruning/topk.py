@@ -1,4 +1,4 @@
-"""Top-k selection: keep an exact number of highest-scored weights, one by one or in patterns (METHOD, phase 3)."""
+"""Top-k selection: keep an exact number of highest-scored weights, singly or in patterns (docs/method.md, phase 3)."""
 
 from __future__ import annotations
 
