@@ -2,7 +2,7 @@
 
 timm's own ``vgg11_bn`` is made for 224x224 images: 129 million parameters, most of them in a first classifier layer
 that reads 7x7 positions. On 32x32 images the last feature map has one position, and the 512-4096-4096-classes
-classifier leaves 28.1 million parameters (METHOD, protocol).
+classifier leaves 28.1 million parameters (docs/method.md).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-_WIDTHS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")  # configuration A of VGG; M is a max pooling
+_WIDTHS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")  # configuration A; M is max pooling
 
 
 class Vgg11Small(nn.Module):
     """VGG-11 with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556, configuration A) for 32x32 images.
 
-    Keys of ``features`` are those of torchvision's and timm's ``vgg11_bn``. Larger images are averaged to one
-    position before the classifier.
+    Keys of ``features`` are the same as in ``vgg11_bn`` of torchvision and timm. The feature map of a larger image is
+    averaged to one position before the classifier.
 
     Args:
-        num_classes: Number of classes; 0 leaves the last layer out.
-        in_chans: Channels of the images.
-        drop_rate: Dropout in the classifier.
+        num_classes: Number of classes; with 0 there is no last layer.
+        in_chans: Number of channels of the images.
+        drop_rate: Dropout probability in the classifier.
     """
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.5) -> None:
@@ -65,7 +65,7 @@ class Vgg11Small(nn.Module):
         return self.classifier[-1]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:  # noqa: ARG002
-        """Put a new last layer in place."""
+        """Replace the last layer."""
         self.num_classes = num_classes
         self.classifier[-1] = nn.Linear(4096, num_classes) if num_classes else nn.Identity()
 
@@ -74,7 +74,7 @@ class Vgg11Small(nn.Module):
         return self.features(images)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (B, classes), or what the last layer reads (B, 4096)."""
+        """Return logits (B, classes), or with ``pre_logits`` the input of the last layer (B, 4096)."""
         flat = torch.flatten(self.pool(features), 1)
         return self.classifier[:-1](flat) if pre_logits else self.classifier(flat)
 
@@ -92,7 +92,7 @@ default_cfgs = generate_default_cfgs(
             "pool_size": (1, 1),
             "crop_pct": 1.0,
             "interpolation": "bilinear",
-            "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images
+            "mean": (0.4914, 0.4822, 0.4465),  # CIFAR-10's training images
             "std": (0.2470, 0.2435, 0.2616),
             "first_conv": "features.0",
             "classifier": "classifier.6",

@@ -8,20 +8,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import mmp.models.vgg  # noqa: F401 - registers the paper's VGG-11 with timm
 from mmp.errors import MmpError
 from mmp.tensors import all_finite, load_pickled, load_tensors
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint into a model: safetensors, a torch state_dict, or a Lightning checkpoint of ours.
+    """Load a checkpoint into a model.
 
-    Torch files are read with ``weights_only=True``: a file that would execute code is refused.
+    It may be a safetensors file, a torch state_dict, or a Lightning checkpoint of this project. Files of torch are read
+    with ``weights_only=True``, which refuses a file that would execute code.
+
+    Args:
+        model: The model; its weights are replaced.
+        path: The checkpoint.
 
     Raises:
-        MmpError: if the file is missing, unreadable, unsafe or of another architecture.
+        MmpError: if the file is missing, unreadable or unsafe, or if it belongs to another architecture.
     """
-    state = _read_state(path, "model.checkpoint")
+    state = read_state(path, "model.checkpoint")
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
@@ -30,18 +34,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    problems += _odd_types(state, expected)
+    problems += type_mismatches(state, expected)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise MmpError(f"{path}: not a checkpoint of this model ({'; '.join(problems[:3])}{more}); check model.name")
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:  # a tensor that cannot be copied
-        raise MmpError(f"{path}: not a checkpoint of this model ({' '.join(str(error).split())})") from error
+    except RuntimeError as error:  # a tensor cannot be copied
+        reason = " ".join(str(error).split())
+        raise MmpError(f"{path}: not a checkpoint of this model ({reason}); check model.name") from error
     require_finite(model, str(path))
 
 
-def _read_state(path: Path, key: str) -> dict[str, Tensor]:
+def read_state(path: Path, key: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, by name.
+
+    Args:
+        path: The checkpoint.
+        key: The key of the configuration that names it, for error messages.
+
+    Raises:
+        MmpError: if the file is missing, unreadable or unsafe, or if it holds anything but plain tensors.
+    """
     if path.suffix == ".safetensors":
         return load_tensors(path)
     if not path.is_file():
@@ -49,10 +63,12 @@ def _read_state(path: Path, key: str) -> dict[str, Tensor]:
     try:
         content = load_pickled(path)
     except MmpError as error:
-        raise MmpError(f"{error}; use a safetensors file or a state_dict") from error
+        raise MmpError(f"{error}; use a safetensors file or a torch state_dict") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(n, str) and _is_plain(v) for n, v in state.items()):
-        raise MmpError(f"{path}: holds no state_dict of plain tensors by name")
+        raise MmpError(
+            f"{key}={path}: contains no state_dict of plain tensors; use a safetensors file or a torch state_dict"
+        )
     if state and all(name.startswith("model.") for name in state):
         return {name.removeprefix("model."): value for name, value in state.items()}
     return dict(state)
@@ -64,8 +80,8 @@ def _is_plain(value: object) -> bool:
     return value.layout is torch.strided and not (value.is_nested or value.is_meta)
 
 
-def _odd_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return what is of a type that would lose something, silently, when it is copied into a model's tensor."""
+def type_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Describe the tensors of a type that torch would convert with a silent loss: complex to float, float to int."""
 
     def kind(value: Tensor) -> tuple[bool, bool, bool]:
         return value.is_floating_point(), value.is_complex(), value.dtype is torch.bool
@@ -82,11 +98,14 @@ def require_finite(model: nn.Module, source: str) -> None:
 
     Args:
         model: The network.
-        source: Where the weights came from, for the message.
+        source: The file of the weights, or another origin, for the error message.
 
     Raises:
-        MmpError: naming the tensor.
+        MmpError: if a value is not finite; the message names the tensor.
     """
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not all_finite(value):
-            raise MmpError(f"{source}: {name!r} holds NaN or infinity; the file is damaged or training diverged")
+            raise MmpError(
+                f"{source}: {name!r} holds NaN or infinity; the file is damaged, or the training diverged (lower the "
+                "learning rate)"
+            )

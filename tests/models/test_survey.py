@@ -1,4 +1,4 @@
-"""The survey of timm: one model of every architecture module, and that each kind of defect would be seen."""
+"""The survey of timm: one model of every architecture module, and every kind of defect is found."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def config(name: str, style: str = "table") -> PlanConfig:
 
 
 def one_per_module() -> list[str]:
-    """A model of each of timm's modules; one whose name says it is small, where there is one."""
+    """Return one model of each of timm's modules; a small one, by its name, if there is one."""
     models = []
     for module in timm.list_modules():
         names = timm.list_models(module=module)
@@ -43,7 +43,7 @@ def strategies() -> list[Any]:
     return [load_strategy(name) for name in choices_of("strategy")]
 
 
-def test_timm_has_the_modules_that_are_covered() -> None:
+def test_the_survey_covers_timms_modules() -> None:
     assert len(one_per_module()) == len(set(one_per_module())) >= 98
 
 
@@ -55,7 +55,7 @@ def test_every_module_of_timm_gets_a_plan(name: str, strategies: list[Any]) -> N
     assert 0.0 < found.conservative < found.aggressive < 0.98
 
 
-# --- what the survey would see ---
+# --- defects that the survey finds ---
 
 
 class Norm2d(nn.Conv2d):
@@ -78,19 +78,19 @@ def test_a_good_plan_has_no_problem() -> None:
     assert problems(Net()) == []
 
 
-def test_a_missing_layer_and_a_norm_are_seen() -> None:
+def test_a_missing_layer_and_a_norm_are_found() -> None:
     model = Net()
     assert problems(model, layers=make_plan(model).layers[:2]) == ["fc is a Linear, but no layer"]
     assert problems(Net(Norm2d(40, 40, 3))) == ["middle is a Norm2d, but a layer"]
 
 
-def test_a_shared_layer_is_no_missing_layer() -> None:
+def test_a_shared_layer_is_not_missing() -> None:
     model = Net()
     model.again = model.fc  # type: ignore[assignment]
     assert problems(model) == []
 
 
-def test_roles_other_than_timms_are_seen() -> None:
+def test_roles_that_contradict_timm_are_found() -> None:
     model = Net()
     model.default_cfg = {"classifier": "middle", "first_conv": "fc"}
     plan = make_plan(Net())
@@ -100,7 +100,7 @@ def test_roles_other_than_timms_are_seen() -> None:
     ]
 
 
-def test_falling_strategies_and_emptied_layers_are_seen() -> None:
+def test_falling_strategies_and_emptied_layers_are_found() -> None:
     sparsities = {name: dict(layers) for name, layers in make_plan(Net()).sparsities.items()}
     sparsities["p70"]["fc.weight"] = 0.0
     sparsities["aggressive"]["conv1.weight"] = 1.0
@@ -138,14 +138,14 @@ def test_the_survey_is_printed_and_fails_if_a_model_does(
     assert "all wrong" in capsys.readouterr().out
 
 
-def test_a_line_per_module_sums_its_models_up(strategies: list[Any]) -> None:
+def test_a_table_has_one_line_per_module(strategies: list[Any]) -> None:
     names = ["repghostnet_050", "repghostnet_200", "resnet18"]
     lines = by_module(examine(name, config(name), strategies) for name in names).splitlines()
     assert Counter(line.split(" | ")[1] for line in lines[2:]) == {"2": 1, "1": 1}
     assert "2.4 % (`blocks.8.1.se.conv_reduce.weight` of repghostnet_200)" in lines[2]
 
 
-def test_our_own_models_are_no_part_of_the_survey(strategies: list[Any]) -> None:
+def test_our_own_models_are_not_part_of_the_survey(strategies: list[Any]) -> None:
     assert "vgg11_bn_small" in timm.list_models("vgg11*")
     with torch.device("meta"), pytest.raises(MmpError, match="no model"):
         print_survey(config("vgg11_bn_small*"), strategies)
