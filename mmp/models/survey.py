@@ -1,4 +1,4 @@
-"""The survey: a plan of every timm model whose name matches a pattern, and a check of what must hold for all.
+"""The survey: the plan of every timm model whose name matches a pattern, checked for defects.
 
 ``python -m mmp.plan model=timm model.name='*' format=csv > docs/timm_models.csv``
 """
@@ -30,12 +30,12 @@ from mmp.pruning.plan import Plan, plan_model
 from mmp.pruning.strategies import Strategy
 from mmp.pruning.topk import pruned_count
 
-OTHER_SHARE = 0.02  # a layer of role `other` above this share of a model needs a reason
+OTHER_SHARE = 0.02  # a layer of role `other` with more than this share of the prunable weights needs a reason
 _RISING = ("conservative", "p30", "p50", "p70", "p90", "aggressive")
 _NORM = re.compile(r"\w*Norm\w*")
 
-# Layers of role `other` that may hold more than OTHER_SHARE of a model, by their names, with the reason.
-_GATE = "a channel gate: one of its weights scales a whole channel, so it must not take a late stage's range"
+# Layers of role `other` that may exceed OTHER_SHARE: patterns of their names, and the reason.
+_GATE = "a channel gate: its output scales whole channels, so it must not take the range of a late stage"
 REASONS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r".*\.(?:se|attn|attention)\.(?:fc\d?|conv_reduce|conv_expand)\.weight"), _GATE),
     (re.compile(r".*\.conv\d\.fc\d\.weight"), _GATE),  # ResNeSt's split attention
@@ -46,23 +46,23 @@ REASONS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What the plan of one model says.
+    """The plan of one model in numbers, and its first defect.
 
     Attributes:
-        model: timm's name.
-        module: timm's module of architectures.
+        model: timm's name of the model.
+        module: timm's module that defines the architecture.
         parameters: Number of all parameters.
         prunable: Number of prunable weights.
         layers: Number of prunable layers.
         classifier: Name of the last classifier layer; empty if there is none.
         stem: Name of the first layer.
-        other: Share of the prunable weights that has role `other`.
-        largest_other: Share of its largest layer of role `other`.
+        other: Share of the prunable weights in layers of role `other`.
+        largest_other: Share of the prunable weights in the largest layer of role `other`.
         largest_other_layer: Name of that layer.
-        reason: Why that layer may be large.
+        reason: The reason why that layer may be large; empty if it is not large.
         conservative: Global sparsity of the strategy `conservative`.
         aggressive: Global sparsity of the strategy `aggressive`.
-        problem: What does not hold; empty if all does.
+        problem: The first defect; empty if there is none.
     """
 
     model: str
@@ -82,10 +82,10 @@ class Finding:
 
 
 def survey(config: PlanConfig, strategies: Sequence[Strategy]) -> Iterator[Finding]:
-    """Yield what the plan of each matching model says; a model that fails is a finding, too.
+    """Yield the finding of every model that matches; a model that cannot be built is a finding, too.
 
     Args:
-        config: ``model.name`` is a pattern as of a shell, everything else as for a single plan.
+        config: The configuration of a plan, with a shell-style pattern in ``model.name``.
         strategies: The strategies of every plan.
 
     Raises:
@@ -93,25 +93,25 @@ def survey(config: PlanConfig, strategies: Sequence[Strategy]) -> Iterator[Findi
     """
     names = [name for name in timm.list_models(config.model.name) if is_of_timm(name)]
     if not names:
-        raise MmpError(f"model.name={config.model.name}: no model of timm's matches this pattern")
+        raise MmpError(f"model.name={config.model.name}: no model of timm matches this pattern; try model.name='*'")
     for name in names:
         yield examine(name, config, strategies)
 
 
 def is_of_timm(name: str) -> bool:
-    """Return whether a registered model comes with timm, and is none of those that this project adds."""
+    """Return whether timm itself defines a registered model, not this project."""
     return timm.model_entrypoint(name).__module__.startswith("timm.")
 
 
 def examine(name: str, config: PlanConfig, strategies: Sequence[Strategy]) -> Finding:
-    """Return what the plan of one model says, and the first thing in it that must not be."""
+    """Return the finding of one model."""
     module = timm.model_entrypoint(name).__module__.rpartition(".")[2]
     try:
         model = build_skeleton(replace(config.model, name=name))
         table, budget = build_range_table(config.ranges), build_budget(config.budget)
         plan = plan_model(model, table, strategies, budget, name=name, pattern=Pattern.parse(config.pattern))
         return _found(plan, model, module)
-    except Exception as error:  # whatever is wrong with one model, the others are still looked at
+    except Exception as error:  # any exception is a finding, so that the survey goes on with the other models
         return Finding(name, module, problem=f"{type(error).__name__}: {str(error).splitlines()[0]}")
 
 
@@ -142,7 +142,7 @@ def _found(plan: Plan, model: nn.Module, module: str) -> Finding:
 
 
 def problems_of(plan: Plan, model: nn.Module) -> Iterator[str]:
-    """Yield everything in the plan of a timm model that must not be there."""
+    """Yield every defect in the plan of a timm model."""
     yield from _wrong_layers(plan, model)
     for lower, higher in pairwise(s for s in _RISING if s in plan.sparsities):
         for layer in plan.layers:
@@ -160,9 +160,9 @@ def _wrong_layers(plan: Plan, model: nn.Module) -> Iterator[str]:
     for path, module in model.named_modules():
         kind, weight = type(module).__name__, getattr(module, "weight", None)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and first_name[id(weight)] not in names:
-            yield f"{path} is a {kind}, but no layer"
+            yield f"{path} is a {kind}, but not a prunable layer"
         if _NORM.fullmatch(kind) and f"{path}.weight" in names:
-            yield f"{path} is a {kind}, but a layer"
+            yield f"{path} is a {kind}, but a prunable layer"
     for key, roles in (("classifier", {"classifier"}), ("first_conv", {"stem", "patch_embed", "depthwise"})):
         for path in graph.stated(key) or ():
             for layer in plan.layers:
@@ -175,7 +175,7 @@ def _reason(layer: Layer) -> str:
 
 
 def by_module(findings: Iterable[Finding]) -> str:
-    """Return a Markdown table with a line per module of architectures."""
+    """Return a Markdown table with one line for every timm module of the findings."""
     headings = ("module", "models", "layers", "parameters (M)", "conservative (%)", "aggressive (%)", "largest `other`")
     groups: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -204,12 +204,12 @@ def by_module(findings: Iterable[Finding]) -> str:
 
 
 def print_survey(config: PlanConfig, strategies: Sequence[Strategy]) -> None:
-    """Print what was found: a line per model, or for ``format=md`` a line per module.
+    """Print the findings: one line per model, or with ``format=md`` one line per timm module.
 
     Raises:
-        MmpError: at the end, if a model has a problem; everything has been printed then.
+        MmpError: after printing, if a model has a problem.
     """
-    logging.getLogger("mmp.pruning.strategies").setLevel(logging.ERROR)  # what one model lacks is in its line
+    logging.getLogger("mmp.pruning.strategies").setLevel(logging.ERROR)  # they would interrupt the table
     start = time.perf_counter()
     write, lines = sys.stdout.write, csv.writer(sys.stdout, lineterminator="\n")
     if config.format == "csv":
@@ -220,8 +220,8 @@ def print_survey(config: PlanConfig, strategies: Sequence[Strategy]) -> None:
         if config.format == "csv":
             lines.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in asdict(finding).values()])
         if config.format == "table":
-            said = finding.problem or f"{100 * finding.conservative:.1f} - {100 * finding.aggressive:.1f} %"
-            write(f"{finding.model:<45} {finding.layers:>4} layers {finding.parameters:>13,}  {said}\n")
+            summary = finding.problem or f"{100 * finding.conservative:.1f} - {100 * finding.aggressive:.1f} %"
+            write(f"{finding.model:<45} {finding.layers:>4} layers {finding.parameters:>13,}  {summary}\n")
     if config.format == "json":
         write(json.dumps([asdict(finding) for finding in found], indent=1) + "\n")
     if config.format == "md":
