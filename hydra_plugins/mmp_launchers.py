@@ -1,6 +1,6 @@
-"""Launchers that lose no job, whatever process dies: joblib's workers, Slurm by way of submitit, Ray.
+"""Launchers for joblib, Slurm (through submitit) and Ray; a process that dies ends its own job and no other.
 
-Hydra loads launchers from packages called ``hydra_plugins`` only; this module is all that ours has.
+Hydra loads launchers only from packages called ``hydra_plugins``.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ log = logging.getLogger(__name__)
 Overrides = Sequence[Sequence[str]]
 
 
-class OwnProcesses(Launcher):
-    """Keeps what Hydra hands to it, for jobs that run in other processes of this machine or of a cluster."""
+class ProcessLauncher(Launcher):
+    """Base of the launchers whose jobs run in other processes, on this machine or on a cluster."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra hands to a launcher."""
+        """Store the arguments; Hydra calls this before :meth:`launch`."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def job(self, sweep: Sweep, index: int) -> tuple[Any, ...]:
-        """Return what ``run_composed`` needs of a job."""
+        """Return the arguments of :func:`run_composed` for one job."""
         return self.hydra_context, self.task_function, sweep.configs[index], Singleton.get_state()
 
 
 def run_composed(context: HydraContext, task_function: TaskFunction, config: DictConfig, state: Any) -> None:
-    """Run a job, composed already, in a process that knows nothing of its sweep; what comes of it lies in its folder.
+    """Run a job whose configuration is already composed, in a process of its own. It writes its result to its folder.
 
     Args:
-        context: Hydra's, of the launcher.
-        task_function: What to run.
+        context: The launcher's Hydra context.
+        task_function: The function to run.
         config: The job's configuration.
-        state: Hydra's singletons, of the launcher.
+        state: The launcher's Hydra singletons.
     """
     setup_globals()
     Singleton.set_state(state)
@@ -69,25 +69,28 @@ def run_composed(context: HydraContext, task_function: TaskFunction, config: Dic
 
 
 def import_jobs() -> None:
-    """Import what jobs are made of."""
+    """Import the modules that a job needs."""
     import mmp.runs.prune  # noqa: F401
 
 
-class Workers(OwnProcesses):
-    """Jobs in worker processes on one machine, by way of joblib.
+class Workers(ProcessLauncher):
+    """Runs jobs in worker processes on one machine, with joblib.
 
-    When a worker is killed, joblib gives up on all jobs. Here the ones that were under way are run again one by one, so
-    that the one which kills its process is told from those beside it; then the others go on.
+    If a worker is killed, joblib gives up on all jobs. This launcher then runs the interrupted jobs again, one at a
+    time, to find the one that kills its process. After that it runs the remaining jobs.
 
     Args:
-        n_jobs: Number of workers; by default one per GPU slot, or per core where there is no GPU. Cores are divided
-            among workers, unless ``OMP_NUM_THREADS`` says how many threads each has.
-        jobs_per_device: Workers that share a GPU.
+        n_jobs: Number of workers; by default one per GPU slot, or one per core if there is no GPU. The cores are
+            divided among the workers, unless ``OMP_NUM_THREADS`` sets the number of threads.
+        jobs_per_device: Number of workers that share a GPU.
         joblib: Further arguments of ``joblib.Parallel``.
+
+    Raises:
+        MmpError: if a number is less than 1.
     """
 
     def __init__(self, n_jobs: int | None = None, jobs_per_device: int = 1, **joblib: Any) -> None:
-        # Joblib would bundle jobs after a few that were skipped.
+        # Without a batch size, joblib puts several jobs into one task if the first ones are skipped quickly.
         self.joblib: dict[str, Any] = {"batch_size": 1, **joblib, "backend": "loky"}
         for key, value in {"n_jobs": n_jobs, "jobs_per_device": jobs_per_device}.items():
             if value is not None and value < 1:
@@ -97,10 +100,10 @@ class Workers(OwnProcesses):
 
     @contextmanager
     def starting(self, jobs: int) -> Iterator[None]:
-        """Start the workers, which takes seconds, while configurations are composed in a ``with`` block.
+        """Start the workers, which takes seconds, while the caller composes configurations in a ``with`` block.
 
         Args:
-            jobs: How many configurations; there are no more workers than that.
+            jobs: Number of jobs; not more workers than that are started.
         """
         from joblib import Parallel, delayed
 
@@ -114,10 +117,10 @@ class Workers(OwnProcesses):
             raise
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run what is missing until each job has come to an end.
+        """Run the jobs that are not completed yet, until each of them has ended.
 
         Raises:
-            MmpError: if there are more workers than GPU slots, or a worker dies before any job has begun.
+            MmpError: if there are more workers than GPU slots, or if a worker dies before any job has started.
         """
         try:
             return self._launch(job_overrides, initial_job_idx)
@@ -148,25 +151,25 @@ class Workers(OwnProcesses):
             interrupted = [index for index in left if sweep.begun(index)]
             if left == waiting and not interrupted:
                 raise MmpError(
-                    "a worker process was killed before any job began; out of memory? "
-                    "Try fewer workers, with hydra.launcher.n_jobs=1"
+                    "hydra/launcher=joblib: a worker process was killed before any job started, perhaps for lack of "
+                    "memory; use fewer workers, with hydra.launcher.n_jobs=1"
                 )
-            log.error("a worker process was killed; what was under way runs again, one job at a time")
+            log.error("a worker process was killed; the interrupted jobs run again, one at a time")
             for index in interrupted:
                 if not attempt([index]):
-                    sweep.mark_lost(index, "its process was killed, twice, the second time alone; out of memory?")
+                    sweep.mark_lost(index, "its process was killed twice, the second time alone; out of memory?")
             waiting = [index for index in left if index not in interrupted]
         return [sweep.job_return(index) for index in range(len(sweep.jobs))]
 
     def _stop(self) -> None:
-        """Stop workers that are still importing what no job needs any more."""
+        """Stop workers that are still importing modules although no job is left."""
         if self._imports is not None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # joblib's, that not everything was done
+                warnings.simplefilter("ignore")  # joblib warns that tasks were not finished
                 self._imports.close()
 
     def _divide(self, jobs: int) -> None:
-        """Divide GPUs, or cores, among as many workers as there are, or as there are jobs for."""
+        """Set the number of workers, at most the number of jobs, and divide GPUs or cores among them."""
         import joblib
 
         from mmp.runs.devices import SLOTS, visible_gpus
@@ -176,27 +179,30 @@ class Workers(OwnProcesses):
         workers = self._workers or len(slots) or joblib.cpu_count()
         if slots and workers > len(slots):
             raise MmpError(
-                f"hydra.launcher.n_jobs={workers} workers, but {len(slots)} GPU slots; leave n_jobs out, or let more "
-                "jobs share a GPU with hydra.launcher.jobs_per_device"
+                f"hydra.launcher.n_jobs={workers}: there are only {len(slots)} GPU slots; leave n_jobs out, or let "
+                f"more jobs share a GPU with hydra.launcher.jobs_per_device"
             )
         os.environ[SLOTS] = ",".join(slots)
         workers = min(workers, jobs)
-        # Joblib runs the jobs of a single worker in this process, which would die with a job; so there are two, and one
-        # waits.
+        # With n_jobs=1, joblib would run the jobs in this process, and a job could kill it. So there are at least two
+        # workers, and pre_dispatch limits how many of them work.
         self.joblib |= {"n_jobs": max(workers, 2), "pre_dispatch": workers}
         if "OMP_NUM_THREADS" not in os.environ:
             self.joblib["inner_max_num_threads"] = max(1, joblib.cpu_count() // workers)
 
 
 class Slurm(SlurmLauncher):
-    """Jobs as one Slurm array. What is completed already is not submitted; every job that dies is told, and only it."""
+    """Runs jobs as one Slurm array, with submitit.
+
+    Completed jobs are not submitted. A job that dies is recorded as failed, and the other jobs go on.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What a job's process unpickles first; the rest takes seconds to import, in which the signal may come.
-        return _listening, (), self.__dict__
+        # A job's process unpickles this first. Its imports take seconds, in which Slurm's signal may already arrive.
+        return _hold_signal_first, (), self.__dict__
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit what is missing and wait until each job has come to an end."""
+        """Submit the jobs that are not completed yet, and wait until each of them has ended."""
         from mmp.sweeps.jobs import Sweep
 
         assert self.hydra_context is not None
@@ -226,16 +232,16 @@ class Slurm(SlurmLauncher):
         log.info("submitted %d jobs as %s; `scancel %s` ends them, Ctrl-C here does not", count, array, array)
         return jobs
 
-    def _wait(self, sweep: Any, jobs: dict[int, Any]) -> None:
-        """Wait for a result of each job, or for its leaving the queue without one.
+    def _wait(self, sweep: Sweep, jobs: dict[int, Any]) -> None:
+        """Wait until each job has a result, or has left the queue without one.
 
-        ``sacct``, which submitit asks, takes a job for dead that Slurm is about to run again after its node has died.
+        submitit would ask ``sacct`` instead, which reports a job as dead while Slurm requeues it after a node failure.
         """
-        if _ended_as(next(iter(jobs.values()))) is None:
-            log.warning("`sacct` gives no answer: this cluster keeps no accounts, so why a job died will not be known")
+        if _final_state(next(iter(jobs.values()))) is None:
+            log.warning("`sacct` does not answer: this cluster keeps no accounting, so a failed job has no reason")
         waiting, missing_since = dict(jobs), dict[int, float]()
         while waiting:
-            active = _active()
+            active = _queued()
             for index, job in list(waiting.items()):
                 now = time.monotonic()
                 if active is None or job.job_id in active:
@@ -247,29 +253,29 @@ class Slurm(SlurmLauncher):
                 del waiting[index]
                 log.info("%d of %d jobs have ended", len(jobs) - len(waiting), len(jobs))
                 if not ended:
-                    why = f"ended as {_ended_as(job) or 'unknown'}, without a result; its log is {job.paths.stdout}"
+                    why = f"ended as {_final_state(job) or 'unknown'}, without a result; its log is {job.paths.stdout}"
                     sweep.mark_lost(index, f"Slurm job {job.job_id} {why}")
             time.sleep(self.params["poll_s"] if waiting else 0)
 
 
-def _listening() -> Slurm:
+def _hold_signal_first() -> Slurm:
     hold_signal()
     return Slurm()
 
 
-def _ended_as(job: Any) -> str | None:
-    """Return a job's state by Slurm's accounts, such as ``TIMEOUT`` or ``OUT_OF_MEMORY``; None without accounts."""
-    told = _ask(["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", job.job_id])
-    return None if told is None else (told.split(maxsplit=1) or ["unknown"])[0]  # "CANCELLED by 0"
+def _final_state(job: Any) -> str | None:
+    """Return a job's final state, such as ``TIMEOUT`` or ``OUT_OF_MEMORY``; None if Slurm keeps no accounting."""
+    output = _output_of(["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", job.job_id])
+    return None if output is None else (output.split(maxsplit=1) or ["unknown"])[0]  # "CANCELLED by 0"
 
 
-def _active() -> set[str] | None:
-    """Return the jobs that wait or run, as submitit names them; None if Slurm gives no answer just now."""
-    told = _ask(["squeue", "--me", "--noheader", "--array", "--format=%i"])
-    return None if told is None else set(told.split())
+def _queued() -> set[str] | None:
+    """Return the ids of the jobs that are pending or running, in submitit's form; None if Slurm does not answer."""
+    output = _output_of(["squeue", "--me", "--noheader", "--array", "--format=%i"])
+    return None if output is None else set(output.split())
 
 
-def _ask(command: list[str]) -> str | None:
+def _output_of(command: list[str]) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     except OSError:
@@ -277,28 +283,28 @@ def _ask(command: list[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-class Ray(OwnProcesses):
-    """Jobs as tasks of a Ray cluster. What is completed already is not submitted; every job that dies is told.
+class Ray(ProcessLauncher):
+    """Runs jobs as tasks of a Ray cluster.
 
-    Of hydra-ray-launcher nothing is needed: it ends the sweep at the first process that dies, and asks for versions of
-    packages that others do not get along with.
+    Completed jobs are not submitted. A job that dies is recorded as failed, and the other jobs go on. (With
+    hydra-ray-launcher the sweep ends at the first process that dies, and its requirements conflict with other packages.)
 
     Args:
         init: Arguments of ``ray.init``.
-        remote: Arguments of ``ray.remote``: what a job needs; by default a GPU where the cluster has any.
+        remote: Arguments of ``ray.remote``: the resources of a job; by default one GPU if the cluster has any.
     """
 
     def __init__(self, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:
         self._init, self._remote = dict(init), dict(remote)
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit what is missing and wait until each job has come to an end."""
+        """Submit the jobs that are not completed yet, and wait until each of them has ended."""
         from mmp.sweeps.jobs import Sweep
 
         try:
             import ray
         except ImportError as error:
-            raise MmpError("hydra/launcher=ray needs Ray on all nodes: pip install ray") from error
+            raise MmpError("hydra/launcher=ray: Ray is not installed; run `pip install ray` on all nodes") from error
         sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
         missing = sweep.missing()
         if missing and not ray.is_initialized():

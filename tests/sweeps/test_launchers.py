@@ -197,7 +197,7 @@ def test_two_devices_train_one_model_with_one_result(tmp_path: Path) -> None:
     [
         ({"n_jobs": 0}, 0, "hydra.launcher.n_jobs=0: must be at least 1"),
         ({"jobs_per_device": 0}, 2, "hydra.launcher.jobs_per_device=0: must be at least 1"),
-        ({"n_jobs": 5, "jobs_per_device": 2}, 2, "n_jobs=5 workers, but 4 GPU slots"),
+        ({"n_jobs": 5, "jobs_per_device": 2}, 2, "n_jobs=5: there are only 4 GPU slots"),
     ],
 )
 def test_impossible_numbers_of_workers_are_refused(

@@ -198,7 +198,7 @@ def test_without_accounting_a_killed_job_is_detected_and_a_warning_is_logged(tmp
     finally:
         cluster.stop()
     assert done.returncode == 1, done.stderr
-    assert "this cluster keeps no accounts" in done.stdout
+    assert "this cluster keeps no accounting" in done.stdout
     (status,) = statuses(tmp_path).values()
     assert status["status"] == "failed"
     assert "ended as unknown, without a result" in status["error"]["message"]
