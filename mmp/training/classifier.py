@@ -146,9 +146,11 @@ class Classifier(pl.LightningModule):
         if recipe.scheduler == "none" and not warmup and recipe.layer_decay is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches) // recipe.epochs
+        # A schedule whose steps change nothing applies warm-up and layer_decay; timm 1.0.20 has no "constant".
+        schedule = {"sched": "step", "decay_rate": 1.0} if recipe.scheduler == "none" else {"sched": recipe.scheduler}
         scheduler, _ = create_scheduler_v2(
             optimizer,
-            sched="constant" if recipe.scheduler == "none" else recipe.scheduler,  # applies layer_decay
+            **schedule,
             num_epochs=recipe.epochs - warmup,  # type: ignore[arg-type]  # the warm-up comes before them
             warmup_epochs=warmup,  # type: ignore[arg-type]
             warmup_lr=recipe.learning_rate / 100,

@@ -78,12 +78,11 @@ def test_norms_are_reestimated_on_the_calibration_images(
     monkeypatch.setattr("mmp.training.finetune.fit", lambda *_: None)  # this test is about the end of the training
     data, model = ImageData(config.data, 0), build_model(config.model).eval()
     tuned, _ = finetune_best(Finetuning(config, data, model, list, [], tmp_path), model, model)
-    (images,) = [torch.cat([x for x, _ in data.calibration_dataloader()])]
-    made = tuned.conv1(images)
-    batches = [len(x) for x, _ in data.calibration_dataloader()]
-    expected = torch.stack([part.mean((0, 2, 3)) for part in made.split(batches)]).mean(0)
+    device = tuned.bn1.running_mean.device  # a GPU if there is one
+    made = [tuned.conv1(images.to(device)) for images, _ in data.calibration_dataloader()]
+    expected = torch.stack([part.mean((0, 2, 3)) for part in made]).mean(0)
     assert torch.allclose(tuned.bn1.running_mean, expected, atol=1e-5)
-    assert not torch.allclose(tuned.bn1.running_mean, model.bn1.running_mean)
+    assert not torch.allclose(tuned.bn1.running_mean.cpu(), model.bn1.running_mean)
 
 
 # --- distillation ---
