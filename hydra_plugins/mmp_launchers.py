@@ -287,7 +287,7 @@ class Ray(ProcessLauncher):
     """Runs jobs as tasks of a Ray cluster.
 
     Completed jobs are not submitted. A job that dies is recorded as failed, and the other jobs go on. (With
-    hydra-ray-launcher the sweep ends at the first process that dies, and its requirements conflict with other packages.)
+    hydra-ray-launcher the sweep ends at the first process that dies, and its requirements conflict with others.)
 
     Args:
         init: Arguments of ``ray.init``.
