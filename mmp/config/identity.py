@@ -106,7 +106,7 @@ def _model_identity(model: Settings) -> Settings:
 
 
 def _pruning_identity(settings: Settings) -> Settings:
-    """Return the settings of ``prune.py`` without those that others override."""
+    """Return the settings of ``mmp-prune`` without those that others override."""
     kept = dict(settings)
     if kept["pattern"] == str(UNSTRUCTURED):
         del kept["pattern"]  # so that hashes from before patterns existed stay valid
@@ -197,7 +197,7 @@ def label(settings: Settings) -> str:
     """Return the name of whatever decides each layer's sparsity: ``p70``, ``searched`` or ``lamp at p70``.
 
     Args:
-        settings: A configuration of ``prune.py``, from :func:`settings_of`.
+        settings: A configuration of ``mmp-prune``, from :func:`settings_of`.
     """
     allocation, strategy = settings["allocation"]["name"], settings["strategy"]["name"]
     if allocation == STRATEGY:

@@ -1,6 +1,6 @@
 """Baselines matched to a sweep: the sweep's axes, and how many weights each of its strategies prunes.
 
-``python prune.py -m match=results/sweeps/demo`` runs every criterion at the sparsities of that sweep's strategies, for
+``mmp-prune -m match=results/sweeps/demo`` runs every criterion at the sparsities of that sweep's strategies, for
 its models, data sets and seeds. The results go into the sweep's folder, so one report shows both. This module reads
 only result files and does not import torch: it runs before Hydra composes a configuration.
 """
@@ -98,7 +98,7 @@ def matched_weights(folder: Path, run: StrategyRun) -> int:
     if len(counts) > 1:
         raise MmpError(
             f"match={folder}: {run} was pruned to {len(counts)} different sparsities there; run baselines at those "
-            "budgets instead: python prune.py -m 'criterion=glob(*,exclude=none)' budget=..."
+            "budgets instead: mmp-prune -m 'criterion=glob(*,exclude=none)' budget=..."
         )
     return counts.pop()
 

@@ -321,7 +321,7 @@ class PathsConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything that ``train.py`` reads."""
+    """Everything that ``mmp-train`` reads."""
 
     seed: int = 0
     sweep: str = "sweep"
@@ -337,7 +337,7 @@ class TrainConfig:
 
 @dataclass
 class PruneConfig(TrainConfig):
-    """Everything that ``prune.py`` reads.
+    """Everything that ``mmp-prune`` reads.
 
     With a ``criterion`` the run is a baseline. Its masks depend neither on ``signal`` nor on the ranges. Its global
     sparsity is set by ``budget``; without one, it is the sparsity of ``strategy``; with ``match``, it is the sparsity
@@ -359,7 +359,7 @@ class PruneConfig(TrainConfig):
 
 @dataclass
 class PlanConfig(PruneConfig):
-    """Everything that ``python -m mmp.plan`` reads: the keys of ``prune.py``, but only observed ranges need data."""
+    """Everything that ``mmp-plan`` reads: the keys of ``mmp-prune``, but only observed ranges need data."""
 
     data: Optional[DataConfig] = None  # type: ignore[assignment]
     format: str = "table"

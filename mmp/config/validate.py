@@ -216,11 +216,11 @@ def _check_recipe(key: str, recipe: RecipeConfig, least_epochs: int) -> None:
     _check(f"{key}.label_smoothing", recipe.label_smoothing, lambda v: 0 <= v < 1, "in [0, 1)")
 
 
-# --- the sections of prune.py ---
+# --- the sections of mmp-prune ---
 
 
 def _check_prune(config: PruneConfig) -> None:
-    """Check what ``prune.py`` reads. The budget becomes a ``BudgetConfig``."""
+    """Check what ``mmp-prune`` reads. The budget becomes a ``BudgetConfig``."""
     _check_ranges(config.ranges)
     config.budget = read_budget(config.budget)
     Pattern.parse(config.pattern)
@@ -327,7 +327,7 @@ def _check_criterion(config: PruneConfig) -> None:
     if config.match and name == NO_CRITERION:
         raise MmpError(
             f"match={config.match}: is for baselines, but criterion=none; choose a criterion, or run all of them with "
-            f"python prune.py -m match={config.match}"
+            f"mmp-prune -m match={config.match}"
         )
 
 
@@ -340,7 +340,7 @@ def _check_strategy(strategy: StrategyConfig) -> None:
     _check("strategy.position", strategy.position, lambda v: 0 <= v <= 1, "a position in [0, 1]")
 
 
-# --- the keys of python -m mmp.plan ---
+# --- the keys of mmp-plan ---
 
 
 def _check_plan(config: PlanConfig) -> None:

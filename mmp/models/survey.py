@@ -1,6 +1,6 @@
 """The survey: the plan of every timm model whose name matches a pattern, checked for defects.
 
-``python -m mmp.plan model=timm model.name='*' format=csv > docs/timm_models.csv``
+``mmp-plan model=timm model.name='*' format=csv > docs/timm_models.csv``
 """
 
 from __future__ import annotations
