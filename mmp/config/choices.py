@@ -19,7 +19,7 @@ FOLDER = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 
 def choices_of(group: str) -> list[str]:
-    """Return the choices of a config group: the names of its files, with those of the user's own folder."""
+    """Return the choices of a config group: the names of its files, here and in the user's own folder."""
     if application := _application():
         return list(application.get_group_options(group))
     return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))

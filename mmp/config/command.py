@@ -37,7 +37,7 @@ def command(main: Callable[[], object]) -> None:
     try:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # last, so that no module there hides an installed one
-        folder, sys.argv[1:] = extended(sys.argv[1:])
+        folder, sys.argv[1:] = with_users_folder(sys.argv[1:])
         main()
     except BrokenPipeError:  # the reader of the output is gone: `head`, for instance, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,7 +49,7 @@ def command(main: Callable[[], object]) -> None:
         sys.exit(1)
 
 
-def extended(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+def with_users_folder(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Return the user's own folder of configurations, if there is one, and a command line that names it.
 
     Args:

@@ -180,7 +180,7 @@ def _check_data(data: DataConfig) -> None:
 
 
 def _join(model: ModelConfig, data: DataConfig) -> None:
-    """Set a model's number of classes, if it has none, to that of the data; raise if model and data disagree."""
+    """Give a model without a number of classes the number in the data; raise if model and data disagree."""
     if model.num_classes is None:
         model.num_classes = data.classes
     for key, own, other in (("num_classes", "classes", data.classes), ("in_chans", "channels", data.channels)):

@@ -96,7 +96,7 @@ class ImageData(pl.LightningDataModule):
 
     Attributes:
         indices: Indices of the images in each split.
-        recipe: Instructions that prepare an image for evaluation, for whoever runs a model elsewhere.
+        recipe: Instructions that prepare an image for evaluation, for users who run a model elsewhere.
         fingerprint: SHA-256 of the images.
 
     Raises:

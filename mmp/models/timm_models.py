@@ -116,7 +116,7 @@ def fill_input(config: TrainConfig) -> None:
 
     Raises:
         MmpError: if timm states nothing for this model or for this number of channels, or if the model is built for
-            another image size than that of the data.
+            another image size.
     """
     require_known(config.model.name)
     data, model = config.data, config.model

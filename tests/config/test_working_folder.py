@@ -13,7 +13,7 @@ import warm
 from places import CONF, ROOT
 from safetensors.torch import load_file
 
-from mmp.config.command import extended
+from mmp.config.command import with_users_folder
 from mmp.errors import MmpError
 
 FILES = {
@@ -48,42 +48,42 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_conf_of_the_working_folder_is_added(folder: Path) -> None:
-    assert extended(["seed=1"]) == (Path("conf"), ["--config-dir", str(folder / "conf"), "seed=1"])
+    assert with_users_folder(["seed=1"]) == (Path("conf"), ["--config-dir", str(folder / "conf"), "seed=1"])
 
 
 @pytest.mark.parametrize("option", [["--config-dir=other"], ["--config-dir", "other"], ["-cd", "other"]], ids=str)
 def test_a_folder_on_the_command_line_takes_its_place(option: list[str], folder: Path) -> None:
     write(folder, {"other/strategy/theirs.yaml": "name: theirs\n"})
-    assert extended(["seed=1", *option]) == (Path("other"), ["seed=1", *option])
+    assert with_users_folder(["seed=1", *option]) == (Path("other"), ["seed=1", *option])
 
 
 def test_other_configurations_than_ours_are_not_extended(folder: Path) -> None:
-    assert extended([f"--config-path={CONF}"]) == (None, [f"--config-path={CONF}"])
+    assert with_users_folder([f"--config-path={CONF}"]) == (None, [f"--config-path={CONF}"])
 
 
 def test_nothing_is_added_in_a_checkout_or_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (ROOT, tmp_path):
         monkeypatch.chdir(place)
-        assert extended(["seed=1"]) == (None, ["seed=1"])
+        assert with_users_folder(["seed=1"]) == (None, ["seed=1"])
     (tmp_path / "conf").symlink_to(CONF)
-    assert extended(["seed=1"]) == (None, ["seed=1"])
+    assert with_users_folder(["seed=1"]) == (None, ["seed=1"])
 
 
 def test_a_folder_that_cannot_be_used_is_named(folder: Path) -> None:
     with pytest.raises(MmpError, match="--config-dir=nowhere: no such folder"):
-        extended(["--config-dir", "nowhere"])
+        with_users_folder(["--config-dir", "nowhere"])
     (folder / "conf" / "strategy" / "latin.yaml").write_bytes("name: für\n".encode("latin-1"))
     with pytest.raises(MmpError, match=r"conf/strategy/latin\.yaml: not UTF-8"):
-        extended([])
+        with_users_folder([])
 
 
 def test_a_file_with_the_name_of_one_of_ours_is_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = folder / "conf" / "strategy" / "p50.yaml"
     copy.write_bytes((CONF / "strategy" / "p50.yaml").read_bytes())
-    extended([])
+    with_users_folder([])
     assert capsys.readouterr().err == ""
     copy.write_text("name: p50\nposition: 0.51\n")
-    extended([])
+    with_users_folder([])
     assert capsys.readouterr().err.startswith("warning: conf/strategy/p50.yaml: not used")
 
 
