@@ -1,11 +1,12 @@
-"""Images a second: batches of images in memory against per-image transforms, and a fine-tuning epoch against the model.
+"""Images per second: whole batches against per-image transforms, and a fine-tuning epoch against the bare model.
 
-``python -m benchmarks.data`` makes epochs of random images like CIFAR-10's, in one process: not augmented, with the
-augmentation of ``data=cifar10``, and with timm's defaults. One by one is a DataLoader, PIL and timm's transform of an
-image: as they mostly are used, and as ours does it, each image with a seed of its own (on a fortieth of the images).
-Then it fine-tunes through Lightning, augmented, and after every epoch takes as many steps of the bare model, loss and
-optimizer on one batch that is already where it is needed: on a GPU if there is one, in bfloat16 and channels-last, with
-four worker processes; else all in this process.
+``python -m benchmarks.data`` first loads epochs of random images with the size of CIFAR-10's, in one process: not
+augmented, with the augmentation of ``data=cifar10``, and with timm's defaults. Two loaders transform each image alone,
+with PIL and timm: a plain DataLoader, and our ``data.augment_batches=false``, which seeds each image. Both load a
+fortieth of the images.
+Then it fine-tunes with Lightning and augmentation. After every epoch it takes as many steps of the bare model, loss and
+optimizer, on one batch that is already on the device. With a GPU, training is in bfloat16 and channels-last, and four
+worker processes load the images; without a GPU, everything runs in one process.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ MODELS = ("cnn", "resnet18")
 
 
 def settings(augment: Any) -> DataConfig:
-    """Return those of images like CIFAR's."""
+    """Return the data settings of random images with the size of CIFAR-10's."""
     state = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
     return DataConfig(name="random", reader="", classes=CLASSES, image_size=32, augment=augment, **state)
 
 
 def pipeline(what: str, pixels: Tensor, labels: Tensor, augment: Any) -> list[Claim]:
-    """Return how many times as many images as of per-image transforms come out of ours."""
+    """Return the ratios of images per second: our batches over each loader that transforms one image at a time."""
     config, seed = settings(augment), None if augment is None else 0
     order, few = EpochShuffle(len(labels), seed=0), len(labels) // 40
     ours = EpochLoader(Split(in_memory(pixels, labels, config)[0], range(len(labels)), seed), BATCH, order)
@@ -76,11 +77,11 @@ def pipeline(what: str, pixels: Tensor, labels: Tensor, augment: Any) -> list[Cl
 
 
 class BareSteps(pl.Callback):
-    """After each epoch, takes as many steps of a model on a batch that stays where it is; both are timed.
+    """Times each epoch, then times as many steps of a second model on one batch that stays on the device.
 
     Args:
-        model: What is trained.
-        recipe: Its optimizer.
+        model: The second model.
+        recipe: The recipe with its optimizer.
     """
 
     def __init__(self, model: nn.Module, recipe: FinetuneConfig) -> None:
@@ -97,7 +98,7 @@ class BareSteps(pl.Callback):
         self._start = now()
 
     def on_train_epoch_end(self, *_: object) -> None:
-        """Read it, and take the bare steps."""
+        """Record the seconds of the epoch, then take and time the steps of the second model."""
         middle = now()
         images, labels = self._batch
         for _step in range(STEPS):
@@ -111,14 +112,14 @@ class BareSteps(pl.Callback):
 
 
 def now() -> float:
-    """Return the time when everything until now is done."""
+    """Return the time, after all work on the GPU has finished."""
     if GPU:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def epoch(name: str, pixels: Tensor, labels: Tensor, augment: Any, repeats: int = REPEATS) -> Claim:
-    """Return the share of the bare model's images a second that a fine-tuning epoch has."""
+    """Return the images per second of a fine-tuning epoch over those of the bare model."""
     recipe = FinetuneConfig(epochs=repeats + 1, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
     config = ModelConfig(**{**OmegaConf.to_container(choose("model", name), resolve=True), "num_classes": CLASSES})
     models = [build_model(config).to(memory_format=torch.channels_last) for _ in range(2)]

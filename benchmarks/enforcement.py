@@ -1,7 +1,8 @@
-"""A training step whose pruned weights stay zero, over the dense step, beside two other ways to hold masks.
+"""The time of a training step that keeps pruned weights at zero, over the time of a dense step.
 
-``python -m benchmarks.enforcement`` times steps of ResNet-18 and of the demo's CNN, at 80 % sparsity, with AdamW, in
-turns: without masks, with ours, with torch.nn.utils.prune, and with Lightning's ModelPruning. On a GPU they run there.
+``python -m benchmarks.enforcement`` times steps of ResNet-18 and of the demo's CNN at 80 % sparsity with AdamW, in
+turns: without masks, with our enforcer, with torch.nn.utils.prune, and with Lightning's ModelPruning. It uses a GPU if
+there is one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Hold = Callable[[nn.Module, torch.optim.Optimizer], None]
 
 
 def model_of(name: str, channels: int) -> nn.Module:
-    """Return a model with random weights, the same each time."""
+    """Return a model with random weights; they are the same in every call."""
     torch.manual_seed(0)
     if name == "cnn":
         config = choose("model", name)
@@ -38,7 +39,7 @@ def model_of(name: str, channels: int) -> nn.Module:
 
 
 def ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Hold masks by magnitude as mmp does."""
+    """Apply magnitude masks with mmp: after each optimizer step, pruned weights are set to zero."""
     weights = prunable_parameters(model, prunable_layers(model))
     masks = make_masks(
         {name: weight.detach().abs() for name, weight in weights.items()}, dict.fromkeys(weights, SPARSITY)
@@ -49,17 +50,17 @@ def ours(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def torch_prune(model: nn.Module, _: torch.optim.Optimizer) -> None:
-    """Hold them by torch.nn.utils.prune: each forward pass multiplies a weight by its mask."""
+    """Apply them with torch.nn.utils.prune: each forward pass multiplies the weights by their masks."""
     for layer in prunable_layers(model):
         module, name = layer.name.rsplit(".", 1)
         prune.l1_unstructured(model.get_submodule(module), name, SPARSITY)
 
 
 def lightning(model: nn.Module, _: torch.optim.Optimizer) -> None:
-    """Hold them by Lightning's ModelPruning, which is made of the same."""
+    """Apply them with Lightning's ModelPruning, which uses torch.nn.utils.prune."""
     parameters = [(model.get_submodule(layer.name.rsplit(".", 1)[0]), "weight") for layer in prunable_layers(model)]
     callback = ModelPruning("l1_unstructured", parameters, amount=SPARSITY, use_global_unstructured=False)
-    callback.setup(None, model, "fit")  # type: ignore[arg-type]  # of the trainer it reads nothing
+    callback.setup(None, model, "fit")  # type: ignore[arg-type]  # it does not read the trainer
     callback.apply_pruning(SPARSITY)
 
 
@@ -67,7 +68,7 @@ def step_of(name: str, channels: int, size: int, batch: int, hold: Hold | None) 
     """Return a function that takes `STEPS` steps."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model_of(name, channels).to(device)
-    # torch.nn.utils.prune replaces parameters, so that it comes before the optimizer; ours needs the optimizer.
+    # torch.nn.utils.prune replaces parameters, so it comes before the optimizer; our enforcer needs the optimizer.
     if hold not in (None, ours):
         hold(model, None)  # type: ignore[misc, arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
@@ -86,7 +87,7 @@ def step_of(name: str, channels: int, size: int, batch: int, hold: Hold | None) 
 
 
 def measure(name: str, channels: int, size: int, batch: int) -> list[Claim]:
-    """Return what is measured of one case."""
+    """Return the claims on one case."""
     holds: dict[str, Hold | None] = {
         "dense": None,
         "mmp": ours,

@@ -1,11 +1,12 @@
 """Exported files: accuracy, bytes and latency of each target.
 
 ``python -m benchmarks.export trained`` prunes the demo's CNN, ViT and LeViT on digits, exports them to every target,
-and prints a table of them; runs that are there already are skipped.
+and prints their table; completed runs are skipped.
 ``python -m benchmarks.export paper resnet18 swin_tiny`` exports the paper's models with random weights, pruned to 90 %
-by magnitude; all four if none is named.
-``python -m benchmarks.export points SWEEP_FOLDER`` prints what each exported configuration lost, over its seeds.
-``python -m benchmarks.export load`` times the loading of a sparse file of thirty million weights.
+by magnitude; without names it exports all four.
+``python -m benchmarks.export points SWEEP_FOLDER`` prints the accuracy that each exported configuration lost, over its
+seeds.
+``python -m benchmarks.export load`` times loading a sparse file with thirty million weights.
 ``python -m benchmarks.export int8 RUN_FOLDER ...`` compares quantizers (:mod:`benchmarks.export_int8`).
 """
 
@@ -43,7 +44,7 @@ from mmp.pruning.masks import MaskEnforcer, make_masks
 from mmp.pruning.sizes import MEGABYTE
 
 SWEEP = Path("results/sweeps/export")
-TRAINED = (  # small LeViTs reach no 90 %
+TRAINED = (  # a small LeViT cannot be pruned to 90 %
     ("model=cnn", "data.image_size=16", "budget=0.9"),
     ("model=vit", "data.image_size=16", "budget=0.9"),
     ("model=levit", "data.image_size=32", "budget=0.85"),
@@ -83,7 +84,7 @@ def trained() -> str:
 
 
 def points(folder: Path) -> str:
-    """Return the points that exporting cost each configuration of a sweep: mean and standard deviation over seeds."""
+    """Return the accuracy points that each configuration lost by export: mean and standard deviation over seeds."""
     found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for path in sorted(folder.glob("*/export/*/export.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -113,13 +114,14 @@ def paper(names: Sequence[str]) -> str:
 
 
 def pruned(config: ModelConfig, size: int, sparsity: float, folder: Path) -> Exportable:
-    """Return a model with random weights, of which the smallest of every layer are zero.
+    """Return a model with random weights, pruned by magnitude to the same sparsity in every layer.
 
-    Its batch norms have seen the images: with other statistics these hardly matter to what a deep network puts out.
+    Its batch norms have the statistics of the images; with other statistics the output of a deep network would hardly
+    depend on its input.
     """
     torch.manual_seed(0)
     model = build_model(config)
-    for module in model.modules():  # some start with zeros, which would make the weights before them zero as well
+    for module in model.modules():  # weights of zero, as some models start with, would hide the layers before them
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
     weights = prunable_parameters(model, prunable_layers(model))
@@ -161,7 +163,7 @@ def _paper_rows(name: str, size: int, folder: Path) -> Iterable[list[str]]:
 
 
 def load() -> str:
-    """Return how long the loading of a sparse file of thirty million weights takes."""
+    """Return a table of the time to load a sparse file with thirty million weights."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +199,7 @@ def ratio_of(ratio: float, quartiles: Sequence[float]) -> str:
 
 
 def main(words: Sequence[str]) -> str:
-    """Return the table that a command line asks for."""
+    """Run the command on the command line and return its table."""
     command, *names = words or [""]
     if command == "trained":
         return trained()

@@ -1,7 +1,7 @@
-"""Eight bits by onnxruntime's static quantization, as target=onnx_int8 has it, and by torchao's pt2e.
+"""INT8 quantization by onnxruntime (static, as in ``target=onnx_int8``) against torchao's pt2e.
 
-``python -m benchmarks.export int8 RUN_FOLDER ...`` quantizes runs both ways with the same calibration images. Nothing
-is written into the runs.
+``python -m benchmarks.export int8 RUN_FOLDER ...`` quantizes runs in both ways with the same calibration images. It
+writes nothing into the run folders.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SPLITS, FLOAT = ("validation", "test"), "float32"
 
 
 def int8(folders: Sequence[str]) -> str:
-    """Return a table of what eight bits cost runs by each quantizer, in points of accuracy; the mean comes last."""
+    """Return a table of the accuracy points that each run loses with each quantizer; the last row is the mean."""
     names, rows = list[str](), []
     for folder in map(Path, folders):
         found = _accuracies(folder)
         names = list(found)
         points = [[one[split] - found[FLOAT][split] for one in found.values()] for split in range(len(SPLITS))]
         rows.append((folder.name, found[FLOAT], points))
-    told = [[name, *_cells(exact, points)] for name, exact, points in rows]
+    lines = [[name, *_cells(exact, points)] for name, exact, points in rows]
     if rows:
         exacts, points = ([row[i] for row in rows] for i in (1, 2))
-        told.append(["mean", *_cells(np.mean(exacts, axis=0).tolist(), np.mean(points, axis=0).tolist())])
+        lines.append(["mean", *_cells(np.mean(exacts, axis=0).tolist(), np.mean(points, axis=0).tolist())])
     headings = [heading for split in SPLITS for heading in (f"{split}, {FLOAT} %", *names[1:])]
-    return table_of(["run", *headings], told)
+    return table_of(["run", *headings], lines)
 
 
 def _cells(exact: Sequence[float], points: Sequence[Sequence[float]]) -> list[str]:
@@ -44,7 +44,7 @@ def _cells(exact: Sequence[float], points: Sequence[Sequence[float]]) -> list[st
 
 
 def _accuracies(folder: Path) -> dict[str, list[float]]:
-    """Return the accuracy of a run in percent on each of `SPLITS`, by each quantizer, float32 first."""
+    """Return the accuracy of a run in percent on each of `SPLITS`: in float32, then with each quantizer."""
     with tempfile.TemporaryDirectory() as scratch:
         run = ExportedRun(folder, (), Path(scratch))
         loaders = (run.data.val_dataloader(), run.data.test_dataloader())
@@ -79,7 +79,7 @@ def _x86() -> Any:
 
 
 def _pt2e(source: Exportable, quantizer: Any) -> Engine:
-    """Return a quantized model; its arithmetic of integers is computed in float32, rounded where they would be."""
+    """Return a quantized model; it simulates integer arithmetic with rounded float32 values."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     sizes = ({0: torch.export.Dim("batch")},)

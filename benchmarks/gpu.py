@@ -1,13 +1,16 @@
-"""Everything that a GPU decides, measured once on a machine with one GPU.
+"""All measurements that need a GPU, on a machine with one GPU.
 
-``python -m benchmarks.gpu --minutes 8 --results benchmarks/results/gpu.jsonl`` runs the parts of
-``benchmarks/gpu_parts.py`` in order of worth, each in a process of its own under a time limit, and appends a JSON row
-to the file for every figure as soon as it is known. A part that crashes or is stopped leaves a row, too, and the next
-part runs. At the end the table of this call's rows is printed, and the last lines of the logs of parts that failed.
+``python -m benchmarks.gpu --minutes 8`` runs the parts of ``benchmarks/gpu_parts.py``, the most important first. Each
+part runs in its own process under a time limit. Every figure is appended at once, as a JSON row, to
+``benchmarks/results/gpu.jsonl``. A part that crashes, is stopped or is skipped leaves a row too, and the next part
+runs. At the end the command prints this call's rows as a table, and the last log lines of the parts that failed.
 
-``--parts scores,jobs`` runs some parts only. ``--data FOLDER`` holds ``gtsrb/GTSRB`` and ``cifar-10-batches-py``, as
-torchvision unpacks them; without them the paper's experiments are skipped. ``--work FOLDER`` keeps runs and logs.
-``--dry-run`` makes every part small: the same code then runs on a CPU in minutes.
+``python -m benchmarks.gpu --show`` measures nothing; it prints the latest rows of the file, one table for each part, as
+in ``benchmarks/README.md``.
+
+``--parts scores,jobs`` runs some parts only. ``--data FOLDER`` is the folder with ``gtsrb/GTSRB`` and
+``cifar-10-batches-py``, as torchvision unpacks them; without them the paper's experiments are skipped.
+``--work FOLDER`` keeps runs and logs. ``--dry-run`` makes every part small, so that all run on a CPU in minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -37,16 +40,16 @@ from benchmarks.timing import shown
 from mmp.export.measure import processor
 from mmp.markdown import table_of
 
-RESERVE = 10  # seconds that are left for the table
-SHORTEST = 15  # seconds with which it is worth starting a part
+RESERVE = 10  # seconds kept for the table at the end
+SHORTEST = 15  # a part does not start with fewer seconds left
 
 
 class Rows:
-    """Appends figures to a file, with all that tells where they come from.
+    """A file of figures, each with its device, torch version, commit and date.
 
     Args:
-        path: The file of JSON rows.
-        commit: The commit that is measured; asked of git if None.
+        path: The file; it has one JSON row per line.
+        commit: The measured commit; read from git if None.
     """
 
     def __init__(self, path: Path, commit: str | None) -> None:
@@ -55,7 +58,7 @@ class Rows:
 
     @cached_property
     def commit(self) -> str:
-        """The commit."""
+        """The short hash of the measured commit, or ``unknown``."""
         git = [shutil.which("git") or "git", "rev-parse", "--short", "HEAD"]
         done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
         return self._given or done.stdout.strip() or "unknown"
@@ -66,14 +69,14 @@ class Rows:
         return {"device": device, "torch": torch.__version__, "commit": self.commit}
 
     def append(self, part: str, figure: Figure, dry: bool) -> None:
-        """Write one row at once."""
+        """Append one row to the file."""
         date = datetime.now(UTC).isoformat(timespec="seconds")
         row = {"part": part, **asdict(figure), **self._origin, "date": date, "dry_run": dry}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def read(self, skipped: int = 0) -> list[dict[str, Any]]:
-        """Return the rows behind the first few."""
+        """Return all rows after the first ``skipped``."""
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         return [json.loads(line) for line in lines[skipped:]]
 
@@ -86,14 +89,14 @@ def run_part(name: str, setting: Setting, rows: Rows) -> None:
 
 
 class Running:
-    """A part in a process of its own, with all processes that it starts in one group.
+    """A part that runs in its own process; the processes that it starts are in the same process group.
 
     Args:
-        name: The part.
-        command: What runs it.
-        log: Where its output goes.
-        seconds: After how many seconds it is stopped.
-        threads: Threads of each of its processes; None for the default.
+        name: The part's name.
+        command: The command that runs the part.
+        log: The file for its output.
+        seconds: Time limit.
+        threads: Number of threads of each process; None for the default.
     """
 
     def __init__(self, name: str, command: Sequence[str], log: Path, seconds: float, threads: int | None) -> None:
@@ -106,26 +109,31 @@ class Running:
             )
 
     def finish(self) -> Figure:
-        """Wait until the part ends, or stop it; return its outcome, in seconds."""
+        """Wait until the part ends, or stop it at its limit; return its outcome and its seconds."""
         try:
             code = self._process.wait(max(0.1, self._start + self._seconds - time.monotonic()))
             outcome = "completed" if code == 0 else f"failed with exit code {code}: {self.last_lines(1)}"
         except subprocess.TimeoutExpired:
             outcome = f"stopped at its limit of {self._seconds:.0f} s"
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # whatever the part has started
+            os.killpg(self._process.pid, signal.SIGKILL)  # also ends the processes that the part started
         self._process.wait()
         took = time.monotonic() - self._start
-        return Figure("outcome", round(took, 1), "s", target="completed", holds=outcome == "completed", note=outcome)
+        return outcome_of(outcome, took)
 
     def last_lines(self, count: int) -> str:
-        """Return the end of the log."""
+        """Return the last lines of the log that are not empty."""
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return "\n".join(lines[-count:])
 
 
+def outcome_of(note: str, seconds: float = 0.0) -> Figure:
+    """Return the figure that says how a part ended; its target is the note ``completed``."""
+    return Figure("outcome", round(seconds, 1), "s", target="completed", holds=note == "completed", note=note)
+
+
 def run_all(chosen: Sequence[str], setting: Setting, rows: Rows, minutes: float) -> Iterator[Running]:
-    """Run parts, one group at a time, until the time is up; yield those that did not complete."""
+    """Run parts, one group after another, until the time is up; yield the started parts that did not complete."""
     end = time.monotonic() + 60 * minutes - RESERVE
     for group in groups_of(chosen):
         started = []
@@ -133,8 +141,8 @@ def run_all(chosen: Sequence[str], setting: Setting, rows: Rows, minutes: float)
             part, left = PARTS[name], end - time.monotonic()
             missing = bool(part.needs) and not (setting.data / part.needs).is_dir()
             if missing or left < SHORTEST:
-                why = f"no {setting.data / part.needs}" if missing else "no time left"
-                rows.append(name, Figure("outcome", 0.0, "s", "completed", note=f"skipped: {why}"), setting.dry)
+                why = f"no {part.needs} in the data folder" if missing else "no time left"
+                rows.append(name, outcome_of(f"skipped: {why}"), setting.dry)
                 continue
             command, log = command_of(name, setting, rows), setting.work / f"{name}.log"
             started.append(Running(name, command, log, min(part.seconds, left), threads=None if len(group) == 1 else 2))
@@ -149,7 +157,7 @@ def run_all(chosen: Sequence[str], setting: Setting, rows: Rows, minutes: float)
 
 
 def groups_of(chosen: Sequence[str]) -> list[list[str]]:
-    """Return parts in order; those that may run at the same time are together."""
+    """Return the parts in the order of `PARTS`, in groups of parts that may run at the same time."""
     groups: list[list[str]] = []
     for name in PARTS:
         if name in chosen:
@@ -165,37 +173,55 @@ def command_of(name: str, setting: Setting, rows: Rows) -> list[str]:
     return [sys.executable, "-m", "benchmarks.gpu", "--only", name, *options]
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as a table, and below it the machine."""
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as a Markdown table."""
     cells = []
     for row in rows:
         spread = "" if row["low"] is None else f"{shown(row['low'])} to {shown(row['high'])}"
         verdict = {None: "", True: "pass", False: "**miss**"}[row["holds"]]
-        value = f"{shown(row['value'])} {row['unit']}"
-        cells.append([row["part"], row["name"], row["target"], value, spread, verdict, row["note"]])
-    last = rows[-1]
-    origin = f"{last['device']}, torch {last['torch']}, commit {last['commit']}, {last['date']}"
-    return table_of(["part", "what", "target", "value", "spread", "", ""], cells) + f"\n\n{origin}"
+        cells.append([row["name"], row["target"], value_of(row), spread, verdict, row["note"]])
+    return table_of(["what", "target", "value", "spread", "", ""], cells)
+
+
+def value_of(row: Mapping[str, Any]) -> str:
+    """Return a value with its unit; a share has six digits, because 0.999995 is not 1."""
+    if row["unit"] == "share":
+        return f"{row['value']:.6g}"
+    return shown(row["value"]) + ("" if row["unit"] == "ratio" else f" {row['unit']}")
+
+
+def tables(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a heading and a table for each part, with the latest row of each name, and at the end their origins."""
+    latest = {(row["part"], row["name"]): row for row in rows}.values()
+    by_part = {part: [row for row in latest if row["part"] == part] for part in PARTS}
+    texts = [f"### {part}\n{table(of_part)}" for part, of_part in by_part.items() if of_part]
+    origins = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}, {r['date'][:10]}": None for r in latest}
+    return "\n\n".join([*texts, *origins])
 
 
 def main() -> None:
-    """Read the command line and run."""
+    """Run the parts that the command line names, or show what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together")
-    parser.add_argument("--results", type=Path, default=RESULTS / "gpu.jsonl", help="the file of all rows")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, separated by commas")
+    parser.add_argument("--show", action="store_true", help="print the tables of the measured rows and run nothing")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of all parts together")
+    parser.add_argument("--results", type=Path, default=RESULTS / "gpu.jsonl", help="the file of rows")
+    parser.add_argument("--parts", default=",".join(PARTS), help="the parts to run, separated by commas")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of data sets")
     parser.add_argument("--work", type=Path, help="a folder for runs and logs; a temporary one by default")
-    parser.add_argument("--commit", help="what the rows name as the commit; asked of git by default")
+    parser.add_argument("--commit", help="the commit that the rows name; read from git by default")
     parser.add_argument("--dry-run", action="store_true", help="make every part small")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)  # one part, in this process
     given = parser.parse_args()
+    rows = Rows(given.results.resolve(), given.commit)
+    if given.show:
+        sys.stdout.write(tables(row for row in rows.read() if not row["dry_run"]) + "\n")
+        return
     chosen = given.parts.split(",")
     if unknown := set(chosen) - PARTS.keys():
         parser.error(f"--parts: unknown {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
     work = (given.work or Path(tempfile.mkdtemp(prefix="mmp-gpu-"))).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    setting, rows = Setting(given.data.resolve(), work, given.dry_run), Rows(given.results.resolve(), given.commit)
+    setting = Setting(given.data.resolve(), work, given.dry_run)
     if given.only:
         run_part(given.only, setting, rows)
         return
@@ -203,7 +229,7 @@ def main() -> None:
     failed = list(run_all(chosen, setting, rows, given.minutes))
     for running in failed:
         sys.stdout.write(f"--- {running.name}: the end of its log ---\n{running.last_lines(15)}\n\n")
-    sys.stdout.write(table(rows.read(before)) + "\n")
+    sys.stdout.write(tables(rows.read(before)) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The parts of ``python -m benchmarks.gpu``. Each runs in a process of its own, and yields figures as it finds them.
+"""The parts of ``python -m benchmarks.gpu``. Each runs in its own process and yields figures as soon as it has them.
 
-On a machine without a GPU the same code runs on the CPU; ``dry`` makes every part small.
+Without a GPU the same code runs on the CPU; ``dry`` makes every part small.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Setting:
     Attributes:
         data: Folder with ``gtsrb/GTSRB`` and ``cifar-10-batches-py``.
         work: Folder for runs and logs.
-        dry: Whether every part is made small.
+        dry: Whether every part is small, for a quick run on a CPU.
     """
 
     data: Path
@@ -66,13 +66,13 @@ class Figure:
 
     Attributes:
         name: What is measured.
-        value: The value; of several repetitions, the median.
+        value: The value; the median if there are several repetitions.
         unit: Its unit.
-        low: Least value of several repetitions.
+        low: Smallest value of several repetitions.
         high: Largest value of several repetitions.
-        target: What the value should be, as text.
-        holds: Whether it is; None without a target.
-        note: What else to know.
+        target: The target as text; empty without a target.
+        holds: Whether the value reaches the target; None without a target.
+        note: Further information for the table.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Figure:
 
     @classmethod
     def of(cls, claim: Claim, unit: str = "ratio") -> Figure:
-        """Return the figure of a claim of the other benchmarks."""
+        """Return a claim of another benchmark as a figure."""
         _, target, _, _, verdict, note = claim.cells()
         spread = (min(claim.values), max(claim.values)) if len(claim.values) > 1 else (None, None)
         holds = None if not verdict else verdict == "pass"
@@ -94,19 +94,19 @@ class Figure:
 
 
 def exactly(name: str, value: float, wanted: float, unit: str, note: str = "") -> Figure:
-    """Return a figure whose target is one value."""
+    """Return a figure whose target is exactly the wanted value."""
     return Figure(name, value, unit, target=f"exactly {wanted:g}", holds=value == wanted, note=note)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part.
+    """One part of the measurements.
 
     Attributes:
-        measure: Yields figures.
+        measure: Measures and yields figures.
         seconds: Time limit.
-        gather: Reads figures from what the part left on disk, however it ended.
-        needs: A folder of the data without which the part is skipped.
+        gather: Reads figures from the part's files, also after the part crashed or was stopped.
+        needs: A folder in the data folder; the part is skipped if it is missing.
         options: Further arguments of both functions.
     """
 
@@ -121,7 +121,7 @@ class Part:
 
 
 def tests(setting: Setting) -> Iterator[Figure]:
-    """Run the tests that need a GPU, then those that use one where there is one."""
+    """Run the tests that need a GPU, then the quick tests that use a GPU if there is one."""
     yield from _pytest("tests that need a GPU", setting, "tests/pruning/test_patterns.py", "-k", "gpu")
     if not setting.dry:
         folders = ("tests/pruning", "tests/callbacks", "tests/training")
@@ -142,11 +142,11 @@ def _pytest(name: str, setting: Setting, *arguments: str) -> Iterator[Figure]:
     yield Figure(f"{name}: passed", len(cases) - len(failed) - len(skipped), "tests", note=f"{len(skipped)} skipped")
 
 
-# --- the same masks on both devices ---
+# --- masks on CPU and GPU ---
 
 
 def masks(setting: Setting) -> Iterator[Figure]:
-    """Compare scores and masks of the CPU and of the GPU: ten strategies, three signals."""
+    """Compare scores and masks that are computed on the CPU and on the GPU, for ten strategies and three signals."""
     cases = [("resnet18", 32, "resnet", 43, 8 if setting.dry else 64)]
     if not setting.dry:
         cases.append((SWIN, 224, "swin", 100, 16))
@@ -175,7 +175,10 @@ def _scores(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], device: 
 def _compare(
     case: str, cpu: Mapping[str, Tensor], gpu: Mapping[str, Tensor], strategies: Mapping[str, Mapping[str, float]]
 ) -> Iterator[Figure]:
-    """Yield how far scores differ, and masks: of the same scores on both devices, and of each device's own."""
+    """Yield the differences of two sets of scores and of their masks.
+
+    Masks are compared twice: made on both devices from the same scores, and made from each device's own scores.
+    """
     moved = {name: value.cpu() for name, value in gpu.items()}
     difference = max(float((moved[name] - cpu[name]).abs().max() / cpu[name].abs().max()) for name in cpu)
     yield Figure(f"{case}: scores, largest difference over a layer's largest score", difference, "ratio")
@@ -196,17 +199,17 @@ def _equal_bits(left: Mapping[str, Masks], right: Mapping[str, Masks]) -> float:
 
 
 class CountPrunedWeights(pl.Callback):
-    """Counts, after every training step, the pruned weights that are not zero; writes the sum to a file.
+    """Counts the pruned weights that are not zero after every training step, and writes the sum to a file.
 
     Args:
-        file: Where the numbers go, as JSON.
+        file: The JSON file.
     """
 
     def __init__(self, file: str) -> None:
         self._file, self._steps, self._alive = Path(file), 0, 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        """Count."""
+        """Add the pruned weights that are not zero to the sum."""
         held = next(callback for callback in trainer.callbacks if isinstance(callback, MaskPruning)).masks
         weights = dict(pl_module.model.named_parameters())  # type: ignore[operator]
         for name, mask in (held or {}).items():
@@ -214,12 +217,12 @@ class CountPrunedWeights(pl.Callback):
         self._steps += held is not None
 
     def on_train_end(self, trainer: pl.Trainer, *_: object) -> None:
-        """Write."""
+        """Write the numbers of steps and of weights, and the precision."""
         self._file.write_text(json.dumps({"steps": self._steps, "alive": self._alive, "precision": trainer.precision}))
 
 
 def mixed_precision(setting: Setting) -> Iterator[Figure]:
-    """Prune and fine-tune in bf16 and fp16, and look for pruned weights that are not zero: each step, and on disk."""
+    """Prune and fine-tune in bf16 and fp16; count pruned weights that are not zero, after each step and on disk."""
     epochs = (1, 1) if setting.dry else (8, 3)
     for precision, clipping in (("32-true", None), ("bf16-mixed", None), ("16-mixed", None), ("16-mixed", 1.0)):
         case = precision if clipping is None else f"{precision}, gradients clipped"
@@ -244,23 +247,25 @@ def _prune(*arguments: str) -> None:
     """Run ``python prune.py ARGUMENT...``; its output goes to the part's log.
 
     Raises:
-        CalledProcessError: if it fails.
+        CalledProcessError: if the command fails.
     """
     quiet = "trainer.enable_progress_bar=false"
     subprocess.run([sys.executable, "prune.py", *arguments, quiet], cwd=ROOT, check=True)  # noqa: S603
 
 
 def _results(folder: Path) -> list[dict[str, Any]]:
-    """Return the completed runs below a folder, in the order in which they ended."""
+    """Return the results of all completed runs in a folder, in the order in which the runs ended."""
     paths = sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime)
     return [json.loads(path.read_text()) | {"folder": path.parent} for path in paths]
 
 
 def _drop(name: str, result: Mapping[str, Any]) -> Figure:
     accuracy = {model: 100 * values["test"] for model, values in result["accuracy"].items()}
+    validation = 100 * result["accuracy"]["finetuned"]["validation"]
     note = (
         f"sparsity {100 * result['sparsity']:.1f} %; dense {accuracy['dense']:.2f} %, pruned {accuracy['pruned']:.2f}, "
-        f"fine-tuned {accuracy['finetuned']:.2f} after {result['epochs']} epochs; {result['seconds']['total']:.0f} s"
+        f"fine-tuned {accuracy['finetuned']:.2f} (on validation {validation:.2f}) after {result['epochs']} epochs; "
+        f"{result['seconds']['total']:.0f} s"
     )
     return Figure(f"{name}: drop in test accuracy", result["drop"], "points", note=note)
 
@@ -269,20 +274,20 @@ def _drop(name: str, result: Mapping[str, Any]) -> Figure:
 
 
 def enforcement(setting: Setting) -> Iterator[Figure]:
-    """Time a step under masks over a dense step."""
+    """Time a training step under masks against a dense step."""
     for case in benchmarks.enforcement.CASES[-1:] if setting.dry else benchmarks.enforcement.CASES:
         yield from map(Figure.of, benchmarks.enforcement.measure(*case))
 
 
 def scores(setting: Setting) -> Iterator[Figure]:
-    """Time scores over plain passes."""
+    """Time scoring against plain forward and backward passes."""
     torch.manual_seed(0)
     for name, size in list(benchmarks.scores.MODELS.items())[: 1 if setting.dry else None]:
         yield from map(Figure.of, benchmarks.scores.measure(name, size))
 
 
 def memory(setting: Setting) -> Iterator[Figure]:
-    """Measure the peaks of scoring and masking Swin-Tiny."""
+    """Measure the peak memory of scoring and masking Swin-Tiny."""
     if setting.dry:
         passes = benchmarks.memory.in_process("plain", "product", DEVICE)
         yield Figure.of(benchmarks.memory.of_swin("library", "product", passes, DEVICE))
@@ -291,7 +296,7 @@ def memory(setting: Setting) -> Iterator[Figure]:
 
 
 def reconstruction(setting: Setting) -> Iterator[Figure]:
-    """Time the re-solving of Swin-Tiny's layers."""
+    """Time the reconstruction of Swin-Tiny's layers."""
     for images in (2,) if setting.dry else (64, 512):
         found = benchmarks.reconstruction.cost(SWIN, "swin", 100, images)
         note = f"peak {found.peak / 2**30:.2f} GiB; {found.solved} layers solved, {found.left} left as masked"
@@ -300,7 +305,7 @@ def reconstruction(setting: Setting) -> Iterator[Figure]:
 
 
 def input_pipeline(setting: Setting) -> Iterator[Figure]:
-    """Time an augmented fine-tuning epoch over the bare model on one batch."""
+    """Compare an augmented fine-tuning epoch with as many steps of the bare model on one batch."""
     if setting.dry:
         benchmarks.data.STEPS = 2
     pixels = torch.randint(0, 256, (benchmarks.data.IMAGES, 3, 32, 32), dtype=torch.uint8)
@@ -310,11 +315,11 @@ def input_pipeline(setting: Setting) -> Iterator[Figure]:
         yield Figure.of(benchmarks.data.epoch(name, pixels, labels, recipe, repeats=1 if setting.dry else 4))
 
 
-# --- trainings stacked into one ---
+# --- several models trained in one step ---
 
 
 def stacked(setting: Setting) -> Iterator[Figure]:
-    """Time a training step of ten masked copies of a model: one after another, and stacked by ``torch.func.vmap``."""
+    """Time a training step of ten masked copies of a model: one after another, and all at once with ``torch.vmap``."""
     copies, repeats = (2, 1) if setting.dry else (10, 5)
     cases = (("cnn", 1, 28, 128), ("resnet18", 3, 32, 128))
     for name, channels, size, batch in cases[: 1 if setting.dry else None]:
@@ -353,7 +358,7 @@ def _steps_stacked(models: Sequence[nn.Module], images: Tensor, labels: Tensor) 
     skeleton = copy.deepcopy(models[0]).to("meta")
     parameters = {name: nn.Parameter(value.detach()) for name, value in parameters.items()}
     prunable = {layer.name for layer in prunable_layers(models[0])}
-    kept = {name: parameters[name].detach().abs() > 0.01 for name in prunable}  # which weights does not matter here
+    kept = {name: parameters[name].detach().abs() > 0.01 for name in prunable}  # any masks take the same time
     optimizer = torch.optim.Adam(parameters.values(), 1e-4)
 
     def loss(weights: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
@@ -377,11 +382,11 @@ def _steps_stacked(models: Sequence[nn.Module], images: Tensor, labels: Tensor) 
 
 
 def jobs(setting: Setting) -> Iterator[Figure]:
-    """Run a sweep on digits with one worker and with four on the same device; the results must be the same."""
+    """Run a sweep on digits with one worker and with four workers on one device; the results must be the same."""
     strategies, epochs = ("p50,p70", (1, 1)) if setting.dry else ("p30,p50,p70,p90", (20, 6))
     common = [f"dense.epochs={epochs[0]}", "dense.warmup_epochs=0", f"finetune.epochs={epochs[1]}"]
     common += [f"paths.cache={setting.work}/jobs/cache"]
-    _prune(*common, "finetune.epochs=0", f"paths.results={setting.work}/jobs/first")  # the dense model, for all
+    _prune(*common, "finetune.epochs=0", f"paths.results={setting.work}/jobs/first")  # trains the dense model
     seconds, found = {}, {}
     for workers in (1, 4):
         folder = setting.work / "jobs" / str(workers)
@@ -399,7 +404,7 @@ def jobs(setting: Setting) -> Iterator[Figure]:
 
 
 def _launcher(workers: int, slots: int | None = None) -> list[str]:
-    """Return the overrides that run so many jobs at once on one GPU, which may have more slots, or on the CPU."""
+    """Return the overrides that start this many workers on one device; a GPU may have more slots than workers."""
     shared = [f"hydra.launcher.jobs_per_device={slots or workers}"] if DEVICE == "cuda" else []
     return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}", *shared]
 
@@ -412,7 +417,7 @@ CRITERIA = ("mag", "snip", "grasp")
 
 
 def dense(setting: Setting, experiment: str, overrides: Sequence[str]) -> Iterator[Figure]:
-    """Train an experiment's dense model, score it, and prune it once without fine-tuning."""
+    """Train an experiment's dense model and compute its scores, in one run without fine-tuning."""
     folder = setting.work / experiment
     start = time.perf_counter()
     _prune(*_experiment(setting, experiment, overrides), "finetune.epochs=0", "strategy=balanced", "data.workers=4")
@@ -422,7 +427,7 @@ def dense(setting: Setting, experiment: str, overrides: Sequence[str]) -> Iterat
 
 
 def grid(setting: Setting, experiment: str, overrides: Sequence[str]) -> Iterator[Figure]:
-    """Fine-tune an experiment's ten strategies, signal by signal, beside three single criteria, several at once."""
+    """Run an experiment's ten strategies for three signals, and three criteria, several jobs at once."""
     shared = ["-m", *_experiment(setting, experiment, overrides), "data.workers=1", "trainer.enable_progress_bar=false"]
     strategies, criteria = _jobs_of(setting)
     slots = AT_ONCE + len(criteria)
@@ -434,7 +439,7 @@ def grid(setting: Setting, experiment: str, overrides: Sequence[str]) -> Iterato
     codes = [process.wait() for process in running]
     if any(codes):
         raise RuntimeError(f"sweeps ended with exit codes {codes}")
-    yield from ()  # gather_grid reads the results, also of a grid that is stopped
+    yield from ()  # gather_grid reads the results, even if this part is stopped
 
 
 def _jobs_of(setting: Setting) -> tuple[Sequence[str], Sequence[str]]:
@@ -443,7 +448,7 @@ def _jobs_of(setting: Setting) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def gather_grid(setting: Setting, experiment: str, overrides: Sequence[str]) -> Iterator[Figure]:
-    """Yield the drop of every job that has completed."""
+    """Yield the drop in test accuracy of every completed job."""
     found = _results(setting.work / experiment / "sweeps")
     strategies, criteria = _jobs_of(setting)
     wanted = len(SIGNALS) * len(strategies) + len(criteria)
@@ -454,7 +459,7 @@ def gather_grid(setting: Setting, experiment: str, overrides: Sequence[str]) -> 
 
 
 def _experiment(setting: Setting, experiment: str, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of all commands on one of the paper's experiments."""
+    """Return the overrides that all commands of one experiment share."""
     paths = [f"data.root={setting.data}", f"paths.results={setting.work / experiment}"]
     small = ["dense.epochs=1", "dense.warmup_epochs=0", "finetune.epochs=1", "trainer.limit_train_batches=2"]
     return [f"experiment=paper/{experiment}", *paths, *overrides, *(small if setting.dry else [])]
@@ -485,5 +490,5 @@ PARTS: dict[str, Part] = {
     "resnet18_gtsrb": Part(grid, 600, gather_grid, "gtsrb", _RESNET),
     "vgg11_cifar10": Part(grid, 600, gather_grid, "cifar-10-batches-py", _VGG),
 }
-# Parts of one line may run at the same time, because they measure no time. All others run alone.
+# Parts in one tuple may run at the same time, because their results do not depend on time. All others run alone.
 TOGETHER = (("tests", "masks", "mixed_precision", "memory", "dense_resnet18_gtsrb", "dense_vgg11_cifar10"),)

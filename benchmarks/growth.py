@@ -1,8 +1,8 @@
-"""How time and memory grow: plan, scores and masks with a model's weights, a report with a sweep's configurations.
+"""The growth of time and memory: of plan, scores and masks with the weights, of a report with the configurations.
 
-``python -m benchmarks.growth`` measures each point in a process of its own, prints the exponents (1 is linear), and
-draws docs/images/growth.png. The models are ViTs from 1M to 300M weights, with eight images of 32x32 for the gradient;
-the configurations are made up, a run each.
+``python -m benchmarks.growth`` measures each point in its own process, prints the exponents (1 is linear), and draws
+docs/images/growth.png. The models are ViTs with 1M to 300M weights; the gradient uses eight images of 32x32. The report
+is about invented results, one run per configuration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from benchmarks.memory import GIBI, MEBI, resident
+from benchmarks.memory import GIBI, MEBI, in_use
 from benchmarks.timing import Claim, table
 from mmp.plan import make_plan
 from mmp.pruning.calibration_statistics import collect
@@ -38,7 +38,8 @@ ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "images" / "growth.png"
 SHAPES = ((128, 5), (192, 7), (256, 12), (512, 10), (768, 14), (1024, 24))  # width and depth
 SIZES = (30, 100, 300, 1000, 3000)
-MOST, REPEATS, ENOUGH = 1.15, 3, 20.0  # the exponent; repetitions of a point, and the seconds after which one is enough
+MOST = 1.15  # largest exponent
+REPEATS, ENOUGH = 3, 20.0  # repetitions of a point, and the seconds after which no other one starts
 
 Route = Callable[[], Any]
 
@@ -51,21 +52,21 @@ def vit(width: int, depth: int) -> nn.Module:
 
 
 def plan(width: int, depth: int) -> tuple[float, Route]:
-    """Return the number of weights, and what makes the plan; the model has no memory for its weights."""
+    """Return the number of weights, and a function that makes the plan of a model on the meta device."""
     with torch.device("meta"):
         model = vit(width, depth)
     return weights_of(model), lambda: make_plan(model)
 
 
 def magnitude(width: int, depth: int) -> tuple[float, Route]:
-    """Return the number of weights, and what scores them by magnitude."""
+    """Return the number of weights, and a function that scores them by magnitude."""
     model = vit(width, depth)
     parameters = prunable_parameters(model, prunable_layers(model))
     return weights_of(model), lambda: score(Magnitude(), parameters, {}, normalised=True)
 
 
 def gradient(width: int, depth: int) -> tuple[float, Route]:
-    """Return the number of weights, and what scores them by gradient, the passes included."""
+    """Return the number of weights, and a function that computes gradients and scores the weights by them."""
     model = vit(width, depth)
     parameters = prunable_parameters(model, prunable_layers(model))
     batches = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(2)]
@@ -76,7 +77,7 @@ def gradient(width: int, depth: int) -> tuple[float, Route]:
 
 
 def masks(width: int, depth: int) -> tuple[float, Route]:
-    """Return the number of weights, and what makes their masks for all strategies at once."""
+    """Return the number of weights, and a function that makes the masks of all strategies."""
     with torch.device("meta"):
         model = vit(width, depth)
     scores = {layer.name: torch.rand(layer.shape) for layer in prunable_layers(model)}
@@ -85,7 +86,7 @@ def masks(width: int, depth: int) -> tuple[float, Route]:
 
 
 def report(folder: Path, size: int) -> tuple[float, Route]:
-    """Return the number of configurations, and what writes their report."""
+    """Return the number of configurations, and a function that writes their report."""
     sys.path.append(str(ROOT / "tests" / "helpers"))
     from result_files import full_sweep
 
@@ -117,18 +118,18 @@ SUBJECTS: dict[str, Callable[..., tuple[float, Route]]] = {
 
 
 def point(subject: str, *sizes: str) -> dict[str, float]:
-    """Return size, seconds and peak bytes of one point, less what was in memory before."""
+    """Return the size, the seconds and the additional peak bytes of one point."""
     with tempfile.TemporaryDirectory() as folder:
         make = partial(report, Path(folder)) if subject == "report" else SUBJECTS[subject]
-        make_plan(vit(64, 1))  # whatever loads at first use is loaded
+        make_plan(vit(64, 1))  # some libraries are loaded at first use
         if subject == "report":
             with tempfile.TemporaryDirectory() as small:
                 report(Path(small), 1)[1]()
         size, route = make(*map(int, sizes))
-        before, seconds = resident(), list[float]()
+        before, seconds = in_use("cpu"), list[float]()
         reset_peak_memory()
         while len(seconds) < REPEATS and sum(seconds) < ENOUGH:
-            resident()  # whatever a repetition has freed is given back, so that the next begins like the first
+            in_use("cpu")  # returns freed memory to the system, so that every repetition starts in the same state
             start = time.perf_counter()
             route()
             seconds.append(time.perf_counter() - start)
@@ -136,13 +137,13 @@ def point(subject: str, *sizes: str) -> dict[str, float]:
 
 
 def in_process(subject: str, *sizes: int) -> dict[str, float]:
-    """Measure a point in a process of its own."""
+    """Measure a point in a new process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.growth", subject, *map(str, sizes)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Return the power of the size that values grow with: of all of them, or of the last step where that is more."""
+    """Return the exponent b of a fit value = a * size^b, or that between the last two points if it is larger."""
     x, y = np.log(sizes), np.log(values)
     return max(float(np.polyfit(x, y, 1)[0]), (y[-1] - y[-2]) / (x[-1] - x[-2]))
 
@@ -153,15 +154,15 @@ def claims_of(subject: str, points: Sequence[dict[str, float]]) -> list[Claim]:
     unit = "configurations" if subject == "report" else "weights"
     label = f"{subject}, {sizes[0]:,.0f} to {sizes[-1]:,.0f} {unit}"
     seconds, memory = ([one[what] for one in points] for what in ("seconds", "bytes"))
-    told = f"{seconds[0]:.3g} to {seconds[-1]:.3g} s", f"{memory[0] / MEBI:.3g} to {memory[-1] / MEBI:,.0f} MiB"
+    notes = f"{seconds[0]:.3g} to {seconds[-1]:.3g} s", f"{memory[0] / MEBI:.3g} to {memory[-1] / MEBI:,.0f} MiB"
     return [
         Claim(f"{label}: exponent of {what}", [exponent(sizes, values)], most=MOST, note=note)
-        for what, values, note in (("time", seconds, told[0]), ("memory", memory, told[1]))
+        for what, values, note in (("time", seconds, notes[0]), ("memory", memory, notes[1]))
     ]
 
 
 def draw(found: dict[str, list[dict[str, float]]]) -> None:
-    """Draw seconds and memory against size on logarithmic axes, with a line of slope 1 to compare with."""
+    """Draw seconds and memory against size on logarithmic axes, with a line of slope 1 for comparison."""
     from matplotlib.figure import Figure
 
     colours = dict(zip(SUBJECTS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"), strict=True))

@@ -1,6 +1,6 @@
-"""A training step on the CPU with and without freed memory that the heap keeps (``mmp.runs.memory``).
+"""The time of a training step on the CPU if the process keeps freed memory (``mmp.runs.memory``), and if it does not.
 
-``python -m benchmarks.heap`` times steps of ResNet-18 and of the demo's CNN in processes of their own, in turns.
+``python -m benchmarks.heap`` times steps of ResNet-18 and of the demo's CNN in new processes, in turns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPEATS, WARM = 5, 2
 
 
 def measure(name: str) -> tuple[float, float]:
-    """Return seconds and page faults of a step, in this process."""
+    """Return seconds and page faults of a step in this process."""
     steps = step_of(name, *CASES[name], None)
     for _ in range(WARM):
         steps()
@@ -32,7 +32,7 @@ def measure(name: str) -> tuple[float, float]:
 
 
 def elsewhere(name: str, kept: bool) -> tuple[float, float]:
-    """Return the same of a process of its own."""
+    """Return seconds and page faults of a step in a new process, which may keep freed memory."""
     command = [sys.executable, "-m", "benchmarks.heap", name, *(["kept"] if kept else [])]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
     seconds, faults = map(float, done.stdout.split())
@@ -40,14 +40,14 @@ def elsewhere(name: str, kept: bool) -> tuple[float, float]:
 
 
 def compare(name: str) -> Claim:
-    """Return what a step costs with memory kept, over one without."""
+    """Return the time of a step with freed memory kept over the time of a step without."""
     turns = [(elsewhere(name, kept=True), elsewhere(name, kept=False)) for _ in range(REPEATS)]
     kept, returned = zip(*turns, strict=True)
     _, pixels, images = CASES[name]
     return Claim(
         f"{name}, {images} images of {pixels}x{pixels}: a step with freed memory kept over one without",
         ratios([seconds for seconds, _ in kept], [seconds for seconds, _ in returned]),
-        note=f"{kept[0][1]:,.0f} page faults a step, not {returned[0][1]:,.0f}",
+        note=f"{kept[0][1]:,.0f} page faults per step instead of {returned[0][1]:,.0f}",
     )
 
 

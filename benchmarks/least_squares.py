@@ -1,13 +1,17 @@
-"""What a reconstruction takes, over the forward passes and the matrix products that its sizes need.
+"""The time of a reconstruction over the time of the forward passes and matrix operations that it needs.
 
-``python -m benchmarks.least_squares`` re-solves the demo's models and ResNet-18 on random images, masked by p70.
-Needed are: one forward pass each of the dense and of the pruned network; for each layer the products of its inputs with
-themselves and with its targets, in float32; for each of its rows a Cholesky factorisation of k^3 / 3 operations in
-float64, k being the weights that it keeps, or fifty conjugate-gradient steps in float32 where these take less.
-Operations count at the rate at which this machine multiplies matrices of 2048 x 2048.
+``python -m benchmarks.least_squares`` reconstructs the demo's models and ResNet-18 on random images, masked by p70.
+A reconstruction needs:
 
-The second ratio counts no more than what is done at least: half of the symmetric products, factorisations in float32,
-and 15 conjugate-gradient steps.
+- one forward pass of the dense network, and one of the pruned network;
+- for each layer, the products of its inputs with themselves and with its targets, in float32;
+- for each row of a layer, a Cholesky factorisation in float64 of k^3 / 3 operations, where k is the number of kept
+  weights, or fifty conjugate-gradient steps in float32 if they take less.
+
+The time of an operation follows from the rate at which this machine multiplies matrices of 2048 x 2048.
+
+The second ratio is over the least work possible: half of the symmetric products, factorisations in float32, and 15
+conjugate-gradient steps.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ CASES = {"cnn": ("generic", 1, 28, 512), "vit": ("generic", 1, 28, 512), "resnet
 
 
 def rate(dtype: torch.dtype) -> float:
-    """Return operations a second of matrix products."""
+    """Return the operations per second of matrix products."""
     left, right = (torch.randn(SIDE, SIDE, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(REPEATS):
@@ -46,11 +50,12 @@ def rate(dtype: torch.dtype) -> float:
 
 
 def operations(systems: list[tuple[int, Tensor]], least: bool) -> tuple[float, float]:
-    """Return how many operations in float32 and in float64 some layers need.
+    """Return the numbers of float32 and float64 operations that layers need.
 
     Args:
-        systems: For each, the number of rows of its inputs, and what is kept, (groups, outputs, columns).
-        least: Whether to count half of what is symmetric, factorisations in float32, and few steps.
+        systems: For each layer, the number of its input rows, and its mask, (groups, outputs, columns).
+        least: Whether to count only the least work: half of the symmetric products, factorisations in float32, and 15
+            conjugate-gradient steps.
     """
     single = double = 0.0
     for rows, kept in systems:
@@ -66,7 +71,7 @@ def operations(systems: list[tuple[int, Tensor]], least: bool) -> tuple[float, f
 
 
 def measure(name: str) -> list[Claim]:
-    """Return what is measured of a model."""
+    """Return the claims on one model."""
     ranges, channels, size, images = CASES[name]
     torch.manual_seed(0)
     config = choose("model", name)

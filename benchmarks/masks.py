@@ -1,10 +1,10 @@
-"""Masks of a whole grid, three signals by ten strategies: against a route through CSV files, and against the memory.
+"""The masks of a grid, three signals by ten strategies, against CSV files and against plain memory access.
 
-``python -m benchmarks.masks`` makes them for ResNet-18 and Swin-Tiny, of random scores. The CSV route is that of public
-code of the field: a row a weight (layer, index, score), read and sorted anew for each configuration. It is timed on
-small layers that hold a fiftieth of the weights, and scaled by their number, though sorting grows faster than that. The
-floor is reading all scores once and writing all masks once: in memory fresh from the system, and in memory that was
-freed before and kept, as a run's heap does (``mmp.runs.memory``).
+``python -m benchmarks.masks`` makes them for ResNet-18 and Swin-Tiny from random scores. Public code of the field goes
+through CSV files: one row per weight (layer, index, score), which each configuration reads and sorts again. This route
+is timed on small layers with a fiftieth of the weights and scaled by the number of weights, although sorting grows
+faster. The lower bound is the time to read all scores once and to write all masks once: in memory that is new from the
+system, and in memory that was freed before and kept, as runs keep it (``mmp.runs.memory``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def grid(scores: Mapping[str, Scores], strategies: Strategies) -> dict[str, dict
 
 
 def through_csv(scores: Mapping[str, Scores], strategies: Strategies, folder: Path) -> dict[str, dict[str, Masks]]:
-    """Return the same by way of a CSV file for each signal."""
+    """Return the same masks, made through a CSV file for each signal."""
     masks: dict[str, dict[str, Masks]] = {}
     for signal, of_signal in scores.items():
         path = folder / f"{signal}.csv"
@@ -66,7 +66,7 @@ def through_csv(scores: Mapping[str, Scores], strategies: Strategies, folder: Pa
 
 
 def memory(scores: Mapping[str, Scores], configurations: int) -> list[np.ndarray]:
-    """Read scores once, and write as many bytes as masks have once, into new tensors."""
+    """Read all scores once, and write as many bytes as the masks have into new arrays."""
     written = []
     for of_signal in scores.values():
         for score in of_signal.values():
@@ -77,7 +77,7 @@ def memory(scores: Mapping[str, Scores], configurations: int) -> list[np.ndarray
 
 
 def case(name: str) -> tuple[dict[str, Scores], Mapping[str, Mapping[str, float]], str]:
-    """Return random scores of a model for every signal, its strategies, and a label."""
+    """Return random scores of a model for every signal, the sparsities of its strategies, and a label."""
     table_name, classes = MODELS[name]
     model = timm.create_model(name, num_classes=classes)
     strategies = make_plan(model, table_name).sparsities
@@ -88,7 +88,7 @@ def case(name: str) -> tuple[dict[str, Scores], Mapping[str, Mapping[str, float]
 
 
 def against_csv(name: str) -> Claim:
-    """Return how many times as fast the grid is as the CSV route, timed on a part of the layers."""
+    """Return the time of the CSV route, from a part of the layers, over the time of the grid."""
     scores, strategies, label = case(name)
     sizes = {key: score.numel() for key, score in scores[SIGNALS[0]].items()}
     part = list[str]()
@@ -110,11 +110,11 @@ def against_csv(name: str) -> Claim:
 
 
 def against_memory(name: str, where: str) -> Claim:
-    """Return the grid over reading scores and writing masks once.
+    """Return the time of the grid over the time to read the scores and to write the masks once.
 
     Args:
-        name: Of the model.
-        where: In what memory, for the label.
+        name: The model's name.
+        where: The kind of memory, for the label.
     """
     scores, strategies, label = case(name)
     routes = {"grid": lambda: grid(scores, strategies), "memory": lambda: memory(scores, len(strategies))}

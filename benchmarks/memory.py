@@ -1,12 +1,13 @@
-"""Peak memory of scores and masks, each measurement in a process of its own.
+"""Peak memory of scores and masks, each measurement in its own process.
 
 ``python -m benchmarks.memory`` scores Swin-Tiny by each signal of the paper and masks it, without and with the cache of
-scores that a sweep shares; and plans, scores and masks a ViT-Large for all strategies, layer by layer.
+scores that a sweep shares. It also plans, scores and masks a ViT-Large for all strategies, layer by layer.
 ``python -m benchmarks.memory gpu`` measures Swin-Tiny in the memory that torch allocates on a GPU.
 
-A peak is the largest resident memory (on a GPU, allocated memory) less that of the process before it had a model. It
-may be 1.1 times what must be in memory: the model, its gradients, one set of scores, masks of one byte a weight; and
-what else a plain forward and backward pass over the same batches needs, as measured in a process that does only that.
+A peak is the largest resident memory (on a GPU: allocated memory) minus the memory of the process before it had a
+model. The target is 1.1 times the memory that must be in use: the model, its gradients, one set of scores, and masks of
+one byte per weight. The activations of a plain forward and backward pass over the same batches are subtracted first;
+another process measures them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ MEBI, GIBI = 2**20, 2**30
 
 
 def in_use(device: str) -> int:
-    """Return the bytes that this process has in use, on the GPU or in main memory."""
+    """Return the bytes that this process uses, on the GPU or in main memory."""
     gc.collect()
     if device == "cuda":
         return torch.cuda.memory_allocated()
@@ -63,15 +64,15 @@ def images(device: str) -> list[tuple[Tensor, Tensor]]:
 
 
 def swin(route: str, name: str, device: str = "cpu") -> dict[str, float]:
-    """Return the peak of scoring and masking in bytes, and what must be in memory.
+    """Return the peak bytes of scoring and masking, and the bytes of the model and of its prunable weights.
 
     Args:
-        route: ``plain``, only forward and backward; ``library``; or ``cache``, by way of the files of scores.
+        route: ``plain``: only forward and backward; ``library``: scores in memory; ``cache``: scores in files.
         name: The signal.
-        device: Whose memory is measured: ``cpu`` or ``cuda``.
+        device: The device whose memory is measured, ``cpu`` or ``cuda``.
     """
     signal, loss, batches = SIGNALS[name], nn.CrossEntropyLoss(), images(device)
-    # A small model first, so that what loads at first use is loaded.
+    # A small model first: some libraries are loaded at first use.
     small = timm.create_model("test_vit", num_classes=100, img_size=224).to(device)
     plain(small, prunable_parameters(small, prunable_layers(small)), [(batches[0][0][:1], batches[0][1][:1])])
     del small
@@ -120,33 +121,35 @@ def vit() -> dict[str, float]:
 
 
 def in_process(*arguments: str) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Run this module with these arguments in a new process, and return what it measured."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def of_swin(route: str, signal: str, passes: Mapping[str, float], device: str = "cpu") -> Claim:
-    """Return the claim on Swin-Tiny."""
+    """Return the claim on Swin-Tiny, given the measurement of the plain passes."""
     found = in_process(route, signal, device)
     model, weights = found["model"], found["weights"]
     activations = max(0.0, passes["peak"] - model - weights) if SIGNALS[signal].needs or route == "cache" else 0.0
     needed = model + 2 * weights + weights / 4
-    told = f"{found['peak'] / MEBI:.0f} MiB; {needed / MEBI:.0f} must be, activations {activations / MEBI:.0f}"
+    note = f"{found['peak'] / MEBI:.0f} MiB; {needed / MEBI:.0f} must be, activations {activations / MEBI:.0f}"
     share = (found["peak"] - activations) / needed
     where = "GPU memory" if device == "cuda" else "memory"
-    return Claim(f"Swin-Tiny, {signal}, {route}: peak over what must be in {where}", [share], most=1.1, note=told)
+    return Claim(f"Swin-Tiny, {signal}, {route}: peak over what must be in {where}", [share], most=1.1, note=note)
 
 
-def of_swin_routes(device: str) -> list[Claim]:
-    """Return the claims on Swin-Tiny: each signal, without and with the cache of scores."""
+def of_swin_routes(device: str) -> Iterator[Claim]:
+    """Yield the claims on Swin-Tiny: each signal, without and with the cache of scores."""
     passes = in_process("plain", "product", device)
-    return [of_swin(route, signal, passes, device) for route in ("library", "cache") for signal in SIGNALS]
+    for route in ("library", "cache"):
+        for signal in SIGNALS:
+            yield of_swin(route, signal, passes, device)
 
 
 def main() -> None:
     """Measure everything and print the table."""
-    claims = of_swin_routes("cpu")
+    claims = list(of_swin_routes("cpu"))
     found = in_process("vit")
     note = f"{found['parameters'] / 1e6:.0f}M parameters, {found['masks']:.0f} different sets of masks; "
     note += f"{found['rest']:.0f} s, and {found['building']:.0f} s to build the model"

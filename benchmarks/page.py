@@ -1,7 +1,7 @@
-"""The page of a report in a browser: how large it is, how soon it stands, and what it looks like.
+"""The page of a report in a browser: its size, the time until its chart is drawn, and screenshots.
 
 ``python -m benchmarks.page results/sweeps/fashion`` prints megabytes and seconds until the chart is drawn;
-``picture=docs/images configuration=magnitude/p90`` also writes screenshots: desktop, phone, light, dark.
+``picture=docs/images configuration=magnitude/p90`` also writes screenshots: desktop in light, phone in dark colours.
 Needs Chromium and ``pip install playwright``.
 """
 
@@ -22,7 +22,7 @@ VIEWS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
 
 
 def opened(browser: Any, path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> tuple[Any, float]:
-    """Open a page; return it and the seconds until its first chart was drawn."""
+    """Open a page; return it and the seconds until its first chart is drawn."""
     page = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=1.5
     ).new_page()
@@ -33,7 +33,7 @@ def opened(browser: Any, path: Path, width: int = 1280, height: int = 900, schem
 
 
 def photograph(browser: Any, path: Path, folder: Path, configuration: str) -> None:
-    """Write a picture of each view, with one configuration chosen."""
+    """Write a screenshot of each view, with one configuration selected."""
     for name, (width, height, scheme) in VIEWS.items():
         page, _ = opened(browser, path, width, height, scheme)
         page.get_by_role("button", name=configuration, exact=True).click()
@@ -45,7 +45,7 @@ def photograph(browser: Any, path: Path, folder: Path, configuration: str) -> No
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, and photograph where asked to."""
+    """Measure the page, and write screenshots if the arguments say so."""
     from playwright.sync_api import sync_playwright
 
     folder, *rest = arguments

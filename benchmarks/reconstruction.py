@@ -1,12 +1,13 @@
-"""What reconstruction is worth before any fine-tuning, over sparsities, strategies and seeds; and what it costs.
+"""The accuracy that reconstruction recovers before any fine-tuning, by sparsity, strategy and seed; and its time.
 
-``python -m benchmarks.reconstruction measure model=cnn data=digits`` measures the ten strategies, shifted to each of
-`BUDGETS`, for each of `SEEDS`, and appends a line per configuration to ``benchmarks/results/reconstruction.jsonl``;
-what is there already is skipped. ``seeds=3,4`` and ``budgets=0.9`` add others.
-``python -m benchmarks.reconstruction report`` prints the table of all lines as Markdown and draws
+``python -m benchmarks.reconstruction measure model=cnn data=digits`` measures the ten strategies at each of `BUDGETS`
+for each of `SEEDS`, and appends a row per configuration to ``benchmarks/results/reconstruction.jsonl``; measured
+configurations are skipped. ``seeds=3,4`` and ``budgets=0.9`` measure others.
+``python -m benchmarks.reconstruction report`` prints the table of all rows as Markdown and draws
 ``docs/images/reconstruction.png``.
-``python -m benchmarks.reconstruction cost swin_tiny_patch4_window7_224 swin 100 64`` re-solves an untrained timm model
-(name, range table, classes, images) under its strategy p70, and prints seconds and peak memory; on a GPU it runs there.
+``python -m benchmarks.reconstruction cost swin_tiny_patch4_window7_224 swin 100 64`` reconstructs an untrained
+timm model (name, range table, classes, images) under the strategy p70, on a GPU if there is one, and prints seconds and
+peak memory.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ Row = dict[str, Any]
 
 
 def read_rows() -> list[Row]:
-    """Return the lines that have been measured."""
+    """Return all measured rows."""
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
 
 
 def configured(overrides: list[str]) -> PruneConfig:
-    """Return the configuration of a run; the 10,000 rule is off, or 97 % were out of a small model's reach."""
+    """Return the configuration of a run, without the 10,000-weight rule: with it a small model cannot reach 97 %."""
     register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         arguments = ["reconstruct=least_squares", *overrides, "ranges.constraints.small_below=0"]
@@ -74,10 +75,10 @@ def configured(overrides: list[str]) -> PruneConfig:
 
 
 def measure(arguments: list[str]) -> None:
-    """Measure what is missing of one model on one data set.
+    """Measure the missing configurations of one model on one data set.
 
     Raises:
-        MmpError: on an override that would change results without being part of their lines.
+        MmpError: for an override that would change results but is not part of their rows.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
     seeds = [int(seed) for seed in given.pop("seeds", ",".join(map(str, SEEDS))).split(",")]
@@ -145,7 +146,7 @@ def rows_of(config: PruneConfig, budgets: Sequence[float], done: Container[tuple
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds and peak bytes (of the device that it ran on) of one reconstruction, and what it did to layers."""
+    """Seconds and peak bytes of one reconstruction, and the numbers of layers that it solved and left as masked."""
 
     seconds: float
     peak: int
@@ -154,7 +155,7 @@ class Cost:
 
 
 def cost(name: str, table: str, classes: int, images: int) -> Cost:
-    """Return what one reconstruction of a model with random weights takes, on a GPU if there is one.
+    """Measure one reconstruction of a model with random weights, on a GPU if there is one.
 
     Args:
         name: A timm model.
@@ -181,7 +182,7 @@ def cost(name: str, table: str, classes: int, images: int) -> Cost:
 
 
 def print_cost(name: str, table: str, classes: str, images: str) -> None:
-    """Print what :func:`cost` measures."""
+    """Print the result of :func:`cost`."""
     found = cost(name, table, int(classes), int(images))
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     sys.stdout.write(

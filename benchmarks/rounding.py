@@ -1,7 +1,7 @@
-"""Weights rounded to eight and to four bits: each to the nearest, or all of a layer so that it puts out what it did.
+"""Weights rounded to eight and four bits: each to the nearest value, or so that each layer's output changes least.
 
-``python -m benchmarks.rounding RUN_FOLDER...`` prints, over these runs, what becomes of the logits on validation
-images: of the rounded weights alone, and of target=onnx_int8 made of them.
+``python -m benchmarks.rounding RUN_FOLDER...`` prints, over these runs, the change of the logits on validation images:
+with rounded weights alone, and in a file of ``target=onnx_int8`` that is written from them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ RULES = ("nearest", "nearest, bias refitted", "least squares")
 
 
 def rounded(source: Exportable, bits: int, rule: str) -> Exportable:
-    """Return a model with the weights of its layers rounded, symmetric per output channel; what is pruned stays zero.
+    """Return a model whose weights are rounded, symmetrically per output channel; pruned weights stay zero.
 
-    Layers are taken in forward order, each on what it reads by then, to put out what it did before any was rounded.
+    Layers are rounded in forward order. Each layer reads the outputs of the rounded layers before it; its target is the
+    output that it had in the original model.
 
     Args:
         source: The model.
-        bits: Of a weight.
+        bits: Bits of a weight.
         rule: One of `RULES`.
     """
     model, levels = copy.deepcopy(source.model), 2 ** (bits - 1) - 1
@@ -73,7 +74,7 @@ def _nearest(weight: Tensor, levels: int) -> Tensor:
 
 
 def _least_squares(moments: Moments, mask: Tensor, weight: Tensor, levels: int, centred: bool) -> Tensor:
-    """Round the solution of the layer's system, column by column, each making up for the errors of those before it.
+    """Round the solution of the layer's system column by column; each column compensates for the errors before it.
 
     With A = L L^T the error of a row is |L^T e|^2 (OPTQ, Frantar et al. 2023, arXiv 2210.17323, with the columns taken
     from last to first). The largest weight keeps its code, so that the exporter finds the same scale.
@@ -112,7 +113,7 @@ def measured(engine: Engine, images: Tensor, labels: Tensor, expected: Tensor) -
 
 
 def of_run(folder: Path) -> Iterator[tuple[tuple[str, str, str], tuple[float, float, float]]]:
-    """Yield (bits, rule, what) and what was measured of it."""
+    """Yield (bits, rule, what is quantized) and its measurements."""
     target = load_target("onnx_int8")
     with tempfile.TemporaryDirectory() as scratch:
         run = ExportedRun(folder, (), Path(scratch))
@@ -132,7 +133,7 @@ def of_run(folder: Path) -> Iterator[tuple[tuple[str, str, str], tuple[float, fl
 
 
 def table(folders: Sequence[Path]) -> str:
-    """Return means and standard deviations over runs."""
+    """Return the table of means and standard deviations over runs."""
     found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
     for folder in folders:
         for key, values in of_run(folder):

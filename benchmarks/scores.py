@@ -1,12 +1,12 @@
-"""Scores against the passes that they are made of: plain forward and backward over the same calibration samples.
+"""The time of scoring over the time of plain forward and backward passes on the same calibration images.
 
-``python -m benchmarks.scores`` times three signals in one pass, normalised, and GraSP's criterion, both in turns with a
-loop that does nothing but take the gradients, on the demo's CNN and ViT and on ResNet-18 at 32x32. On a GPU they run
-there.
+``python -m benchmarks.scores`` times the three normalised signals, which share one pass, and the criterion GraSP. Each
+is timed in turns with a loop that only computes the gradients. The models are the demo's CNN and ViT, and ResNet-18 at
+32x32. The benchmark uses a GPU if there is one.
 
-A plain pass multiplies matrices three times for each layer. GraSP takes the gradient that the Hessian is multiplied by
-(three), and the derivative of each batch's gradient along it (six): three plain passes, where graphs of the first pass
-can be kept for the second, as they all can here, and four where they cannot.
+A plain pass multiplies matrices three times per layer. GraSP first computes the gradient that the Hessian is multiplied
+by (three products), then the derivative of each batch's gradient in that direction (six products). That is three plain
+passes if the second step can use the kept graphs of the first step, as in all cases here, and else four.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REPEATS = 5
 
 
 def plain(model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches) -> None:
-    """Take the gradients of every batch."""
+    """Compute the gradients of every batch."""
     with evaluating(model):
         for inputs, targets in batches:
             torch.autograd.grad(F.cross_entropy(model(inputs), targets), list(parameters.values()))
@@ -46,7 +46,7 @@ def plain(model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Bat
 def three_signals(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches
 ) -> list[dict[str, Tensor]]:
-    """Return the scores that a sweep over the paper's signals uses."""
+    """Return the scores of the paper's three signals."""
     needs = frozenset[str]().union(*(signal.needs for signal in PAPER_SIGNALS))
     statistics = collect(model, parameters, batches, F.cross_entropy, needs)
     return [score(signal, parameters, statistics, normalised=True) for signal in PAPER_SIGNALS]
@@ -59,7 +59,7 @@ def grasp(model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Bat
 
 
 def measure(name: str, size: int) -> list[Claim]:
-    """Return what is measured on a model with batches of a size."""
+    """Return the claims on one model, with batches of this size."""
     config = OmegaConf.to_object(
         OmegaConf.merge(ModelConfig, choose("model", name), {"in_chans": 3, "num_classes": 10})
     )

@@ -1,11 +1,11 @@
-"""The study: what the method is worth against every baseline, at equal sparsity and equal fine-tuning.
+"""The study: the method against every baseline, at equal sparsity and with equal fine-tuning.
 
-``python -m benchmarks.study measure`` trains the dense models that are missing and measures every run of `parts` that
-is missing, for each model, sparsity and seed, and appends a line per run to ``benchmarks/results/study.jsonl``. With
-``subjects=levit-85 seeds=0,1 parts=baselines+recipes`` it measures only those, so that several can run at once.
-``python -m benchmarks.study report`` writes the tables of docs/study.md from those lines and draws its picture.
+``python -m benchmarks.study measure`` trains missing dense models, measures every missing run of `parts` for each
+model, sparsity and seed, and appends a row per run to ``benchmarks/results/study.jsonl``. With
+``subjects=levit-85 seeds=0,1 parts=baselines+recipes`` it measures only these, so several processes can share the work.
+``python -m benchmarks.study report`` writes the tables of docs/study.md from the rows and draws its picture.
 
-Every run goes the way of ``prune.py``: one dense model, one calibration split, one recipe, test data read at the end.
+Every run uses the code of ``prune.py``: one dense model, one calibration split, one recipe, test data only at the end.
 """
 
 from __future__ import annotations
@@ -39,15 +39,14 @@ from mmp.training.dense import dense_model
 ROWS = RESULTS / "study.jsonl"
 SEEDS = (0, 1, 2)
 
-# What all runs share. A fine-tuning is 75 steps of 128 images, a sixth of an epoch, so that one core manages hundreds
-# of runs. The rule for layers under 10,000 weights is off: it is for models of millions, and no baseline knows it.
+# Settings of all runs. A fine-tuning has 75 steps of 128 images, a sixth of an epoch: one core can do hundreds of runs.
+# The rule for layers under 10,000 weights is off, because these models are small and the baselines have no such rule.
 RUN = (
     "data=fashion_mnist", "trainer.limit_train_batches=75", "finetune=paper", "finetune.epochs=1",
     "ranges.constraints.small_below=0", "trainer.enable_progress_bar=false", "logger=none",
 )  # fmt: skip
 
-
-# What answers the claims, for the sparsities that are not measured in full.
+# The parts that the claims need; other parts are not measured at every sparsity.
 CLAIMS = ("baselines", "magnitude", "obs_fisher, re-solved", "baselines, re-solved", "allocations, re-solved")
 
 
@@ -56,11 +55,11 @@ class Subject:
     """A model at a sparsity.
 
     Attributes:
-        model: Names its dense models.
-        settings: Of the model and its images.
-        sparsity: To which all are pruned.
-        table: The paper's table for its architecture, to compare with the generic one.
-        parts: What of the study is measured; all, if empty.
+        model: Name of the dense model.
+        settings: Settings of the model and its images.
+        sparsity: The sparsity of every run.
+        table: Settings of the paper's range table for this architecture, for comparison with the generic table.
+        parts: The measured parts of the study; all if empty.
     """
 
     model: str
@@ -84,7 +83,7 @@ Row = dict[str, Any]
 
 
 def strategies() -> list[str]:
-    """Return the strategies of the paper but p50, whose masks, and so whose numbers, are those of balanced."""
+    """Return the strategies of the paper without p50, which has the same masks as balanced."""
     return [name for name in choices_of("strategy") if name != "p50"]
 
 
@@ -93,8 +92,8 @@ def criteria() -> list[str]:
     return [name for name in choices_of("criterion") if name != "none"]
 
 
-# The recipes that are compared on the same masks, all of 75 steps: the paper's, alone and with one part of the strong
-# one; the strong one, with one part taken away or put in.
+# Recipes for the same masks, each with 75 steps: the paper's recipe, alone and with one part of the strong recipe; and
+# the strong recipe, alone and with one part removed or added.
 RECIPES = {
     "no training": ("finetune=none", "finetune.epochs=0"),
     "paper": ("finetune=paper",),
@@ -119,7 +118,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-# What is changed about the ranges, for three of the strategies.
+# Changes of the ranges, each measured for three strategies.
 ABLATIONS = {
     "layers under 10,000 weights kept": ("ranges.constraints.small_below=10000",),
     "classifier spared": ("ranges.rules.12.range=[0.0,0.0]",),
@@ -130,12 +129,12 @@ ABLATED = ("balanced", "p90", "proportional")
 
 
 def ablations(subject: Subject) -> dict[str, tuple[str, ...]]:
-    """Return what is changed about the ranges, by name."""
+    """Return the settings of each change of the ranges, by the change's name."""
     return ABLATIONS | ({"the paper's table": subject.table} if subject.table else {})
 
 
 def parts(subject: Subject) -> dict[str, list[tuple[str, ...]]]:
-    """Return the runs of each part of the study, as settings; in the order of what answers most."""
+    """Return the runs of each part of the study as settings; the most important part comes first."""
     every = strategies()
     obs_fisher = ("signal=obs_fisher", SOLVED)
     found = {
@@ -170,12 +169,12 @@ def parts(subject: Subject) -> dict[str, list[tuple[str, ...]]]:
 
 
 def read_rows() -> list[Row]:
-    """Return the lines that have been measured."""
+    """Return all measured rows."""
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
 
 
 def configured(settings: Iterable[str]) -> PruneConfig:
-    """Return the configuration that a command line with these settings makes."""
+    """Return the configuration of a command line with these settings."""
     register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         config = validate(compose("prune", list(settings)), PruneConfig)
@@ -184,10 +183,10 @@ def configured(settings: Iterable[str]) -> PruneConfig:
 
 
 def measure(arguments: list[str]) -> None:
-    """Measure what is missing.
+    """Measure the missing runs.
 
     Raises:
-        MmpError: on an argument that is none of subjects, seeds, parts and paths.cache.
+        MmpError: for an argument other than subjects, seeds, parts and paths.cache, or an unknown subject or part.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
     subjects = given.pop("subjects", ",".join(SUBJECTS)).split(",")
@@ -207,7 +206,7 @@ def measure(arguments: list[str]) -> None:
 
 
 def rows_of(name: str, seed: int, part: str, cache: str) -> Iterator[Row]:
-    """Yield a line per missing run of a part; a line counts while what its run shares with all others is unchanged."""
+    """Yield a row for each missing run of a part; rows with other shared settings do not count as measured."""
     subject = SUBJECTS[name]
     runs = parts(subject).get(part, [])
     if not runs:

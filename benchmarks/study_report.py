@@ -1,8 +1,8 @@
 """Writes the tables and pictures of the study from its rows: ``python -m benchmarks.study report``.
 
-The tables and one picture are those of docs/study.md; the other picture is the README's. Where one of several
-configurations is chosen, it has the best mean validation accuracy over the seeds, as in a sweep's report. Comparisons
-are on test accuracy. A drop is in points of test accuracy, against the dense model of the same seed.
+The tables and one picture belong to docs/study.md; the other picture belongs to the README. A chosen configuration is
+the one with the best mean validation accuracy over the seeds, as in a sweep's report. Comparisons use test accuracy. A
+drop is in points of test accuracy against the dense model of the same seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SOLVED_PARTS = ("magnitude, re-solved", "obs_fisher, re-solved", "allocations, r
 Row = dict[str, Any]
 BySeed = dict[int, Row]
 Found = Mapping[tuple[str, str], BySeed]  # the rows of one model by part and settings, then by seed
-Belongs = Callable[[str, str], bool]  # whether a part and its settings are of one side of a comparison
+Belongs = Callable[[str, str], bool]  # whether a part and its settings belong to one side of a comparison
 
 
 def write_report(
@@ -85,7 +85,7 @@ def drop(row: Row, stage: str = "finetuned") -> float:
 
 
 def validation(row: Row) -> float:
-    """Return the validation accuracy, which configurations are chosen by."""
+    """Return the validation accuracy, by which configurations are chosen."""
     return row["accuracy"]["finetuned"]["validation"]
 
 
@@ -96,7 +96,7 @@ def name_of(run: str) -> str:
 
 
 def baseline(names: Iterable[str] | None = None, *, solved: bool = False) -> Belongs:
-    """Return a filter for baselines: those with these criteria (default: all), re-solved or as published."""
+    """Return a filter for baselines with these criteria (default: all), either re-solved or as published."""
     wanted = None if names is None else {f"criterion={name}" for name in names}
 
     def belongs(part: str, run: str) -> bool:

@@ -1,9 +1,9 @@
-"""What a sweep costs besides its training, what a second worker brings, and what kills do to it.
+"""The overhead of a sweep, the gain from a second worker, and the results of a sweep that is killed.
 
-``python -m benchmarks.sweeps cost`` runs the thirty configurations of a small CNN on digits, and the demo with those of
-a small ViT beside them, in one process and in two workers, and prints the table of ``benchmarks/README.md``.
-``python -m benchmarks.sweeps kills 40`` kills such a sweep at random moments, that many times or until it is done, and
-compares what it ends with to an undisturbed one.
+``python -m benchmarks.sweeps cost`` runs the thirty configurations of a small CNN on digits, and the demo, which adds
+those of a small ViT. It runs both in one process and in two workers and prints the table of ``benchmarks/README.md``.
+``python -m benchmarks.sweeps kills 40`` kills a sweep at random moments and starts it again, 40 times or until it is
+complete, and compares its results with those of an undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ print(time.perf_counter() - start)
 
 
 class FirstStep(pl.Callback):
-    """Writes down when the first batch of a training begins.
+    """Writes the time at which the first batch of a training starts to a file.
 
     Args:
         path: The file.
@@ -52,7 +52,7 @@ class FirstStep(pl.Callback):
         self._path = Path(path)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Write the time, once."""
+        """Write the time of the first batch."""
         if not self._path.exists():
             self._path.write_text(str(time.time()), encoding="ascii")
 
@@ -78,7 +78,7 @@ def run(*arguments: str) -> float:
 
 
 def outcome_of(path: Path) -> tuple[Any, ...]:
-    """Return what a ``result.json``, and the weights beside it, say that must not depend on how the run was run."""
+    """Return the parts of a run's result and weights that a kill must not change."""
     content = json.loads(path.read_text(encoding="utf-8"))
     with (path.parent / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -100,7 +100,7 @@ def training_of(results: Path) -> float:
 
 
 def in_one_and_two(name: str, folder: Path, *arguments: str) -> list[Claim]:
-    """Return what a sweep costs in one process and in two workers, what it caches made first or there already."""
+    """Return the claims on a sweep in one process and in two workers, without and with a filled cache."""
 
     def sweep(kind: str, *more: str, cache: str = "") -> tuple[float, float]:
         paths = [f"paths.results={folder / kind}", *([f"paths.cache={folder / cache / 'cache'}"] if cache else [])]
@@ -124,7 +124,7 @@ def in_one_and_two(name: str, folder: Path, *arguments: str) -> list[Claim]:
 
 
 def cost() -> None:
-    """Print the table of a sweep's costs."""
+    """Print the table of a sweep's overhead."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         claims = in_one_and_two("a CNN, 30 jobs", folder / "cnn", *GRID)
@@ -149,7 +149,7 @@ def cost() -> None:
 
 
 def beside() -> float:
-    """Return how many times as fast two processes on two cores train as one, if nothing else is to be done."""
+    """Return how many times as fast two processes that only train are as one process."""
     command = [sys.executable, "-c", TRAINING]
 
     def seconds(processes: int) -> float:
@@ -162,16 +162,16 @@ def beside() -> float:
 
 
 def killed(command: list[str], results: Path, after: float | None) -> int | None:
-    """Start a sweep and kill it with all its workers, unless it is done before.
+    """Start a sweep and kill it with all its workers, unless it ends before.
 
     Args:
-        command: The sweep.
-        results: Its folder of results.
-        after: Seconds from the first sign of life of a job to the kill; None lets it end,
-            within half an hour.
+        command: The command of the sweep.
+        results: The sweep's folder of results.
+        after: Seconds between the first status file that a job writes and the kill; None lets the sweep end, within
+            half an hour.
 
     Returns:
-        Its exit code; None if it was killed.
+        The sweep's exit code; None if it was killed.
     """
 
     def signs() -> set[tuple[str, int]]:
@@ -193,14 +193,14 @@ def killed(command: list[str], results: Path, after: float | None) -> int | None
 
 
 def kills(most: int, seed: int = 0) -> None:
-    """Kill a sweep at random moments until it is done, and say whether its results are those of an undisturbed one.
+    """Kill a sweep at random moments until it is complete, and compare its results with an undisturbed sweep.
 
     Args:
-        most: Number of kills after which it is left alone.
-        seed: Of the moments.
+        most: Largest number of kills.
+        seed: Seed of the random moments.
 
     Raises:
-        RuntimeError: if a result is lost or wrong.
+        RuntimeError: if a result is missing or different.
     """
     draw = random.Random(seed)  # noqa: S311
     with tempfile.TemporaryDirectory() as scratch:
@@ -217,7 +217,9 @@ def kills(most: int, seed: int = 0) -> None:
                 raise RuntimeError(f"after {survived} kills: exit code {code}, or wrong results")
         if found != expected:
             raise RuntimeError(f"after {survived} kills results are missing")
-    sys.stdout.write(f"{survived} kills survived; {len(expected)} results, bit for bit those of an undisturbed sweep\n")
+    sys.stdout.write(
+        f"{survived} kills survived; {len(expected)} results with the same bits as in an undisturbed sweep\n"
+    )
 
 
 if __name__ == "__main__":

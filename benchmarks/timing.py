@@ -1,4 +1,4 @@
-"""What benchmarks have in common: routes timed in turns, and a table of targets, medians, spreads, and pass or miss."""
+"""Shared by the benchmarks: functions timed in turns, and a table of medians, spreads, targets and verdicts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Claim:
 
     Attributes:
         what: What is measured.
-        values: One for each repetition.
-        least: What the median must reach.
-        most: What it must not exceed.
-        note: What else to know.
+        values: One value per repetition.
+        least: The least median that reaches the target.
+        most: The largest median that reaches the target.
+        note: Further information for the table.
     """
 
     what: str
@@ -33,7 +33,7 @@ class Claim:
     note: str = ""
 
     def cells(self) -> list[str]:
-        """Return a row: what, target, median, spread, verdict, note."""
+        """Return the cells of a table row: what, target, median, spread, verdict, note."""
         middle = statistics.median(self.values)
         spread = f"{shown(min(self.values))} to {shown(max(self.values))}" if len(self.values) > 1 else ""
         target, holds = "", None
@@ -46,32 +46,32 @@ class Claim:
 
 
 def shown(value: float) -> str:
-    """Return a number as people read it: three digits, or all before the point."""
+    """Return a number as text with three significant digits, or with all digits of its integer part."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def table(claims: Iterable[Claim]) -> str:
-    """Return the table of claims, and below it the machine."""
+    """Return the table of the claims, followed by a line about the machine."""
     rows = [claim.cells() for claim in claims]
     return table_of(["what", "target", "median", "spread", "", ""], rows) + f"\n\n{machine()}"
 
 
 def machine() -> str:
-    """Return what this was measured on."""
+    """Return the processor, the GPU if there is one, the number of threads and the versions of torch and Python."""
     parts = [processor(), *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])]
     versions = [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
     return ", ".join([*parts, f"threads: {torch.get_num_threads()}", *versions])
 
 
 def in_turns(routes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Time routes in turns, so that whatever else the machine does meets all of them; each runs once before.
+    """Time functions in turns, so that other load on the machine affects all of them; each runs once untimed.
 
     Args:
-        routes: What to time, by name.
-        repeats: How often.
+        routes: The functions by name.
+        repeats: Number of timed repetitions.
 
     Returns:
-        Seconds of each repetition of each route.
+        The seconds of each repetition, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in routes}
     for repeat in range(-1, repeats):
@@ -86,5 +86,5 @@ def in_turns(routes: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """Return the ratio of each turn."""
+    """Return the ratio of each pair of repetitions."""
     return [a / b for a, b in zip(over, under, strict=True)]

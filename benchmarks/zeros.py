@@ -1,7 +1,7 @@
-"""Whether engines that have something for zeros that lie anywhere gain from it.
+"""The gain from unstructured zeros in engines that have support for them.
 
-``python -m benchmarks.zeros`` times OpenVINO with and without its decompression of sparse weights, in eight bits; and
-ExecuTorch's XNNPACK, which has sparse kernels for 1x1 convolutions, on zeros and on other numbers.
+``python -m benchmarks.zeros`` times OpenVINO in INT8 with and without its decompression of sparse weights. It also
+times ExecuTorch's XNNPACK, which has sparse kernels for 1x1 convolutions, with pruned and with dense weights.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
 
 CHANNELS, DEPTH, SIZE, SECONDS = 256, 8, 32, 10.0
-RATE = 0.75  # share of zeros above which OpenVINO may store a layer compressed
+RATE = 0.75  # OpenVINO may compress a layer with a larger share of zeros
 
 
 def xnnpack_zeros() -> Iterator[list[str]]:
-    """Time 1x1 convolutions with ExecuTorch on zeros, over the same on other numbers."""
+    """Time pruned 1x1 convolutions with ExecuTorch over the same convolutions with dense weights."""
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Conv2d(3, CHANNELS, 3, stride=2, padding=1), nn.ReLU()]
     for _ in range(DEPTH):
@@ -60,7 +60,7 @@ def xnnpack_zeros() -> Iterator[list[str]]:
 
 
 def openvino_zeros() -> Iterator[list[str]]:
-    """Time a ViT in eight bits with OpenVINO's decompression of sparse weights; the CPU needs AMX for it."""
+    """Time an INT8 ViT with OpenVINO's decompression of sparse weights, which needs a CPU with AMX."""
     size, target = 32, load_target("onnx_int8")
     config = ModelConfig("vit_base_patch16_224", num_classes=10, kwargs={"depth": 4, "img_size": size})
     for sparsity in (0.8, 0.9, 0.95):
