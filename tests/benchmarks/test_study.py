@@ -1,4 +1,4 @@
-"""The study's report, from lines made by hand: who chose what by which data, and what follows."""
+"""The study: its tables from hand-made lines, where validation data choose and test data judge; its measurements."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_claims_compare_test_drops_of_what_validation_chose() -> None:
     assert (every[8], every[3]) == ("lamp", "5.75")  # not SNIP, although it loses less where nobody may look
 
 
-def test_recipes_and_ablations_are_told_against_what_they_change() -> None:
+def test_recipes_and_ablations_are_compared_with_the_setting_they_change() -> None:
     found = {"levit-85": by_configuration(LINES)}
     recipes = {"paper": ("finetune=paper",), "strong": ("finetune=strong",)}
     assert cells(recipes_table(found, recipes)) == [
@@ -96,7 +96,7 @@ def test_tables_go_where_the_page_has_a_place_for_them() -> None:
         fill(page, "recipes", "")
 
 
-def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_runs_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prune(job: PruneJob, *_: object) -> dict:
         measured.append(job.config.criterion["name"])
         accuracy = {"dense": {}, "finetuned": {}}

@@ -108,7 +108,11 @@ def skip_without(name: str, problem: str) -> NoReturn:
 
 
 def require() -> None:
-    """Raise an error that names the required resources that are missing and the ways to get them."""
+    """Check that the required resources are there.
+
+    Raises:
+        pytest.UsageError: that names the missing ones and the ways to get them.
+    """
     missing = [f"{lack(name)}; {RESOURCES[name].way}" for name in sorted(required()) if lack(name)]
     if missing:
         raise pytest.UsageError("MMP_TESTS_REQUIRE: " + ". ".join(missing))
@@ -118,7 +122,7 @@ def ways(reasons: Iterable[str]) -> list[str]:
     """Return one sentence per missing resource: how many tests were skipped without it, and how to get it.
 
     Args:
-        reasons: Of all skipped tests, for whatever reason they were skipped.
+        reasons: Why tests were skipped; those that name no resource are left out.
     """
     found = [match[1] for reason in reasons if (match := re.match(r"(?:Skipped: )?needs (\w+): ", reason))]
     return [

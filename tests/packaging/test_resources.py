@@ -1,4 +1,4 @@
-"""Tests whose resources are missing: skipped with a way to get them, and never unnoticed where they are required."""
+"""Missing resources of tests: the summary says how to get them, and a required one is an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a function that runs ``TESTS`` on a machine that seems to have every resource."""
     present = {name: dataclasses.replace(one, problem=lambda: "") for name, one in resources.RESOURCES.items()}
     monkeypatch.setattr(resources, "RESOURCES", present)
-    monkeypatch.setattr(readers, "FASHION_MNIST_FOLDERS", readers.FASHION_MNIST_FOLDERS)  # as it is again afterwards
+    monkeypatch.setattr(readers, "FASHION_MNIST_FOLDERS", readers.FASHION_MNIST_FOLDERS)  # restored, if runs hide data
     pytester.makeconftest((ROOT / "tests" / "conftest.py").read_text())
     pytester.makepyfile(TESTS)
 
@@ -57,7 +57,7 @@ def test_the_last_lines_say_how_to_get_what_is_missing(run: Run) -> None:
     done.stdout.fnmatch_lines(["SKIPPED * needs data: hidden by MMP_TESTS_HIDE"])
 
 
-def test_a_machine_with_everything_is_told_nothing(run: Run) -> None:
+def test_a_machine_with_every_resource_gets_no_advice(run: Run) -> None:
     done = run(REQUIRE="data,browser")
     done.assert_outcomes(passed=3, skipped=1)
     done.stdout.no_fnmatch_line("*chromium*")
