@@ -1,1 +1,1 @@
-"""Lightning and Hydra callbacks: masks applied and held while a model trains; the report when a sweep ends."""
+"""Lightning callbacks for training under masks, and the Hydra callback that shows and reports a sweep."""

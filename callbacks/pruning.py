@@ -19,7 +19,7 @@ from mmp.pruning.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
-# Optimizers whose step of a weight depends on no other gradient, so that gradients of pruned weights do no harm.
+# Optimizers whose step of a weight depends on its own gradient only, so gradients of pruned weights have no effect.
 ELEMENTWISE = frozenset({optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad})
 
 
@@ -128,7 +128,7 @@ class MaskPruning(pl.Callback):
         self._restored = Masks(state_dict["masks"]) if state_dict["masks"] else None
         self._fraction = state_dict["fraction"]
         if state_dict["sparsities"] != self._sparsities:
-            log.warning("the checkpoint was pruned to other sparsities than configured; using those of the checkpoint")
+            log.warning("the checkpoint was pruned to other sparsities than configured; using the checkpoint's")
         self._sparsities = state_dict["sparsities"]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

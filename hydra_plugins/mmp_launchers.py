@@ -36,7 +36,7 @@ Overrides = Sequence[Sequence[str]]
 
 
 class ProcessLauncher(Launcher):
-    """Base of the launchers whose jobs run in other processes, on this machine or on a cluster."""
+    """Base class of the launchers whose jobs run in other processes, on this machine or on a cluster."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Store the arguments; Hydra calls this before :meth:`launch`."""
@@ -157,7 +157,7 @@ class Workers(ProcessLauncher):
             log.error("a worker process was killed; the interrupted jobs run again, one at a time")
             for index in interrupted:
                 if not attempt([index]):
-                    sweep.mark_lost(index, "its process was killed twice, the second time alone; out of memory?")
+                    sweep.mark_lost(index, "its process was killed twice, the second time alone, perhaps out of memory")
             waiting = [index for index in left if index not in interrupted]
         return [sweep.job_return(index) for index in range(len(sweep.jobs))]
 
@@ -238,7 +238,7 @@ class Slurm(SlurmLauncher):
         submitit would ask ``sacct`` instead, which reports a job as dead while Slurm requeues it after a node failure.
         """
         if _final_state(next(iter(jobs.values()))) is None:
-            log.warning("`sacct` does not answer: this cluster keeps no accounting, so a failed job has no reason")
+            log.warning("`sacct` does not answer: this cluster keeps no accounting; reasons of failures are unknown")
         waiting, missing_since = dict(jobs), dict[int, float]()
         while waiting:
             active = _queued()
@@ -287,7 +287,7 @@ class Ray(ProcessLauncher):
     """Runs jobs as tasks of a Ray cluster.
 
     Completed jobs are not submitted. A job that dies is recorded as failed, and the other jobs go on. (With
-    hydra-ray-launcher the sweep ends at the first process that dies, and its requirements conflict with others.)
+    hydra-ray-launcher, a sweep ends when one process dies. The package's requirements also conflict with others.)
 
     Args:
         init: Arguments of ``ray.init``.

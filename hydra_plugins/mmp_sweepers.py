@@ -25,7 +25,7 @@ class Grid(BasicSweeper):
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Set the sweeper up with a configuration loader that caches."""
+        """Set up the sweeper with a configuration loader that has a cache."""
         loader: Any = copy.copy(hydra_context.config_loader)
         loader.repository = CachedRepository(loader.repository)
         self._loader = CachedLoader(loader)
@@ -46,7 +46,7 @@ class Grid(BasicSweeper):
 
 
 class Proxy:
-    """Delegates to another object whatever is not overridden. Its cache is not pickled.
+    """Delegates every attribute that it does not define to another object. Its cache is not pickled.
 
     Args:
         other: The other object.

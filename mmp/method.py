@@ -2,10 +2,10 @@
 
 This module is a good place to start reading. :func:`prune_all` takes the steps of the method one after the other:
 
-1. Which sparsities is each layer allowed? (:mod:`mmp.pruning.layers`, :mod:`mmp.pruning.ranges`)
-2. Which sparsity does each strategy choose? A budget shifts them all. (:mod:`mmp.pruning.strategies`,
+1. Which sparsities may each layer have? (:mod:`mmp.pruning.layers`, :mod:`mmp.pruning.ranges`)
+2. Which sparsity does each strategy choose? A budget shifts all of them. (:mod:`mmp.pruning.strategies`,
    :mod:`mmp.pruning.budgets`) The answers to both are the plan. (:mod:`mmp.pruning.plan`)
-3. Which weights go? Every weight has a score, and masks prune the lowest of each layer.
+3. Which weights are pruned? Every weight has a score, and masks prune the lowest scores of each layer.
    (:mod:`mmp.pruning.calibration_statistics`, :mod:`mmp.pruning.signals`, :mod:`mmp.pruning.masks`)
 4. Which values do the kept weights get, so that every layer's outputs stay close to the dense model's?
    (:mod:`mmp.pruning.reconstruction`)
@@ -66,20 +66,20 @@ def prune(
 ) -> PruneResult:
     """Prune a trained model.
 
-    The words are those of the command line, and so are the defaults, with one exception: where there are images, the
-    kept weights are re-solved, as that costs seconds and needs no labels.
+    Names and defaults are the same as on the command line, with one exception: if there are images, the kept
+    weights are re-solved, because that takes seconds and needs no labels.
 
     Args:
         model: Any trained ``nn.Module``, on any device. It is not changed.
-        budget: The global sparsity, such as 0.9, or ``Budget(megabytes=5)``. None leaves every layer where the
-            strategy puts it.
+        budget: The global sparsity, such as 0.9, or ``Budget(megabytes=5)``. None leaves every layer at
+            the strategy's sparsity.
         images: Calibration images as the model was trained on, normalised: a tensor (B, C, H, W), or an iterable of
             such batches or of (images, labels) pairs, for instance a ``DataLoader``. It is read once. A few hundred
             images are enough.
         labels: Labels of the images, if these do not come in pairs: a tensor (B,), or an iterable of batches of it.
         signal: The score of a weight: ``magnitude`` without images; ``obs`` from images; ``gradient``, ``product``,
             ``fisher`` and ``obs_fisher`` from images and labels; or an object such as ``Magnitude()``.
-        strategy: Where each layer goes in its range: a name in ``conf/strategy``, or a ``Strategy``.
+        strategy: The position of each layer in its range: a name in ``conf/strategy``, or a ``Strategy``.
         ranges: The sparsities that a layer may have: a name in ``conf/ranges``, or a ``RangeTable``. ``observed``
             needs images and labels.
         pattern: A structure that masks satisfy: ``none``, N:M such as ``2:4``, or blocks such as ``4x1``.
@@ -93,7 +93,7 @@ def prune(
         The pruned copy with its masks, its plan and a report per layer.
 
     Raises:
-        MmpError: if a word is unknown, something needs images or labels that are not given, the images do not fit the
+        MmpError: if a name is unknown, a setting needs images or labels that are not given, the images do not fit the
             model, weights or images are not finite, or the budget is out of reach.
 
     Example:
@@ -152,9 +152,9 @@ def prune_all(
 ) -> Iterator[tuple[str, PruneResult]]:
     """Prune a trained model by several strategies, from one scoring of its weights.
 
-    Scores and all masks are made at once. A model is copied and re-solved only when the loop comes to it, so that the
+    Scores and all masks are made at once. A model is copied and re-solved only when the loop reaches it, so that the
     results need not be in memory together; ``dict(mmp.prune_all(...))`` collects them by the names of their strategies.
-    Each result is the same as that of :func:`prune` with its strategy.
+    Each result is the same as the result of :func:`prune` with its strategy.
 
     Args:
         model: See :func:`prune`. It must stay as it is until the loop has ended.
@@ -234,11 +234,11 @@ def _prune_by(
 
 @dataclass(frozen=True)
 class _Settings:
-    """What all strategies of a call share.
+    """The settings that all strategies of a call share.
 
     Attributes:
-        table: The ranges that layers are allowed.
-        observed: The criteria and targets that ranges are observed by, if the table is an observed one.
+        table: The ranges that layers may have.
+        observed: The criteria and targets from which ranges are observed, if the table is an observed one.
         pattern: The structure that masks satisfy.
         solving: Whether and how kept weights are re-solved.
         loss: The loss used in training.
@@ -259,7 +259,7 @@ class _Settings:
         images: Images | None,
         loss: Loss,
     ) -> _Settings:
-        """Look words up in ``conf/``."""
+        """Create the settings from names in ``conf/``."""
         if isinstance(ranges, RangeTable):
             table, observed = ranges, RangesConfig(ranges.name)
         else:
@@ -299,7 +299,7 @@ class _Dense:
         settings: _Settings,
         needs: Mapping[str, frozenset[str]],
     ) -> _Dense:
-        """Check model and images, for all that will be collected from them."""
+        """Check the model, and the images for all statistics that will be collected."""
         layers = _checked_layers(model)
         if not any(map(settings.pattern.fits, layers)):
             raise MmpError(f"pattern={settings.pattern} fits the shape of no layer of this model; see docs/patterns.md")
@@ -353,7 +353,7 @@ class _Dense:
 
 
 def _scorer(group: str, choice: Any) -> Any:
-    """Return a signal or a criterion: an object as it is, a word as its file in ``conf/`` says."""
+    """Return a signal or a criterion: an object unchanged, or the one that a file in ``conf/`` describes."""
     if isinstance(choice, str):
         return instantiate({"_target_": choose(group, choice)["_target_"]}, group)
     if isinstance(choice, type) or not (hasattr(choice, "needs") and hasattr(choice, "score")):
@@ -366,7 +366,7 @@ def _strategy(choice: Strategy | str) -> Strategy:
 
 
 def _checked_layers(model: nn.Module) -> tuple[Layer, ...]:
-    """Return the prunable layers of a model, all of whose values must be there and finite."""
+    """Return the prunable layers of a model, after a check that all its values exist and are finite."""
     if not isinstance(model, nn.Module):
         raise MmpError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     layers = prunable_layers(model)

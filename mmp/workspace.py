@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Save the view in W&B, or print it as JSON.
 
     Args:
-        arguments: The command line; None for that of the process.
+        arguments: The arguments of the command line; None for ``sys.argv``.
 
     Returns:
         The exit code: 0, or 1 if the package ``wandb-workspaces`` is missing.

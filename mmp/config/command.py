@@ -1,4 +1,4 @@
-"""Commands: the user's own folder of configurations, true exit codes, and one line in place of a traceback."""
+"""Commands: the user's own folder of configurations, correct exit codes, and one line in place of a traceback."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _is_baseline(settings: Settings) -> bool:
 
 
 def _match_identity(settings: Settings) -> Any:
-    """Return how many weights the matched sweep prunes: this number counts, not the path of the sweep."""
+    """Return how many weights the matched sweep prunes; this number is part of the identity, not the sweep's path."""
     run = StrategyRun(
         model=_title(settings),
         data=settings["data"]["name"],
@@ -194,7 +194,7 @@ def common_budget(budget: Any) -> bool:
 
 
 def label(settings: Settings) -> str:
-    """Return the name of whatever decides each layer's sparsity: ``p70``, ``searched`` or ``lamp at p70``.
+    """Return the name of the rule for each layer's sparsity: ``p70``, ``searched`` or ``lamp at p70``.
 
     Args:
         settings: A configuration of ``mmp-prune``, from :func:`settings_of`.

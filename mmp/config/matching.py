@@ -18,13 +18,13 @@ from mmp.files import read_json
 _KEY = "match="
 _MOST_LISTED = 20  # runs in an error message
 
-# Overrides of the sweep that are no axes of its baselines.
+# Overrides of the sweep that do not become axes of its baselines.
 _NOT_AXES = ("signal", "criterion", "allocation", "budget", "match", "sweep", "force", "hydra", "paths", "logger")
 
 
 @dataclass(frozen=True)
 class StrategyRun:
-    """The names that say what a strategy prunes in a sweep.
+    """The names that identify a run of a strategy in a sweep.
 
     Attributes:
         model: Title of the model (:attr:`mmp.config.schema.ModelConfig.title`).

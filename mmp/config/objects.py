@@ -1,4 +1,4 @@
-"""Objects from configurations: strategies, budgets, range tables, and whatever class a ``_target_`` names.
+"""Objects from configurations: strategies, budgets, range tables, and any class that a ``_target_`` names.
 
 No other module reads ``_target_``.
 """

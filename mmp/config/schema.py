@@ -186,7 +186,7 @@ class StrategyConfig:
 
 @dataclass
 class SelectorConfig:
-    """A choice of layers; the fields of ``mmp.pruning.ranges.Selector``."""
+    """A condition on layers; the fields of ``mmp.pruning.ranges.Selector``."""
 
     role: list[str] = field(default_factory=list)
     stage: list[int] = field(default_factory=list)

@@ -220,7 +220,7 @@ def _check_recipe(key: str, recipe: RecipeConfig, least_epochs: int) -> None:
 
 
 def _check_prune(config: PruneConfig) -> None:
-    """Check what ``mmp-prune`` reads. The budget becomes a ``BudgetConfig``."""
+    """Check the keys of ``mmp-prune``. The budget becomes a ``BudgetConfig``."""
     _check_ranges(config.ranges)
     config.budget = read_budget(config.budget)
     Pattern.parse(config.pattern)

@@ -95,7 +95,7 @@ class Split(Dataset[Any]):
         return [self[index] for index in indices]
 
     def _uniforms(self, indices: Tensor, seed: int) -> Tensor:
-        """Return random numbers in [0, 1), one row per index. Those of a whole epoch are drawn at once and kept."""
+        """Return random numbers in [0, 1), one row per index. A whole epoch's numbers are drawn at once and kept."""
         epochs = indices // len(self)
         rows = torch.empty(len(indices), self.images.draws)
         for epoch in epochs.unique().tolist():

@@ -30,7 +30,7 @@ def read_digits(cfg: DataConfig) -> Source:
 
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
-    """Return pixels in [0, 255], (1797, 1, 8, 8), and labels. Parsing scikit-learn's text file takes long, so once."""
+    """Return pixels in [0, 255], (1797, 1, 8, 8), and labels. Cached: parsing scikit-learn's text file is slow."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

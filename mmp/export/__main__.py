@@ -1,4 +1,4 @@
-"""``python -m mmp.export``: export runs to files for a device, each with a card that says what was measured on it.
+"""``python -m mmp.export``: export runs to files for a device, each with a card that states its measurements.
 
 ``python -m mmp.export RUN_FOLDER target=onnx,sparse`` writes the file, export.json and README.md to
 ``RUN_FOLDER/export/<target>/``. ``python -m mmp.export SWEEP_FOLDER target=onnx select=pareto`` exports the selected
@@ -29,14 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export the runs that the command line names.
 
     Args:
-        arguments: The command line; None for that of the process.
+        arguments: The arguments of the command line; None for ``sys.argv``.
 
     Returns:
         The exit code: 0 if every export succeeded or was up to date, 1 otherwise, 130 after Ctrl-C.
     """
     parsed = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("mmp").setLevel(logging.INFO)  # to say so while another process has the run locked
+    logging.getLogger("mmp").setLevel(logging.INFO)  # shows if another process holds the run's lock
     try:
         names, options = read_options(parsed.settings)
         targets = [load_target(name) for name in names]

@@ -1,4 +1,4 @@
-"""Latency: two models timed in alternation, so that other load on the machine affects both alike."""
+"""Latency: two models timed in alternation, so that other load on the machine affects both equally."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def weight_counts(weights: dict[str, Tensor], masks: Masks, where: str) -> Weigh
     Args:
         weights: The weight under each mask, read from the file.
         masks: The masks.
-        where: What the file is, for the error message.
+        where: A description of the file, for the error message.
 
     Raises:
         MmpError: if a weight that the masks prune is not zero in the file.

@@ -1,4 +1,4 @@
-"""What an export measured: the content of export.json."""
+"""The measurements of an export: the content of export.json."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class ExportedRun:
         data = ImageData(self.config.data, self.config.seed)
         if data.fingerprint != self.result["data_fingerprint"]:
             raise MmpError(
-                f"data={self.config.data.name}: these images are not those of the run {self.path}, so accuracies "
+                f"data={self.config.data.name}: these images are not the images of the run {self.path}, so accuracies "
                 "cannot be compared; set data.root to the folder of the run's images"
             )
         return data

@@ -142,8 +142,8 @@ def write_export(
         The content of export.json.
 
     Raises:
-        MmpError: if the target does not support the model, the engine cannot execute the file, its accuracy is not that
-            of the run, or a pruned weight is not zero in it.
+        MmpError: if the target does not support the model, the engine cannot execute the file, its accuracy differs
+            from the run's, or a pruned weight is not zero in it.
     """
     source = run.source
     paths = [folder / name for name in target.files]

@@ -98,7 +98,7 @@ class Shift:
     Attributes:
         layers: The model's prunable layers.
         fixed: Names of the layers whose sparsity stays (small layers under the 10K rule).
-        ceiling: Sparsity that no layer is shifted beyond; one that is above it already can only be shifted down.
+        ceiling: Sparsity that no layer is shifted beyond; a layer that is already above it can only be shifted down.
         pattern: Pattern of the masks. A layer whose sparsity is high enough for the pattern is not shifted below the
             lowest sparsity at which the pattern holds.
     """
@@ -122,7 +122,7 @@ class Shift:
         Args:
             sparsities: Sparsity of every layer, by name.
             target: The budget.
-            subject: What the sparsities belong to, such as ``strategy p50``; named in the message.
+            subject: The owner of the sparsities, such as ``strategy p50``, for the error message.
 
         Raises:
             MmpError: if the target is out of reach; the message states the limits.
@@ -184,14 +184,14 @@ class Shift:
         """Move sparsities by a few weights, so that whole weights add up to the global sparsity.
 
         A mask prunes floor(sparsity * n) weights, so a model of many small layers would miss its budget. The weights
-        that floor loses go to the layers with the largest fractions. With a pattern of blocks, the same holds for
-        whole blocks.
+        that rounding down leaves out are pruned in the layers with the largest fractional parts. With a pattern of
+        blocks, the same holds for whole blocks.
 
         Args:
             sparsities: Sparsity of every layer, by name.
 
         Returns:
-            Sparsities whose masks prune round(global sparsity * N) weights, if the layers have that many to give.
+            Sparsities whose masks prune round(global sparsity * N) weights, if the layers can lose that many.
             Layers at 0, at the lowest sparsity of their pattern or at the ceiling keep their sparsity, and no layer
             loses all its weights. With blocks, the masks fall short by less than the smallest block.
         """

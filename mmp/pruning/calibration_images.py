@@ -81,7 +81,7 @@ class CalibrationImages:
 
     @property
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """Batches with their labels; without labels, the images stand in, and statistics that ignore labels follow."""
+        """Batches with their labels; without labels, with the images again, for statistics that ignore labels."""
         return list(zip(self.images, self.labels or self.images, strict=True))
 
     def first(self, most: int) -> list[Tensor]:
@@ -96,14 +96,14 @@ class CalibrationImages:
             try:
                 with evaluating(model), torch.no_grad():
                     output = model(image)
-            except Exception as error:  # models raise anything
+            except Exception as error:  # a model can raise any exception
                 raise MmpError(f"images: {_name(model)} does not accept {_kind(image)} ({_text(error)})") from error
             if loss is None:
                 continue
             _check_classes(output, self.labels, loss)
             try:
                 loss(output, label)
-            except Exception as error:  # and so do losses
+            except Exception as error:  # a loss can raise any exception
                 raise MmpError(f"labels: the loss does not accept {_kind(label)} ({_text(error)})") from error
 
 

@@ -352,7 +352,7 @@ def observe(
 def global_masks(scores: Mapping[str, Tensor], pruned: int, min_density: float = 0.0) -> Masks:
     """Return masks that prune exactly the ``pruned`` lowest scores over all layers together.
 
-    Of equal scores, those of earlier layers and lower flat indices are pruned first, so within each layer the lowest
+    Of equal scores, earlier layers and lower flat indices are pruned first, so within each layer the lowest
     scores are pruned, as in :func:`mmp.pruning.masks.make_masks`.
 
     Args:

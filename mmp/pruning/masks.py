@@ -1,4 +1,4 @@
-"""Masks: which weights a pruned model keeps, and how they stay in force while it trains (docs/method.md, phase 3)."""
+"""Masks: which weights a pruned model keeps, and how they are enforced while it trains (docs/method.md, phase 3)."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class MaskEnforcer:
         parameters: The model's own parameters, by name.
 
     Attributes:
-        masks: The masks in force; None before :meth:`set`.
+        masks: The current masks; None before :meth:`set`.
 
     Example:
         >>> import torch
@@ -244,9 +244,9 @@ class MaskEnforcer:
         self.masks: Masks | None = None
 
     def set(self, masks: Masks, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
-        """Put masks in force: zero the pruned weights and the optimizers' state at them.
+        """Set the masks, and zero the pruned weights and the optimizers' state at them.
 
-        The masks replace those of an earlier call.
+        The masks replace the masks of an earlier call.
 
         Args:
             masks: Masks of some or all of the parameters.

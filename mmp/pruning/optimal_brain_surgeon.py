@@ -25,7 +25,7 @@ from mmp.pruning.row_systems import factorise, with_ridge
 _RIDGE = 0.01  # as a share of the inputs' mean variance, as in reconstruction
 _KEPT = 0.7  # share of the remaining weights that is left after a round
 _LAST = 0.02  # share of a layer's weights below which the rest is removed in one round
-_DAMPING = 0.1  # share of the mean importance that is added to each: an output without gradient is not useless
+_DAMPING = 0.1  # share of the mean importance that is added to each: an output without gradient also matters
 _WIDEST = 2048  # columns of a row that are solved together; for more, H is divided into diagonal blocks
 
 

@@ -102,7 +102,7 @@ class Pattern:
         return math.prod(layer.shape) // self.of * max(0, self.of - self.kept)
 
     def takes(self, layer: Layer | WeightShape, sparsity: float) -> bool:
-        """Return whether a layer's mask satisfies the pattern at a sparsity: its shape fits, and enough weights go.
+        """Return whether a layer's mask satisfies the pattern: its shape fits, and the sparsity is high enough.
 
         Every other layer is pruned weight by weight.
 

@@ -56,7 +56,7 @@ def as_csv(plan: Plan) -> str:
 def draw_plan(plan: Plan, path: Path) -> None:
     """Draw every layer's range beside a heat map of its sparsity under every strategy, as PNG.
 
-    Observed ranges are drawn below those of the rule table.
+    Observed ranges are drawn below the ranges of the rule table.
 
     Args:
         plan: The plan.

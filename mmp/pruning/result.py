@@ -1,4 +1,4 @@
-"""A pruned model with what was done to each of its layers."""
+"""A pruned model with its masks, its plan and a report on each layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmp.pruning.sizes import MEGABYTE
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PruneResult:
-    """A pruned model, and what was done to each of its layers. ``print(result)`` shows a table of the layers.
+    """A pruned model with a report on each of its layers. ``print(result)`` shows a table of the layers.
 
     Attributes:
         model: The pruned copy, on the device and in the mode of the original. Pruned weights are exactly 0.0.

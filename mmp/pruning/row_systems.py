@@ -29,7 +29,7 @@ class Factors:
     """Cholesky factors of the systems of r rows, each on its own columns, padded to the same width.
 
     Attributes:
-        rows: Numbers of the rows among those of all groups, (r,).
+        rows: Numbers of the rows among the rows of all groups, (r,).
         columns: Numbers of each row's columns, its own first and then others as padding, (r, width).
         own: True for a row's own columns, (r, width). In the factors, padding is a row of the identity.
         lower: Lower triangular factors, (r, width, width); NaN where a system is not positive definite.

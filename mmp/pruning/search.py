@@ -68,7 +68,7 @@ def search(
 
     Args:
         groups: Names of the groups.
-        evaluate: From the position of every group to accuracy and sparsity, which are both maximised.
+        evaluate: Returns accuracy and sparsity for the position of every group; both are maximised.
         trials: Number of trials.
         seed: Seed of the sampler; the same seed gives the same trials.
         sparsity_varies: Whether sparsity is a second objective; False if it is the same for all trials.
@@ -103,7 +103,7 @@ def search(
         study.tell(trial, [accuracy, sparsity] if sparsity_varies else accuracy)
         log.info("trial %d: accuracy %.4f at sparsity %.4f", len(found), accuracy, sparsity)
     if not found:
-        raise MmpError(f"allocation=searched: none of {trials} trials is possible; the last: {refused}")
+        raise MmpError(f"allocation=searched: none of {trials} trials is possible; the last error: {refused}")
     return found
 
 

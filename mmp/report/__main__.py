@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write and print the report of a sweep, or the comparison of two sweeps.
 
     Args:
-        arguments: The command line; None for that of the process.
+        arguments: The arguments of the command line; None for ``sys.argv``.
 
     Returns:
         The exit code: 1 if a run failed or there is an error, else 0.

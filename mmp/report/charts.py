@@ -95,7 +95,7 @@ def _draw_dense(axis: Any, group: Group, split: str) -> None:
 
 
 def _limits(group: Group) -> tuple[float, float]:
-    """Return the limits of the vertical axis: those of all accuracies, with room for names below."""
+    """Return the limits of the vertical axis: all accuracies fit, with room for names below."""
     splits = ("validation", "test", "dense_validation", "dense_test")
     values = [100 * one.mean(what) for one in group.configurations for what in splits]
     reach = max(values) - min(values) or 1.0

@@ -1,4 +1,4 @@
-"""What a report contains: the runs of a folder, grouped by model and data set."""
+"""The content of a report: the runs of a folder, grouped by model and data set."""
 
 from __future__ import annotations
 

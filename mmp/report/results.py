@@ -57,7 +57,7 @@ class Run:
         drop: Test accuracy lost against the dense model of the same run, in percentage points.
         choice: How ``finetune=auto`` decided.
         history: The metrics of each epoch, under Lightning's names.
-        layer_reports: What reconstruction did to each layer.
+        layer_reports: The reconstruction report on each layer.
     """
 
     folder: str
@@ -106,7 +106,7 @@ class Run:
         """Return the completed run that a ``result.json`` describes.
 
         Args:
-            content: What the file holds.
+            content: The content of the file.
             folder: The run's folder, relative to the sweep's.
 
         Raises:
@@ -238,7 +238,7 @@ def _budget(content: Mapping[str, Any]) -> str:
 
 
 def _layers(content: Mapping[str, Any]) -> tuple[LayerSparsity, ...]:
-    """Return a run's layers; none if they cannot be read, because everything else in the file is still of use."""
+    """Return a run's layers; none if they cannot be read, because everything else in the file is still useful."""
     try:
         return tuple(map(_layer, objects(content, "layers")))
     except MmpError:

@@ -19,7 +19,7 @@ _MOST_NAMES = 6
 
 
 def summary_of(group: Group) -> list[str]:
-    """Return the lines: what was run, the noise, the best of each sparsity band, the Pareto front, the baselines."""
+    """Return the lines: the runs, the noise, the best of each sparsity band, the Pareto front, the baselines."""
     return [
         _head(group),
         _noise(group),

@@ -65,7 +65,7 @@ def results_csv(groups: Sequence[Group], ended: Sequence[Run]) -> str:
 
 
 def reconstruction_csv(groups: Iterable[Group]) -> str:
-    """Return what reconstruction did to each layer of each run, as CSV with the columns of :class:`LayerReport`."""
+    """Return the reconstruction reports on each layer of each run, as CSV with the columns of :class:`LayerReport`."""
     out = io.StringIO()
     names = [field.name for field in fields(LayerReport)]
     writer = csv.writer(out, lineterminator="\n")

@@ -44,7 +44,7 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """Which of the two wins, or that their difference is within the noise."""
+        """Which of the two is better, or that their difference is within the noise."""
         return outcome(self.better, self.noise, "strategy wins", "baseline wins")
 
 

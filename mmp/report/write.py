@@ -82,5 +82,5 @@ def write_comparison(a: Path, b: Path, console: Console | None = None) -> tuple[
 
 
 def _folder_name(a: Path, b: Path) -> str:
-    """Return a name for the reference: that of its folder, or the whole path if both folders have the same name."""
+    """Return a name for the reference: its folder's name, or the whole path if both folders have the same name."""
     return a.name if a.name != b.name else "-".join(a.parts[1:])

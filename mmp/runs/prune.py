@@ -228,7 +228,7 @@ class Pruning:
             self.models["finetuned"], self.training = finetune_best(task, start, masked)
 
     def save(self) -> None:
-        """Save the fine-tuned model and the masks, in place of those of an earlier result."""
+        """Save the fine-tuned model and the masks, in place of the files of an earlier result."""
         self.run.discard_result()
         save_model(self.models["finetuned"], self.masks, self.run.path)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COLUMNS = ("name", "role", "lo", "hi", "sparsity", "pruned", "total")  # columns of the table of layers
-_UNREACHABLE = ".wandb-unreachable"  # a file whose modification time is that of the last failed connection
+_UNREACHABLE = ".wandb-unreachable"  # a file, last modified at the time of the last failed connection
 _RETRY_AFTER = 600.0  # seconds
 
 

@@ -1,9 +1,9 @@
 """The display of a running sweep: a live region in a terminal, occasional plain lines elsewhere.
 
-No process can garble the region. While it is shown, standard output and standard error of this process and of its
-workers are redirected into a pipe, and everything read from the pipe is printed above the region. Python's own stream
-objects are not replaced, so a process that is forked while something is drawn inherits no held lock. If this process is
-killed, a separate process prints the rest of the pipe, such as an error message.
+No output of a process can disturb the region. While it is shown, standard output and standard error of this process and
+of its workers are redirected into a pipe, and everything read from the pipe is printed above the region. Python's own
+stream objects are not replaced, so a process that is forked while something is drawn inherits no held lock. If this
+process is killed, a separate process prints the rest of the pipe, such as an error message.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Region(Display):
         self._drain.wait()
 
     def _start_drain(self) -> subprocess.Popen[bytes]:
-        """Start a process that waits for the end of this one and then prints what is left in the pipe."""
+        """Start a process that waits for the end of this one and then prints the rest of the pipe."""
         command = ["sh", "-c", f"read -r never; echo; exec cat /dev/fd/{self._pipe}"]
         return subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=self._terminals[1], stderr=subprocess.DEVNULL,

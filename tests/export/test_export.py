@@ -627,7 +627,7 @@ def test_folders_that_cannot_be_exported_are_errors(
     assert "no run meets this" in error(sweep, "select=size_mb<0.001")
     result = json.loads((copied / "result.json").read_text())
     for changes, part in (
-        ({"data_fingerprint": "other"}, "not those of the run"),
+        ({"data_fingerprint": "other"}, "not the images of the run"),
         ({"kind": "dense"}, "dense model"),
         ({"status": "failed"}, "not a completed run"),
         ({"samples": {**result["samples"], "test": 359}}, "359"),

@@ -66,7 +66,7 @@ def test_a_search_skips_positions_from_which_the_budget_is_out_of_reach() -> Non
     def never(_: Mapping[str, float]) -> tuple[float, float]:
         raise MmpError("budget=0.99 is out of reach")
 
-    with pytest.raises(MmpError, match=r"none of 3 trials is possible; the last: budget=0.99 is out of reach"):
+    with pytest.raises(MmpError, match=r"none of 3 trials is possible; the last error: budget=0.99 is out of reach"):
         search(["a"], never, 3, seed=0, sparsity_varies=True)
 
 

@@ -144,7 +144,7 @@ def load_target(name: str) -> Target:
 
 
 def logit_difference(engine: Engine, source: Exportable, target: Target) -> float:
-    """Run a file on one image and on three, and compare its logits with those of the model.
+    """Run a file on one image and on three, and compare its logits with the model's.
 
     Returns:
         The largest absolute difference of a logit, divided by the largest absolute logit of the model.
@@ -184,7 +184,7 @@ def export_error(
     Args:
         source: The model.
         target: The target.
-        problem: What is wrong.
+        problem: A description of the problem.
         error: The exception behind it.
         others: Targets that may support the model.
     """

@@ -24,7 +24,7 @@ LARGEST = 32  # the largest batch; the file reserves memory for it on every devi
 class ExecuTorch:
     """An ExecuTorch program with BatchNorm folded into convolutions, for any batch size up to `LARGEST`.
 
-    The file stores weights without names, those of convolutions in XNNPACK's layout, so they are found by their values.
+    The file stores weights without names, so they are found by their values. Convolutions have XNNPACK's layout.
     """
 
     name = "executorch"
@@ -109,7 +109,7 @@ def _runtime() -> Any:
 
 
 def _constants(content: bytes) -> list[Tensor]:
-    """Return all constants that a file stores, as flat float32 tensors: those of XNNPACK and of other operators."""
+    """Return all constants that a file stores, as flat float32 tensors: constants of XNNPACK and of other operators."""
     with _silently():
         from executorch.exir._serialize._program import deserialize_pte_binary
 

@@ -24,7 +24,7 @@ class _RecordedError(Exception):
 
 
 class LayerWalk:
-    """Records, layer by layer in forward order, what each layer reads and returns.
+    """Records the inputs and outputs of each layer, in forward order.
 
     Between two records the network may change, but only in the layers that were recorded or come later.
 
@@ -58,7 +58,7 @@ class LayerWalk:
         return self._users[name][0]
 
     def norm_behind(self, name: str) -> nn.Module | None:
-        """Return the batch norm that is alone in reading a layer's output, None if there is none."""
+        """Return the batch norm that is the only reader of a layer's output, None if there is none."""
         users = self._users[name]
         return self._trace.norms.get(users[0]) if len(users) == 1 and self._calls[users[0]].count == 1 else None
 
@@ -111,7 +111,7 @@ class LayerWalk:
         return self._record(name, lambda module, _, output: product_of(module, output), before=False)
 
     def visit(self, images: Tensor, see: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Tensor:
-        """Run the network once and hand every layer that can be re-solved to a function, with its input and output.
+        """Run the network once, and call a function with every layer that can be re-solved, its input and its output.
 
         Args:
             images: A batch, (B, C, H, W).
@@ -144,7 +144,7 @@ class LayerWalk:
 
         Args:
             name: Name of the weight.
-            take: From a module, its arguments and its output to the record.
+            take: Makes the record from a module, its arguments and its output.
             before: Whether to record before a call, where there is no output yet.
         """
         users = self._used(name)

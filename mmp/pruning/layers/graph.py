@@ -1,6 +1,6 @@
 """A model as a graph: its prunable weights, the modules around them, and timm's metadata.
 
-The tables below tell kinds of modules apart where their types are the same.
+The tables below distinguish kinds of modules that have the same types.
 """
 
 from __future__ import annotations

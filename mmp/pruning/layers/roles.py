@@ -203,7 +203,7 @@ def _by_path(_: Graph, weight: Weight) -> str | None:
 
 
 def _by_type(_: Graph, weight: Weight) -> str | None:
-    """Decide for all remaining weights: those of convolutions are ``conv``, all others ``other``."""
+    """Decide for all remaining weights: ``conv`` for weights of convolutions, ``other`` for all others."""
     return "conv" if weight.is_conv else "other"
 
 

@@ -1,1 +1,1 @@
-"""Reconstruction: the kept weights are re-solved, layer by layer, to return what the dense layers returned."""
+"""Reconstruction: the kept weights are re-solved, layer by layer, to reproduce the outputs of the dense layers."""

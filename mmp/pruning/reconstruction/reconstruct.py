@@ -1,4 +1,4 @@
-"""Reconstruction: each layer's kept weights are re-solved in closed form to return what the dense layer returned.
+"""Reconstruction: each layer's kept weights are re-solved in closed form to reproduce the dense layer's output.
 
 Layers are taken in forward order. For each, the inputs X come from the network in its current state (pruned, and
 re-solved up to this layer), and the targets Y are the dense network's products for the same unlabelled images. For a
@@ -38,11 +38,11 @@ from mmp.pruning.reconstruction.moments import Moments
 log = logging.getLogger(__name__)
 
 _BATCH = 64  # images
-_MOST_STORED = 4 * 2**30  # bytes of targets from one pass of the dense network; if they need more, it is walked, too
+_MOST_STORED = 4 * 2**30  # bytes of targets from one pass of the dense network; beyond, layer by layer
 
 # A solve must not raise a layer's error above this multiple of the error that masking alone left.
 _NO_WORSE = 1.0 + 1e-6
-# Below this share of the variance an error is rounding (float32 products): the layer returns what the dense one does.
+# Below this share of the variance an error is rounding of float32 products: the outputs are the dense layer's.
 _NOTHING_LOST = 1e-6
 _SOLVED = "solved"
 
