@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, optim
 
 from mmp.errors import MmpError
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, groups_of
 from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
@@ -140,8 +140,7 @@ class MaskPruning(pl.Callback):
         self._sparsities = dict(self._configured)
 
     def _masks_at(self, fraction: float) -> Masks:
-        groups = {layer.name: layer.groups for layer in self._layers}
-        return make_masks(self._scores, self._sparsities, self._pattern, fraction, groups)
+        return make_masks(self._scores, self._sparsities, self._pattern, fraction, groups_of(self._layers))
 
     @staticmethod
     def _compare_ranks(trainer: pl.Trainer, masks: Masks) -> None:

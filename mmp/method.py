@@ -36,7 +36,7 @@ from mmp.pruning.calibration_images import CalibrationImages, Images, Labels
 from mmp.pruning.calibration_statistics import Loss, collect
 from mmp.pruning.criteria import Criterion, criterion, observe
 from mmp.pruning.layers.eval_mode import evaluating
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, groups_of
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_grid
 from mmp.pruning.patterns import Pattern
@@ -325,8 +325,7 @@ class _Dense:
         self, plan: Plan, signal: str | None, scores: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, PruneResult]]:
         """Make all masks now, and yield the model under each of them later."""
-        groups = {layer.name: layer.groups for layer in plan.layers}
-        grid = make_grid(scores, plan.sparsities, plan.pattern, groups=groups)
+        grid = make_grid(scores, plan.sparsities, plan.pattern, groups=groups_of(plan.layers))
         return self._under(grid, plan, signal)
 
     def _under(self, grid: Mapping[str, Masks], plan: Plan, signal: str | None) -> Iterator[tuple[str, PruneResult]]:

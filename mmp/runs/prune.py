@@ -24,7 +24,7 @@ from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.timm_models import build_skeleton, fill_input
 from mmp.pruning.criteria import criterion
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, groups_of
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
@@ -209,7 +209,7 @@ class Pruning:
             self.masks = self._masks_at(self.allocation.sparsities)
             pruned = self.models["pruned"] = copy.deepcopy(self.models["dense"])
             MaskEnforcer(prunable_parameters(pruned, self.layers)).set(self.masks)
-            _log_pattern(self.masks, self.pattern, self._groups())
+            _log_pattern(self.masks, self.pattern, groups_of(self.layers))
 
     def resolve(self) -> None:
         """Re-solve the kept weights, if the configuration says so."""
@@ -267,10 +267,7 @@ class Pruning:
         return validation_accuracy(resolved, self.config, self.data)
 
     def _masks_at(self, sparsities: Mapping[str, float]) -> Masks:
-        return make_masks(self.scores, sparsities, self.pattern, groups=self._groups())
-
-    def _groups(self) -> dict[str, int]:
-        return {layer.name: layer.groups for layer in self.layers}
+        return make_masks(self.scores, sparsities, self.pattern, groups=groups_of(self.layers))
 
     def _callbacks(self) -> list[pl.Callback]:
         return [*self.job.masking_callbacks(self.layers, self.scores, self.allocation.sparsities), *self._observers()]

@@ -55,3 +55,8 @@ class Layer:
 def count_weights(layers: Iterable[Layer]) -> int:
     """Return the number of weights of several layers."""
     return sum(layer.size for layer in layers)
+
+
+def groups_of(layers: Iterable[Layer]) -> dict[str, int]:
+    """Return the number of groups of every layer, by name, as functions that make masks take it."""
+    return {layer.name: layer.groups for layer in layers}
