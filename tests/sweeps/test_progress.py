@@ -381,7 +381,8 @@ def test_the_last_output_of_a_crash_is_shown(plain: tuple[Path, str]) -> None:
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from mmp.sweeps.display import is_shown, watch
+from mmp.runs.terminal import is_shown
+from mmp.sweeps.display import watch
 from mmp.sweeps.progress import Progress
 folder = Path(sys.argv[1])
 display = watch(folder, [["a"]], True, None)
