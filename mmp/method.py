@@ -198,7 +198,7 @@ def prune_all(
     chosen = load_strategies() if strategies is None else [_strategy(strategy) for strategy in strategies]
     dense = _Dense.of(model, images, labels, settings, {f"signal={scorer.name}": scorer.needs})
     plan = make_plan(model, settings.table, chosen, limit, dense.observations(), pattern=settings.pattern)
-    _require_pattern(plan)
+    plan.require_pattern()
     return dense.results(plan, scorer.name, dense.scores(scorer, normalised=True))
 
 
@@ -301,8 +301,7 @@ class _Dense:
     ) -> _Dense:
         """Check the model, and the images for all statistics that will be collected."""
         layers = _checked_layers(model)
-        if not any(map(settings.pattern.fits, layers)):
-            raise MmpError(f"pattern={settings.pattern} fits the shape of no layer of this model; see docs/patterns.md")
+        settings.pattern.fitting(layers)  # raises if there are none
         data = CalibrationImages.read(model, images, labels, {**needs, **settings.needs}, settings.loss)
         return cls(model, layers, data, settings)
 
@@ -375,13 +374,3 @@ def _checked_layers(model: nn.Module) -> tuple[Layer, ...]:
         if value.is_floating_point() and not all_finite(value.detach()):
             raise MmpError(f"model: {name!r} holds NaN or infinity; the checkpoint is damaged or training diverged")
     return layers
-
-
-def _require_pattern(plan: Plan) -> None:
-    """Raise if a strategy leaves every layer that the pattern fits less sparse than the pattern needs."""
-    for strategy in plan.sparsities:
-        if not any(plan.patterned(layer, strategy) for layer in plan.layers):
-            raise MmpError(
-                f"pattern={plan.pattern} needs layers that are {100 * (1 - plan.pattern.kept / plan.pattern.of):g} % "
-                f"sparse, but strategy={strategy} has none that it fits; raise the budget, or choose other ranges"
-            )

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 if the package ``wandb-workspaces`` is missing.
     """
-    parser = argparse.ArgumentParser(prog="python -m mmp.workspace", description="Save a view of sweeps in W&B.")
+    parser = argparse.ArgumentParser(prog="mmp-workspace", description="Save a view of sweeps in W&B.")
     parser.add_argument("entity", help="W&B user or team")
     parser.add_argument("--project", default="mmp", help="W&B project (default: mmp)")
     parser.add_argument("--group", help="show only the runs of this sweep (default: all runs of the project)")

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mmp.export",
+        prog="mmp-export",
         description="Export pruned models to files for a device, and measure the files in their engine.",
         epilog=f"targets: {', '.join(TARGETS)} (several with commas)\n"
         "select=pareto, select=all, or comparisons of these fields, joined with commas:\n" + conditions_help() + "\n"

@@ -161,7 +161,7 @@ def completed_result(run: RunFolder) -> dict[str, Any]:
     """
     result = run.result
     if result is None:
-        raise MmpError(f"{run.path}: contains no {RESULT}; give the folder of a completed run of prune.py")
+        raise MmpError(f"{run.path}: contains no {RESULT}; give the folder of a completed run of mmp-prune")
     for problem_of in _CHECKS:
         if problem := problem_of(run.path, result):
             raise MmpError(f"{run.path}: {problem}")
@@ -169,7 +169,7 @@ def completed_result(run: RunFolder) -> dict[str, Any]:
 
 
 def _wrong_kind(_: Path, result: Mapping[str, Any]) -> str | None:
-    return "is a dense model of train.py; export a run of prune.py" if result.get("kind") == "dense" else None
+    return "is a dense model of mmp-train; export a run of mmp-prune" if result.get("kind") == "dense" else None
 
 
 def _missing_file(folder: Path, _: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,6 +97,20 @@ class Pattern:
         if len(shape) < 2:
             return False
         return shape[0] % (layer.groups * self.rows) == 0 and shape[1] % (self.columns * self.of) == 0
+
+    def fitting(self, layers: Iterable[Layer]) -> list[Layer]:
+        """Return the layers whose shape the pattern fits.
+
+        Raises:
+            MmpError: if it fits none; the message states the rule for shapes.
+        """
+        if fitting := [layer for layer in layers if self.fits(layer)]:
+            return fitting
+        outputs = f"outputs of each of its groups to be a multiple of {self.rows} and the " if self.rows > 1 else ""
+        raise MmpError(
+            f"pattern={self} fits the shape of no layer of this model: a layer needs the {outputs}inputs of each output "
+            f"to be a multiple of {self.columns * self.of}; choose a smaller pattern, or pattern=none"
+        )
 
     def forced(self, layer: Layer | WeightShape) -> int:
         """Return the number of weights that a layer must lose for the pattern to hold."""

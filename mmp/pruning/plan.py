@@ -64,6 +64,20 @@ class Plan:
         """Return whether a layer's mask satisfies the pattern under a strategy."""
         return self.pattern.takes(layer, self.sparsities[strategy][layer.name])
 
+    def require_pattern(self) -> None:
+        """Check that every strategy makes at least one layer sparse enough for the pattern.
+
+        Raises:
+            MmpError: on the first strategy that does not.
+        """
+        for strategy in self.sparsities:
+            if not any(self.patterned(layer, strategy) for layer in self.layers):
+                raise MmpError(
+                    f"pattern={self.pattern} needs layers that are {100 * (1 - self.pattern.kept / self.pattern.of):g} "
+                    f"% sparse, but strategy={strategy} leaves every layer of a fitting shape less sparse "
+                    f"({self.table}); raise the budget, or choose other ranges"
+                )
+
     def summary(self, strategy: str) -> dict[str, Any]:
         """Return a strategy's totals.
 

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 1 if a run failed or there is an error, else 0.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m mmp.report", description="Write the report of a sweep, or compare two sweeps."
+        prog="mmp-report", description="Write the report of a sweep, or compare two sweeps."
     )
     parser.add_argument("folder", type=Path, help="folder of a sweep")
     parser.add_argument("other", type=Path, nargs="?", help="folder of a second sweep, to compare with the first")

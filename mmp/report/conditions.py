@@ -70,7 +70,7 @@ def select(runs: Iterable[Run], conditions: str) -> list[Run]:
         raise MmpError(f"select={conditions}: {error}") from None
     chosen = [run for run in completed if all(meets(run) for meets in tests)]
     if not chosen:
-        raise MmpError(f"select={conditions}: no run meets this; python -m mmp.report FOLDER --tables lists all runs")
+        raise MmpError(f"select={conditions}: no run meets this; mmp-report FOLDER --tables lists all runs")
     return chosen
 
 

@@ -119,9 +119,7 @@ class Allocator:
             MmpError: for every reason for which :meth:`allocate` would raise one.
         """
         layers = prunable_layers(model)
-        fitting = [layer for layer in layers if self.pattern.fits(layer)]
-        if not fitting:
-            raise MmpError(f"pattern={self.pattern} fits the shape of no layer of this model; see docs/patterns.md")
+        fitting = self.pattern.fitting(layers)
         pruned = self._pruned_by_criterion(Sizes.of(model, layers))
         if pruned is not None:
             forced = sum(self.pattern.forced(layer) for layer in fitting)
@@ -131,18 +129,8 @@ class Allocator:
                     f"pattern={self.pattern} alone prunes {share:.4f} of the weights; raise the budget to that"
                 )
         elif self.config.ranges.source == "rules":
-            self._check_plan(model)
-
-    def _check_plan(self, model: nn.Module) -> None:
-        """Check that the rules apply to the model, the budget is in reach, and some layer can take the pattern."""
-        budget = Budget() if self.config.allocation.name == SEARCHED else self.budget
-        plan = plan_model(model, self.table, [self.strategy], budget, pattern=self.pattern)
-        if not any(plan.patterned(layer, self.strategy.name) for layer in plan.layers):
-            least = 100 * (1 - self.pattern.kept / self.pattern.of)
-            raise MmpError(
-                f"pattern={self.pattern} needs layers that are {least:g} % sparse, but ranges={self.config.ranges.name}"
-                " allows that in no layer that it fits; choose other ranges, or a budget"
-            )
+            budget = Budget() if self.config.allocation.name == SEARCHED else self.budget
+            plan_model(model, self.table, [self.strategy], budget, pattern=self.pattern).require_pattern()
 
     def _pruned_by_criterion(self, sizes: Sizes) -> int | None:
         """Return how many weights a criterion has to prune, None if ranges and a strategy decide that.

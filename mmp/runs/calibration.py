@@ -18,6 +18,7 @@ import mmp.pruning.layers.forward
 import mmp.pruning.layers.products
 import mmp.pruning.layers.trace
 import mmp.pruning.reconstruction.least_squares
+import mmp.pruning.reconstruction.reconstruct
 import mmp.pruning.row_systems
 import mmp.pruning.signals
 from mmp.cache import cached_set, cached_tensors
@@ -196,6 +197,7 @@ def source_code() -> str:
         mmp.pruning.layers.forward,
         mmp.pruning.layers.trace,
         mmp.pruning.reconstruction.least_squares,
+        mmp.pruning.reconstruction.reconstruct,
         mmp.pruning.row_systems,
     )
     return "".join(inspect.getsource(module) for module in modules)

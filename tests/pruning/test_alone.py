@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 ABSENT = (
     "hydra", "omegaconf", "pytorch_lightning", "lightning", "wandb", "timm", "torchvision", "torchmetrics", "sklearn",
-    "rich", "filelock", "matplotlib", "plotly", "joblib", "submitit", "yaml", "optuna",
+    "rich", "filelock", "matplotlib", "plotly", "joblib", "submitit", "yaml", "optuna", "scipy",
 )  # fmt: skip
 
 WITHOUT = dedent(
