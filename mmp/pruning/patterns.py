@@ -106,10 +106,10 @@ class Pattern:
         """
         if fitting := [layer for layer in layers if self.fits(layer)]:
             return fitting
-        outputs = f"outputs of each of its groups to be a multiple of {self.rows} and the " if self.rows > 1 else ""
+        rule = f"inputs per group divisible by {self.columns * self.of}"
+        rule += f", and outputs per group divisible by {self.rows}" if self.rows > 1 else ""
         raise MmpError(
-            f"pattern={self} fits the shape of no layer of this model: a layer needs the {outputs}inputs of each output "
-            f"to be a multiple of {self.columns * self.of}; choose a smaller pattern, or pattern=none"
+            f"pattern={self} fits the shape of no layer of this model: it needs {rule}; choose another pattern, or none"
         )
 
     def forced(self, layer: Layer | WeightShape) -> int:
