@@ -28,21 +28,23 @@ from torch.nn.functional import cross_entropy
 from mmp.config.choices import choose
 from mmp.config.objects import build_range_table, instantiate
 from mmp.config.schema import RangesConfig, ReconstructConfig
-from mmp.config.validate import read_ranges
+from mmp.config.validate import RECONSTRUCTIONS, read_ranges, read_reconstruct
 from mmp.errors import MmpError
 from mmp.plan import load_budget, load_ranges, load_strategies, load_strategy, make_plan
-from mmp.pruning.budgets import Budget, with_pattern
+from mmp.pruning.budgets import Budget
 from mmp.pruning.calibration_images import CalibrationImages, Images, Labels
 from mmp.pruning.calibration_statistics import Loss, collect
-from mmp.pruning.criteria import Criterion, criterion, observe
+from mmp.pruning.criteria import UNLIMITED, Criterion, observe, ranked_sparsities, weights_to_prune
+from mmp.pruning.criteria import criterion as criterion_of
 from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.layer import Layer, groups_of
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_grid
 from mmp.pruning.patterns import Pattern
 from mmp.pruning.plan import Plan
-from mmp.pruning.ranges import Range, RangeTable
-from mmp.pruning.reconstruction.reconstruct import dense_targets, reconstruct
+from mmp.pruning.ranges import RangeTable
+from mmp.pruning.reconstruction.reconstruct import dense_targets
+from mmp.pruning.reconstruction.reconstruct import reconstruct as reconstruct_layers
 from mmp.pruning.result import PruneResult
 from mmp.pruning.signals import Scorer, score
 from mmp.pruning.sizes import MEGABYTE, Sizes
@@ -56,7 +58,7 @@ def prune(
     images: Images | None = None,
     labels: Labels | None = None,
     *,
-    signal: Scorer | str = "magnitude",
+    signal: Scorer | str | None = None,
     strategy: Strategy | str = "balanced",
     ranges: RangeTable | str = "generic",
     pattern: Pattern | str = "none",
@@ -66,8 +68,9 @@ def prune(
 ) -> PruneResult:
     """Prune a trained model.
 
-    Names and defaults are the same as on the command line, with one exception: if there are images, the kept
-    weights are re-solved, because that takes seconds and needs no labels.
+    Names and defaults are the same as on the command line, with two exceptions. If there are images, the kept
+    weights are re-solved, because that takes seconds and needs no labels. Names are those of the built-in ``conf/``,
+    since only commands read the ``conf/`` of the working folder: pass an object instead, such as a ``Strategy``.
 
     Args:
         model: Any trained ``nn.Module``, on any device. It is not changed.
@@ -78,7 +81,8 @@ def prune(
             images are enough.
         labels: Labels of the images, if these do not come in pairs: a tensor (B,), or an iterable of batches of it.
         signal: The score of a weight: ``magnitude`` without images; ``obs`` from images; ``gradient``, ``product``,
-            ``fisher`` and ``obs_fisher`` from images and labels; or an object such as ``Magnitude()``.
+            ``fisher`` and ``obs_fisher`` from images and labels; or an object such as ``Magnitude()``. None is
+            ``magnitude``.
         strategy: The position of each layer in its range: a name in ``conf/strategy``, or a ``Strategy``.
         ranges: The sparsities that a layer may have: a name in ``conf/ranges``, or a ``RangeTable``. ``observed``
             needs images and labels.
@@ -86,7 +90,9 @@ def prune(
         reconstruct: ``least_squares`` re-solves the kept weights on the first 512 images; ``none`` leaves them as they
             are. None is ``least_squares`` if there are images.
         criterion: A baseline in place of signal and strategy, such as ``lamp``: it ranks all weights of the model
-            together and prunes to the budget. Without a budget it prunes as many weights as the strategy does.
+            together and prunes to the budget. Without a budget it prunes as many weights as the strategy does. It
+            scores the weights itself, so a signal beside it is an error; a command, whose signal always has a value,
+            ignores the signal.
         loss: The loss used in training, a function of outputs and labels: the mean of a loss of each image.
 
     Returns:
@@ -123,14 +129,17 @@ def prune(
             budget,
             images,
             labels,
-            signal=signal,
-            strategies=[strategy],
+            signal="magnitude" if signal is None else signal,
+            strategies=strategy,
             ranges=ranges,
             pattern=pattern,
             reconstruct=reconstruct,
             loss=loss,
         )
     else:
+        if signal is not None:
+            given, scoring = _scorer("signal", signal).name, _scorer("criterion", criterion).name
+            raise MmpError(f"signal={given}: criterion={scoring} scores the weights; set one of the two")
         settings = _Settings.of(ranges, pattern, reconstruct, images, loss)
         results = _prune_by(criterion, model, budget, images, labels, strategy, settings)
     ((_, result),) = results
@@ -144,7 +153,7 @@ def prune_all(
     labels: Labels | None = None,
     *,
     signal: Scorer | str = "magnitude",
-    strategies: Iterable[Strategy | str] | None = None,
+    strategies: Iterable[Strategy | str] | Strategy | str | None = None,
     ranges: RangeTable | str = "generic",
     pattern: Pattern | str = "none",
     reconstruct: str | None = None,
@@ -162,7 +171,8 @@ def prune_all(
         images: See :func:`prune`.
         labels: See :func:`prune`.
         signal: See :func:`prune`.
-        strategies: Names in ``conf/strategy``, or ``Strategy`` objects; None is all of ``conf/strategy``.
+        strategies: Names in ``conf/strategy``, or ``Strategy`` objects; one or several. None is all of
+            ``conf/strategy``.
         ranges: See :func:`prune`.
         pattern: See :func:`prune`.
         reconstruct: See :func:`prune`.
@@ -195,7 +205,7 @@ def prune_all(
     """
     settings = _Settings.of(ranges, pattern, reconstruct, images, loss)
     scorer, limit = _scorer("signal", signal), load_budget(budget)
-    chosen = load_strategies() if strategies is None else [_strategy(strategy) for strategy in strategies]
+    chosen = _strategies(strategies)
     dense = _Dense.of(model, images, labels, settings, {f"signal={scorer.name}": scorer.needs})
     plan = make_plan(model, settings.table, chosen, limit, dense.observations(), pattern=settings.pattern)
     plan.require_pattern()
@@ -214,17 +224,17 @@ def _prune_by(
     """Prune by a criterion, to the budget or to as many weights as the strategy prunes."""
     ranking, chosen, limit = _scorer("criterion", baseline), _strategy(strategy), load_budget(budget)
     target = limit.target(chosen.name, Sizes.of(model, _checked_layers(model)))
-    if target is not None:
-        target.require_within(0.0, 1.0, "a criterion can prune")
-        settings = replace(settings, table=load_ranges("generic"))  # the ranges limit no criterion that has a budget
+    pruned = None if target is None else weights_to_prune(target)
+    if pruned is not None:
+        settings = settings.without_ranges()
     dense = _Dense.of(model, images, labels, settings, {f"criterion={ranking.name}": ranking.needs})
     plan = make_plan(model, settings.table, [chosen], None, dense.observations(), pattern=settings.pattern)
-    pruned = plan.pruned[chosen.name] if target is None else round(target.sparsity * plan.sizes.weights)
+    pruned = plan.pruned[chosen.name] if pruned is None else pruned
     scores = dense.scores(ranking, settings.observed.grasp_temperature)
-    sparsities = with_pattern(plan.layers, ranking.allocate(plan.layers, scores, pruned), settings.pattern)
+    sparsities = ranked_sparsities(ranking, plan.layers, scores, pruned, settings.pattern)
     by_criterion = replace(
         plan,
-        ranges={layer.name: Range(0.0, 1.0) for layer in plan.layers},
+        ranges={layer.name: UNLIMITED for layer in plan.layers},
         sparsities={ranking.name: sparsities},
         table=f"budget {limit}" if target else f"as many weights as strategy {chosen.name}, {plan.table}",
         rules=None,
@@ -265,16 +275,26 @@ class _Settings:
         else:
             observed = read_ranges(choose("ranges", str(ranges)))
             table = build_range_table(observed)
-        word = reconstruct or ("none" if images is None else "least_squares")
-        solving = ReconstructConfig(**{str(key): value for key, value in choose("reconstruct", str(word)).items()})
+        if reconstruct is None:
+            reconstruct = "none" if images is None else "least_squares"
+        if not isinstance(reconstruct, str):
+            raise MmpError(f"reconstruct={reconstruct!r}: must be a word, {' or '.join(RECONSTRUCTIONS)}")
+        solving = read_reconstruct(choose("reconstruct", reconstruct))
         return cls(table, observed, Pattern.parse(str(pattern)), solving, loss)
+
+    def without_ranges(self) -> _Settings:
+        """Return the settings of a criterion with a budget: it uses no ranges, so its table only has to fit any model.
+
+        The criteria's temperature stays.
+        """
+        return replace(self, table=load_ranges("generic"))
 
     @property
     def needs(self) -> dict[str, frozenset[str]]:
         """The statistics that observed ranges and re-solving need, by the setting."""
         needs = {}
         if self.table.observed:
-            criteria = map(criterion, self.observed.criteria)
+            criteria = map(criterion_of, self.observed.criteria)
             needs[f"ranges={self.table.name}"] = frozenset[str]().union(*(one.needs for one in criteria))
         if self.solving.name != "none":  # it reads the same images and no labels
             needs[f"reconstruct={self.solving.name}"] = frozenset({"input_covariance"})
@@ -310,7 +330,7 @@ class _Dense:
         if not self.settings.table.observed:
             return None
         by, loss = self.settings.observed, self.settings.loss
-        criteria = map(criterion, by.criteria)
+        criteria = map(criterion_of, by.criteria)
         found = observe(self.model, self.layers, self.data.pairs, loss, criteria, by.targets, by.grasp_temperature)
         return list(found.values())
 
@@ -338,7 +358,7 @@ class _Dense:
             else:
                 if targets is None:  # the outputs of the dense layers, which all strategies share
                     targets = dense_targets(self.model, masks, images, solving.cache_megabytes * MEGABYTE)
-                reports = reconstruct(pruned, masks, images, solving.ridge, self.model, targets)
+                reports = reconstruct_layers(pruned, masks, images, solving.ridge, self.model, targets)
             yield strategy, PruneResult(pruned, masks, plan, strategy, signal, tuple(reports))
 
     def _copy(self) -> nn.Module:
@@ -361,6 +381,12 @@ def _scorer(group: str, choice: Any) -> Any:
 
 def _strategy(choice: Strategy | str) -> Strategy:
     return choice if isinstance(choice, Strategy) else load_strategy(str(choice))
+
+
+def _strategies(choices: Iterable[Strategy | str] | Strategy | str | None) -> list[Strategy]:
+    if choices is None:
+        return load_strategies()
+    return [_strategy(choice) for choice in ([choices] if isinstance(choices, Strategy | str) else choices)]
 
 
 def _checked_layers(model: nn.Module) -> tuple[Layer, ...]:

@@ -85,6 +85,17 @@ def read_ranges(node: DictConfig) -> RangesConfig:
     return ranges
 
 
+def read_reconstruct(node: DictConfig) -> ReconstructConfig:
+    """Return the configuration of re-solving, checked as :func:`validate` does.
+
+    Raises:
+        MmpError: if it has an unknown key or a wrong value.
+    """
+    reconstruct = _typed("reconstruct", node, ReconstructConfig)
+    _check_reconstruct(reconstruct)
+    return reconstruct
+
+
 def read_strategy(node: DictConfig) -> StrategyConfig:
     """Return the configuration of one strategy. Its values are checked where the strategy is built.
 
@@ -110,7 +121,7 @@ def read_budget(node: Any) -> BudgetConfig:
     if isinstance(node, BudgetConfig):
         node = vars(node)
     if not isinstance(node, dict):
-        raise MmpError(f"budget={node}: must be a global sparsity such as 0.9, or budget.megabytes=...")
+        raise MmpError(f"budget={node!r}: must be a number, a global sparsity such as 0.9, or budget.megabytes=...")
     for key in node:
         if key not in BudgetConfig.__dataclass_fields__:
             raise MmpError(f"budget.{key}: no such key; {nearest(str(key), BudgetConfig.__dataclass_fields__)}")

@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmp.errors import MmpError, nearest
-from mmp.pruning.budgets import Shift
+from mmp.pruning.budgets import Shift, Target, with_pattern
 from mmp.pruning.calibration_statistics import Batches, Loss, collect
 from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import Masks
-from mmp.pruning.patterns import sparsity_of
+from mmp.pruning.patterns import Pattern, sparsity_of
+from mmp.pruning.ranges import Range
 from mmp.pruning.signals import Fisher, Magnitude, score
 from mmp.pruning.topk import keep_highest, pruned_count
+
+UNLIMITED = Range(0.0, 1.0)  # the range of every layer where a criterion allocates
 
 
 @dataclass(frozen=True)
@@ -310,6 +313,34 @@ def criterion(name: str) -> Criterion:
     if name not in CRITERIA:
         raise MmpError(f"unknown criterion {name!r}; {nearest(name, CRITERIA)}")
     return CRITERIA[name]()
+
+
+def weights_to_prune(target: Target) -> int:
+    """Return how many weights a criterion prunes to meet a budget, which no range limits.
+
+    Raises:
+        MmpError: if the budget is out of reach, such as a size above the dense model's.
+    """
+    target.require_within(0.0, 1.0, "a criterion can prune")
+    return round(target.sparsity * target.sizes.weights)
+
+
+def ranked_sparsities(
+    ranking: Criterion, layers: Sequence[Layer], scores: Mapping[str, Tensor], pruned: int, pattern: Pattern
+) -> dict[str, float]:
+    """Return every layer's sparsity, by name, as a criterion allocates it and the pattern permits.
+
+    Args:
+        ranking: The criterion.
+        layers: The model's prunable layers.
+        scores: The criterion's score of every weight: one tensor per layer, by name.
+        pruned: Number of weights to prune.
+        pattern: Pattern of the masks.
+
+    Raises:
+        MmpError: if ``min_density`` leaves fewer weights than that, or the pattern alone prunes more.
+    """
+    return with_pattern(layers, ranking.allocate(layers, scores, pruned), pattern)
 
 
 def observe(

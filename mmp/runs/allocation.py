@@ -22,8 +22,8 @@ from mmp.config.matching import StrategyRun, matched_weights
 from mmp.config.objects import build_budget, build_range_table, instantiate
 from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, PruneConfig
 from mmp.errors import MmpError, nearest
-from mmp.pruning.budgets import Budget, Shift, Target, global_sparsity, with_pattern
-from mmp.pruning.criteria import CRITERIA, Criterion, criterion
+from mmp.pruning.budgets import Budget, Shift, Target, global_sparsity
+from mmp.pruning.criteria import CRITERIA, UNLIMITED, Criterion, criterion, ranked_sparsities, weights_to_prune
 from mmp.pruning.layers.layer import count_weights
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
@@ -36,8 +36,6 @@ from mmp.pruning.topk import pruned_count
 from mmp.runs.calibration import Calibration, source_code
 
 log = logging.getLogger(__name__)
-
-UNLIMITED = Range(0.0, 1.0)  # the range of every layer where a criterion allocates
 
 
 @dataclass(frozen=True)
@@ -152,10 +150,7 @@ class Allocator:
             )
             return matched_weights(Path(config.match), run)
         target = self.budget.target(self.strategy.name, sizes)
-        if target is None:
-            return None
-        target.require_within(0.0, 1.0, "a criterion can prune")
-        return round(target.sparsity * sizes.weights)
+        return None if target is None else weights_to_prune(target)
 
     def allocate(self, calibration: Calibration, scores: Mapping[str, Tensor], validation: Validation) -> Allocation:
         """Return every layer's sparsity.
@@ -191,7 +186,7 @@ class Allocator:
         if self.baseline is None:
             scores, _ = calibration.criterion_scores(ranking, self.config.ranges.grasp_temperature)
         layers = calibration.layers
-        sparsities = with_pattern(layers, ranking.allocate(layers, scores, pruned), self.pattern)
+        sparsities = ranked_sparsities(ranking, layers, scores, pruned, self.pattern)
         return Allocation({layer.name: UNLIMITED for layer in layers}, sparsities)
 
 

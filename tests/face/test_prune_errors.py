@@ -63,11 +63,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "pattern that nothing fits": ({"pattern": "3:7", "budget": 0.5}, "pattern=3:7 fits the shape of no layer"),
     "pattern that needs more": ({"pattern": "1:4", "budget": 0.1}, "pattern=1:4 needs layers that are 75 % sparse"),
     "reconstruct": ({"reconstruct": "least_square"}, "reconstruct=least_square: no such choice; did you mean 'least_s"),
-    "reconstruct that is a bool": ({"reconstruct": True}, "reconstruct=True: no such choice"),
+    "reconstruct that is a bool": ({"reconstruct": True}, "reconstruct=True: must be a word, none or least_squares"),
+    "reconstruct that is false": (
+        {"reconstruct": False, "images": IMAGES},
+        "reconstruct=False: must be a word, none or least_squares",
+    ),
+    "reconstruct that is empty": ({"reconstruct": "", "images": IMAGES}, "reconstruct=: no such choice"),
+    "signal and criterion": (
+        {"signal": "magnitude", "criterion": "lamp", "budget": 0.5},
+        "signal=magnitude: criterion=lamp scores the weights; set one of the two",
+    ),
     "criterion": ({"criterion": "lam"}, "criterion=lam: no such choice; did you mean 'lamp'?"),
     # budgets
     "budget in percent": ({"budget": 90}, "budget=90: must be a global sparsity in [0, 1)"),
-    "budget in words": ({"budget": "90 %"}, "budget=90 %: must be a global sparsity"),
+    "budget in words": ({"budget": "90 %"}, "budget='90 %': must be a number, a global sparsity"),
     "budget beyond the ranges": ({"budget": 0.985}, "budget=0.985 is out of reach: strategy balanced can be shifted"),
     "megabytes": ({"budget": mmp.Budget(megabytes=9)}, "budget.megabytes=9 is out of reach: strategy balanced"),
     "megabytes of a criterion": (
@@ -151,7 +160,7 @@ def test_a_mistake_is_one_error_before_any_work(mistake: str, monkeypatch: pytes
     def work(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("work was done")
 
-    for function in ("collect", "observe", "score", "make_grid", "reconstruct", "dense_targets"):
+    for function in ("collect", "observe", "score", "make_grid", "reconstruct_layers", "dense_targets"):
         monkeypatch.setattr(mmp.method, function, work)
     with pytest.raises(mmp.MmpError, match=re.escape(message)) as error:
         mmp.prune(model, **options)

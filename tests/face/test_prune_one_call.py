@@ -262,6 +262,13 @@ def test_all_strategies_are_checked_at_once_and_solved_one_by_one(batches: list[
     assert names == ["p30", "mine", "p70"]
 
 
+@pytest.mark.parametrize("strategy", ["p30", mmp.Strategy("p30", 0.3)])
+def test_a_single_strategy_needs_no_list(model: nn.Module, strategy: mmp.Strategy | str) -> None:
+    ((name, result),) = mmp.prune_all(model, 0.5, strategies=strategy)
+    assert name == "p30"
+    assert result.masks == mmp.prune(model, 0.5, strategy="p30").masks
+
+
 OBJECTS: dict[str, Callable[[], tuple[dict[str, Any], dict[str, Any]]]] = {
     "signal": lambda: ({"signal": "obs"}, {"signal": mmp.Obs()}),
     "strategy": lambda: ({"strategy": "p70"}, {"strategy": mmp.Strategy("p70", 0.7)}),

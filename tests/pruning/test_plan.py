@@ -250,7 +250,7 @@ def test_a_ceiling_holds_to_the_weight_under_a_budget() -> None:
     [
         (BudgetConfig(sparsity=0.5, megabytes=1.0), "budget.megabytes=1.0 is set beside budget.sparsity=0.5"),
         (BudgetConfig(strategies={"p71": 0.5}), "p71"),
-        ("0.5", "budget=0.5: must be a global sparsity"),
+        ("0.5", "budget='0.5': must be a number, a global sparsity"),
         (1.5, "budget=1.5"),
     ],
 )
