@@ -163,7 +163,8 @@ def prune_all(
 
     Scores and all masks are made at once. A model is copied and re-solved only when the loop reaches it, so that the
     results need not be in memory together; ``dict(mmp.prune_all(...))`` collects them by the names of their strategies.
-    Each result is the same as the result of :func:`prune` with its strategy.
+    Each result is the same as the result of :func:`prune` with its strategy. Names are those of the built-in ``conf/``:
+    in place of a file in your own ``conf/``, pass an object, such as a ``Strategy``.
 
     Args:
         model: See :func:`prune`. It must stay as it is until the loop has ended.

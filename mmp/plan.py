@@ -40,6 +40,9 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a model.
 
+    Names are those of the built-in ``conf/``: in place of a file in your own ``conf/``, pass an object, such as a
+    ``Strategy``.
+
     Args:
         model: Any module, on any device, including ``meta``.
         ranges: A range table, or the name of one in ``conf/ranges``.

@@ -1,7 +1,7 @@
 """Single files of ``conf/`` by name, inside a Hydra application or outside of one.
 
 ``conf/`` is part of the installed package; in a checkout it is the folder at the top. A user's own ``conf/`` adds
-choices (:mod:`mmp.config.command`).
+choices to commands (:mod:`mmp.config.command`); Python code outside a command reads only the built-in ones.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ from mmp.errors import MmpError, nearest
 _INSTALLED, _CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
+_OBJECTS = {
+    "strategy": "pass a Strategy",
+    "ranges": "pass a RangeTable",
+    "signal": "pass an object with name, needs and score",
+    "criterion": "pass a Criterion",
+}  # what a call in Python may have in place of a name
+
 
 def choices_of(group: str) -> list[str]:
     """Return the choices of a config group: the names of its files, here and in the user's own folder."""
@@ -29,12 +36,19 @@ def choose(group: str, name: str) -> DictConfig:
     """Return the content of one file of a group, together with the files that its defaults list names.
 
     Raises:
-        MmpError: if the group has no such choice; the message names the nearest one.
+        MmpError: if the group has no such choice; the message names the nearest one. If the working folder has a file
+            of that name, which only commands read, the message says so.
     """
-    options = choices_of(group)
+    options, application = choices_of(group), _application()
     if name not in options:
+        file = Path("conf", group, f"{name}.yaml")
+        if application is None and file.is_file():
+            raise MmpError(
+                f"{group}={name}: no built-in choice; only commands read {file} of the working folder, so in Python "
+                f"{_OBJECTS.get(group, nearest(name, options))}"
+            )
         raise MmpError(f"{group}={name}: no such choice; {nearest(name, options)}")
-    if _application() is None:
+    if application is None:
         return _read(group, name)
     from hydra import compose
 

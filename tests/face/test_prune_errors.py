@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -181,3 +182,27 @@ def test_inference_mode_is_refused_where_images_are_used() -> None:
         with pytest.raises(mmp.MmpError, match=r"use torch\.no_grad\(\) there"):
             mmp.prune(net(), 0.5, IMAGES)
         assert mmp.prune(net(), 0.5).sparsity == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("group", "way_out"),
+    [
+        ("strategy", "pass a Strategy"),
+        ("ranges", "pass a RangeTable"),
+        ("signal", "pass an object with name, needs and score"),
+        ("criterion", "pass a Criterion"),
+        ("reconstruct", "choose from: least_squares, none"),
+    ],
+)
+def test_a_file_that_only_commands_read_is_named(
+    group: str, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("conf", group, "my_own.yaml")
+    file.parent.mkdir(parents=True)
+    file.write_text("name: my_own")
+    message = (
+        f"{group}=my_own: no built-in choice; only commands read {file} of the working folder, so in Python {way_out}"
+    )
+    with pytest.raises(mmp.MmpError, match=re.escape(message)):
+        mmp.prune(net(), 0.5, **{group: "my_own"})
