@@ -130,7 +130,7 @@ def prune(
             images,
             labels,
             signal="magnitude" if signal is None else signal,
-            strategies=strategy,
+            strategies=[strategy],
             ranges=ranges,
             pattern=pattern,
             reconstruct=reconstruct,

@@ -58,6 +58,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "signal that is a class": ({"signal": mmp.Magnitude}, "must be a name in conf/signal, or an object with name"),
     "signal that is no signal": ({"signal": 3}, "signal=3: must be a name in conf/signal"),
     "strategy": ({"strategy": "p71"}, "strategy=p71: no such choice; did you mean 'p70'?"),
+    "strategy that is none": ({"strategy": None}, "strategy=None: no such choice"),
     "ranges": ({"ranges": "genric"}, "ranges=genric: no such choice; did you mean 'generic'?"),
     "ranges of another model": ({"ranges": "swin"}, "ranges=swin: rule 1"),
     "pattern": ({"pattern": "2-4"}, "pattern=2-4: no such pattern"),
