@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 
@@ -209,7 +210,11 @@ def print_survey(config: PlanConfig, strategies: Sequence[Strategy]) -> None:
     Raises:
         MmpError: after printing, if a model has a problem.
     """
-    logging.getLogger("mmp.pruning.strategies").setLevel(logging.ERROR)  # they would interrupt the table
+    with _without_warnings("mmp.pruning.strategies"):  # they would interrupt the table
+        _print_findings(config, strategies)
+
+
+def _print_findings(config: PlanConfig, strategies: Sequence[Strategy]) -> None:
     start = time.perf_counter()
     write, lines = sys.stdout.write, csv.writer(sys.stdout, lineterminator="\n")
     if config.format == "csv":
@@ -234,3 +239,15 @@ def print_survey(config: PlanConfig, strategies: Sequence[Strategy]) -> None:
     )
     if failed:
         raise MmpError(f"{len(failed)} models have a problem; the first is {failed[0].model}: {failed[0].problem}")
+
+
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    """Silence the warnings of a logger in a ``with`` block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

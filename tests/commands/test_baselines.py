@@ -141,7 +141,7 @@ def test_all_baselines_run_at_the_sparsities_of_a_sweep_and_are_in_its_report(tm
     by_size = [r["masks_hash"] for r in results if r["criterion"] in (None, "mag", "lamp", "erk", "uniform", "random")]
     assert len(set(by_size)) == len(by_size)
     assert {result["criterion"] for result in results if result["signal"] is None} >= {"mag", "lamp", "erk", "grasp"}
-    assert "Strategies against baselines" in done.stdout
+    assert "Best strategy against best baseline" in done.stdout
     report = (sweep / "report" / "results.md").read_text()
     assert "best baseline" in report
     assert "lamp | at aggressive" in report

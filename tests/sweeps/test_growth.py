@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import gc
-import os
-import re
 import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra.experimental.callback import Callback
 from sweeping import sweep
 
 from benchmarks.sweeps import outcomes
-from mmp.runs.memory import return_freed_memory
-
-
-class Remember(Callback):
-    """Records the memory of the process after each job."""
-
-    def on_job_end(self, config: Any, **_: Any) -> None:
-        gc.collect()
-        return_freed_memory()  # otherwise memory that the allocator keeps varies by 12 MiB
-        held = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        assert held
-        with Path(os.environ["MMP_TEST_MEMORY"]).open("a") as file:
-            file.write(f"{held.group(1)}\n")
 
 
 @pytest.mark.slow
@@ -35,7 +17,7 @@ class Remember(Callback):
 def test_memory_does_not_grow_over_sixty_jobs(tmp_path: Path) -> None:
     jobs = ["signal=magnitude,gradient,product", "strategy=glob(*)", "finetune.learning_rate=1e-3,2e-3"]
     short = ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
-    records = ["+hydra.callbacks.remember._target_=test_growth.Remember"]
+    records = ["+hydra.callbacks.memory._target_=memory_record.MemoryRecord"]
     done = sweep(tmp_path, *jobs, *short, *records, fresh=True, MMP_TEST_MEMORY=str(tmp_path / "memory"))
     assert done.returncode == 0, done.stderr
     assert len(outcomes(tmp_path)) == 60
