@@ -24,9 +24,9 @@ class Fixed(nn.Module):
 
 
 def test_accuracy_counts_every_sample_once_with_a_partial_last_batch() -> None:
-    said = torch.tensor([[0.0], [1.0], [2.0], [0.0], [1.0]])
+    predicted = torch.tensor([[0.0], [1.0], [2.0], [0.0], [1.0]])
     truth = torch.tensor([0, 1, 0, 1, 1])
-    loader = DataLoader(TensorDataset(said, truth), batch_size=2)
+    loader = DataLoader(TensorDataset(predicted, truth), batch_size=2)
     model = Fixed().train()
     found, samples = accuracy({"a": model, "b": model}, loader, 3, torch.device("cpu"))
     assert samples == 5

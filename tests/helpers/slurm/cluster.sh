@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# A real Slurm on one machine, for tests; needs root. Slurm clients then need SLURM_CONF=FOLDER/slurm.conf.
+# A real Slurm on one machine, for tests. Needs root. Slurm clients find it by SLURM_CONF=FOLDER/slurm.conf.
 #
-#   cluster.sh start FOLDER           head (slurmctld, and slurmdbd on MariaDB) and two nodes, n0 and n1
-#   cluster.sh stop FOLDER            end every process of the cluster, jobs included, whatever state it is in
-#   cluster.sh kill FOLDER n1         power loss: the node and everything that runs on it
-#   cluster.sh kill-daemon FOLDER n1  only its slurmd: what runs there goes on, unknown to Slurm
-#   cluster.sh boot FOLDER n1         bring a killed node or daemon back
+#   cluster.sh start FOLDER           start a head (slurmctld, and slurmdbd on MariaDB) and two nodes, n0 and n1
+#   cluster.sh stop FOLDER            kill all processes of the cluster, jobs included, in any state
+#   cluster.sh kill FOLDER n1         kill a node and everything that runs on it, as a power loss would
+#   cluster.sh kill-daemon FOLDER n1  kill only its slurmd: jobs on the node go on, unknown to Slurm
+#   cluster.sh boot FOLDER n1         restart a killed node or daemon
 #
-# ACCOUNTING=none starts without slurmdbd: sacct then knows nothing. A missing Debian package is installed by apt.
-# Configuration, logs, state, database and sockets lie in FOLDER; every port is on loopback.
+# ACCOUNTING=none starts without slurmdbd, so that sacct has no data. Missing Debian packages are installed by apt.
+# Configuration, logs, state, database and sockets are in FOLDER; all ports are on the loopback interface.
 #
-# Head and nodes are three "machines": namespaces with process ids, a host name and mounts of their own. The end of a
-# machine's first process ends all others in it, so the three in FOLDER/{head,n0,n1}.pid are all there is to end.
+# Head and nodes are three "machines": namespaces with their own process ids, host name and mounts. When the first
+# process of a machine ends, all others in it are killed, so it is enough to kill those in FOLDER/{head,n0,n1}.pid.
 set -euo pipefail
 umask 077
 
-LIFETIME=7200  # seconds until a machine goes off by itself, should nobody stop it
+LIFETIME=7200  # seconds after which a machine that was not stopped ends by itself
 
 fail() {
     echo "cluster.sh: $*" >&2
@@ -26,13 +26,13 @@ wait_for() { # SECONDS WHAT COMMAND...: until COMMAND succeeds
     local until=$((SECONDS + $1)) what=$2
     shift 2
     until "$@" &>/dev/null; do
-        ((SECONDS < until)) || fail "$what: not within the time allowed; see the logs in $FOLDER"
+        ((SECONDS < until)) || fail "timeout while waiting for $what; see the logs in $FOLDER"
         sleep 0.1
     done
 }
 
 missing_packages() {
-    # Of MariaDB the bare server only: the package around it would set up a database of its own in /var/lib/mysql.
+    # Only the server of MariaDB: the full package would create a database in /var/lib/mysql.
     local package wanted=(slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge)
     if [[ $ACCOUNTING != none ]]; then wanted+=(slurmdbd:slurmdbd mariadbd:mariadb-server-core); fi
     for package in "${wanted[@]}"; do
@@ -43,7 +43,7 @@ missing_packages() {
 install_packages() {
     local missing
     exec {lock}>/tmp/mmp-slurm-packages.lock
-    flock "$lock" # two clusters may be started at once
+    flock "$lock" # two clusters may start at the same time
     mapfile -t missing < <(missing_packages)
     if ((${#missing[@]})); then
         command -v apt-get >/dev/null || fail "not installed, and no apt-get to install it: ${missing[*]}"
@@ -55,7 +55,7 @@ install_packages() {
     exec {lock}>&-
 }
 
-free_ports() { # the first of four neighbouring ports that nobody listens on, below those the kernel hands out
+free_ports() { # print the first of four consecutive free ports, below the range that the kernel assigns
     local first port
     while :; do
         first=$((20000 + RANDOM % 3000 * 4))
@@ -72,7 +72,7 @@ write_configuration() {
     port=$(free_ports)
     if [[ $ACCOUNTING != none ]]; then accounting=accounting_storage/slurmdbd; fi
     mkdir -p "$FOLDER"/{state,spool}
-    # The GPUs that nodes claim have to be devices: two more of /dev/null.
+    # The GPUs of the nodes must be device files: two more of /dev/null.
     mknod "$FOLDER/gpu0" c 1 3 && mknod "$FOLDER/gpu1" c 1 3
     head -c 1024 /dev/urandom >"$FOLDER/munge.key"
     # Lightning's DDP takes the first node's name as its main address.
@@ -85,9 +85,9 @@ SlurmctldPort=$port
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# Half of what makes requeued jobs start soon: they wait until their first credential has run out (default 120 s).
+# A requeued job waits until its first credential has expired (default 120 s).
 AuthInfo=socket=$FOLDER/munge.socket,cred_expire=5
-# Never listen on the outside.
+# Listen on the loopback interface only.
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 
 SlurmctldPidFile=$FOLDER/slurmctld.pid
@@ -103,14 +103,14 @@ SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-# Nodes may claim more than this machine has.
+# Nodes may have more CPUs than this machine.
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
 
-# The other half: the scheduler looks every two seconds rather than every minute.
+# The scheduler runs every two seconds instead of every minute, so that requeued jobs start soon.
 SchedulerParameters=sched_interval=2,sched_min_interval=0,batch_sched_delay=0,bf_interval=2
-# A dead node is noticed after 15 to 20 seconds; less here does not hasten it, a longer MessageTimeout slows it down.
+# A dead node is detected after 15 to 20 seconds; a lower value does not change that, a higher MessageTimeout does.
 SlurmdTimeout=9
 MessageTimeout=5
 KillWait=3
@@ -146,9 +146,9 @@ END
     chmod 600 "$FOLDER/slurmdbd.conf"
 }
 
-power_on() { # MACHINE: only its first process, which does nothing but reap
+power_on() { # MACHINE: start its first process, which only reaps the others
     [[ ! -e $FOLDER/$1.pid ]] || return 0
-    # /proc is still the outer one when the process id is read from it.
+    # The process id is read from the outer /proc, which is mounted over afterwards.
     # shellcheck disable=SC2016
     unshare --uts --mount --pid --fork bash -c '
         read -r pid _ </proc/self/stat
@@ -156,13 +156,13 @@ power_on() { # MACHINE: only its first process, which does nothing but reap
         echo "$pid" >"$1/$2.pid.new" && mv "$1/$2.pid.new" "$1/$2.pid"
         sleep "$3"
         exit' machine "$FOLDER" "$1" $LIFETIME &>"$FOLDER/$1.machine.log" </dev/null &
-    wait_for 10 "namespaces for $1 (may they be made here?)" test -e "$FOLDER/$1.pid"
+    wait_for 10 "namespaces for $1 (are they permitted here?)" test -e "$FOLDER/$1.pid"
 }
 
-power_off() { # MACHINE: everything in it is gone when this returns
+power_off() { # MACHINE: kill it, and wait until all its processes have ended
     local pid
     pid=$(cat "$FOLDER/$1.pid" 2>/dev/null) || return 0
-    # If the machine has ended by itself, its number may be somebody else's by now.
+    # If the machine has ended by itself, another process may have its process id now.
     if grep -qszxF "$FOLDER" "/proc/$pid/cmdline"; then
         kill -9 "$pid" 2>/dev/null || true
         wait_for 10 "end of $1" is_gone "$pid"
@@ -181,30 +181,30 @@ on() { # MACHINE COMMAND...
 }
 
 start_accounting() {
-    # Nobody else reaches the socket, so the server need not know users; and nothing has to outlive a loss of power.
+    # The socket is private, so the server needs no users, and its data need not survive a power loss.
     local server=(mariadbd --no-defaults --user=root --datadir="$FOLDER/database" --tmpdir="$FOLDER/tmp"
         --skip-grant-tables --skip-networking --innodb-flush-log-at-trx-commit=0 --innodb-log-file-size=8M)
     mkdir "$FOLDER"/{database,tmp}
     (printf '%s\n' 'CREATE DATABASE mysql;' 'USE mysql;' && cat /usr/share/mysql/mysql_system_tables.sql) |
         "${server[@]}" --bootstrap &>"$FOLDER/mariadb.log" ||
-        fail "the database could not be made; see $FOLDER/mariadb.log"
+        fail "the database could not be created; see $FOLDER/mariadb.log"
     on head setsid --fork "${server[@]}" --socket="$FOLDER/mariadb.socket" &>>"$FOLDER/mariadb.log" </dev/null
     wait_for 30 'MariaDB' test -S "$FOLDER/mariadb.socket"
     on head env MYSQL_UNIX_PORT="$FOLDER/mariadb.socket" SLURM_CONF="$SLURM_CONF" slurmdbd
     wait_for 30 'slurmdbd' sacctmgr -i show cluster
-    sacctmgr -iQ add cluster test >/dev/null || fail 'slurmdbd does not take the cluster'
+    sacctmgr -iQ add cluster test >/dev/null || fail 'slurmdbd does not accept the cluster'
 }
 
 start() {
     ((EUID == 0)) || fail 'needs root'
     ((${#FOLDER} <= 90)) || fail "the path of the folder is too long for the sockets in it: $FOLDER"
-    [[ ! -e $FOLDER/slurm.conf ]] || fail "$FOLDER holds a cluster already"
+    [[ ! -e $FOLDER/slurm.conf ]] || fail "$FOLDER already contains a cluster"
     mkdir -p "$FOLDER"
     trap stop EXIT
     install_packages
     write_configuration
     power_on head
-    # --force: the folder may be closed to other users, which munged dislikes.
+    # --force: munged would refuse a folder that other users cannot read.
     on head munged --force --socket="$FOLDER/munge.socket" --key-file="$FOLDER/munge.key" \
         --log-file="$FOLDER/munged.log" --pid-file="$FOLDER/munged.pid" --seed-file="$FOLDER/munged.seed" \
         2>/dev/null || fail "munged does not start; see $FOLDER/munged.log"
@@ -230,7 +230,7 @@ is_up() { # NODE
 stop() {
     local machine
     for machine in n0 n1 head; do power_off "$machine"; done
-    if [[ -e $SLURM_CONF ]]; then rm -rf "$FOLDER/database"; fi  # 100 MB; the logs stay
+    if [[ -e $SLURM_CONF ]]; then rm -rf "$FOLDER/database"; fi  # 100 MB; the logs are kept
 }
 
 case ${1-} in start | stop) (($# == 2)) ;; kill | kill-daemon | boot) (($# == 3)) ;; *) false ;; esac ||
@@ -241,7 +241,7 @@ export SLURM_CONF=$FOLDER/slurm.conf
 case $1 in
     start | stop) "$1" ;;
     kill) power_off "$3" ;;
-    # Its process id is one of the node's own.
+    # The process id is that in the node's namespace.
     kill-daemon) on "$3" kill -9 "$(cat "$FOLDER/$3.slurmd.pid")" ;;
     boot) boot "$3" ;;
 esac
