@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-import mmp.pruning.reconstruction.reconstruct
+import mmp.pruning.budgets
+import mmp.pruning.ranges
 import mmp.pruning.search
 from mmp.cache import cached_tensors
 from mmp.config.identity import digest, identity, settings_of
@@ -279,7 +280,7 @@ class AllocationSearch:
         decisive = [
             settings[key] for key in ("allocation", "signal", "ranges", "budget", "reconstruct", "data", "seed")
         ]
-        modules = (mmp.pruning.search, mmp.pruning.reconstruction.reconstruct, sys.modules[__name__])
+        modules = (mmp.pruning.search, mmp.pruning.budgets, mmp.pruning.ranges, sys.modules[__name__])
         code = [inspect.getsource(module) for module in modules]
         key = digest([self.calibration.key, decisive, str(self.allocator.pattern), source_code(), code])
         return Path(config.paths.cache) / "search" / f"{key[:16]}.safetensors"
