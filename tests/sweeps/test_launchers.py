@@ -91,7 +91,7 @@ def test_submitit_runs_jobs_on_this_machine(tmp_path: Path) -> None:
 def test_a_launcher_that_is_not_installed_is_named(tmp_path: Path) -> None:
     done = sweep(tmp_path, "hydra/launcher=ray", "strategy=p30")
     assert done.returncode == 1
-    assert "hydra/launcher=ray needs Ray on all nodes: pip install ray" in done.stderr
+    assert "hydra/launcher=ray: Ray is not installed; run `pip install ray` on all nodes" in done.stderr
 
 
 def hold(slots: str, folder: Path, answers: Any) -> None:
