@@ -374,7 +374,7 @@ class _Dense:
 def _scorer(group: str, choice: Any) -> Any:
     """Return a signal or a criterion: an object unchanged, or the one that a file in ``conf/`` describes."""
     if isinstance(choice, str):
-        return instantiate({"_target_": choose(group, choice)["_target_"]}, group)
+        return instantiate({str(key): value for key, value in choose(group, choice).items() if key != "name"}, group)
     if isinstance(choice, type) or not (hasattr(choice, "needs") and hasattr(choice, "score")):
         raise MmpError(f"{group}={choice!r}: must be a name in conf/{group}, or an object with name, needs and score")
     return choice

@@ -86,7 +86,7 @@ def difference(pairs: Sequence[tuple[Run, Run]]) -> tuple[float, float]:
     """Return how many points less the first of each pair loses than the second, and half the 95 % interval of this.
 
     The interval is Student's t over seeds, but never narrower than the number of test images allows. With one pair, it
-    is the interval of the difference of two independent accuracies on so many images.
+    is the interval of the difference of two independent accuracies on the test images.
 
     Args:
         pairs: Runs of two configurations, one pair per seed, both on the same data.

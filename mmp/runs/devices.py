@@ -65,9 +65,13 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         yield gpu
     finally:
-        if "torch" in sys.modules:
-            sys.modules["torch"].cuda.empty_cache()  # memory for the job that takes the slot next
-        lock.release()
+        try:
+            if "torch" in sys.modules:
+                sys.modules["torch"].cuda.empty_cache()  # memory for the job that takes the slot next
+        except RuntimeError as error:  # after a CUDA error, every call fails in this process
+            log.warning("the GPU memory of this job is not released: %s", error)
+        finally:
+            lock.release()
 
 
 def _acquire(slots: Sequence[str], folder: Path) -> tuple[FileLock, str]:

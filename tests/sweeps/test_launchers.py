@@ -158,6 +158,19 @@ def test_a_process_stays_on_the_gpu_of_its_first_slot(tmp_path: Path, monkeypatc
         assert gpu == "6"
 
 
+def test_a_cuda_error_does_not_keep_the_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(devices, "_used", [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv(devices.SLOTS, "0")
+    monkeypatch.setattr("torch.cuda.empty_cache", fail)
+    with pytest.raises(ValueError, match="the job's own"), devices.gpu_slot(tmp_path):
+        raise ValueError("the job's own")
+    FileLock(tmp_path / "0-0.lock").acquire(timeout=0)
+
+
 def test_without_slots_no_gpu_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(devices.SLOTS, raising=False)
     with devices.gpu_slot() as gpu:
