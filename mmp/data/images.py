@@ -52,12 +52,14 @@ class Source:
         test: The official test images; None if the data set has none.
         groups: Group of every training image, shape (N,). Images of one group are near duplicates (such as frames of
             one traffic sign) and always go into the same split. None if every image is its own group.
+        classes: Name of every class, in the order of the labels; None if the files do not state them.
     """
 
     train: Images
     plain: Images
     test: Images | None = None
     groups: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class TensorImages:

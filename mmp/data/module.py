@@ -98,6 +98,7 @@ class ImageData(pl.LightningDataModule):
         indices: Indices of the images in each split.
         recipe: Instructions that prepare an image for evaluation, for users who run a model elsewhere.
         fingerprint: SHA-256 of the images.
+        class_names: Name of every class, in the order of the model's outputs; None if the data set does not state them.
 
     Raises:
         MmpError: if the reader is unknown, or if the data are missing, damaged, or have other classes than configured.
@@ -118,6 +119,7 @@ class ImageData(pl.LightningDataModule):
                     f"data.classes={cfg.classes}, but a {part} image of {cfg.name} has label {worst}; set data.classes "
                     f"to at least {worst + 1}"
                 )
+        self.class_names = source.classes if len(source.classes or ()) == cfg.classes else None
         self.indices = split_indices(labels, cfg, seed, test is not None, source.groups)
         self.recipe = recipe_of(plain, cfg)
         self.fingerprint = hashlib.sha256(

@@ -6,7 +6,8 @@ import gzip
 import pickle
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from mmp.files import locked
 def read_digits(cfg: DataConfig) -> Source:
     """Read scikit-learn's digits: 1,797 images of 8x8 pixels, resized to ``data.image_size``."""
     train, plain = in_memory(*_digits(), cfg)
-    return Source(train, plain)
+    return Source(train, plain, classes=tuple("0123456789"))
 
 
 @cache
@@ -42,6 +43,9 @@ FASHION_MNIST_FOLDERS = (
     Path("/usr/share/datasets/fashion-mnist"),  # Debian's package
     Path("data/FashionMNIST/raw"),  # where torchvision downloads to, with root="data"
 )
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 
 
 def read_fashion_mnist(cfg: DataConfig) -> Source:
@@ -75,7 +79,7 @@ def read_fashion_mnist(cfg: DataConfig) -> Source:
             raise MmpError(f"{found}: {len(pixels)} {stem} images but {len(labels)} labels; get the files again")
         return in_memory(pixels, labels, cfg)
 
-    return Source(*part("train"), part("t10k")[1])
+    return Source(*part("train"), part("t10k")[1], classes=FASHION_MNIST_CLASSES)
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -117,6 +121,8 @@ class _Cifar:
         train: Names of the training files.
         test: Names of the test files.
         labels: Key of the labels in each file.
+        meta: Name of the file with the names of the classes.
+        names: Key of these names.
     """
 
     reader: str
@@ -124,12 +130,28 @@ class _Cifar:
     train: tuple[str, ...]
     test: tuple[str, ...]
     labels: str
+    meta: str
+    names: str
 
 
 _CIFAR10 = _Cifar(
-    "CIFAR10", "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "labels"
+    reader="CIFAR10",
+    folder="cifar-10-batches-py",
+    train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+    test=("test_batch",),
+    labels="labels",
+    meta="batches.meta",
+    names="label_names",
 )
-_CIFAR100 = _Cifar("CIFAR100", "cifar-100-python", ("train",), ("test",), "fine_labels")
+_CIFAR100 = _Cifar(
+    reader="CIFAR100",
+    folder="cifar-100-python",
+    train=("train",),
+    test=("test",),
+    labels="fine_labels",
+    meta="meta",
+    names="fine_label_names",
+)
 
 
 def read_cifar10(cfg: DataConfig) -> Source:
@@ -157,24 +179,39 @@ def _read_cifar(cfg: DataConfig, layout: _Cifar) -> Source:
         labels = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
         return in_memory(pixels, labels, cfg, resize_now=False)
 
-    return Source(*part(layout.train), part(layout.test)[1])
+    classes = _read_cifar_names(folder / layout.meta, layout.names)
+    return Source(*part(layout.train), part(layout.test)[1], classes=classes)
+
+
+def _read_cifar_names(path: Path, key: str) -> tuple[str, ...] | None:
+    """Return the names of the classes; None if there is no such file, as in a subset of the data."""
+    if not path.is_file():
+        return None
+    with _unpickling(path, "list of CIFAR's classes"), path.open("rb") as file:
+        return tuple(str(name) for name in _ArraysOnly(file, encoding="latin1").load()[key])
 
 
 def _read_cifar_batch(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels (N, 3, 32, 32) as uint8 and labels (N,) as int64."""
-    try:
-        with path.open("rb") as file:
-            batch = _ArraysOnly(file, encoding="latin1").load()
+    with _unpickling(path, "batch of CIFAR images"), path.open("rb") as file:
+        batch = _ArraysOnly(file, encoding="latin1").load()
         pixels = np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32)
         labels = np.asarray(batch[labels_key], np.int64)
+    if len(pixels) != len(labels):
+        raise MmpError(f"{path}: {len(pixels)} images but {len(labels)} labels; the file is damaged, get it again")
+    return pixels, labels
+
+
+@contextmanager
+def _unpickling(path: Path, what: str) -> Iterator[None]:
+    """Raise an error that names the file if it cannot be unpickled in a ``with`` block."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise MmpError(f"{path}: no such file; the data set is incomplete, set data.download=true") from error
     except Exception as error:  # a damaged pickle can raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MmpError(f"{path}: not a batch of CIFAR images ({reason}); the file is damaged, get it again") from error
-    if len(pixels) != len(labels):
-        raise MmpError(f"{path}: {len(pixels)} images but {len(labels)} labels; the file is damaged, get it again")
-    return pixels, labels
+        raise MmpError(f"{path}: not a {what} ({reason}); the file is damaged, get it again") from error
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -229,6 +266,7 @@ def read_gtsrb(cfg: DataConfig) -> Source:
         *of_files(train, root, cfg),
         of_files(test, root, cfg)[1],
         np.unique(tracks, return_inverse=True)[1],
+        tuple(expected),
     )
 
 
@@ -249,7 +287,7 @@ def read_imagefolder(cfg: DataConfig) -> Source:
                 f"{root / 'test'}: its class folders differ from {root / 'train'} ({differing}); use the same names"
             )
         test = of_files(samples, root, cfg)[1]
-    return Source(*of_files(train, root, cfg), test)
+    return Source(*of_files(train, root, cfg), test, classes=tuple(classes))
 
 
 def _class_folders(folder: Path, cfg: DataConfig) -> tuple[Samples, list[str]]:
