@@ -25,9 +25,9 @@ from torch import Tensor
 
 from benchmarks.timing import Claim, in_turns, ratios, table
 from mmp.plan import make_plan
+from mmp.pruning.counts import pruned_count
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import Masks, make_grid
-from mmp.pruning.topk import pruned_count
 from mmp.runs.memory import keep_freed_memory
 
 MODELS = {"resnet18": ("resnet", 43), "swin_tiny_patch4_window7_224": ("swin", 100)}

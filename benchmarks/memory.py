@@ -32,10 +32,11 @@ from benchmarks.scores import plain
 from benchmarks.timing import Claim, table
 from mmp.plan import make_plan
 from mmp.pruning.calibration_statistics import collect
+from mmp.pruning.counts import pruned_count
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import make_masks
 from mmp.pruning.signals import PAPER_SIGNALS, score
-from mmp.pruning.topk import keep_highest_each, pruned_count
+from mmp.pruning.topk import keep_highest_each
 from mmp.runs.calibration import Calibration
 from mmp.runs.memory import peak_memory, reset_peak_memory, return_freed_memory
 

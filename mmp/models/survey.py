@@ -24,12 +24,12 @@ from mmp.config.schema import PlanConfig
 from mmp.errors import MmpError
 from mmp.markdown import table_of
 from mmp.models.timm_models import build_skeleton
+from mmp.pruning.counts import pruned_count
 from mmp.pruning.layers.graph import Graph
 from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.patterns import Pattern
 from mmp.pruning.plan import Plan, plan_model
 from mmp.pruning.strategies import Strategy
-from mmp.pruning.topk import pruned_count
 
 OTHER_SHARE = 0.02  # a layer of role `other` with more than this share of the prunable weights needs a reason
 _RISING = ("conservative", "p30", "p50", "p70", "p90", "aggressive")

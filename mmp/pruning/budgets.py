@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmp.errors import MmpError
+from mmp.pruning.counts import floor_product, pruned_count, sparsity_of
 from mmp.pruning.layers.layer import Layer, count_weights
-from mmp.pruning.patterns import UNSTRUCTURED, Pattern, sparsity_of
+from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.ranges import RangeTable
 from mmp.pruning.sizes import MEGABYTE, Sizes
 
 BUDGET_CEILING = 0.98  # no budget makes a layer sparser than this
+_ROUNDING = 1e-9  # global sparsities that differ by no more than this are equal
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Budget:
             sizes: Bytes of the model's parts, which turn a size into a sparsity.
         """
         if self.megabytes is not None:
-            return Target(sizes.sparsity_for(self.megabytes * MEGABYTE), sizes, self.megabytes)
+            return Target(sizes.sparsity_for(floor_product(self.megabytes, MEGABYTE)), sizes, self.megabytes)
         sparsity = self.of(strategy)
         return None if sparsity is None else Target(sparsity, sizes)
 
@@ -80,7 +82,7 @@ class Target:
         Raises:
             MmpError: if the target is outside [least, most]; the message states the limits in the budget's own unit.
         """
-        if least <= self.sparsity <= most:
+        if least - _ROUNDING <= self.sparsity <= most + _ROUNDING:
             return
         key, limits = f"budget={self.sparsity:g}", f"global sparsities from {inwards(least, most)}"
         if self.megabytes is not None:
@@ -156,8 +158,7 @@ class Shift:
             MmpError: if no offset reaches the target; the message states the limits.
         """
         least, most = self.reachable(sparsities)
-        rounding = 1e-9
-        if not least - rounding <= target <= most + rounding:
+        if not least - _ROUNDING <= target <= most + _ROUNDING:
             raise MmpError(
                 f"budget={target:g} is out of reach: this model's layers can be shifted to global sparsities from "
                 f"{inwards(least, most)}"
@@ -197,12 +198,15 @@ class Shift:
         """
         exact = {layer.name: layer.size * sparsities[layer.name] for layer in self.layers}
         unit = {layer.name: self.pattern.unit if self.pattern.fits(layer) else 1 for layer in self.layers}
-        counts = {name: math.floor(value) // unit[name] * unit[name] for name, value in exact.items()}
+        counts = {
+            layer.name: pruned_count(sparsities[layer.name], layer.size) // unit[layer.name] * unit[layer.name]
+            for layer in self.layers
+        }
         floors = self._floors(sparsities)
         inside = [n for n, s in sparsities.items() if n not in self.fixed and floors[n] < s < self.ceiling]
         lost = round(sum(exact.values())) - sum(counts.values())
         inside.sort(key=lambda name: (counts[name] - exact[name]) / unit[name])
-        most = {layer.name: min(math.floor(self.ceiling * layer.size), layer.size - 1) for layer in self.layers}
+        most = {layer.name: min(pruned_count(self.ceiling, layer.size), layer.size - 1) for layer in self.layers}
         while open_layers := [n for n in inside if unit[n] <= lost and counts[n] + unit[n] <= most[n]]:
             for name in open_layers:
                 if unit[name] <= lost:
@@ -248,4 +252,5 @@ def with_pattern(layers: Sequence[Layer], sparsities: Mapping[str, float], patte
 def inwards(least: float, most: float, digits: int = 4) -> str:
     """Return an interval as text, rounded so that both written ends are inside it."""
     scale = 10**digits
-    return f"{math.ceil(least * scale) / scale:.{digits}f} to {math.floor(most * scale) / scale:.{digits}f}"
+    low, high = round(least * scale, 4), round(most * scale, 4)  # without the errors of floating point
+    return f"{math.ceil(low) / scale:.{digits}f} to {math.floor(high) / scale:.{digits}f}"

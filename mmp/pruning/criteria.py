@@ -20,13 +20,14 @@ from torch.nn import functional as F
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import Shift, Target, with_pattern
 from mmp.pruning.calibration_statistics import Batches, Loss, collect
+from mmp.pruning.counts import pruned_count, sparsity_of
 from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import Masks
-from mmp.pruning.patterns import Pattern, sparsity_of
+from mmp.pruning.patterns import Pattern
 from mmp.pruning.ranges import Range
 from mmp.pruning.signals import Fisher, Magnitude, score
-from mmp.pruning.topk import keep_highest, pruned_count
+from mmp.pruning.topk import keep_highest
 
 UNLIMITED = Range(0.0, 1.0)  # the range of every layer where a criterion allocates
 
@@ -172,7 +173,7 @@ class Random(Criterion):
 
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return uniform random numbers in [0, 1)."""
-        seed = zlib.crc32(weight.detach().cpu().contiguous().numpy().tobytes())
+        seed = zlib.crc32(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         noise = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         return noise.to(weight.device)
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmp.errors import MmpError
+from mmp.pruning.counts import pruned_count
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern, WeightShape
-from mmp.pruning.topk import keep_highest_each, keep_patterned, pruned_count
+from mmp.pruning.topk import keep_highest_each, keep_patterned
 from mmp.tensors import load_tensors, save_tensors
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per element

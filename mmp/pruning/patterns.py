@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mmp.errors import MmpError
+from mmp.pruning.counts import pruned_count, sparsity_of
 from mmp.pruning.layers.layer import Layer
 
 _SPELLINGS = re.compile(r"(?P<kept>[1-9]\d*):(?P<of>[1-9]\d*)|(?P<rows>[1-9]\d*)x(?P<columns>[1-9]\d*)")
@@ -125,7 +126,7 @@ class Pattern:
             layer: The layer.
             sparsity: Share of its weights that are pruned.
         """
-        return self.fits(layer) and math.floor(sparsity * math.prod(layer.shape)) >= self.forced(layer)
+        return self.fits(layer) and pruned_count(sparsity, math.prod(layer.shape)) >= self.forced(layer)
 
     def least(self, layer: Layer | WeightShape) -> float:
         """Return the lowest sparsity at which a layer takes the pattern, 1 - N/M; 0 if its shape does not fit."""
@@ -141,18 +142,7 @@ class Pattern:
         if self.unit == 1 or not self.fits(layer):
             return sparsity
         total = math.prod(layer.shape)
-        return sparsity_of(math.floor(sparsity * total) // self.unit * self.unit, total)
+        return sparsity_of(pruned_count(sparsity, total) // self.unit * self.unit, total)
 
 
 UNSTRUCTURED = Pattern()
-
-
-def sparsity_of(pruned: int, total: int) -> float:
-    """Return the lowest sparsity for which floor(sparsity * total) is ``pruned``.
-
-    Args:
-        pruned: Number of pruned weights.
-        total: Number of weights.
-    """
-    share = pruned / total
-    return share if math.floor(share * total) == pruned else math.nextafter(share, 1.0)

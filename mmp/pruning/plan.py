@@ -11,13 +11,13 @@ from torch import nn
 
 from mmp.errors import MmpError
 from mmp.pruning.budgets import Budget, Shift, Target
+from mmp.pruning.counts import pruned_count
 from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.ranges import Range, RangeTable, allow_pattern, constrain, observed_ranges, resolve_groups, rule_ranges
 from mmp.pruning.sizes import MEGABYTE, Sizes
 from mmp.pruning.strategies import Strategy, layer_sparsities
-from mmp.pruning.topk import pruned_count
 
 _NO_BUDGET = Budget()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,17 +13,6 @@ from mmp.pruning.patterns import Pattern, WeightShape
 from mmp.tensors import all_finite
 
 _FEW = 2**12  # up to this number of scores, sorting them costs less than a histogram
-
-
-def pruned_count(sparsity: float, total: int) -> int:
-    """Return floor(sparsity * total), the number of weights that a layer of ``total`` weights loses.
-
-    Raises:
-        MmpError: if the sparsity is outside [0, 1].
-    """
-    if not 0.0 <= sparsity <= 1.0:
-        raise MmpError(f"sparsity {sparsity} is outside [0, 1]; a sparsity is a fraction of the weights")
-    return math.floor(sparsity * total)
 
 
 def keep_highest(scores: Tensor, pruned: int) -> Tensor:

@@ -24,6 +24,7 @@ from mmp.config.objects import build_budget, build_range_table, instantiate
 from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, PruneConfig
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import Budget, Shift, Target, global_sparsity
+from mmp.pruning.counts import pruned_count
 from mmp.pruning.criteria import CRITERIA, UNLIMITED, Criterion, criterion, ranked_sparsities, weights_to_prune
 from mmp.pruning.layers.layer import count_weights
 from mmp.pruning.layers.prunable import prunable_layers
@@ -33,7 +34,6 @@ from mmp.pruning.ranges import Range, RangeTable
 from mmp.pruning.search import best_of, search, search_groups
 from mmp.pruning.sizes import Sizes
 from mmp.pruning.strategies import Strategy
-from mmp.pruning.topk import pruned_count
 from mmp.runs.calibration import Calibration, source_code
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import mmp.pruning.topk
 from mmp.errors import MmpError
 from mmp.pruning.masks import MaskEnforcer, Masks, check_zeros, load_masks, make_grid, make_masks, save_masks
 from mmp.pruning.patterns import Pattern
-from mmp.pruning.topk import keep_highest, keep_highest_each, pruned_count
+from mmp.pruning.topk import keep_highest, keep_highest_each
 
 
 def bits(*values: int) -> Tensor:
@@ -110,41 +109,6 @@ def test_a_score_that_is_not_finite_is_refused(value: float, pruned: int) -> Non
 def test_number_out_of_bounds_is_refused(pruned: int) -> None:
     with pytest.raises(MmpError, match=f"cannot prune {pruned} of 2"):
         keep_highest(torch.ones(2), pruned)
-
-
-# --- pruned_count ---
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "total", "expected"),
-    [
-        (0.0, 7, 0),
-        (1.0, 7, 7),
-        (0.5, 7, 3),
-        (0.999, 1000, 999),
-        (0.3, 10, 3),
-        (0.98, 49, 48),
-        (0.0999, 10, 0),
-    ],
-)
-def test_count_is_the_floor(sparsity: float, total: int, expected: int) -> None:
-    assert pruned_count(sparsity, total) == expected
-
-
-@given(st.integers(0, 2**20), st.integers(0, 2**20))
-def test_count_is_exact_in_binary_fractions(numerator: int, total: int) -> None:
-    assert pruned_count(numerator / 2**20, total) == numerator * total // 2**20
-
-
-def test_count_can_be_recomputed_from_the_sparsity_in_a_result_file() -> None:
-    assert pruned_count(0.5, 5) == 2
-    assert pruned_count(0.29, 100) == math.floor(0.29 * 100) == 28  # the product is 28.999..., and the rule is floor
-
-
-@pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan")])
-def test_sparsity_outside_the_unit_interval_is_refused(sparsity: float) -> None:
-    with pytest.raises(MmpError, match=rf"sparsity {sparsity} is outside"):
-        pruned_count(sparsity, 10)
 
 
 # --- make_masks ---

@@ -26,14 +26,15 @@ from mmp.errors import MmpError
 from mmp.models.timm_models import build_skeleton
 from mmp.plan import make_plan
 from mmp.pruning.budgets import Shift, global_sparsity, with_pattern
+from mmp.pruning.counts import pruned_count, sparsity_of
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.masks import load_masks, make_masks
-from mmp.pruning.patterns import UNSTRUCTURED, Pattern, WeightShape, sparsity_of
+from mmp.pruning.patterns import UNSTRUCTURED, Pattern, WeightShape
 from mmp.pruning.plan_views import as_markdown
 from mmp.pruning.ranges import Range, allow_pattern
 from mmp.pruning.reconstruction.reconstruct import reconstruct
-from mmp.pruning.topk import keep_highest, keep_patterned, pruned_count, satisfies
+from mmp.pruning.topk import keep_highest, keep_patterned, satisfies
 from mmp.runs.allocation import Allocator
 
 TWO_FOUR = Pattern.parse("2:4")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ from omegaconf import OmegaConf
 
 from mmp.errors import MmpError
 from mmp.pruning.budgets import BUDGET_CEILING, Shift, global_sparsity
+from mmp.pruning.counts import pruned_count
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.ranges import Range
 from mmp.pruning.strategies import Strategy, layer_sparsities, positions
@@ -252,7 +252,7 @@ def test_whole_weights_add_up_to_the_budget(drawn: list[tuple[int, float, bool]]
     whole = shift.whole_weights(shifted)
 
     size = {layer.name: layer.size for layer in layers}
-    pruned = {name: math.floor(s * size[name]) for name, s in whole.items()}
+    pruned = {name: pruned_count(s, size[name]) for name, s in whole.items()}
     inside = [name for name, s in shifted.items() if name not in fixed and 0.0 < s < BUDGET_CEILING]
     for name, s in whole.items():
         assert 0.0 <= s <= 1.0
@@ -267,7 +267,7 @@ def test_whole_weights_by_hand() -> None:
     # 1.5 + 2.7 + 3.9 weights are 8.1: floor makes them 1 + 2 + 3, and the two largest fractions round up.
     whole = Shift(sized(10, 10, 10)).whole_weights({"0": 0.15, "1": 0.27, "2": 0.39})
     assert whole == pytest.approx({"0": 0.1, "1": 0.3, "2": 0.4})
-    assert [math.floor(s * 10) for s in whole.values()] == [1, 3, 4]
+    assert [pruned_count(s, 10) for s in whole.values()] == [1, 3, 4]
 
 
 def test_whole_weights_leave_every_layer_a_weight() -> None:
@@ -275,7 +275,7 @@ def test_whole_weights_leave_every_layer_a_weight() -> None:
     shift = Shift(layers)
     for percent in range(50, 98):
         whole = shift.whole_weights(shift.meet({"0": 0.9, "1": 0.5, "2": 0.6}, percent / 100))
-        assert all(math.floor(whole[layer.name] * layer.size) < layer.size for layer in layers)
+        assert all(pruned_count(whole[layer.name], layer.size) < layer.size for layer in layers)
 
 
 def test_a_budget_shifts_no_layer_beyond_the_ceiling() -> None:
