@@ -38,7 +38,9 @@ class AverageAtTarget(WeightAveraging):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check whether the masks of this epoch are the final ones; the masking callback runs before this one."""
-        self._at_target = at_target(trainer)
+        before, self._at_target = self._at_target, at_target(trainer)
+        if self._at_target and not before:
+            self._latest_update_step = trainer.global_step  # the next step is the first under the final masks
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Return whether to update the average: after every step under the final masks."""

@@ -29,6 +29,15 @@ def all_finite(values: Tensor) -> bool:
     return not values.numel() or all(map(torch.isfinite, torch.aminmax(values)))
 
 
+def widened(values: Tensor) -> Tensor:
+    """Return half-precision values in float32, in which products and sums keep their precision; others unchanged.
+
+    Args:
+        values: Floating-point tensor of any shape.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a SHA-256 over names, dtypes, shapes and values. It does not depend on order or device."""
     sha = hashlib.sha256()

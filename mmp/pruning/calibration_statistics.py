@@ -17,7 +17,7 @@ from mmp.errors import MmpError
 from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.forward import LayerWalk
 from mmp.pruning.layers.products import columns_of, rows_of
-from mmp.tensors import all_finite
+from mmp.tensors import all_finite, widened
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def collect(
     The model runs in eval mode (running BatchNorm statistics, no dropout), so the result is deterministic and no buffer
     changes. Modes, gradients and ``requires_grad`` are restored.
 
-    The statistics are, for a loss L, of the weight's shape unless stated otherwise:
+    The statistics are, for a loss L, of the weight's shape unless stated otherwise (those of a weight in half precision
+    are in float32):
 
     - ``gradient``: dL/dw, the mean over images.
     - ``absolute_gradient``: |dL_b/dw|, the mean over batches b weighted by their images (docs/method.md, phase 3; the
@@ -120,7 +121,7 @@ def _first_order(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches, loss: Loss, wanted: set[str]
 ) -> dict[str, dict[str, Tensor]]:
     kinds = [kind for kind in _FIRST_ORDER if kind in wanted]
-    sums = {kind: [torch.zeros_like(p) for p in parameters.values()] for kind in kinds}
+    sums = {kind: _zeros(parameters) for kind in kinds}
     samples = 0
     for inputs, targets in batches:
         samples += len(inputs)
@@ -134,6 +135,11 @@ def _first_order(
     return {kind: dict(zip(parameters, values, strict=True)) for kind, values in sums.items()}
 
 
+def _zeros(parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
+    """Return a sum of each weight's shape, in float32 at least."""
+    return [widened(torch.zeros_like(parameter, requires_grad=False)) for parameter in parameters.values()]
+
+
 def _add(
     totals: Iterable[Tensor],
     values: Iterable[Tensor],
@@ -142,19 +148,20 @@ def _add(
 ) -> None:
     """Add ``times`` the function of each value to its total; the results are in memory one layer at a time."""
     for total, value in zip(totals, values, strict=True):
-        total.add_(function(value), alpha=times)
+        total.add_(function(widened(value)), alpha=times)
 
 
 def _squared_gradient(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches, loss: Loss
 ) -> dict[str, Tensor]:
-    total = [torch.zeros_like(p) for p in parameters.values()]
+    total = _zeros(parameters)
     samples = 0
     for inputs, targets in batches:
         for i in range(len(inputs)):
-            gradients = _gradients(loss(model(inputs[i : i + 1]), targets[i : i + 1]), parameters)
+            found = _gradients(loss(model(inputs[i : i + 1]), targets[i : i + 1]), parameters)
+            gradients = [*map(widened, found)]
             torch._foreach_addcmul_(total, gradients, gradients)
-            del gradients  # before the next ones are allocated
+            del found, gradients  # before the next ones are allocated
         samples += len(inputs)
     _require(samples)
     torch._foreach_div_(total, samples)
@@ -168,7 +175,7 @@ def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], 
     rows = Counter[str]()
 
     def see(name: str, module: nn.Module, inputs: Tensor, _: Tensor) -> None:
-        x = columns_of(module, inputs)
+        x = widened(columns_of(module, inputs))
         x = x - shifts.setdefault(name, x.mean(1, keepdim=True))
         parts = (x.transpose(1, 2) @ x).double(), x.sum(1).double()
         sums[name] = (sums[name][0].add_(parts[0]), sums[name][1].add_(parts[1])) if name in sums else parts
@@ -199,7 +206,7 @@ def _squared_output_gradient(
 
     def see(name: str, module: nn.Module, _: Tensor, output: Tensor) -> None:
         def add(gradient: Tensor) -> None:
-            sums[name] += rows_of(module, gradient).square().sum(1).flatten()
+            sums[name] += widened(rows_of(module, gradient)).square().sum(1).flatten()
 
         output.register_hook(add)
 
@@ -229,7 +236,7 @@ def _hessian_gradient(
     The graphs of the first pass are kept as long as there is room, so that the second need not build them again.
     """
     weights = list(parameters.values())
-    mean, total = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    mean, total = _zeros(parameters), _zeros(parameters)
     held = dict.fromkeys(map(_address, [*model.parameters(), *model.buffers()]), 0)  # are in memory anyway
     graphs: deque[list[GradientEdge | None]] = deque()
 
@@ -280,12 +287,13 @@ def _hessian_product(
     edges: Iterable[GradientEdge | None], vector: Iterable[Tensor], weights: list[nn.Parameter]
 ) -> Sequence[Tensor]:
     """Return the Hessian times a vector, from the graph edges of the gradients; the graph is freed."""
-    pairs = [(edge, part) for edge, part in zip(edges, vector, strict=True) if edge is not None]
+    parts = (part.to(weight.dtype) for part, weight in zip(vector, weights, strict=True))
+    pairs = [(edge, part) for edge, part in zip(edges, parts, strict=True) if edge is not None]
     if not pairs:  # the loss is linear in the weights
         return list(map(torch.zeros_like, weights))
-    outputs, parts = zip(*pairs, strict=True)
+    outputs, vectors = zip(*pairs, strict=True)
     # A weight in which the loss is linear has no second derivative: zeros instead of an error.
-    return torch.autograd.grad(outputs, weights, parts, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(outputs, weights, vectors, allow_unused=True, materialize_grads=True)
 
 
 @contextmanager

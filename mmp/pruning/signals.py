@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
-from mmp.tensors import all_finite
+from mmp.tensors import all_finite, widened
 
 
 class Scorer(Protocol):
@@ -33,7 +33,7 @@ class Scorer(Protocol):
         """Return importances of the weight's shape; higher is more important.
 
         Args:
-            weight: The weight tensor.
+            weight: The weight tensor, in float32 if the model has half precision.
             statistics: This weight's statistics of :func:`mmp.pruning.calibration_statistics.collect`, by name.
         """
 
@@ -126,7 +126,7 @@ def score(
         )
     scores = {}
     for name, parameter in parameters.items():
-        weight = parameter.detach()
+        weight = widened(parameter.detach())
         if not all_finite(weight):
             raise MmpError(f"weight {name!r} holds NaN or infinity; the checkpoint is damaged or training diverged")
         scores[name] = scorer.score(weight, {need: statistics[need][name] for need in scorer.needs})
@@ -141,5 +141,5 @@ def normalise(scores: Tensor) -> Tensor:
     Scaling by a power of two is exact (for float32, down to 1e-38 of the largest score): different scores stay
     different, and masks do not change.
     """
-    exponent = int(torch.frexp(scores.max()).exponent)
+    exponent = int(torch.frexp(scores.max()).exponent) if scores.numel() else 0
     return scores * 2.0 ** -max(exponent, -126)

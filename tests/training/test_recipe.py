@@ -206,3 +206,28 @@ def test_validation_before_the_final_masks_uses_the_trained_weights(averaged) ->
     schedule, _, watch, _, _ = averaged
     for epoch in range(schedule.last_epoch):
         assert torch.equal(watch.validated[epoch], watch.trained[(epoch + 1) * STEPS - 1])
+
+
+@pytest.mark.parametrize("accumulated", [2, 3, 4])
+def test_the_average_begins_after_a_step_under_the_final_masks(conv_net: nn.Module, accumulated: int) -> None:
+    layers = prunable_layers(conv_net)
+    scores = {name: value.detach().abs() for name, value in conv_net.named_parameters() if value.dim() > 1}
+    pruning = MaskPruning(layers, scores, dict.fromkeys(scores, 0.6), Stepwise([0, 2], [0.5, 1.0]))
+    module, averaging = Classifier(conv_net, recipe(), 3), AverageAtTarget(0.9)
+    updates: list[tuple[int, int]] = []
+
+    class Updates(pl.Callback):
+        """Records epoch and batch of every update of the average."""
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+            if averaging._started and int(averaging._average_model.n_averaged) > len(updates):
+                updates.append((trainer.current_epoch, int(_[-1])))
+
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", callbacks=[pruning, averaging, Updates()], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, enable_checkpointing=False,
+        accumulate_grad_batches=accumulated,
+    )  # fmt: skip
+    trainer.fit(module, loader())
+    ends = [batch for batch in range(STEPS) if (batch + 1) % accumulated == 0 or batch == STEPS - 1]
+    assert updates == [(epoch, batch) for epoch in (2, 3) for batch in ends]  # one update for each optimizer step
