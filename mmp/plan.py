@@ -144,7 +144,7 @@ def _observed(config: PlanConfig) -> tuple[nn.Module, list[dict[str, float]]]:
 
     fill_input(config)
     assert config.data is not None  # validate() requires data for observed ranges
-    data = ImageData(config.data, config.seed)
+    data = ImageData(config.data, config.seed, Path(config.paths.cache))
     model, _ = dense_model(config, data)
     calibration = Calibration.of(config, model, prunable_layers(model), data, device_of(config))
     return model, calibration.observe(config.ranges)

@@ -95,7 +95,11 @@ def _data_identity(data: Settings) -> Settings:
     Keys added later are left out while they have no effect, so that older hashes stay valid.
     """
     in_batches = data.get("augment") is not None and data.get("augment_batches")
-    unused = {"augment_batches": not in_batches, "in_memory": not data.get("in_memory")}
+    unused = {
+        "augment_batches": not in_batches,
+        "in_memory": not data.get("in_memory"),
+        "background": data.get("background") == "white",
+    }
     return {key: value for key, value in data.items() if not unused.get(key)}
 
 

@@ -66,7 +66,8 @@ class DataConfig:
         root: Folder of the files.
         download: Whether to download files that are missing.
         classes: Number of classes.
-        channels: Number of channels.
+        channels: Number of channels; for image files, 1 is grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
+        background: Colour over which transparent image files are composed, for one or three channels.
         image_size: Height and width of the model's input, in pixels.
         patch_size: Patch size of a vision transformer on these images; read only by interpolations in ``conf/model``.
         mean: Mean of each channel, for pixels in [0, 1].
@@ -93,6 +94,7 @@ class DataConfig:
     download: bool = False
     classes: int = MISSING
     channels: int = 3
+    background: str = "white"
     image_size: Optional[int] = None
     patch_size: int = MISSING
     mean: Optional[list[float]] = None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,8 @@ from torch.nn.functional import interpolate
 
 from mmp.config.schema import DataConfig
 from mmp.data.augment import DRAWS, Augmentation, augmentation_of
+from mmp.data.decoding import Decoding
+from mmp.data.image_files import FileImages
 from mmp.errors import MmpError, nearest
 
 Samples = list[tuple[str, int]]
@@ -53,6 +54,7 @@ class Source:
         groups: Group of every training image, shape (N,). Images of one group are near duplicates (such as frames of
             one traffic sign) and always go into the same split. None if every image is its own group.
         classes: Name of every class, in the order of the labels; None if the files do not state them.
+        validation: The official validation images; None if the data set has none.
     """
 
     train: Images
@@ -60,6 +62,7 @@ class Source:
     test: Images | None = None
     groups: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
+    validation: Images | None = None
 
 
 class TensorImages:
@@ -165,66 +168,6 @@ class TransformedImages:
         return _pixels_digest(self.images, self.labels)
 
 
-class FileImages:
-    """Image files, each read when it is indexed.
-
-    Args:
-        samples: Path and class of every image.
-        root: A folder that contains all of them.
-        grey: Whether to read one channel instead of three.
-        transform: A transform from a PIL image to a float32 tensor.
-    """
-
-    def __init__(self, samples: Samples, root: Path, grey: bool, transform: Callable[[Image.Image], Tensor]) -> None:
-        self._samples, self._root, self._mode, self._transform = samples, root, "L" if grey else "RGB", transform
-        self.labels = torch.tensor([label for _, label in samples])
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self._samples[index]
-        with _reading(path), Image.open(path) as image:
-            return self._transform(image.convert(self._mode)), label
-
-    def require_images(self, indices: Iterable[int]) -> None:
-        """Check the headers of files, without reading their pixels.
-
-        Args:
-            indices: Indices of the files.
-
-        Raises:
-            MmpError: if a file is not an image; the message names it.
-        """
-        for index in indices:
-            path, _ = self._samples[index]
-            with _reading(path):
-                Image.open(path).close()
-
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the names and sizes of all files."""
-        sha = hashlib.sha256()
-        for name, label in self._samples:
-            path = Path(name)
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise MmpError(
-                    f"{path}: no such image ({error.strerror}); the data set is incomplete, get it again"
-                ) from error
-            sha.update(f"{path.relative_to(self._root)}|{size}|{label}\n".encode())
-        return sha.hexdigest()
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Raise an error that names the file if PIL cannot read it in a ``with`` block."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MmpError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
-
-
 def transform_of(cfg: DataConfig, training: bool) -> Callable[[Image.Image], Tensor]:
     """Return timm's transform from a PIL image to a normalised tensor (C, H, W).
 
@@ -261,9 +204,9 @@ def _stated(cfg: DataConfig) -> dict[str, Any]:
 def recipe_of(images: Images, cfg: DataConfig) -> str:
     """Return instructions, as text with Python code, that prepare an image of the data set for evaluation."""
     if not isinstance(images, TensorImages):
-        mode = f"`image.convert({'L' if cfg.channels == 1 else 'RGB'!r})`"
         arguments = ", ".join(f"{key}={value!r}" for key, value in _stated(cfg).items())
-        return f"a PIL image is converted by {mode} and transformed by `timm.data.create_transform({arguments})`"
+        decoding = Decoding(cfg.channels, cfg.background)
+        return f"{decoding.recipe}, and transformed by `timm.data.create_transform({arguments})`"
     size = tuple(images.images.shape[-2:])
     height, width = images.original
     if images.original == size:
@@ -325,10 +268,11 @@ def of_files(samples: Samples, root: Path, cfg: DataConfig) -> tuple[Images, Ima
     Raises:
         MmpError: if timm does not accept the augmentation, or a file that is read now is not an image.
     """
-    grey = cfg.channels == 1
-    plain = FileImages(samples, root, grey, transform_of(cfg, training=False))
+    decoding = Decoding(cfg.channels, cfg.background)
+    plain = FileImages(samples, root, decoding, transform_of(cfg, training=False))
     if not cfg.in_memory:
-        return FileImages(samples, root, grey, transform_of(cfg, training=True)), plain
+        return FileImages(samples, root, decoding, transform_of(cfg, training=True)), plain
+    plain.check()
     assert cfg.image_size is not None
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.mean, cfg.std))
     pixels = torch.empty(len(plain), cfg.channels, cfg.image_size, cfg.image_size, dtype=torch.uint8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
 
 from mmp.config.schema import DataConfig
-from mmp.data.images import FileImages, recipe_of
+from mmp.data.image_files import FileImages
+from mmp.data.images import recipe_of
 from mmp.data.loader import EpochLoader, EpochShuffle, Split, collate
 from mmp.data.readers import READERS
 from mmp.errors import MmpError, nearest
@@ -93,6 +95,8 @@ class ImageData(pl.LightningDataModule):
     Args:
         cfg: The data set.
         seed: Seed of the splits and of the order of training batches.
+        cache: The cache that runs share. It keeps the digests of image files, so that unchanged files are not read
+            again to identify them; None reads all files.
 
     Attributes:
         indices: Indices of the images in each split.
@@ -104,7 +108,7 @@ class ImageData(pl.LightningDataModule):
         MmpError: if the reader is unknown, or if the data are missing, damaged, or have other classes than configured.
     """
 
-    def __init__(self, cfg: DataConfig, seed: int) -> None:
+    def __init__(self, cfg: DataConfig, seed: int, cache: Path | None = None) -> None:
         super().__init__()
         if cfg.reader not in READERS:
             raise MmpError(f"data.reader={cfg.reader}: no such reader; {nearest(cfg.reader, READERS)}")
@@ -112,6 +116,10 @@ class ImageData(pl.LightningDataModule):
         source = READERS[cfg.reader](cfg)
         train, plain, test = source.train, source.plain, source.test
         labels = train.labels.numpy()
+        for images in (plain, test):
+            if isinstance(images, FileImages):
+                images.memory = cache and cache / "images"
+                images.check()
         for part, images in (("training", train), ("test", test)):
             if images is not None and len(images) and images.labels.max() >= cfg.classes:
                 worst = int(images.labels.max())
@@ -131,9 +139,6 @@ class ImageData(pl.LightningDataModule):
         self._sets["train"] = Split(train, self.indices["train"].tolist(), None if cfg.augment is None else seed)
         if test is not None:
             self._sets["test"] = test
-        for images, chosen in ((plain, self.indices.get("test", ())), (test, range(len(test or ())))):
-            if isinstance(images, FileImages):
-                images.require_images(chosen)  # otherwise a damaged file is found only after the training
 
     @property
     def samples(self) -> dict[str, int]:

@@ -57,7 +57,7 @@ class ExportedRun:
         Raises:
             MmpError: if its images are not those that the run was measured on.
         """
-        data = ImageData(self.config.data, self.config.seed)
+        data = ImageData(self.config.data, self.config.seed, Path(self.config.paths.cache))
         if data.fingerprint != self.result["data_fingerprint"]:
             raise MmpError(
                 f"data={self.config.data.name}: these images are not the images of the run {self.path}, so accuracies "

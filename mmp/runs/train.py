@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -36,7 +37,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     watch = Stopwatch()
     watch.on_begin = run.progress.begin
     check_config(config, run.path)
-    data = ImageData(config.data, config.seed)
+    data = ImageData(config.data, config.seed, Path(config.paths.cache))
     tags = [run.head["model"], run.head["data"], "dense"]
     with opened_loggers(config, run, "dense", tags, watch) as loggers:
         with watch("dense"):

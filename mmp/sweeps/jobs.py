@@ -96,7 +96,7 @@ class Sweep:
             fill_input(config)
             key = digest(asdict(config.data))
             if key not in self._fingerprints:
-                self._fingerprints[key] = ImageData(config.data, config.seed).fingerprint
+                self._fingerprints[key] = ImageData(config.data, config.seed, Path(config.paths.cache)).fingerprint
         except (MmpError, OmegaConfBaseException, OSError):
             return None  # the job itself will report the error
         return self._fingerprints[key]

@@ -461,6 +461,7 @@ def test_the_recipe_prepares_raw_images(conf: Path, size: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_recipe_of_files_is_timms(conf: Path, tmp_path: Path, channels: int) -> None:
+    import PIL.ImageOps
     import timm.data
     from PIL import Image
 
@@ -480,10 +481,13 @@ def test_the_recipe_of_files_is_timms(conf: Path, tmp_path: Path, channels: int)
         "data.interpolation=bilinear",
     ]
     data = ImageData(config_of(conf, *settings).data, 0)
-    convert, create = code_in(data.recipe)
-    paths = sorted((tmp_path / "train").rglob("*.png"))
-    with Image.open(paths[data.indices["validation"][0]]) as image:
-        expected = eval(create, {"timm": timm})(eval(convert, {"image": image}))
+    opened, *steps, create = code_in(data.recipe)
+    scope = {"timm": timm, "PIL": PIL, "numpy": np, "white": 65535}
+    path = sorted((tmp_path / "train").rglob("*.png"))[data.indices["validation"][0]]
+    image = eval(opened, {**scope, "file": path})
+    for step in steps:
+        image = eval(step, {**scope, "image": image})
+    expected = eval(create, scope)(image)
     assert torch.equal(next(iter(data.val_dataloader()))[0][0], expected)
 
 

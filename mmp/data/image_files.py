@@ -1,0 +1,130 @@
+"""Labelled images in files, each read when it is indexed, identified by the contents of the files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmp.data.decoding import RULE, Decoding, look_at, reading
+from mmp.data.digests import Content, contents
+from mmp.errors import MmpError
+
+log = logging.getLogger(__name__)
+
+_LOOK = f"{RULE}, Pillow {PIL.__version__}"  # another version may see other things in a file
+
+
+class FileImages:
+    """Image files, each read when it is indexed.
+
+    Args:
+        samples: Path and class of every image.
+        root: A folder that contains all of them.
+        decoding: The rule by which a file becomes pixels.
+        transform: A transform from a PIL image to a float32 tensor.
+
+    Attributes:
+        memory: A folder that keeps what is known of unchanged files, so that they are read only once; None for none.
+    """
+
+    def __init__(
+        self,
+        samples: list[tuple[str, int]],
+        root: Path,
+        decoding: Decoding,
+        transform: Callable[[Image.Image], Tensor],
+    ) -> None:
+        self.decoding = decoding
+        self.memory: Path | None = None
+        self._samples, self._root, self._transform = samples, root, transform
+        self.labels = torch.tensor([label for _, label in samples])
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self._samples[index]
+        with reading(path), Image.open(path) as image:
+            return self._transform(self.decoding(image)), label
+
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of the content of every file.
+
+        Raises:
+            MmpError: if a file cannot be read, or is not an image.
+        """
+        return [content.digest for content in self._contents]
+
+    def check(self) -> None:
+        """Check all files before the training, and log what the rule of decoding leaves out.
+
+        Raises:
+            MmpError: if a file is not an image, no rule covers its pixels, or the rule makes its picture invisible.
+        """
+        several, transparent = [], 0
+        for (path, _), content in zip(self._samples, self._contents, strict=True):
+            seen = content.seen
+            if "ink" in seen and self.decoding.hides(seen["ink"]):
+                raise MmpError(
+                    f"{path}: its visible pixels have the colour of the background (data.background="
+                    f"{self.decoding.background}), so the picture disappears; set data.background to another colour, "
+                    "or read transparency as a channel with data.channels=2 or 4"
+                )
+            if "extra" in seen and self.decoding.channels in (2, 4):
+                raise MmpError(
+                    f"{path}: has a further channel that is not alpha, which Pillow does not read; set data.channels=3 "
+                    "to leave it out"
+                )
+            transparent += "alpha" in seen
+            if "frames" in seen:
+                several.append(path)
+        if several:
+            log.warning(
+                "%d of %d images have several frames or pages, such as %s: only the first is read",
+                len(several), len(self), several[0],
+            )  # fmt: skip
+        if transparent and self.decoding.channels in (1, 3):
+            log.info(
+                "%d of %d images have transparency: composed over data.background=%s",
+                transparent, len(self), self.decoding.background,
+            )  # fmt: skip
+        if not transparent and self.decoding.channels in (2, 4):
+            fewer = self.decoding.channels - 1
+            raise MmpError(
+                f"data.channels={self.decoding.channels}: no image below {self._root} has transparency, such as "
+                f"{self._samples[0][0]}; set data.channels={fewer}"
+            )
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the names, relative to the root, the contents and the classes of all files.
+
+        Raises:
+            MmpError: if a file cannot be read, or is not an image.
+        """
+        sha = hashlib.sha256(f"{RULE}\n".encode())
+        for name, digest, label in zip(self._names, self.digests, self.labels.tolist(), strict=True):
+            sha.update(os.fsencode(name) + f"|{digest}|{label}\n".encode())
+        return sha.hexdigest()
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The paths relative to the root."""
+        prefix = f"{self._root}{os.sep}"
+        return [
+            path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, self._root)
+            for path, _ in self._samples
+        ]
+
+    @cached_property
+    def _contents(self) -> list[Content]:
+        return contents(self._root, self._names, self.memory, look_at, _LOOK)
