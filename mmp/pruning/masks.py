@@ -310,8 +310,24 @@ def _zero(values: list[Tensor], kept: list[Tensor]) -> None:
         torch._foreach_mul_([value.view(kind.dtype) for value, kind in zip(values, kept, strict=True)], kept)
 
 
+@torch.no_grad()
+def clear_pruned(weights: Mapping[str, Tensor], masks: Masks) -> None:
+    """Set pruned weights to +0.0, in place; a product such as ``weight * mask`` leaves -0.0 at negative weights.
+
+    Args:
+        weights: Weights by name, for instance a ``state_dict``.
+        masks: Masks of some of them.
+
+    Raises:
+        MmpError: naming the first mask that fits no weight.
+    """
+    masks.require_fit(weights)
+    for name, mask in masks.items():
+        weights[name].masked_fill_(~mask.to(weights[name].device), 0)
+
+
 def check_zeros(weights: Mapping[str, Tensor], masks: Masks) -> None:
-    """Raise unless every pruned weight is exactly zero.
+    """Raise unless every pruned weight is exactly zero, of either sign.
 
     Args:
         weights: Weights by name, for instance a ``state_dict``.

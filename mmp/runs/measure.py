@@ -13,7 +13,7 @@ from mmp.cache import cached_tensors
 from mmp.config.schema import PruneConfig
 from mmp.data.module import ImageData
 from mmp.models.weights import require_finite
-from mmp.pruning.masks import Masks, check_zeros, save_masks
+from mmp.pruning.masks import Masks, check_zeros, clear_pruned, save_masks
 from mmp.runs.store import MASKS, WEIGHTS
 from mmp.tensors import save_tensors
 from mmp.training.dense import accuracy_file
@@ -31,9 +31,11 @@ def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
     Raises:
         MmpError: if a weight is not finite, or a pruned weight is not zero.
     """
-    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    state = model.state_dict()
     require_finite(model, "fine-tuning")
-    check_zeros(weights, masks)
+    check_zeros(state, masks)
+    clear_pruned(state, masks)
+    weights = {name: value.cpu() for name, value in state.items()}
     save_masks(masks, folder / MASKS)
     save_tensors(folder / WEIGHTS, weights)
 

@@ -91,6 +91,26 @@ def test_every_architecture_goes_through_every_target(architecture: str, tmp_pat
         assert counts.types == (["int8"] if name == "onnx_int8" else ["float32"])
 
 
+def signs(weights: dict[str, Tensor], masks: Masks) -> int:
+    """Return the number of pruned weights that are -0.0."""
+    return sum(int(torch.signbit(weights[name][~mask]).sum()) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("architecture", ["vgg11", "levit"])
+def test_pruned_weights_have_no_sign_in_any_file(architecture: str, tmp_path: Path) -> None:
+    source = pruned(*ARCHITECTURES[architecture], tmp_path, sparsity=0.5)
+    for module in source.model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.weight.data.neg_()  # folded into a convolution, the factor turns 0.0 into -0.0
+    for name in TARGETS:
+        if name in RESOURCES and lack(name):
+            continue
+        target = load_target(name)
+        path = tmp_path / target.files[0]
+        target.write(source, path)
+        assert signs(target.weights(path, source), source.masks) == 0, name
+
+
 def test_values_that_a_model_caches_are_constants_of_its_own_weights(tmp_path: Path) -> None:
     source = pruned(*ARCHITECTURES["levit"], tmp_path)
     dense = source.with_weights(copy.deepcopy(source.ready_to_trace()), tmp_path)
@@ -246,6 +266,7 @@ def test_zeros_are_counted_in_the_bytes_of_an_executorch_file(
     target.write(source, path)
     engine = target.open(path, source)
     assert logit_difference(engine, source, target) < 1e-5
+    assert signs(target.weights(path, source), masks) == 0
     many = torch.randn(70, 2, 6, 5)  # more than the largest batch of the file
     torch.testing.assert_close(engine(many), model(many).detach(), rtol=1e-4, atol=1e-5)
     assert capfd.readouterr() == ("", "")

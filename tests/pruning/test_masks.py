@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 import mmp.pruning.topk
 from mmp.errors import MmpError
-from mmp.pruning.masks import MaskEnforcer, Masks, check_zeros, load_masks, make_grid, make_masks, save_masks
+from mmp.pruning.masks import (
+    MaskEnforcer,
+    Masks,
+    check_zeros,
+    clear_pruned,
+    load_masks,
+    make_grid,
+    make_masks,
+    save_masks,
+)
 from mmp.pruning.patterns import Pattern
 from mmp.pruning.topk import keep_highest, keep_highest_each
 
@@ -487,3 +496,46 @@ def test_the_model_keeps_its_keys_and_parameters(net: nn.Sequential, half: Masks
         twin[0].weight.fill_(1.0)
     enforcer.check()
     check_zeros(net.state_dict(), half)
+
+
+# --- zeros without a sign ---
+
+
+def pruned_bits(weights: Mapping[str, Tensor], masks: Masks) -> int:
+    """Return the number of pruned weights that are not +0.0."""
+    return sum(int(((weights[n] != 0) | torch.signbit(weights[n]))[~mask].sum()) for n, mask in masks.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_pruned_weights_have_no_sign(dtype: torch.dtype) -> None:
+    masks = Masks({"weight": torch.arange(12).view(3, 4) % 3 == 0})
+    weights = {"weight": -torch.rand(3, 4, dtype=dtype) * masks["weight"]}  # -0.0 where the mask prunes
+    check_zeros(weights, masks)
+    assert pruned_bits(weights, masks) == 8
+    kept = weights["weight"][masks["weight"]].clone()
+    clear_pruned(weights, masks)
+    assert pruned_bits(weights, masks) == 0
+    assert torch.equal(weights["weight"][masks["weight"]], kept)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Rprop])
+@pytest.mark.parametrize("start", [-1.0, -0.0, -1e-45])
+def test_enforced_weights_have_no_sign(optimizer: type[torch.optim.Optimizer], start: float) -> None:
+    layer = nn.Linear(4, 3, bias=False)
+    nn.init.constant_(layer.weight, start)
+    masks = Masks({"weight": torch.arange(12).view(3, 4) % 3 == 0})
+    enforcer, steps = MaskEnforcer(dict(layer.named_parameters())), optimizer(layer.parameters(), lr=0.1)
+    enforcer.set(masks, [steps])
+    enforcer.attach(steps)
+    assert pruned_bits(layer.state_dict(), masks) == 0
+    for _ in range(3):
+        layer(torch.ones(2, 4)).sum().backward()  # lowers every weight
+        steps.step()
+        assert pruned_bits(layer.state_dict(), masks) == 0
+
+
+def test_masks_that_fit_no_weight_clear_nothing() -> None:
+    weights = {"a": torch.ones(2)}
+    with pytest.raises(MmpError, match="names no weight"):
+        clear_pruned(weights, Masks({"a": torch.zeros(2, dtype=torch.bool), "b": torch.zeros(2, dtype=torch.bool)}))
+    assert weights["a"].all()

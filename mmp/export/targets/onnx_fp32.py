@@ -125,6 +125,7 @@ def float_file(source: Exportable, target: Target) -> Path:
         content = program.model_proto
         _tidy(content)
         _name_weights(content, source)
+        _clear_signs(content, source)
         onnx.save(content, path)
     except MmpError as error:
         raise export_error(source, target, str(error)) from error
@@ -159,6 +160,15 @@ def _name_weights(content: onnx.ModelProto, source: Exportable) -> None:
         one.name = renamed.get(one.name, one.name)
     for node in content.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _clear_signs(content: onnx.ModelProto, source: Exportable) -> None:
+    """Replace -0.0 in masked weights by +0.0; a BatchNorm with a negative factor that is folded into them leaves it."""
+    import onnx
+
+    for one in content.graph.initializer:
+        if one.name.removesuffix(TRANSPOSED) in source.masks:
+            one.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(one) + 0.0, one.name))
 
 
 def _tidy(content: onnx.ModelProto) -> None:
