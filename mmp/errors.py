@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _MOST_LISTED = 25  # choices that fit into one message
+_MOST_NAMED = 8  # names that one phrase lists
 
 
 class MmpError(Exception):
@@ -16,7 +17,8 @@ class MmpError(Exception):
 
     def __str__(self) -> str:
         """Return the message alone, also if a data loader's worker has put its traceback in front of it."""
-        return super().__str__().rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip()
+        message = super().__str__().rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip()
+        return _printable(message)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -42,3 +44,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     elif not close:
         parts.append(f"none of the {len(names)} choices is similar; the first are {', '.join(names[:3])}")
     return " ".join(parts)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as one phrase: ``a, b, c``; of many, the first eight and the number of the others."""
+    few, more = (kept := list(map(_printable, names)))[:_MOST_NAMED], len(kept) - _MOST_NAMED
+    return ", ".join(few) + (f" and {more} more" if more > 0 else "")
+
+
+def _printable(text: str) -> str:
+    """Return text with escapes in place of the bytes of file names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -19,6 +19,8 @@ from mmp.errors import MmpError
 
 log = logging.getLogger(__name__)
 
+Stamp = tuple[int, int, int, int]  # of a file: size in bytes, times of change of content and of status, inode
+
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
@@ -46,6 +48,11 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def as_text(path: str | Path) -> str:
+    r"""Return a path as text that can be printed; bytes that are not UTF-8 become escapes such as ``\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def is_locked(path: Path) -> bool:
@@ -154,6 +161,18 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return numbers that change with a file: another content, or another file in its place, has another stamp.
+
+    The status of a file changes with its content, also if a program sets the time of its content back.
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _flush(path: Path) -> None:

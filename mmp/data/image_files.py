@@ -57,6 +57,11 @@ class FileImages:
             return self._transform(self.decoding(image)), label
 
     @property
+    def paths(self) -> list[str]:
+        """Path of every file."""
+        return [path for path, _ in self._samples]
+
+    @property
     def digests(self) -> list[str]:
         """SHA-256 of the content of every file.
 

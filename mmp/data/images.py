@@ -65,6 +65,11 @@ class Source:
     validation: Images | None = None
 
 
+def files_of(images: Images) -> FileImages | None:
+    """Return the files of images; None if they are in no files, or several in one."""
+    return images if isinstance(images, FileImages) else getattr(images, "files", None)
+
+
 class TensorImages:
     """Images in memory, normalised a batch at a time.
 
@@ -74,7 +79,12 @@ class TensorImages:
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
         original: Height and width of the images before they were resized; by default their size.
+
+    Attributes:
+        files: The files that the images were read from; None if they are in no files, or several in one.
     """
+
+    files: FileImages | None = None
 
     def __init__(
         self,
@@ -278,7 +288,10 @@ def of_files(samples: Samples, root: Path, cfg: DataConfig) -> tuple[Images, Ima
     pixels = torch.empty(len(plain), cfg.channels, cfg.image_size, cfg.image_size, dtype=torch.uint8)
     for index, levels in enumerate(pixels):
         levels.copy_(((plain[index][0] * std + mean) * 255).round())
-    return in_memory(pixels, plain.labels, cfg)
+    train, kept = in_memory(pixels, plain.labels, cfg)
+    if isinstance(kept, TensorImages):
+        kept.files = plain
+    return train, kept
 
 
 def _pixels_digest(images: Tensor, labels: Tensor) -> str:

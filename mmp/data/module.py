@@ -8,6 +8,8 @@ every seed so that results can be compared. A new data set is a reader and a YAM
 from __future__ import annotations
 
 import hashlib
+import itertools
+import logging
 import math
 import multiprocessing
 from pathlib import Path
@@ -20,17 +22,25 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
 
 from mmp.config.schema import DataConfig
+from mmp.data.copies import groups_of_copies, places_of, report_copies
 from mmp.data.image_files import FileImages
-from mmp.data.images import recipe_of
+from mmp.data.images import Source, files_of, recipe_of
 from mmp.data.loader import EpochLoader, EpochShuffle, Split, collate
 from mmp.data.readers import READERS
 from mmp.errors import MmpError, nearest
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "calibration", "test")
 
 
 def split_indices(
-    labels: np.ndarray, cfg: DataConfig, seed: int, official_test: bool, groups: np.ndarray | None = None
+    labels: np.ndarray,
+    cfg: DataConfig,
+    seed: int,
+    official_test: bool,
+    groups: np.ndarray | None = None,
+    official_validation: bool = False,
 ) -> dict[str, np.ndarray]:
     """Split images into disjoint sets, stratified by class.
 
@@ -40,9 +50,10 @@ def split_indices(
         seed: Seed of the validation and the calibration split. The test split does not depend on it.
         official_test: Whether the data set has an official test set; if so, no test split is made.
         groups: Group of every image, shape (N,). Groups are never divided, and the fractions are fractions of groups.
+        official_validation: Whether the data set has an official validation set; if so, no validation split is made.
 
     Returns:
-        Sorted indices of each split; without ``test`` if there is an official test set.
+        Sorted indices of each split; without ``test`` and ``validation`` if there are official sets.
 
     Raises:
         MmpError: if a class has too few images, or a fraction is too small for all classes.
@@ -51,7 +62,7 @@ def split_indices(
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
     labels = labels[first]
     names, counts = np.unique(labels, return_counts=True)
-    needed = len(SPLITS) - official_test
+    needed = len(SPLITS) - official_test - official_validation
     if counts.min() < needed:
         what = "images" if len(first) == len(group_of) else "groups of images"
         worst = names[counts.argmin()]
@@ -64,7 +75,7 @@ def split_indices(
     if not official_test:
         rest, splits["test"] = _divide(rest, labels, cfg, "test", math.ceil(cfg.test * len(rest)), seed=0)
     count = len(rest)
-    for name in ("validation", "calibration"):
+    for name in ("calibration",) if official_validation else ("validation", "calibration"):
         rest, splits[name] = _divide(rest, labels, cfg, name, round(getattr(cfg, name) * count), seed)
     splits["train"] = rest
     return {name: np.flatnonzero(np.isin(group_of, chosen)) for name, chosen in splits.items()}
@@ -87,6 +98,30 @@ def _divide(
         raise MmpError(
             f"data.{name}={share:g}: leaves too few images of {cfg.name} for the other splits ({error}); lower it"
         ) from error
+
+
+def _split(source: Source, cfg: DataConfig, seed: int) -> dict[str, np.ndarray]:
+    """Split the training images of a data set. Copies of an image with the same label go into the same split."""
+    labels, official = source.plain.labels.numpy(), (source.test is not None, source.validation is not None)
+    groups = source.groups
+    if groups is None and (files := files_of(source.plain)) is not None:
+        copies = groups_of_copies(files.digests, labels.tolist())
+        if copies is not None:
+            try:
+                return split_indices(labels, cfg, seed, official[0], copies, official[1])
+            except MmpError as error:
+                log.warning("copies of one image may be in two splits, since they cannot be kept together (%s)", error)
+    return split_indices(labels, cfg, seed, official[0], groups, official[1])
+
+
+def _report_copies(source: Source, indices: dict[str, np.ndarray]) -> None:
+    """Report images that are in two splits, or in two classes."""
+    parts = [(name, source.plain, indices[name].tolist()) for name in SPLITS if name in indices]
+    for name, images in (("validation", source.validation), ("test", source.test)):
+        if images is not None:
+            parts.append((name, images, list(range(len(images)))))
+    places = [places_of(files, name, chosen) for name, images, chosen in parts if (files := files_of(images))]
+    report_copies(itertools.chain.from_iterable(places))
 
 
 class ImageData(pl.LightningDataModule):
@@ -114,31 +149,33 @@ class ImageData(pl.LightningDataModule):
             raise MmpError(f"data.reader={cfg.reader}: no such reader; {nearest(cfg.reader, READERS)}")
         self.cfg, self.seed = cfg, seed
         source = READERS[cfg.reader](cfg)
-        train, plain, test = source.train, source.plain, source.test
-        labels = train.labels.numpy()
-        for images in (plain, test):
+        train, plain = source.train, source.plain
+        official = {"validation": source.validation, "test": source.test}
+        given = {name: images for name, images in official.items() if images is not None}
+        for images in (plain, *given.values()):
             if isinstance(images, FileImages):
                 images.memory = cache and cache / "images"
                 images.check()
-        for part, images in (("training", train), ("test", test)):
-            if images is not None and len(images) and images.labels.max() >= cfg.classes:
+        for part, images in (("training", plain), *given.items()):
+            if len(images) and images.labels.max() >= cfg.classes:
                 worst = int(images.labels.max())
                 raise MmpError(
                     f"data.classes={cfg.classes}, but a {part} image of {cfg.name} has label {worst}; set data.classes "
                     f"to at least {worst + 1}"
                 )
         self.class_names = source.classes if len(source.classes or ()) == cfg.classes else None
-        self.indices = split_indices(labels, cfg, seed, test is not None, source.groups)
+        self.indices = _split(source, cfg, seed)
+        _report_copies(source, self.indices)
         self.recipe = recipe_of(plain, cfg)
-        self.fingerprint = hashlib.sha256(
-            (plain.fingerprint() + (test.fingerprint() if test is not None else "")).encode()
-        ).hexdigest()
+        fingerprints = {name: images.fingerprint() for name, images in given.items()}
+        named = "validation" + fingerprints["validation"] if "validation" in fingerprints else ""
+        content = plain.fingerprint() + fingerprints.get("test", "") + named
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._sets: dict[str, Any] = {
             name: Split(plain, indices.tolist()) for name, indices in self.indices.items() if name != "train"
         }
         self._sets["train"] = Split(train, self.indices["train"].tolist(), None if cfg.augment is None else seed)
-        if test is not None:
-            self._sets["test"] = test
+        self._sets |= given
 
     @property
     def samples(self) -> dict[str, int]:

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from mmp.config.schema import DataConfig
-from mmp.data.images import Images, Samples, Source, in_memory, of_files
+from mmp.data.folders import class_folders, require_same_classes
+from mmp.data.images import Images, Source, in_memory, of_files
+from mmp.data.splits import split_folders
 from mmp.errors import MmpError
 from mmp.files import locked
 
@@ -271,37 +273,24 @@ def read_gtsrb(cfg: DataConfig) -> Source:
 
 
 def read_imagefolder(cfg: DataConfig) -> Source:
-    """Read the images ``<root>/train/<class>/*`` and, if they exist, ``<root>/test/<class>/*``.
+    """Read folders of images (:mod:`mmp.data.splits`) with one folder per class (:mod:`mmp.data.folders`).
 
     Raises:
         MmpError: if a folder is missing, or its classes differ from the configuration or from the training folder.
     """
     root = Path(cfg.root or ".")
-    train, classes = _class_folders(root / "train", cfg)
-    test = None
-    if (root / "test").is_dir():
-        samples, found = _class_folders(root / "test", cfg)
-        if found != classes:
-            differing = ", ".join(sorted(set(found) ^ set(classes)))
-            raise MmpError(
-                f"{root / 'test'}: its class folders differ from {root / 'train'} ({differing}); use the same names"
-            )
-        test = of_files(samples, root, cfg)[1]
-    return Source(*of_files(train, root, cfg), test, classes=tuple(classes))
-
-
-def _class_folders(folder: Path, cfg: DataConfig) -> tuple[Samples, list[str]]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-
-    _require_folder(folder, "put one folder of images per class there")
-    try:
-        classes, index = find_classes(str(folder))
-        samples = make_dataset(str(folder), index, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise MmpError(f"{folder}: {error}; add images to every class folder, or remove the folder") from error
-    if (found := len(classes)) != cfg.classes:
-        raise MmpError(f"data.classes={cfg.classes}, but {folder} has {found} class folders; set data.classes={found}")
-    return samples, classes
+    folders = {split: class_folders(folder, cfg.classes) for split, folder in split_folders(root).items()}
+    train = folders.pop("train")
+    others: dict[str, Images] = {}
+    for split, found in folders.items():
+        require_same_classes(found, train)
+        others[split] = of_files(found.samples, root, cfg)[1]
+    return Source(
+        *of_files(train.samples, root, cfg),
+        test=others.get("test"),
+        classes=train.classes,
+        validation=others.get("validation"),
+    )
 
 
 READERS: dict[str, Callable[[DataConfig], Source]] = {
