@@ -38,7 +38,7 @@ from mmp.pruning.criteria import UNLIMITED, Criterion, observe, ranked_sparsitie
 from mmp.pruning.criteria import criterion as criterion_of
 from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.layer import Layer, groups_of
-from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.layers.prunable import find_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_grid
 from mmp.pruning.patterns import Pattern
 from mmp.pruning.plan import Plan
@@ -394,7 +394,7 @@ def _checked_layers(model: nn.Module) -> tuple[Layer, ...]:
     """Return the prunable layers of a model, after a check that all its values exist and are finite."""
     if not isinstance(model, nn.Module):
         raise MmpError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    layers = prunable_layers(model)
+    layers = find_layers(model)
     for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
         if value.is_meta:
             raise MmpError(f"model: {name!r} is on the meta device and has no values; load the trained weights first")

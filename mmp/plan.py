@@ -19,7 +19,7 @@ from mmp.config.schema import BudgetConfig, PlanConfig, RangesConfig
 from mmp.config.validate import read_budget, read_ranges, read_strategy, validate
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import Budget
-from mmp.pruning.layers.prunable import prunable_layers
+from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.plan import Plan, plan_model
 from mmp.pruning.ranges import RangeTable
@@ -59,7 +59,9 @@ def make_plan(
     checked, pattern = load_budget(budget), Pattern.parse(str(pattern))
     chosen = load_strategies() if strategies is None else list(strategies)
     _require_known_strategies(checked, chosen)
-    return plan_model(model, load_ranges(ranges), chosen, checked, observations, name, pattern)
+    plan = plan_model(model, load_ranges(ranges), chosen, checked, observations, name, pattern)
+    plan.coverage.warn(plan.model)
+    return plan
 
 
 def load_ranges(ranges: RangeTable | RangesConfig | str) -> RangeTable:
@@ -146,7 +148,7 @@ def _observed(config: PlanConfig) -> tuple[nn.Module, list[dict[str, float]]]:
     assert config.data is not None  # validate() requires data for observed ranges
     data = ImageData(config.data, config.seed, Path(config.paths.cache))
     model, _ = dense_model(config, data)
-    calibration = Calibration.of(config, model, prunable_layers(model), data, device_of(config))
+    calibration = Calibration.of(config, model, find_layers(model), data, device_of(config))
     return model, calibration.observe(config.ranges)
 
 

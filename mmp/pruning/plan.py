@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import nn
 from mmp.errors import MmpError
 from mmp.pruning.budgets import Budget, Shift, Target
 from mmp.pruning.counts import pruned_count
+from mmp.pruning.layers.coverage import Coverage, coverage
 from mmp.pruning.layers.layer import Layer, count_weights
-from mmp.pruning.layers.prunable import prunable_layers
+from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.ranges import Range, RangeTable, allow_pattern, constrain, observed_ranges, resolve_groups, rule_ranges
 from mmp.pruning.sizes import MEGABYTE, Sizes
@@ -36,6 +37,7 @@ class Plan:
         table: Range table, budget and pattern in words.
         rules: If ``ranges`` are observed, the ranges of the rule table for comparison.
         pattern: Pattern of the masks, in every layer that takes it.
+        coverage: The parameters outside of all prunable layers, by reason.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Plan:
     table: str = ""
     rules: Mapping[str, Range] | None = None
     pattern: Pattern = UNSTRUCTURED
+    coverage: Coverage = field(default_factory=Coverage)
 
     @cached_property
     def pruned(self) -> dict[str, int]:
@@ -106,6 +109,7 @@ class Plan:
             "parameters": self.parameters,
             "prunable": self.sizes.weights,
             "bytes": self.sizes.dense,
+            "uncovered": self.coverage.to_dict(),
             **({} if self.pattern == UNSTRUCTURED else {"pattern": str(self.pattern)}),
             "layers": [
                 {
@@ -175,9 +179,10 @@ def plan_model(
         aggressive         90.00                  89.89           80,410  0.42
         <BLANKLINE>
         MB (10^6 bytes): kept weights, a mask of one bit per prunable weight, and all other tensors. Dense: 3.18 MB.
+        No prunable layer covers 0.1 % of the parameters: biases, norms and scales 0.1 %.
         <BLANKLINE>
     """
-    layers = prunable_layers(model)
+    layers = find_layers(model)
     sizes = Sizes.of(model, layers)
     seen = None if observations is None else list(observations)
     ranges = layer_ranges(layers, table, seen, pattern=pattern)
@@ -196,6 +201,7 @@ def plan_model(
         + ("" if pattern == UNSTRUCTURED else f", pattern {pattern}"),
         rules=layer_ranges(layers, table, rules=True) if seen is not None and table.rules.rules else None,
         pattern=pattern,
+        coverage=coverage(model, layers),
     )
 
 
@@ -321,8 +327,8 @@ def title_of(plan: Plan) -> str:
 
 
 def note_of(plan: Plan) -> str:
-    """Return the line below the tables, on the sizes."""
+    """Return the lines below the tables, on the sizes and on the parameters outside of all layers."""
     return (
         "MB (10^6 bytes): kept weights, a mask of one bit per prunable weight, and all other tensors. "
-        f"Dense: {plan.sizes.dense / MEGABYTE:.2f} MB."
+        f"Dense: {plan.sizes.dense / MEGABYTE:.2f} MB.\n{plan.coverage.describe()}"
     )

@@ -41,7 +41,11 @@ def as_markdown(plan: Plan) -> str:
 
 
 def as_csv(plan: Plan) -> str:
-    """Return a plan as CSV: one row per layer, with its range and its sparsity under every strategy, as fractions."""
+    """Return a plan as CSV: one row per layer, with its range and its sparsity under every strategy, as fractions.
+
+    Weights that no layer covers follow, one row per reason, with the role ``none``, the reason in place of a name, and
+    no range.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     strategies = plan.by_sparsity()
@@ -50,6 +54,9 @@ def as_csv(plan: Plan) -> str:
         allowed = plan.ranges[layer.name]
         sparsities = [plan.sparsities[name][layer.name] for name in strategies]
         writer.writerow([layer.name, layer.role, layer.stage, layer.size, allowed.lo, allowed.hi, *sparsities])
+    for part in plan.coverage.missed:
+        reason = f"{part.reason.text}, e.g. {part.example}"
+        writer.writerow([reason, "none", "", part.parameters, "", "", *[""] * len(strategies)])
     return text.getvalue()
 
 

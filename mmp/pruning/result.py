@@ -85,6 +85,8 @@ class PruneResult:
             f"{100 * self.sparsity:.2f} %, or {100 * facts['sparsity_all']:.2f} % of all {plan.parameters:,} parameters"
         )
         yield f"Pruned: {sum(self.masks.pruned.values()):,} of {self.masks.total:,} prunable weights ({shares})."
+        if plan.coverage.missed:
+            yield plan.coverage.describe(plan.coverage.missed)
         size, dense = facts["bytes"] / MEGABYTE, plan.sizes.dense / MEGABYTE
         yield f"Size: {size:.3f} MB with one bit per prunable weight for the masks; dense {dense:.3f} MB."
         if self.reports:

@@ -9,6 +9,7 @@ from torch import nn
 
 from mmp.config.identity import configuration_of, identity, label, protocol_of, settings_of
 from mmp.config.schema import NO_CRITERION, SEARCHED, PruneConfig
+from mmp.pruning.layers.coverage import coverage
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.masks import Masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
@@ -39,6 +40,7 @@ def describe_sparsity(
         "sparsity_all": sum(pruned.values()) / parameters,
         "bytes": {"dense": sizes.dense, "pruned": sizes.sparse(sum(pruned.values()))},
         "masks_hash": masks.digest(),
+        "uncovered": coverage(model, layers).to_dict(),
         "layers": [
             {
                 "name": layer.name,

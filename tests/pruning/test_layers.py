@@ -355,6 +355,31 @@ def test_shared_weights_are_one_layer_under_their_first_name() -> None:
     assert list(roles_of(nn.Sequential(nn.Conv2d(3, 4, 3), block, block))) == ["0.weight", "1.weight"]
 
 
+def test_a_weight_that_an_embedding_also_uses_is_a_layer() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(50, 8), "body": nn.Linear(8, 8), "head": nn.Linear(8, 50)})
+    model["head"].weight = model["table"].weight
+    assert [*by_name(model)] == ["body.weight", "head.weight"]
+    assert prunable_parameters(model, prunable_layers(model))["head.weight"] is model["table"].weight
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (nn.LSTM(4, 6), ["weight_ih_l0", "weight_hh_l0"]),
+        (nn.LSTM(4, 6, proj_size=3), ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]),
+        (
+            nn.GRU(4, 6, num_layers=2, bidirectional=True, bias=False),
+            [f"weight_{kind}_l{number}{end}" for number in (0, 1) for end in ("", "_reverse") for kind in ("ih", "hh")],
+        ),
+        (nn.RNN(4, 6), ["weight_ih_l0", "weight_hh_l0"]),
+        (nn.GRUCell(4, 6), ["weight_ih", "weight_hh"]),
+    ],
+)
+def test_recurrent_weights_are_layers(module: nn.Module, names: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), module)
+    assert [layer.name for layer in prunable_layers(model)] == ["0.weight", *(f"1.{name}" for name in names)]
+
+
 def test_timm_subclasses_and_bare_projections_are_layers() -> None:
     model = nn.Sequential(
         ScaledStdConv2d(3, 8, 3), CondConv2d(8, 8, 3, num_experts=4), MultiQueryAttentionV2(8, 8), SwiGLU(8)

@@ -18,6 +18,7 @@ from mmp.errors import MmpError
 # Projections that a module holds as parameters, without a Linear around them (nn.MultiheadAttention, timm's
 # MultiQueryAttentionV2). Only the name tells them from a latent or a position table.
 _BARE_WEIGHT = re.compile(r"(?:in|q|k|v|query|key|value|out)_proj(?:_weight)?|(?:q|k|v|kv|qkv)_weight")
+_RECURRENT_WEIGHT = re.compile(r"weight_(?:ih|hh|hr)(?:_l\d+)?(?:_reverse)?")
 
 # Slots of an attention module. Group 1 is the part that a child computes: query, key or value.
 _QKV = re.compile(
@@ -42,6 +43,7 @@ _MIXERS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
 _STEM = re.compile(r"\w*(?:stem|embed)\w*|conv_?[01]|layer0", re.IGNORECASE)
 EMBED = re.compile(r"\w*embed\w*", re.IGNORECASE)
 INNER_NETWORK = "backbone"
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 _STEM_LAYERS = 12  # more than in any stem of timm; a whole network called `embedder` is no stem
 
 
@@ -128,12 +130,15 @@ class Graph:
         weights: Its prunable weights, in ``named_parameters`` order.
 
     Raises:
-        MmpError: if a lazy layer has no shape yet.
+        MmpError: if a lazy layer has no shape yet, or a module is quantized.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.root, self.prefix = _unwrap(model)
         self.modules = dict(self.root.named_modules())
+        for path, module in self.modules.items():
+            if type(module).__module__.startswith(_QUANTIZED):
+                raise MmpError(f"{self.prefix + path!r} is a quantized module; prune the model before it is quantized")
         self.weights = list(_weights(self.root, self.modules))
         self._inside: dict[str, list[Weight]] = {}
         for weight in self.weights:
@@ -244,13 +249,17 @@ def _unwrap(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _weights(root: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Weight]:
-    for name, parameter in root.named_parameters():
+    seen: set[int] = set()
+    for name, parameter in root.named_parameters(remove_duplicate=False):
         path, _, own = name.rpartition(".")
-        owner = modules[path]
+        owner = modules.get(path)  # None where a module has a second path
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise MmpError(f"the shape of {name!r} isn't known yet; run one batch through the model first")
-        if parameter.ndim >= 2 and _is_weight(owner, own):
-            yield Weight(name, owner, parameter)
+        numbers = parameter.itemsize > 1 and (parameter.is_floating_point() or parameter.is_complex())
+        if owner is None or id(parameter) in seen or parameter.ndim < 2 or not numbers or not _is_weight(owner, own):
+            continue
+        seen.add(id(parameter))
+        yield Weight(name, owner, parameter)
 
 
 def _is_weight(owner: nn.Module, own: str) -> bool:
@@ -259,7 +268,8 @@ def _is_weight(owner: nn.Module, own: str) -> bool:
         conv = all(hasattr(owner, a) for a in ("kernel_size", "in_channels", "out_channels"))
         linear = all(hasattr(owner, a) for a in ("in_features", "out_features"))
         return conv or linear or isinstance(owner, nn.Bilinear)
-    return bool(_BARE_WEIGHT.fullmatch(own))
+    recurrent = isinstance(owner, nn.RNNBase | nn.RNNCellBase) and _RECURRENT_WEIGHT.fullmatch(own)
+    return bool(recurrent or _BARE_WEIGHT.fullmatch(own))
 
 
 def _sizes(value: int | Iterable[int]) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class Layer:
 
     Attributes:
         name: The weight's ``state_dict`` key, such as ``layer1.0.conv1.weight``. A weight that several modules share
-            is one layer, under its first name in ``named_parameters`` order.
+            is one layer, under the first of its names that belongs to a prunable module.
         module: Dotted path of the module that owns it; empty if that is the model itself.
         role: One of `ROLES`.
         stage: Stage of the architecture, from 0; None if the architecture has no stages, and for stems, patch

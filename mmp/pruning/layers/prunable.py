@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from mmp.errors import MmpError, nearest
+from mmp.pruning.layers.coverage import coverage
 from mmp.pruning.layers.graph import Graph
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.roles import roles_of
@@ -19,9 +20,10 @@ _STAGE = re.compile(r"(.*\b(?:\w*(?:layer|stage|level|block)s?))[._]?(\d+)")
 def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
     """Return the prunable layers of a model.
 
-    A prunable layer is a weight tensor of two or more dimensions of a convolution, linear or attention module. Biases,
-    norm scales, embeddings, position tables, tokens, latents and layer-scale gains are never prunable. Frozen weights
-    are.
+    A prunable layer is a weight tensor of two or more dimensions of a convolution, linear, attention or recurrent
+    module. Biases, norm scales, embeddings, position tables, tokens, latents and layer-scale gains are never prunable.
+    Frozen weights are. A warning in the log names what else stays dense, such as weights under a parametrization, if
+    that is 5 % of the parameters or more; see :func:`mmp.pruning.layers.coverage.coverage`.
 
     Args:
         model: Any module; its parameters may be on any device, ``meta`` included. In a wrapper with a single child
@@ -31,7 +33,7 @@ def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
         The layers in ``named_parameters`` order, which is close to the order of execution but may differ from it.
 
     Raises:
-        MmpError: if the model has no prunable layer, or a lazy layer has no shape yet.
+        MmpError: if the model has no prunable layer, a lazy layer has no shape yet, or a module is quantized.
 
     Example:
         >>> from torch import nn
@@ -41,12 +43,21 @@ def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
         0.weight stem (8, 3, 3, 3) 216
         3.weight classifier (10, 288) 2880
     """
+    layers = find_layers(model)
+    coverage(model, layers).warn(type(model).__name__)
+    return layers
+
+
+def find_layers(model: nn.Module) -> tuple[Layer, ...]:
+    """Return the prunable layers of a model as :func:`prunable_layers` does, without its warning."""
     graph = Graph(model)
     weights, prefix = graph.weights, graph.prefix
     if not weights:
+        missed = coverage(model, ())
         raise MmpError(
-            f"{type(model).__name__} has no prunable layer: no convolution, linear or attention weight of "
-            "two or more dimensions; pass the network itself, not a part without weights"
+            f"{type(model).__name__} has no prunable layer: no convolution, linear, attention or recurrent weight of "
+            "two or more dimensions; "
+            + (missed.reasons(missed.missed) or "pass the network itself, not a part without weights")
         )
     roles = roles_of(graph)
     stages = stages_of(graph, roles)

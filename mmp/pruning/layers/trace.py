@@ -79,7 +79,10 @@ class _Tracer:
         self.calls = {module: Calls() for module in network.modules()}
         self.unfit: dict[str, str] = {}
         self._network = network
-        self._weight_of = {module: name for name, modules in users.items() for module in modules}
+        self._weights_of: dict[nn.Module, list[str]] = {}
+        for name, modules in users.items():
+            for module in modules:
+                self._weights_of.setdefault(module, []).append(name)
         self._clock = 0
         self._inputs: dict[nn.Module, list[tuple[Tensor, int]]] = {}  # of calls in progress, with their versions
         self._returned: list[tuple[Calls, Tensor, int]] = []  # outputs of all modules, with their versions
@@ -125,11 +128,11 @@ class _Tracer:
         calls.changes_inputs |= any(tensor._version != version for tensor, version in inputs)
         calls.shrinks |= bytes_of(output) < bytes_of([tensor for tensor, _ in inputs])
         self._returned.extend((calls, tensor, tensor._version) for tensor in _tensors_of(output))
-        if name := self._weight_of.get(module):
-            if isinstance(output, Tensor):
-                self._outputs[output.data_ptr()] = (output, output._version, module)
-            if name not in self.unfit and (reason := why_no_product(module, arguments, output)):
-                self.unfit[name] = reason
+        names = self._weights_of.get(module, [])
+        if names and isinstance(output, Tensor):
+            self._outputs[output.data_ptr()] = (output, output._version, module)
+        if not self.unfit.keys() >= set(names) and (reason := why_no_product(module, arguments, output)):
+            self.unfit |= dict.fromkeys(names, reason)
 
     def norms(self) -> dict[nn.Module, _BatchNorm]:
         """Return, for every module whose output one batch norm and no other module reads, that batch norm."""
