@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmp.config.matching import StrategyRun, matched_weights
 from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, ModelConfig, TrainConfig
+from mmp.config.source_code import source_digest
 from mmp.errors import MmpError
-from mmp.files import file_digest
+from mmp.files import Stamp, file_digest, stamp_of
 from mmp.pruning.patterns import UNSTRUCTURED
 
 Settings = dict[str, Any]
@@ -62,7 +63,7 @@ def identity(settings: Settings) -> Settings:
     Args:
         settings: The configuration, from :func:`settings_of`.
     """
-    kept = _with_class_names(settings)
+    kept = with_sources(settings)
     for section, incidental in _INCIDENTAL_IN.items():
         if section in kept:
             kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
@@ -71,22 +72,27 @@ def identity(settings: Settings) -> Settings:
     return _pruning_identity(kept) if "strategy" in kept else kept
 
 
-def _with_class_names(settings: Any) -> Any:
-    """Return settings in which a ``_target_`` of this project is only the name of the class.
+def with_sources(settings: Any) -> Any:
+    """Return settings in which every ``_target_`` stands for the code behind it.
 
-    A class that moves to another module then changes no hash. Classes of other packages keep their full address.
+    A ``_target_`` of this project becomes the name of the class, so that a class that moves to another module changes
+    no hash. A user's class keeps its address and gets a hash of its source, so that an edit of it, or of a module that
+    it imports, makes other settings.
     """
-    if isinstance(settings, dict):
-        return {
-            key: _class_name(value) if key == "_target_" else _with_class_names(value)
-            for key, value in settings.items()
-        }
-    return [_with_class_names(value) for value in settings] if isinstance(settings, list) else settings
+    if isinstance(settings, list):
+        return [with_sources(value) for value in settings]
+    if not isinstance(settings, dict):
+        return settings
+    described = {key: with_sources(value) for key, value in settings.items()}
+    if "_target_" in settings:
+        address = str(settings["_target_"])
+        source = source_digest(address)
+        described |= {"_target_": _class_name(address)} | ({"_source_": source[:16]} if source else {})
+    return described
 
 
-def _class_name(target: Any) -> Any:
-    ours = str(target).startswith(("mmp.", "callbacks."))
-    return str(target).rpartition(".")[2] if ours else target
+def _class_name(address: str) -> str:
+    return address.rpartition(".")[2] if address.startswith(("mmp.", "callbacks.")) else address
 
 
 def _data_identity(data: Settings) -> Settings:
@@ -104,9 +110,13 @@ def _data_identity(data: Settings) -> Settings:
 
 
 def _model_identity(model: Settings) -> Settings:
-    """Return the model settings with the digests of its weight files in place of their paths."""
-    files = {key: model[key] for key in ("checkpoint", "pretrained_file") if model[key] and Path(model[key]).is_file()}
-    return model | {key: _file_digest(path, Path(path).stat().st_mtime_ns) for key, path in files.items()}
+    """Return the model settings with the digests of its weight files in place of their paths.
+
+    The key of the weights in them is left out if it is null, so that older hashes stay valid.
+    """
+    files = {key: Path(model[key]) for key in ("checkpoint", "pretrained_file") if model[key]}
+    kept = {key: value for key, value in model.items() if key != "weights_key" or value is not None}
+    return kept | {key: _file_digest(path, stamp_of(path)) for key, path in files.items() if path.is_file()}
 
 
 def _pruning_identity(settings: Settings) -> Settings:
@@ -156,8 +166,8 @@ def _title(settings: Settings) -> str:
 
 
 @lru_cache
-def _file_digest(path: str, _modified: int) -> str:
-    return file_digest(Path(path))
+def _file_digest(path: Path, _stamp: Stamp) -> str:
+    return file_digest(path)
 
 
 def digest(content: Any) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmp.config.schema import BudgetConfig, ConstraintsConfig, RangesConfig, SelectorConfig, StrategyConfig
+from mmp.config.source_code import source_digest
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import Budget
 from mmp.pruning.ranges import Constraints, Range, RangeTable, Rule, RuleTable, Selector
@@ -31,6 +32,7 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
     if "_target_" not in node:
         raise MmpError(f"{key}: has no _target_; set {key}._target_ to a class, or {key}=null")
     address = str(node["_target_"])
+    source_digest(address)  # before the import, so that the hash of the source is a hash of the code that runs
     try:
         target = pkgutil.resolve_name(address)
     except (ImportError, AttributeError, ValueError) as error:

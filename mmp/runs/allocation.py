@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,14 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-import mmp.pruning.budgets
-import mmp.pruning.ranges
-import mmp.pruning.search
 from mmp.cache import cached_tensors
 from mmp.config.identity import digest, identity, settings_of
 from mmp.config.matching import StrategyRun, matched_weights
 from mmp.config.objects import build_budget, build_range_table, instantiate
 from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, PruneConfig
+from mmp.config.source_code import own_source_digest
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import Budget, Shift, Target, global_sparsity
 from mmp.pruning.counts import pruned_count
@@ -280,7 +276,6 @@ class AllocationSearch:
         decisive = [
             settings[key] for key in ("allocation", "signal", "ranges", "budget", "reconstruct", "data", "seed")
         ]
-        modules = (mmp.pruning.search, mmp.pruning.budgets, mmp.pruning.ranges, sys.modules[__name__])
-        code = [inspect.getsource(module) for module in modules]
-        key = digest([self.calibration.key, decisive, str(self.allocator.pattern), source_code(), code])
+        code = [source_code(), own_source_digest("data", "training/evaluation.py", "runs/allocation.py")]
+        key = digest([self.calibration.key, decisive, str(self.allocator.pattern), code])
         return Path(config.paths.cache) / "search" / f"{key[:16]}.safetensors"

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-import mmp.pruning.calibration_statistics
-import mmp.pruning.layers.forward
-import mmp.pruning.layers.products
-import mmp.pruning.layers.trace
-import mmp.pruning.reconstruction.least_squares
-import mmp.pruning.reconstruction.reconstruct
-import mmp.pruning.row_systems
-import mmp.pruning.signals
 from mmp.cache import cached_set, cached_tensors
-from mmp.config.identity import digest
+from mmp.config.identity import digest, with_sources
 from mmp.config.schema import RangesConfig, ReconstructConfig, TrainConfig
+from mmp.config.source_code import own_source_digest
 from mmp.data.module import ImageData
 from mmp.pruning.calibration_statistics import collect
 from mmp.pruning.criteria import Criterion, criterion, observe
@@ -48,7 +41,8 @@ class Calibration:
         batches: The calibration split, as (images, labels) on the model's device.
         loss: The loss used in training.
         cache: The folder of the cache.
-        key: A hash of everything that decides the results: weights, architecture, batches, loss and seed.
+        key: A hash of everything that decides the results: weights, architecture, data, batches, loss, seed, and the
+            versions of the packages that compute them.
     """
 
     model: nn.Module
@@ -77,7 +71,8 @@ class Calibration:
         images = {f"{i}/{part}": t for i, batch in enumerate(batches) for part, t in zip("xy", batch, strict=True)}
         architecture = [config.model.name, config.model.num_classes, config.model.in_chans, config.model.kwargs]
         contents = [tensors_digest(model.state_dict()), tensors_digest(images)]
-        key = digest([*contents, architecture, smoothing, config.seed])
+        versions = [torch.__version__, timm.__version__]
+        key = digest([*contents, architecture, smoothing, config.seed, data.fingerprint, versions])
         loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
         return cls(model, layers, batches, loss, Path(config.paths.cache), key)
 
@@ -91,13 +86,17 @@ class Calibration:
             most -= len(kept[-1])
         return kept
 
-    def scores(self, signal: Scorer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def scores(self, signal: Scorer, node: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return one score tensor per layer, and their source for ``result.json``.
 
         One calibration pass computes the three signals of the paper and this one. All runs of a sweep share the files.
+
+        Args:
+            signal: The signal.
+            node: The configuration from which it was made. None is a class without arguments.
         """
         signals = {known.name: known for known in (*PAPER_SIGNALS, signal)}
-        key = digest([self.key, {name: _source_of(type(known)) for name, known in signals.items()}, source_code()])
+        key = digest([self.key, [*signals], _users_code(signal, node), source_code()])
         parameters = prunable_parameters(self.model, self.layers)
         files = {name: f"scores/{key[:16]}/{name}.safetensors" for name in signals}
 
@@ -114,15 +113,20 @@ class Calibration:
         source = {"key": key[:16], "cached": cached, "file": files[signal.name]}
         return {layer.name: scores[layer.name] for layer in self.layers}, source
 
-    def criterion_scores(self, scorer: Criterion, temperature: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def criterion_scores(
+        self, scorer: Criterion, temperature: float, node: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return a criterion's scores, not normalised, so that they compare between layers; and their source.
 
         Args:
             scorer: The criterion.
             temperature: The temperature of GraSP's outputs (``mmp.pruning.calibration_statistics.collect``).
+            node: The configuration from which it was made. None is one of this project's criteria.
         """
-        settings = {key: value for key, value in vars(scorer).items() if key != "min_density"}
-        key = digest([self.key, scorer.name, settings, temperature, _source_of(type(scorer)), source_code()])
+        settings = _users_code(scorer, node) or {
+            key: value for key, value in vars(scorer).items() if key != "min_density"
+        }
+        key = digest([self.key, scorer.name, settings, temperature, source_code()])
         file = f"criteria/{key[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
@@ -167,7 +171,7 @@ class Calibration:
         """
         criteria, targets, temperature = ranges.criteria, ranges.targets, ranges.grasp_temperature
         names = [layer.name for layer in self.layers]
-        decisive = [self.key, criteria, targets, temperature, _source_of(Criterion), source_code()]
+        decisive = [self.key, criteria, targets, temperature, source_code()]
         path = self.cache / "observed" / f"{digest(decisive)[:16]}.safetensors"
 
         def compute() -> dict[str, Tensor]:
@@ -182,25 +186,17 @@ class Calibration:
         return [dict(zip(names, values.tolist(), strict=True)) for values in observed.values()]
 
 
-def _source_of(kind: type) -> str:
-    """Return the source of the module that defines a class; when it changes, scores are recomputed."""
-    module = inspect.getmodule(kind)
-    return inspect.getsource(kind if module is None else module)
+def _users_code(scorer: Scorer, node: dict[str, Any] | None) -> dict[str, Any]:
+    """Return address, source and arguments of a user's signal or criterion; empty for one of this project."""
+    described: dict[str, Any] = with_sources(
+        node or {"_target_": f"{type(scorer).__module__}.{type(scorer).__qualname__}"}
+    )
+    return {} if "." not in described["_target_"] and "_source_" not in described else described
 
 
 def source_code() -> str:
-    """Return the source of the modules that compute statistics, scores and reconstruction targets."""
-    modules = (
-        mmp.pruning.calibration_statistics,
-        mmp.pruning.signals,
-        mmp.pruning.layers.products,
-        mmp.pruning.layers.forward,
-        mmp.pruning.layers.trace,
-        mmp.pruning.reconstruction.least_squares,
-        mmp.pruning.reconstruction.reconstruct,
-        mmp.pruning.row_systems,
-    )
-    return "".join(inspect.getsource(module) for module in modules)
+    """Return a hash of the code that computes statistics, scores, ranges and reconstruction targets."""
+    return own_source_digest("pruning", "models", "tensors.py", "runs/calibration.py")
 
 
 class Solver:

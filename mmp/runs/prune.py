@@ -89,9 +89,10 @@ class PruneJob:
 
     def scores(self, calibration: Calibration) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the score tensor of every layer, and their source for ``result.json``."""
-        if self.allocator.baseline is None:
-            return calibration.scores(self.signal)
-        return calibration.criterion_scores(self.allocator.baseline, self.config.ranges.grasp_temperature)
+        baseline, config = self.allocator.baseline, self.config
+        if baseline is None:
+            return calibration.scores(self.signal, vars(config.signal))
+        return calibration.criterion_scores(baseline, config.ranges.grasp_temperature, config.criterion)
 
     def masking_callbacks(
         self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], sparsities: Mapping[str, float]

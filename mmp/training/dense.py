@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+import timm
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mmp.cache import cached_tensors
 from mmp.config.identity import OF_DENSE, digest, identity, settings_of
 from mmp.config.schema import TrainConfig
+from mmp.config.source_code import own_source_digest
 from mmp.data.module import ImageData
 from mmp.files import locked
 from mmp.models.timm_models import build_model
@@ -86,9 +88,14 @@ def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Call
 
 
 def accuracy_file(config: TrainConfig, model: nn.Module, data: ImageData) -> Path:
-    """Return the cache file of a dense model's accuracies; its name hashes everything that decides them."""
+    """Return the cache file of a dense model's accuracies.
+
+    Its name hashes everything that decides them, also the code that reads and evaluates: a run compares the accuracies
+    in it with those of its own models, which it measures with the code of today.
+    """
     settings = identity(settings_of(config))
     decisive = [tensors_digest(model.state_dict()), settings["model"], settings["data"], config.seed, data.fingerprint]
+    decisive += [own_source_digest("data", "models", "training/evaluation.py"), torch.__version__, timm.__version__]
     name = f"{config.model.title}-{digest(decisive)[:16]}.safetensors"
     return Path(config.paths.cache) / "accuracy" / name
 
