@@ -46,5 +46,5 @@ class EarlyStoppingAtTarget(_OnlyAtTarget, EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at once if the patience of a resumed run is used up."""
-        if self.wait_count >= self.patience:
+        if self.wait_count >= max(self.patience, 1):
             trainer.should_stop = True

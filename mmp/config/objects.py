@@ -43,15 +43,26 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
     if not callable(target):
         raise MmpError(f"{key}._target_={address}: is no class; write module.Class")
     arguments = {name: value for name, value in node.items() if name != "_target_"}
-    accepted = inspect.signature(target).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+    accepted = _parameters(target)
+    if accepted is not None and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         for name in arguments:
             if name not in accepted:
                 raise MmpError(f"{key}.{name}: {address} has no such argument; {nearest(name, accepted)}")
     try:
         return target(**arguments)
-    except (TypeError, ValueError) as error:
-        raise MmpError(f"{key}: {address} does not accept {arguments} ({error})") from error
+    except MmpError:
+        raise
+    except Exception as error:  # a class of a user or of another package can raise any exception
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MmpError(f"{key}: {address} does not accept {arguments} ({reason}); correct the arguments") from error
+
+
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of a class or function by name; None if it does not state them, as ``dict`` does not."""
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:
+        return None
 
 
 def build_strategy(cfg: StrategyConfig) -> Strategy:

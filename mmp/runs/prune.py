@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.timm_models import build_skeleton, fill_input
 from mmp.pruning.criteria import criterion
+from mmp.pruning.layers.coverage import coverage
 from mmp.pruning.layers.layer import Layer, groups_of
-from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.layers.prunable import find_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.reconstruction.reconstruct import summary_of
-from mmp.pruning.schedules import Schedule
+from mmp.pruning.schedules import OneShot, Schedule
 from mmp.pruning.signals import Scorer
 from mmp.pruning.topk import satisfies
 from mmp.runs.allocation import Allocation, Allocator
@@ -46,6 +48,7 @@ from mmp.training.dense import dense_file, dense_model
 from mmp.training.evaluation import device_of
 from mmp.training.finetune import Finetuning, finetune_best
 from mmp.training.trainer import check_config
+from mmp.training.trial import try_training
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +84,12 @@ class PruneJob:
         signal = instantiate({"_target_": config.signal._target_}, "signal")
         schedule = instantiate(config.schedule, "schedule")
         allocator = Allocator.of(config, build_strategy(config.strategy))
-        allocator.check_feasible(build_skeleton(config.model))
         for name in config.ranges.criteria:
             criterion(name)
+        _check_parts(config, signal, schedule, allocator.baseline)
         _check_schedule(config, schedule)
+        try_training(config, partial(_trial_masking, config.finetune.averaging))
+        allocator.check_feasible(build_skeleton(config.model))
         return cls(config, signal, allocator, schedule)
 
     def scores(self, calibration: Calibration) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -98,9 +103,32 @@ class PruneJob:
         self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], sparsities: Mapping[str, float]
     ) -> list[pl.Callback]:
         """Return the callbacks that apply the masks and, if the recipe says so, average the weights under them."""
-        decay = self.config.finetune.averaging
-        averaging = [AverageAtTarget(decay)] if decay else []
-        return [MaskPruning(layers, scores, sparsities, self.schedule, self.allocator.pattern), *averaging]
+        masking = MaskPruning(layers, scores, sparsities, self.schedule, self.allocator.pattern)
+        return [masking, *_averaging(self.config.finetune.averaging)]
+
+
+def _averaging(decay: float) -> list[pl.Callback]:
+    return [AverageAtTarget(decay)] if decay else []
+
+
+def _trial_masking(decay: float, model: nn.Module) -> list[pl.Callback]:
+    """Return the callbacks of a trial of fine-tuning: half of the weights are pruned, by their magnitude."""
+    layers = find_layers(model)
+    scores = {name: weight.detach().abs() for name, weight in prunable_parameters(model, layers).items()}
+    return [MaskPruning(layers, scores, dict.fromkeys(scores, 0.5), OneShot()), *_averaging(decay)]
+
+
+def _check_parts(config: PruneConfig, signal: Any, schedule: Any, baseline: Any) -> None:
+    """Check that the classes in a configuration have the methods of a signal, a schedule and a criterion."""
+    parts = {
+        "signal": (config.signal._target_, signal, ("name", "needs", "score")),
+        "schedule": (config.schedule.get("_target_"), schedule, ("fraction", "last_epoch")),
+    }
+    if baseline is not None:
+        parts["criterion"] = (config.criterion.get("_target_"), baseline, ("name", "needs", "score"))
+    for key, (address, part, members) in parts.items():
+        if missing := [member for member in members if not hasattr(part, member)]:
+            raise MmpError(f"{key}._target_={address}: is no {key}, since it has no {missing[0]}; correct the class")
 
 
 def _check_schedule(config: PruneConfig, schedule: Schedule) -> None:
@@ -191,7 +219,8 @@ class Pruning:
         """Score all prunable weights on the calibration split."""
         with self.watch("scores"):
             dense = self.models["dense"]
-            self.layers = prunable_layers(dense)
+            self.layers = find_layers(dense)
+            log.info("%s", coverage(dense, self.layers).describe())
             self.calibration = Calibration.of(self.config, dense, self.layers, self.data, device_of(self.config))
             self.scores, self.source = self.job.scores(self.calibration)
         with self.watch(LOGGERS):

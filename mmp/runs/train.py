@@ -20,6 +20,7 @@ from mmp.tensors import save_tensors
 from mmp.training.dense import dense_file, dense_model
 from mmp.training.evaluation import accuracy, device_of
 from mmp.training.trainer import build_callbacks, check_config
+from mmp.training.trial import try_training
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     watch = Stopwatch()
     watch.on_begin = run.progress.begin
     check_config(config, run.path)
+    try_training(config)
     data = ImageData(config.data, config.seed, Path(config.paths.cache))
     tags = [run.head["model"], run.head["data"], "dense"]
     with opened_loggers(config, run, "dense", tags, watch) as loggers:

@@ -22,16 +22,22 @@ from mmp.pruning.layers.eval_mode import forget_cached
 SCHEDULERS = ("cosine", "step", "multistep", "poly", "tanh", "none")
 
 
-def check_recipe(recipe: RecipeConfig) -> None:
+def check_recipe(recipe: RecipeConfig, section: str) -> None:
     """Check that timm has the optimizer and the scheduler of a recipe.
+
+    Args:
+        recipe: The recipe.
+        section: Its section in the configuration, for the message: ``dense`` or ``finetune``.
 
     Raises:
         MmpError: if it has not; the message gives the nearest name.
     """
     if recipe.optimizer not in list_optimizers():
-        raise MmpError(f"optimizer={recipe.optimizer}: {nearest(recipe.optimizer, map(str, list_optimizers()))}")
+        close = nearest(recipe.optimizer, map(str, list_optimizers()))
+        raise MmpError(f"{section}.optimizer={recipe.optimizer}: timm has no such optimizer; {close}")
     if recipe.scheduler not in SCHEDULERS:
-        raise MmpError(f"scheduler={recipe.scheduler}: {nearest(recipe.scheduler, SCHEDULERS)}")
+        close = nearest(recipe.scheduler, SCHEDULERS)
+        raise MmpError(f"{section}.scheduler={recipe.scheduler}: no such schedule; {close}")
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -64,7 +70,7 @@ class Classifier(pl.LightningModule):
         self, model: nn.Module, recipe: RecipeConfig, classes: int, teacher: nn.Module | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        check_recipe(recipe)
+        check_recipe(recipe, "finetune" if isinstance(recipe, FinetuneConfig) else "dense")
         self.model, self.recipe, self._seed = model, recipe, seed
         distils = isinstance(recipe, FinetuneConfig) and recipe.distillation > 0
         # In a list, so that the teacher is not a submodule.
@@ -92,7 +98,8 @@ class Classifier(pl.LightningModule):
         for teacher in self._teacher:
             assert isinstance(self.recipe, FinetuneConfig)
             with torch.no_grad():
-                taught = teacher.to(images.device)(images)
+                # The teacher keeps its own precision: it is the dense model, which is measured afterwards.
+                taught = teacher.to(images.device)(images.to(next(teacher.parameters()).dtype))
             share = self.recipe.distillation
             loss = (1 - share) * loss + share * distillation_loss(logits, taught, self.recipe.temperature)
         self.train_loss.update(loss.detach(), weight=len(images))

@@ -85,8 +85,16 @@ def finetune(task: Finetuning, model: nn.Module) -> dict[str, Any]:
 
 
 def reestimate_norms(model: nn.Module, data: ImageData, device: torch.device) -> None:
-    """Recompute the running means and variances of all batch norms on the calibration images."""
-    update_bn((images.to(device) for images, _ in data.calibration_dataloader()), model.to(device))
+    """Recompute the running means and variances of all batch norms on the calibration images.
+
+    Batches have the training size. A last batch of one image joins the one before, since batch norm in training mode
+    cannot take the variance of one image.
+    """
+    images = torch.cat([batch for batch, _ in data.calibration_dataloader()])
+    *batches, last = images.split(max(data.cfg.batch_size, 2))
+    if batches and len(last) == 1:
+        last = torch.cat([batches.pop(), last])
+    update_bn((batch.to(device) for batch in (*batches, last)), model.to(device))
 
 
 def finetune_best(task: Finetuning, start: nn.Module, masked: nn.Module) -> tuple[nn.Module, dict[str, Any]]:

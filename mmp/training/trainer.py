@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
 from mmp.config.objects import instantiate
 from mmp.config.schema import PruneConfig, TrainConfig
-from mmp.data.module import ImageData
+from mmp.data.loader import EpochLoader
 from mmp.errors import MmpError
 from mmp.training.checkpoints import AtomicCheckpoints, loader_state
 from mmp.training.classifier import check_recipe
+from mmp.training.evaluation import device_of
+from mmp.training.monitors import check_monitors
 from mmp.training.recorder import Recorder
 
 log = logging.getLogger(__name__)
+
+
+class TrainingData(Protocol):
+    """The batches of a training, as :class:`mmp.data.module.ImageData` has them."""
+
+    def train_dataloader(self, ranks: int = 1) -> EpochLoader:
+        """Return shuffled training batches for a number of processes."""
+        ...
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return validation batches, in order."""
+        ...
 
 
 def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]:
@@ -38,16 +55,18 @@ def build_callbacks(config: TrainConfig, folder: Path) -> dict[str, pl.Callback]
         if not node or (key == "progress" and not shows_progress(config)):
             continue
         built[key] = instantiate(node, f"callbacks.{key}")
+        if not isinstance(built[key], pl.Callback):
+            raise MmpError(f"callbacks.{key}._target_={node['_target_']}: is no Lightning callback; correct the class")
         if isinstance(built[key], ModelCheckpoint) and "dirpath" not in node:
             built[key] = instantiate({**node, "dirpath": str(folder / "checkpoints")}, f"callbacks.{key}")
     return built
 
 
 def check_config(config: TrainConfig, folder: Path) -> None:
-    """Build every part that a configuration names and discard it, to find mistakes before anything is trained.
+    """Check the loggers, the recipes and the callbacks of a configuration before anything is trained.
 
     Raises:
-        MmpError: on the first part that cannot be built.
+        MmpError: on the first part that is wrong.
     """
     for key, node in config.logger.items():
         writes_events = node and str(node.get("_target_")).endswith("TensorBoardLogger")
@@ -56,13 +75,19 @@ def check_config(config: TrainConfig, folder: Path) -> None:
                 f"logger.{key} needs a package that is not installed: pip install tensorboard, or remove that logger: "
                 f"logger=csv, or logger.{key}=null"
             )
-    check_recipe(config.dense)
+    cores = max(os.cpu_count() or 1, 2)
+    if device_of(config).type == "cpu" and config.trainer.devices > cores:
+        raise MmpError(
+            f"trainer.devices={config.trainer.devices}: on the CPU, every device is a process, and this machine has "
+            f"{cores} cores; set trainer.devices=1"
+        )
+    check_recipe(config.dense, "dense")
     if isinstance(config, PruneConfig):
-        check_recipe(config.finetune)
-    build_trainer(config, 1, list(build_callbacks(config, folder).values()), [], folder)
+        check_recipe(config.finetune, "finetune")
+    check_monitors(build_callbacks(config, folder), pruned=isinstance(config, PruneConfig))
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkpoint: Path | None = None) -> None:
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: TrainingData, checkpoint: Path | None = None) -> None:
     """Train on the training split of a data set, with validation after each epoch.
 
     Args:
@@ -83,6 +108,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
         batches.load_state_dict(state)
         log.info("resuming from %s: epoch %d, batch %d", checkpoint, state["epoch"], state["batches"])
     interrupt = signal.getsignal(signal.SIGINT)
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
     try:
         trainer.fit(
             module,
@@ -99,6 +125,8 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: ImageData, checkp
             signal.signal(signal.SIGINT, interrupt)  # Lightning ignores SIGINT from here on; restore the handler
             raise pressed from None
         raise
+    if any(p.dtype != dtype for p in module.parameters()):
+        module.to(dtype)  # trainer.precision=bf16-true, for instance, trains weights of another type
     recorder_of(trainer).replay()
 
 
@@ -185,5 +213,5 @@ def build_trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-    except (ValueError, TypeError, MisconfigurationException) as error:
-        raise MmpError(f"trainer: Lightning refuses {options} ({error})") from error
+    except Exception as error:  # a precision or an accelerator may need a package or a device that is missing
+        raise MmpError(f"trainer: Lightning refuses {options} ({' '.join(str(error).split())})") from error
