@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from mmp.config.choices import FOLDER
 from mmp.config.explain import explain
+from mmp.config.home import expand_arguments
 from mmp.errors import MmpError
 
 
@@ -37,7 +38,7 @@ def command(main: Callable[[], object]) -> None:
     try:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # last, so that no module there hides an installed one
-        folder, sys.argv[1:] = with_users_folder(sys.argv[1:])
+        folder, sys.argv[1:] = with_users_folder(expand_arguments(sys.argv[1:]))
         main()
     except BrokenPipeError:  # the reader of the output is gone: `head`, for instance, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

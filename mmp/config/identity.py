@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mmp.config.home import with_home
 from mmp.config.matching import StrategyRun, matched_weights
 from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, ModelConfig, TrainConfig
 from mmp.config.source_code import source_digest
@@ -46,7 +47,7 @@ def settings_of(cfg: DictConfig | TrainConfig) -> Settings:
         MissingMandatoryValue: if a key has no value (OmegaConf's ``???``).
     """
     if isinstance(cfg, DictConfig):
-        return {str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL}
+        return with_home({str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL})
     return {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
 
 

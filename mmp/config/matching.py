@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmp.config.home import expand_home
 from mmp.errors import MmpError
 from mmp.files import read_json
 
@@ -55,7 +56,7 @@ class StrategyRun:
 
 def sweep_folder(cfg: Any) -> str:
     """Return the folder of a multirun: the folder of the sweep to match, if there is one."""
-    return cfg.match if cfg.get("match") else f"{cfg.paths.results}/sweeps/{cfg.sweep}"
+    return expand_home(cfg.match if cfg.get("match") else f"{cfg.paths.results}/sweeps/{cfg.sweep}")
 
 
 def strategy_results(folder: Path) -> Iterator[dict[str, Any]]:

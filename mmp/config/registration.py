@@ -11,6 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from mmp.config.home import expand_home
 from mmp.config.identity import run_name, run_title
 from mmp.config.matching import sweep_folder
 from mmp.config.schema import PlanConfig, PruneConfig, TrainConfig
@@ -25,6 +26,7 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="prune_schema", node=PruneConfig)
     store.store(name="plan_schema", node=PlanConfig)
+    OmegaConf.register_new_resolver("mmp.home", expand_home, replace=True)
     OmegaConf.register_new_resolver("mmp.run_name", lambda *, _root_: run_name(_root_), replace=True)
     OmegaConf.register_new_resolver("mmp.run_title", lambda *, _root_: run_title(_root_), replace=True)
     OmegaConf.register_new_resolver("mmp.group", lambda *, _root_: _group_of(_root_), replace=True)

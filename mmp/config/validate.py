@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmp.config.explain import explain_key
+from mmp.config.home import with_home
 from mmp.config.schema import (
     NO_CRITERION,
     STRATEGY,
@@ -61,6 +62,7 @@ def validate(cfg: DictConfig, schema: type[TrainConfig] = TrainConfig) -> TrainC
             f"--config-name: this command needs a configuration of the schema {needed}_schema; leave the option out, "
             f"or put {needed}_schema first into the file's defaults list"
         )
+    with_home(config)
     _check_model(config.model)
     if config.data is not None:
         _check_data(config.data)

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mmp.config.home import home_path
 from mmp.errors import MmpError, nearest
 from mmp.export.card import as_line
 from mmp.export.source import DATA_KEYS
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{', '.join(f'data.{name}=' for name in DATA_KEYS)}: where the images are, and how to read them",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="folder of a run or of a sweep")
+    parser.add_argument("folder", type=home_path, help="folder of a run or of a sweep")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="target=onnx,sparse select=pareto force=true")
     return parser
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
+from mmp.config.home import home_path
 from mmp.errors import MmpError
 from mmp.report.content import Report
 from mmp.report.write import write_comparison, write_report
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="mmp-report", description="Write the report of a sweep, or compare two sweeps."
     )
-    parser.add_argument("folder", type=Path, help="folder of a sweep")
-    parser.add_argument("other", type=Path, nargs="?", help="folder of a second sweep, to compare with the first")
+    parser.add_argument("folder", type=home_path, help="folder of a sweep")
+    parser.add_argument("other", type=home_path, nargs="?", help="folder of a second sweep, to compare with the first")
     parser.add_argument("--tables", action="store_true", help="print the tables of all configurations, too")
     options = parser.parse_args(arguments)
     if options.other is not None and options.tables:
