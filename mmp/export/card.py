@@ -7,6 +7,8 @@ from mmp.export.result import ExportResult, FileSizes
 from mmp.markdown import escaped, table_of
 from mmp.pruning.sizes import MEGABYTE
 
+MOST_CLASSES, FIRST = 20, 10  # the most names of classes that a card lists, and how many of more than that
+
 
 def as_line(result: ExportResult) -> str:
     """Return an export in one line."""
@@ -59,11 +61,27 @@ def as_card(result: ExportResult, usage: str) -> str:
         f"`images` are float32 of shape (B, {images['channels']}, {size}, {size}) for any batch size B, prepared as "
         f"follows: {images['recipe']}.",
         "",
+        "## Classes",
+        *_classes(result),
+        "",
         "## Versions",
         ", ".join(f"{name} {number}" for name, number in result.versions.items()) + ".",
         "",
     ]
     return "\n".join(lines)
+
+
+def _classes(result: ExportResult) -> list[str]:
+    names, outputs = result.classes, result.model["num_classes"]
+    if names is None:
+        return [f"The names of the {outputs} classes are unknown: the run does not state them."]
+    shown = names if len(names) <= MOST_CLASSES else names[:FIRST]
+    rows = [[str(output), escaped(name)] for output, name in enumerate(shown)]
+    if len(shown) == len(names):
+        return ["A logit for each class, in this order:", "", table_of(["logit", "class"], rows)]
+    where = "`export.json`, as the list `classes`"
+    text = f"A logit for each of {len(names)} classes. All names are in {where}, in the order of the logits; the first:"
+    return [text, "", table_of(["logit", "class"], rows)]
 
 
 def _sizes(sizes: FileSizes) -> str:

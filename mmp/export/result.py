@@ -8,7 +8,7 @@ from typing import Any
 
 from mmp.export.latency import Latency
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class ExportResult:
         engine: Name of the engine that executes the file.
         model: The arguments that create the model in timm.
         images: Channels, size and normalisation of the images, and as ``recipe`` how to prepare them.
+        classes: Names of the classes, in the order of the logits; None if they are unknown.
         accuracy: Test accuracy of the file and of the run.
         logits_differ: Largest difference of a logit from PyTorch's, divided by the largest logit.
         bytes: Sizes of the file and of the dense model.
@@ -101,6 +102,7 @@ class ExportResult:
     engine: str
     model: dict[str, Any]
     images: dict[str, Any]
+    classes: list[str] | None
     accuracy: Accuracy
     logits_differ: float
     bytes: FileSizes

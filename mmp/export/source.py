@@ -21,7 +21,7 @@ from mmp.export.targets import Exportable
 from mmp.files import file_digest
 from mmp.models.timm_models import build_bare
 from mmp.models.weights import load_weights
-from mmp.pruning.masks import check_zeros, load_masks
+from mmp.pruning.masks import check_zeros, clear_pruned, load_masks
 from mmp.report.fields import value_at
 from mmp.runs.store import CONFIG, MASKS, RESULT, WEIGHTS, RunFolder
 from mmp.training.dense import dense_file
@@ -76,9 +76,11 @@ class ExportedRun:
         model = build_bare(self.config.model)
         load_weights(model, self.path / WEIGHTS)
         check_zeros(model.state_dict(), masks)
+        clear_pruned(model.state_dict(), masks)  # runs of earlier versions may have pruned weights of -0.0
         self._require_original(masks.digest())
-        batches = _Calibration(self.data)
-        return Exportable(self.config.model, model.eval(), masks, batches, _new_folder(self._scratch / "pruned"))
+        batches, names = _Calibration(self.data), self.result.get("classes")
+        scratch = _new_folder(self._scratch / "pruned")
+        return Exportable(self.config.model, model.eval(), masks, batches, scratch, names)
 
     @cached_property
     def dense(self) -> tuple[Exportable, str]:
@@ -202,8 +204,16 @@ def _invalid_value(_: Path, result: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _wrong_classes(_: Path, result: Mapping[str, Any]) -> str | None:
+    """Runs of earlier versions have no names of classes."""
+    names = result.get("classes")
+    if names is None or (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        return None
+    return f"{RESULT} has classes={names!r}, but they must be a list of names; run it again"
+
+
 # Each returns a problem that makes a run impossible to export, or None.
-_CHECKS = (_wrong_kind, _missing_file, _damaged_file, _not_completed, _invalid_value)
+_CHECKS = (_wrong_kind, _missing_file, _damaged_file, _not_completed, _invalid_value, _wrong_classes)
 
 # The values of a result that an export needs, and whether a value is valid.
 _NEEDED: dict[str, Callable[[Any], bool]] = {

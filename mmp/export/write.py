@@ -166,6 +166,7 @@ def write_export(
             **{key: getattr(run.config.data, key) for key in ("channels", "image_size", "mean", "std")},
             "recipe": run.data.recipe,
         },
+        classes=run.result.get("classes"),
         accuracy=accuracy,
         logits_differ=logits_differ,
         bytes=file_sizes(run.path / WEIGHTS, paths, dense_paths),

@@ -52,7 +52,8 @@ def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageDat
         data: The data set.
 
     Returns:
-        The entries of ``result.json`` about accuracy. ``drop`` is in percentage points of test accuracy.
+        The entries of ``result.json`` about accuracy. ``drop`` is in percentage points of test accuracy. ``classes``
+        are the names of the classes in the order of the outputs, None if the data set does not state them.
     """
     found: dict[str, dict[str, float]] = {}
 
@@ -75,4 +76,5 @@ def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageDat
         "accuracy": found,
         "drop": 100 * (found["dense"]["test"] - found["finetuned"]["test"]),
         "samples": {**data.samples, "test": samples["finetuned"]},
+        "classes": data.class_names and list(data.class_names),
     }

@@ -44,6 +44,7 @@ class Exportable:
         masks: Its masks; true where a weight is kept.
         batches: Normalised calibration images (B, C, H, W). They can be iterated over several times.
         scratch: A folder for intermediate files of this model only.
+        classes: Names of the classes, in the order of the logits; None if they are unknown.
     """
 
     config: ModelConfig
@@ -51,6 +52,7 @@ class Exportable:
     masks: Masks
     batches: Iterable[Tensor]
     scratch: Path
+    classes: Sequence[str] | None = None
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import shutil
 import warnings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 INPUT, OUTPUT = "images", "logits"
+CLASSES = "classes"  # the key of the names of the classes in a file's metadata: a JSON list, in the order of the logits
 TRANSPOSED = ".T"  # the suffix of linear weights, which ONNX stores with shape (in, out)
 QUANTIZED = "_quantized"  # the suffix that onnxruntime gives to quantized weights
 
@@ -126,6 +128,8 @@ def float_file(source: Exportable, target: Target) -> Path:
         _tidy(content)
         _name_weights(content, source)
         _clear_signs(content, source)
+        if source.classes is not None:
+            onnx.helper.set_model_props(content, {CLASSES: json.dumps(list(source.classes))})
         onnx.save(content, path)
     except MmpError as error:
         raise export_error(source, target, str(error)) from error
