@@ -34,6 +34,8 @@ class ModelConfig:
         pretrained: Whether the dense training starts from timm's pretrained weights.
         pretrained_file: A file to read these weights from.
         checkpoint: A file with a dense model that is already trained on these data; the dense training is skipped.
+        weights_key: Which weights of these files to take if a file holds several, such as ``state_dict_ema``; null
+            takes those that were trained, not their average.
         kwargs: Further arguments of ``timm.create_model``.
     """
 
@@ -45,6 +47,7 @@ class ModelConfig:
     pretrained: bool = False
     pretrained_file: Optional[str] = None
     checkpoint: Optional[str] = None
+    weights_key: Optional[str] = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -96,8 +96,9 @@ class ExportedRun:
         origin = _RANDOM
         if path.is_file():
             model = copy.deepcopy(self.source.model)
+            weights_key = self.config.model.weights_key if self.config.model.checkpoint else None
             try:
-                load_weights(model, path)
+                load_weights(model, path, weights_key=weights_key)
             except MmpError as error:
                 log.warning("%s; exporting a dense model with random weights instead", error)
                 origin = f"{_RANDOM}, because the trained ones cannot be read"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,22 +12,14 @@ from torch import nn
 
 import mmp.models.vgg  # noqa: F401 - registers the paper's VGG-11 with timm
 from mmp.config.schema import ModelConfig, TrainConfig
-from mmp.errors import MmpError, nearest
-from mmp.models.weights import read_state, require_finite, type_mismatches
-from mmp.pruning.layers.prunable import prunable_layers
+from mmp.errors import MmpError
+from mmp.models.names import require_known
+from mmp.models.pretrained_file import build_from_file
 
 # Arguments of timm that load weights. Other keys of the configuration do this, and check the files that they read.
 _LOADING = frozenset({"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
-
-
-def require_known(name: str) -> None:
-    """Raise if timm has no model of this name.
-
-    Raises:
-        MmpError: with the nearest names.
-    """
-    if not timm.is_model(name):
-        raise MmpError(f"model.name={name}: timm has no such model; {nearest(name, timm.list_models())}")
+_OF_CONFIG = frozenset({"num_classes", "in_chans"})
+_WITHOUT_CLASSES = frozenset({"features_only", "out_indices", "feature_cls"})
 
 
 def build_model(cfg: ModelConfig) -> nn.Module:
@@ -39,13 +31,12 @@ def build_model(cfg: ModelConfig) -> nn.Module:
             weights of another model.
     """
     require_known(cfg.name)
-    for key in cfg.kwargs:
-        if key in _LOADING:
-            way_out = "set model.pretrained, model.pretrained_file or model.checkpoint instead"
-            raise MmpError(f"model.kwargs.{key}: an argument of the model must not load weights; {way_out}")
+    _check_arguments(cfg.kwargs)
     options: dict[str, Any] = {"num_classes": cfg.num_classes, "in_chans": cfg.in_chans, **cfg.kwargs}
     if cfg.pretrained_file:
-        return _build_from_file(cfg, options)
+        with torch.random.fork_rng():  # so that both models are initialised with the same numbers
+            untouched = build_bare(cfg)
+        return build_from_file(cfg, options, untouched)
     try:
         return timm.create_model(cfg.name, pretrained=cfg.pretrained, **options)
     except Exception as error:  # a constructor or a download can raise any exception
@@ -55,6 +46,19 @@ def build_model(cfg: ModelConfig) -> nn.Module:
         raise MmpError(
             f"model.name={cfg.name}: timm cannot build it with {cfg.kwargs} ({error}); correct model.kwargs"
         ) from error
+
+
+def _check_arguments(kwargs: Mapping[str, Any]) -> None:
+    for key, value in kwargs.items():
+        if key in _LOADING:
+            way_out = "set model.pretrained, model.pretrained_file or model.checkpoint instead"
+            raise MmpError(f"model.kwargs.{key}: an argument of the model must not load weights; {way_out}")
+        if key in _OF_CONFIG:
+            raise MmpError(f"model.kwargs.{key}={value}: set model.{key} instead")
+        if key in _WITHOUT_CLASSES and value:
+            raise MmpError(
+                f"model.kwargs.{key}={value}: the model would return feature maps, not class scores; remove the key"
+            )
 
 
 def build_bare(cfg: ModelConfig) -> nn.Module:
@@ -77,33 +81,6 @@ def build_skeleton(cfg: ModelConfig) -> nn.Module:
             return build_bare(cfg)
     except MmpError:
         return build_bare(cfg)  # the constructor computes with values, or the configuration is wrong
-
-
-def _build_from_file(cfg: ModelConfig, options: dict[str, Any]) -> nn.Module:
-    # timm loads the file, since it renames keys and drops a classifier with other classes. It does not complain about
-    # the file of another model: such a file leaves layers as they were initialised, which is checked here.
-    path = Path(str(cfg.pretrained_file))
-    state = read_state(path, "model.pretrained_file")
-    with torch.random.fork_rng():  # so that both models are initialised with the same numbers
-        untouched = build_bare(cfg)
-    try:
-        overlay = {"state_dict": state}
-        model = timm.create_model(cfg.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except Exception as error:
-        raise MmpError(f"{_foreign(path, cfg)} ({str(error).splitlines()[0]})") from error
-    before, after = untouched.state_dict(), model.state_dict()
-    if problems := type_mismatches(state, after):
-        raise MmpError(f"{_foreign(path, cfg)} ({problems[0]})")
-    layers = [layer.name for layer in prunable_layers(model) if layer.role != "classifier"]
-    missed = [name for name in layers if torch.equal(before[name], after[name])]
-    if missed:
-        raise MmpError(f"{_foreign(path, cfg)} (it holds none for {len(missed)} layers, such as {missed[0]!r})")
-    require_finite(model, str(path))
-    return model
-
-
-def _foreign(path: Path, cfg: ModelConfig) -> str:
-    return f"model.pretrained_file={path}: not the weights of model.name={cfg.name}; correct one of them"
 
 
 def fill_input(config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,75 +10,100 @@ import torch
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
-from mmp.tensors import all_finite, load_pickled, load_tensors
+from mmp.models.conversion import converted_by_timm, head_names, stem_names
+from mmp.models.weight_sets import COUNTER, WeightSet, find_weights
+from mmp.tensors import all_finite
+
+log = logging.getLogger(__name__)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, key: str | None = None, weights_key: str | None = None) -> None:
     """Load a checkpoint into a model.
 
-    It may be a safetensors file, a torch state_dict, or a Lightning checkpoint of this project. Files of torch are read
-    with ``weights_only=True``, which refuses a file that would execute code.
+    It is a file of safetensors or of ``torch.save``, as any tool writes it: the weights may be in any mapping within
+    the file, and their names may have any prefix. Nothing in the file is executed. Older names are converted as timm
+    does it. Tensors of the file that are not used are logged.
 
     Args:
         model: The model; its weights are replaced.
         path: The checkpoint.
+        key: The key of the configuration that names the file, for error messages.
+        weights_key: The weights to take, if the file holds several; null takes those that are no average.
 
     Raises:
-        MmpError: if the file is missing, unreadable or unsafe, or if it belongs to another architecture.
+        MmpError: if the file is missing or unreadable, or if it belongs to another architecture.
     """
-    state = read_state(path, "model.checkpoint")
+    source = f"{key}={path}" if key else str(path)
     expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in state]
+    found = find_weights(path, source, expected, weights_key)
+    state = dict(found.tensors)
+    problems = problems_of(found, expected)
+    if problems and (converted := converted_by_timm(model, state)):
+        state, problems = converted, []
+    if problems:
+        raise MmpError(f"{source}: {_refusal(model, found, problems, path)}")
+    log_use(found, state, expected, path)
+    for name in expected.keys() - state.keys():
+        state[name] = expected[name]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # a tensor cannot be copied
+        reason = " ".join(str(error).split())
+        raise MmpError(f"{source}: not a checkpoint of this model ({reason}); check model.name") from error
+    require_finite(model, source)
+
+
+def problems_of(found: WeightSet, expected: Mapping[str, Tensor]) -> list[str]:
+    """Describe how the tensors of a checkpoint differ from those of a network; missing counters do not count."""
+    state = found.tensors
+    problems = [
+        f"{name} is not a plain tensor ({found.others[name]})" if name in found.others else f"missing {name}"
+        for name in expected
+        if name not in state and not name.endswith(COUNTER)
+    ]
     problems += [f"unexpected {name}" for name in state if name not in expected]
     problems += [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    problems += type_mismatches(state, expected)
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise MmpError(f"{path}: not a checkpoint of this model ({'; '.join(problems[:3])}{more}); check model.name")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:  # a tensor cannot be copied
-        reason = " ".join(str(error).split())
-        raise MmpError(f"{path}: not a checkpoint of this model ({reason}); check model.name") from error
-    require_finite(model, str(path))
+    return problems + type_mismatches(state, expected)
 
 
-def read_state(path: Path, key: str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, by name.
-
-    Args:
-        path: The checkpoint.
-        key: The key of the configuration that names it, for error messages.
-
-    Raises:
-        MmpError: if the file is missing, unreadable or unsafe, or if it holds anything but plain tensors.
-    """
-    if path.suffix == ".safetensors":
-        return load_tensors(path)
-    if not path.is_file():
-        raise MmpError(f"{key}={path}: no such file")
-    try:
-        content = load_pickled(path)
-    except MmpError as error:
-        raise MmpError(f"{error}; use a safetensors file or a torch state_dict") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(n, str) and _is_plain(v) for n, v in state.items()):
-        raise MmpError(
-            f"{key}={path}: contains no state_dict of plain tensors; use a safetensors file or a torch state_dict"
+def _refusal(model: nn.Module, found: WeightSet, problems: list[str], path: Path) -> str:
+    state, expected = found.tensors, model.state_dict()
+    adaptable = [*head_names(model), *stem_names(model)]
+    differing = [name for name in {**expected, **state} if name not in state or name not in expected] + [
+        name for name in expected if name in state and state[name].shape != expected[name].shape
+    ]
+    if differing and all(name in adaptable for name in differing):
+        return (
+            f"its first or last layer is of other channels or classes ({'; '.join(problems[:2])}); to train from its "
+            f"other layers, set model.pretrained_file={path} and model.checkpoint=null"
         )
-    if state and all(name.startswith("model.") for name in state):
-        return {name.removeprefix("model."): value for name, value in state.items()}
-    return dict(state)
+    if any(name.partition("parametrizations.")[1] for name in state):
+        return (
+            f"a layer is under a parametrization that cannot be undone ({problems[0]}); remove it before saving, with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return f"not a checkpoint of this model ({'; '.join(problems[:3])}{more}); check model.name and model.kwargs"
 
 
-def _is_plain(value: object) -> bool:
-    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
-        return False
-    return value.layout is torch.strided and not (value.is_nested or value.is_meta)
+def log_use(found: WeightSet, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Log which tensors of a checkpoint become the weights, and how they are changed."""
+    notes = [f"weights of {found.key}"] if found.key else []
+    notes += found.notes
+    changed = {
+        (value.dtype, expected[name].dtype)
+        for name, value in state.items()
+        if name in expected and value.dtype != expected[name].dtype
+    }
+    notes += [f"converted from {before} to {after}" for before, after in sorted(changed, key=str)]
+    if any(name not in state for name in expected):
+        notes.append(f"filled {COUNTER}")
+    if notes:
+        log.info("%s: %s", path, "; ".join(notes))
 
 
 def type_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

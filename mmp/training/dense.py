@@ -56,7 +56,7 @@ def dense_model(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config.model).to(memory_format=torch.channels_last)  # makes convolutions faster
     if config.model.checkpoint:
-        load_weights(model, path)
+        load_weights(model, path, key="model.checkpoint", weights_key=config.model.weights_key)
         return model, True
     # The name hashes everything that decides the training, and only the holder of the cache's lock uses the folder.
     unfinished = path.with_suffix(".training")
@@ -80,7 +80,8 @@ def dense_file(config: TrainConfig, data: ImageData, callbacks: Sequence[pl.Call
     """
     settings, title = identity(settings_of(config)), config.model.title
     if config.model.checkpoint:
-        return f"{title}-{settings['model']['checkpoint'][:16]}", Path(config.model.checkpoint)
+        taken, key = settings["model"]["checkpoint"], config.model.weights_key
+        return f"{title}-{(digest([taken, key]) if key else taken)[:16]}", Path(config.model.checkpoint)
     decisive = [settings[key] for key in OF_DENSE]
     key = digest([*decisive, settings["callbacks"] if callbacks else {}, data.fingerprint])[:16]
     name = f"{title}-{key}"

@@ -154,17 +154,17 @@ def test_values_of_a_zip_are_checked_against_their_checksum(tmp_path: Path) -> N
     content = path.read_bytes()
     at = content.index(model.bias.detach().numpy().tobytes())
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-    with pytest.raises(MmpError, match=r"x\.ckpt: refused or unreadable .* does not match its checksum"):
+    with pytest.raises(MmpError, match=r"x\.ckpt: cannot be read: .* does not match its checksum"):
         load_weights(model, path)
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({7: torch.zeros(2)}, "no state_dict of plain tensors"),
-        ({"bias": 3}, "no state_dict of plain tensors"),
-        ({"bias": torch.zeros(2).to_sparse()}, "no state_dict of plain tensors"),
-        ({"bias": torch.zeros(2, device="meta")}, "no state_dict of plain tensors"),
+        ({7: torch.zeros(2)}, "unexpected 7"),
+        ({"bias": 3}, r"bias is not a plain tensor \(int\)"),
+        ({"bias": torch.zeros(2).to_sparse()}, r"bias is not a plain tensor \(sparse_coo"),
+        ({"bias": torch.zeros(2, device="meta")}, r"bias is not a plain tensor \(.* on meta\)"),
         ({"bias": torch.zeros(2, dtype=torch.complex64)}, "bias is torch.complex64 instead of torch.float32"),
         ({"bias": torch.zeros(2, dtype=torch.int64)}, "bias is torch.int64 instead of torch.float32"),
         ({"bias": torch.zeros(2, dtype=torch.bool)}, "bias is torch.bool instead of torch.float32"),

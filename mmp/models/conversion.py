@@ -1,0 +1,79 @@
+"""timm's own conversion of a checkpoint to its current names and to another number of classes or channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Return the names of the tensors of a timm model's last layers, as timm states them."""
+    return _tensors_of(model, "classifier")
+
+
+def stem_names(model: nn.Module) -> list[str]:
+    """Return the names of the weights of a timm model's first layers, as timm states them."""
+    return [name for name in _tensors_of(model, "first_conv") if name.endswith(".weight")]
+
+
+def _tensors_of(model: nn.Module, key: str) -> list[str]:
+    paths = (getattr(model, "pretrained_cfg", None) or {}).get(key) or ()
+    paths = (paths,) if isinstance(paths, str) else paths
+    return [name for name in model.state_dict() if name.rpartition(".")[0] in paths]
+
+
+def overlay_for(model: Any, tensors: Mapping[str, Tensor], keep_head: bool = True) -> dict[str, Any]:
+    """Return the changes of timm's description of a file that make timm load these tensors into a model.
+
+    Without them, timm takes every file for its own ImageNet weights: it drops a last layer unless the model has 1000
+    classes, and expects a first layer of three channels.
+
+    Args:
+        model: A model that timm created.
+        tensors: The tensors of the file.
+        keep_head: Whether the last layer is loaded.
+    """
+    size = model.pretrained_cfg.get("input_size") or (3, 224, 224)
+    channels, own = getattr(model, "_model_args", {}).get("in_chans") or size[0], model.state_dict()
+    for name in stem_names(model):
+        if name in tensors:
+            channels = channels * tensors[name].shape[1] // own[name].shape[1]
+            break
+    return {
+        "state_dict": dict(tensors),
+        "num_classes": model.num_classes if keep_head else -1,  # of another number, timm drops the last layer
+        "label_offset": 0,
+        "input_size": (channels, *size[1:]),
+    }
+
+
+def converted_by_timm(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the tensors of a checkpoint under timm's current names, or None if timm does not convert all of them.
+
+    timm renamed layers of several architectures, and it reads the files of their authors. A prefix that all names
+    share is removed if timm does not know it.
+
+    Args:
+        model: A model that timm created.
+        tensors: The tensors of the checkpoint.
+    """
+    stated, arguments = getattr(model, "pretrained_cfg", None), getattr(model, "_model_args", None)
+    if not stated or arguments is None:
+        return None
+    first = {name.partition(".")[0] for name in tensors}
+    attempts = [dict(tensors)]
+    if len(first) == 1:
+        attempts.append({name.partition(".")[2]: value for name, value in tensors.items()})
+    for attempt in attempts:
+        overlay = overlay_for(model, attempt)
+        try:
+            with torch.random.fork_rng():
+                options = {"pretrained": True, "pretrained_cfg_overlay": overlay, **arguments}
+                return timm.create_model(stated["architecture"], **options).state_dict()
+        except Exception:  # noqa: S112  # timm's conversions raise any exception for the file of another model
+            continue
+    return None
