@@ -82,7 +82,7 @@ class Augmentation:
         """Return the images, augmented and normalised: float32 (B, C, *size).
 
         Args:
-            images: uint8 (B, C, H, W), with one or three channels.
+            images: uint8 (B, C, H, W), with one or three channels if ``jitter`` is set.
             uniforms: Random numbers in [0, 1), float32 (B, DRAWS). Image b depends only on row b.
         """
         device, draws = images.device, uniforms.double()

@@ -20,8 +20,7 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels of the network's inpu
 _SAME_COLOUR = 8  # levels (of 256) by which colours may differ and still look the same
 _VISIBLE = 32  # alpha (of 255) from which a pixel's colour counts
 
-# The last bytes of a complete file. Files without them are decoded before the training: most of them are truncated.
-_ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 
 _EIGHT_BITS = "save it with 8 bits a channel, or as a 16-bit greyscale PNG whose white is 65535"
 
@@ -35,8 +34,8 @@ def reading(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except MmpError:
-        raise
+    except MmpError as error:
+        raise MmpError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
         reason = "Pillow does not know its format or its kind of pixels"
         raise MmpError(f"{path}: not a readable image ({reason}); save it as PNG or remove it") from error
@@ -101,7 +100,7 @@ class Decoding:
             "else image.convert('RGB').convert('RGBA')"
         )
         steps = [
-            "a file is opened by `PIL.Image.open(file)`, its first frame or page if it has several",
+            "a file is opened by `PIL.Image.open(open(path, 'rb'))`, its first frame or page if it has several",
             "turned upright by `PIL.ImageOps.exif_transpose(image)`",
             "scaled to 8 bits if it has 16-bit grey levels, by `PIL.Image.fromarray((numpy.asarray(image) * (255 / "
             "white)).round().astype('uint8')) if image.mode.startswith('I') else image` with white = 65535 (4095 for a "
@@ -134,7 +133,7 @@ class Decoding:
 
 
 def look_at(path: str, content: bytes) -> dict[str, Any]:
-    """Check an image file before the training. Pixels are decoded only if there is transparency, or an end is missing.
+    """Check an image file before the training. Only the pixels of some kinds are decoded.
 
     Args:
         path: The file's name, for messages.
@@ -150,23 +149,31 @@ def look_at(path: str, content: bytes) -> dict[str, Any]:
     """
     with reading(path), Image.open(io.BytesIO(content)) as image:
         seen: dict[str, Any] = {}
-        try:
-            _white_level(image)
-            _require_known_transparency(image)
-        except MmpError as error:
-            raise MmpError(f"{path}: {error}") from error
+        _white_level(image)
+        _require_known_transparency(image)
         if image.format != "MPO" and getattr(image, "is_animated", False):
             seen["frames"] = True
         if any(rawmode.rstrip(";16LBN").endswith("X") for rawmode in _rawmodes(image) if image.format == "TIFF"):
             seen["extra"] = True
-        end = _ENDS.get(image.format or "")
-        if end and content.rfind(end) < 0:
-            image.load()
         if image.has_transparency_data:
             seen["alpha"] = True
-            if ink := _only_colour(np.asarray(_with_alpha(image)), path):
+            if ink := _only_colour(np.asarray(_with_alpha(image))):
                 seen["ink"] = ink
+        elif not _is_whole(image, content):
+            with Image.open(io.BytesIO(content)) as again:
+                again.load()
         return seen
+
+
+def _is_whole(image: Image.Image, content: bytes) -> bool:
+    """Return whether a file is certainly not truncated, from its checksums or its end; cheaper than to decode it."""
+    if image.format == "PNG":
+        try:
+            image.verify()
+        except Exception:  # also for a chunk that is not needed
+            return False
+        return True
+    return image.format in ("JPEG", "MPO") and b"\xff\xd9" in content[-65536:]
 
 
 def _white_level(image: Image.Image) -> int | None:
@@ -176,15 +183,17 @@ def _white_level(image: Image.Image) -> int | None:
         MmpError: if it is not known.
     """
     mode, kind = image.mode, image.format
+    tags = getattr(image, "tag_v2", {})
+    if mode == "L" and kind == "TIFF" and 2 in tags.get(_SAMPLE_FORMAT, ()):
+        raise MmpError(f"the range of its signed grey levels is not known; {_EIGHT_BITS}")
     if mode != "F" and not mode.startswith("I"):
         return None
-    tags = getattr(image, "tag_v2", {})
-    if kind == "PNG" or (kind == "PPM" and mode == "I"):
+    if (kind in ("PNG", "JPEG2000") and mode == "I;16") or (kind == "PPM" and mode == "I"):
         return 65535
     if kind == "TIFF" and mode.startswith("I;16"):
-        if tags.get(262) == 0:
+        if tags.get(_PHOTOMETRIC) == 0:
             raise MmpError(f"its 16-bit grey levels have white at 0, which Pillow does not invert; {_EIGHT_BITS}")
-        bits = tags.get(258, (16,))[0]
+        bits = tags.get(_BITS, (16,))[0]
         return int(2**bits - 1)
     pixels = "floating-point" if mode == "F" else "32-bit or signed" if mode == "I" else "16-bit"
     raise MmpError(f"the range of its {pixels} grey levels (mode {mode!r}) is not known; {_EIGHT_BITS}")
@@ -214,19 +223,18 @@ def _with_alpha(image: Image.Image) -> Image.Image:
     return image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
 
 
-def _only_colour(pixels: np.ndarray, path: str) -> list[int] | None:
+def _only_colour(pixels: np.ndarray) -> list[int] | None:
     """Return the colour of the visible pixels if they all have the same and others are transparent, or None.
 
     Args:
         pixels: uint8 (H, W, 4).
-        path: The file's name, for messages.
 
     Raises:
         MmpError: if no pixel is visible, although the colours differ.
     """
     colours, alpha = pixels[..., :3], pixels[..., 3]
     if alpha.max() == 0 and np.ptp(colours, axis=(0, 1)).max() > 0:
-        raise MmpError(f"{path}: every pixel is transparent, but a picture is below; save it without alpha channel")
+        raise MmpError("every pixel is transparent, but the colours below differ; save it without an alpha channel")
     if np.ptp(alpha) == 0:
         return None
     visible = colours[alpha >= min(_VISIBLE, int(alpha.max()))]

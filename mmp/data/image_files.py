@@ -53,7 +53,8 @@ class FileImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self._samples[index]
-        with reading(path), Image.open(path) as image:
+        # Pillow 13 reads some turned TIFFs wrongly if it gets a path, because it maps the file.
+        with reading(path), Path(path).open("rb") as file, Image.open(file) as image:
             return self._transform(self.decoding(image)), label
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,7 +119,7 @@ class AugmentedImages:
     """Images in memory, augmented and normalised a batch at a time.
 
     Args:
-        images: uint8 tensor (N, C, H, W) with one or three channels.
+        images: uint8 tensor (N, C, H, W).
         labels: int64 tensor (N,).
         augmentation: The augmentation of a batch.
 
@@ -196,11 +196,25 @@ def transform_of(cfg: DataConfig, training: bool) -> Callable[[Image.Image], Ten
     for key in augment:
         if key not in AUGMENTATIONS:
             raise MmpError(f"data.augment.{key}: no such augmentation; {nearest(key, AUGMENTATIONS)}")
+    if cfg.channels not in (1, 3):
+        _require_no_colours(cfg.channels, augment)
     options = _stated(cfg)
     try:
         return create_transform(**options, is_training=training and cfg.augment is not None, **augment)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise MmpError(f"data.augment={augment}: timm does not accept it with {options} ({error})") from error
+
+
+def _require_no_colours(channels: int, augment: Mapping[str, Any]) -> None:
+    """Raise an error if an augmentation changes colours in a way that loses channels or fails."""
+    jitter = augment.get("color_jitter")
+    hue = isinstance(jitter, tuple) and len(jitter) > 3 and jitter[3]
+    for key in ("auto_augment", "grayscale_prob", *(["color_jitter"] if hue else [])):
+        if augment.get(key):
+            raise MmpError(
+                f"data.augment.{key}={augment[key]}: works on images of 1 or 3 channels only, but data.channels="
+                f"{channels}; remove it"
+            )
 
 
 def _stated(cfg: DataConfig) -> dict[str, Any]:
@@ -239,7 +253,7 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
             resized when it is indexed.
 
     Raises:
-        MmpError: if ``data.channels`` is wrong, or timm does not accept the augmentation.
+        MmpError: if ``data.channels`` is wrong, or the augmentation does not work on these images.
     """
     if (found := pixels.shape[1]) != cfg.channels:
         raise MmpError(
@@ -248,7 +262,8 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
     assert cfg.image_size is not None
     size = (cfg.image_size, cfg.image_size)
     plain: Images
-    if pixels.shape[-2:] == size or resize_now:
+    coloured = cfg.channels in (1, 3)  # other channels have no mode in PIL, or one that takes the last for transparency
+    if pixels.shape[-2:] == size or resize_now or not coloured:
         exact = pixels
         if pixels.shape[-2:] != size:
             resized = interpolate(pixels.float(), size, mode="bilinear", antialias=True)
@@ -259,9 +274,15 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
     if cfg.augment is None:
         return plain, plain
     transform = transform_of(cfg, training=True)
-    augmentation = augmentation_of(transform) if cfg.augment_batches and cfg.channels in (1, 3) else None
-    if augmentation is None:
+    augmentation = augmentation_of(transform) if cfg.augment_batches else None
+    if coloured and augmentation is None:
         return TransformedImages(pixels, labels, transform), plain
+    if augmentation is None or (augmentation.jitter and not coloured):
+        raise MmpError(
+            f"data.augment={cfg.augment}: images in memory with data.channels={cfg.channels} are augmented only by "
+            "timm's crops, flips and erasing, a batch at a time; set data.augment={color_jitter: null} or "
+            "data.augment=null"
+        )
     return AugmentedImages(pixels, labels, augmentation), plain
 
 

@@ -484,7 +484,7 @@ def test_the_recipe_of_files_is_timms(conf: Path, tmp_path: Path, channels: int)
     opened, *steps, create = code_in(data.recipe)
     scope = {"timm": timm, "PIL": PIL, "numpy": np, "white": 65535}
     path = sorted((tmp_path / "train").rglob("*.png"))[data.indices["validation"][0]]
-    image = eval(opened, {**scope, "file": path})
+    image = eval(opened, {**scope, "path": path})
     for step in steps:
         image = eval(step, {**scope, "image": image})
     expected = eval(create, scope)(image)
