@@ -46,7 +46,7 @@ class ExecuTorch:
             raise export_error(source, self, "torch cannot export it", error, others=("sparse",)) from error
         try:
             with _silently():
-                path.write_bytes(_lowered(program))
+                path.write_bytes(_without_signs(_lowered(program), source))
         except Exception as error:  # the compiler raises exceptions of any kind
             raise export_error(source, self, "ExecuTorch cannot compile it", error) from error
 
@@ -141,6 +141,19 @@ def _is_scaled(found: Tensor, weight: Tensor, mask: Tensor) -> bool:
     ours, theirs = ((value * mask).nan_to_num().reshape(shape) for value in (weight, found))
     scale = (ours * theirs).sum(1, keepdim=True) / ours.square().sum(1, keepdim=True).clamp(min=1e-30)
     return bool(((theirs - scale * ours).abs() <= 1e-5 * theirs.abs().amax(1, keepdim=True)).all())
+
+
+def _without_signs(content: bytes, source: Exportable) -> bytes:
+    """Replace -0.0 in masked weights by +0.0; a BatchNorm with a negative factor that is folded into them leaves it."""
+    for one in _constants(content):
+        signed = bool((torch.signbit(one) & (one == 0)).any())
+        if signed and any(_is_stored(one, source.model.get_parameter(n).detach(), m) for n, m in source.masks.items()):
+            content = content.replace(one.numpy().tobytes(), (one + 0.0).numpy().tobytes(), 1)
+    return content
+
+
+def _is_stored(stored: Tensor, weight: Tensor, mask: Tensor) -> bool:
+    return any(_is_scaled(value, weight, mask) for value in _layouts(stored, weight))
 
 
 @contextmanager
