@@ -91,9 +91,10 @@ class PruneResult:
         yield f"Size: {size:.3f} MB with one bit per prunable weight for the masks; dense {dense:.3f} MB."
         if self.reports:
             mean = summary_of(self.reports)
-            errors = f"{_percent(mean['error_before'])} % to {_percent(mean['error_after'])} %"
             yield f"Re-solved: {mean['solved']} of {len(self.reports)} layers."
-            yield f"Mean output error: from {errors} of the variance of the dense outputs."
+            if mean["error_before"] is not None:
+                errors = f"{_percent(mean['error_before'])} % to {_percent(mean['error_after'])} %"
+                yield f"Mean output error: from {errors} of the variance of the dense outputs."
         for report in self.reports:
             if report.status != "solved":
                 yield f"Not re-solved: {report.name}, as {report.status}."

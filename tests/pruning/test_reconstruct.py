@@ -150,7 +150,7 @@ def test_inputs_that_vary_in_few_directions_need_few_steps(monkeypatch: pytest.M
     assert found is not None
     # float32 leaves 4e-4 to 1.2e-3, by processor; without the preconditioner, 12 steps leave 9e-2
     assert float((found - expected).norm() / expected.norm()) < 3e-3
-    assert moments.error(found) == pytest.approx(moments.error(expected), rel=1e-4)
+    assert moments.squared_error(found) == pytest.approx(moments.squared_error(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("tiny", [1e-3, 1e-6])
@@ -177,8 +177,8 @@ def test_streamed_moments_equal_those_in_float64() -> None:
     assert torch.allclose(moments.system(centred=False)[0][0], x.T @ x / 5000, rtol=1e-7)
     other, constant = weight * 0.9, torch.full((20,), 0.5, dtype=torch.float64)
     expected = ((x @ other.double().T + constant - y).square().mean(0).sum() / meant.square().mean(0).sum()).item()
-    assert moments.error(other, constant) == pytest.approx(expected, rel=1e-5)
-    assert moments.error(weight) < 1e-6
+    assert moments.share(moments.squared_error(other, constant)) == pytest.approx(expected, rel=1e-5)
+    assert moments.share(moments.squared_error(weight)) < 1e-6  # type: ignore[operator]
 
 
 class Shared(nn.Module):
@@ -498,7 +498,7 @@ def test_inputs_with_large_means_are_solved_in_float64(seed: int) -> None:
     moments = Moments.of([(x, (x.double() @ wanted.double().transpose(1, 2)).float())])
     solved = solve_rows(moments, torch.ones(3, 8, dtype=torch.bool), torch.zeros(3, 8), ridge=1e-9, centred=False)
     assert solved is not None
-    assert moments.error(solved) < 1e-2
+    assert moments.share(moments.squared_error(solved)) < 1e-2  # type: ignore[operator]
 
 
 def test_targets_are_removed_as_they_are_read() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -29,5 +29,12 @@ def forget_cached(model: nn.Module) -> None:
 
     LeViT and similar models of timm cache their attention biases from the first evaluation until ``train`` is called.
     Setting the flag ``training`` alone, as Lightning does after validation, keeps the biases of old weights.
+
+    Weights that a hook computes before each forward pass, as torch's own pruning does, are detached: a model that holds
+    a tensor with a graph cannot be copied.
     """
     model.train()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[name] = value.detach()

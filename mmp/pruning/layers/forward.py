@@ -40,12 +40,12 @@ class LayerWalk:
     def __init__(self, network: nn.Module, names: Iterable[str], images: Sequence[Tensor]) -> None:
         self._network, self._images = network, images
         self._modules = dict(network.named_modules())
-        holders: dict[int, list[nn.Module]] = {}
+        self._holders: dict[int, list[nn.Module]] = {}  # of each parameter, by its id
         for module in self._modules.values():
             for parameter in module.parameters(recurse=False):
-                holders.setdefault(id(parameter), []).append(module)
+                self._holders.setdefault(id(parameter), []).append(module)
         parameters = dict(network.named_parameters(remove_duplicate=False))
-        self._users = {name: holders[id(parameters[name])] for name in names}
+        self._users = {name: self._holders[id(parameters[name])] for name in names}
         self._trace = trace(network, self._users, images[0])
         self._calls = self._trace.calls
         self._cached: dict[nn.Module, dict[int, Any]] = {}  # outputs of finished modules, by number of the batch
@@ -71,8 +71,14 @@ class LayerWalk:
         return [module.bias if isinstance(module.bias, Tensor) else None for module in self._users[name]]
 
     def takes_constant(self, name: str) -> bool:
-        """Return whether a constant can be added to a layer's outputs: a batch norm or biases can absorb it."""
-        return self.norm_behind(name) is not None or all(bias is not None for bias in self.biases(name))
+        """Return whether a constant can be added to a layer's outputs, and to no other outputs.
+
+        A batch norm or biases can absorb it. A bias that is computed, or that a module without this weight shares,
+        cannot.
+        """
+        users = self._users[name]
+        held = (self._holders.get(id(bias)) for bias in self.biases(name))
+        return self.norm_behind(name) is not None or all(found and set(found) <= set(users) for found in held)
 
     def add_constant(self, name: str, constant: Tensor) -> None:
         """Add a constant to a layer's outputs, by the running mean of the batch norm behind it, else by its biases.

@@ -14,7 +14,7 @@ class LayerReport:
         name: The weight's name.
         kept: Number of weights that the mask keeps.
         before: Mean squared error of the masked layer's output, as a share of the variance of the dense output; None
-            if it was not measured.
+            if it was not measured, or if the dense output does not vary, as in a linear layer on a single image.
         after: The same error after reconstruction.
         status: ``solved``, or the reason why the layer stays as masked.
         seconds: Time spent on the layer.

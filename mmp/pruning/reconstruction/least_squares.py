@@ -38,7 +38,7 @@ def solve_rows(
         solver: :func:`by_factors` or :func:`by_conjugate_gradients`; the faster of the two if None.
 
     Returns:
-        A tensor of the weight's shape, exactly zero outside the mask; None if the system is singular.
+        A tensor of the weight's shape, exactly 0.0 outside the mask; None if the system is singular.
     """
     a, c = moments.system(centred)
     few = 10.0 if moments.rows < 10 * c.shape[2] else 1.0
@@ -54,7 +54,7 @@ def solve_rows(
     for precision in (torch.float32, torch.float64) if enough else (torch.float64,):
         solved = solver(a.to(precision), c.to(precision), kept, (towards * kept).to(precision))
         if solved.isfinite().all():
-            return solved.reshape(mask.shape).to(dense.dtype)
+            return solved.reshape(mask.shape).to(dense.dtype).masked_fill(~mask, 0.0)  # 0.0 and not -0.0
     return None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _SINGLE = 2**14  # rows that are summed in float32 before the sum is added in float64
+_ROUNDING = 1e-12  # of the mean square; a variance below it comes from rounding of float32 products
 _WIDTH = 128  # columns of a symmetric matrix in one block, so that only one half of the matrix is computed
 
 
@@ -100,10 +101,21 @@ class Moments:
         """
         return (self.y - self._means(self._grouped(weight))).flatten()
 
-    def error(self, weight: Tensor, constant: Tensor | None = None) -> float:
-        """Return the mean squared error of a weight, as a share of the targets' variance.
+    @property
+    def variance(self) -> float:
+        """Sum of the variances of all targets; 0 if they vary by rounding only, such as the targets of a single row."""
+        total = float(self.yy.sum())
+        return 0.0 if total <= _ROUNDING * float((self.yy + self.y.square()).sum()) else total
 
-        The error is exact to about 1e-8 for float32 inputs, as products are computed in the type of X.
+    def share(self, error: float) -> float | None:
+        """Return a squared error as a share of the targets' variance, None if the targets do not vary."""
+        return error / self.variance if self.variance else None
+
+    def squared_error(self, weight: Tensor, constant: Tensor | None = None) -> float:
+        """Return the mean squared error of a weight, summed over all outputs.
+
+        For float32 inputs, the error is exact to about 1e-8 of the targets' variance, as products are computed in the
+        type of X.
 
         Args:
             weight: The weight, of any shape with the elements (outputs, columns).
@@ -112,7 +124,7 @@ class Moments:
         w = self._grouped(weight)
         offset = self._means(w) - self.y + (0.0 if constant is None else constant.view_as(self.y))
         squares = self._squares(w) - 2 * (self.yx * w).sum(2) + self.yy + offset.square()
-        return float((squares.sum() / self.yy.sum().clamp_min(1e-30)).clamp_min(0.0))  # clamp_min propagates NaN
+        return float(squares.sum().clamp_min(0.0))  # clamp_min propagates NaN
 
     def _squares(self, grouped: Tensor) -> Tensor:
         """Return w xx w^T of every row, (groups, outputs per group), from one half of xx."""

@@ -69,7 +69,8 @@ def reconstruct(
         A report for every layer, in forward order; layers that are never called come last.
 
     Raises:
-        MmpError: if there are no images, a mask does not fit the model, or ``torch.inference_mode`` is on.
+        MmpError: if there are no images, a batch is of another type, a mask does not fit the model, or
+            ``torch.inference_mode`` is on.
 
     Example:
         >>> import torch
@@ -86,12 +87,14 @@ def reconstruct(
         >>> all(report.after < report.before for report in reports)
         True
     """
-    images = _small([batch if isinstance(batch, Tensor) else batch[0] for batch in batches])
+    images = _small([_images_of(number, batch) for number, batch in enumerate(batches)])
     if torch.is_inference_mode_enabled():
         raise MmpError("reconstruction cannot work inside torch.inference_mode(); use torch.no_grad() there")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     masks.require_fit(parameters)
-    dense = copy.deepcopy(model) if dense is None else dense
+    if dense is None:
+        with evaluating(model):
+            dense = copy.deepcopy(model)
     placed = {name: mask.to(parameters[name].device) for name, mask in masks.items()}
     with evaluating(model, dense), torch.no_grad():
         for name, mask in placed.items():
@@ -149,6 +152,17 @@ def pop_targets(targets: dict[str, Tensor], name: str, batches: int) -> Iterator
         if not found:
             raise MmpError(f"targets lack {name!r} in batch {number}; make them with dense_targets for these images")
         yield found  # type: ignore[misc]
+
+
+def _images_of(number: int, batch: Any) -> Tensor:
+    """Return the images of a batch."""
+    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(images, Tensor) or not images.dim():
+        raise MmpError(
+            f"batch {number} for reconstruction is a {type(batch).__name__} without images; it must be a tensor "
+            "(B, C, H, W), or a pair that begins with one"
+        )
+    return images
 
 
 def _small(batches: Iterable[Tensor]) -> list[Tensor]:
@@ -227,22 +241,23 @@ def _reconstruct_layer(
     weight, centred = walk.owner(name).weight, walk.takes_constant(name)
     assert isinstance(weight, Tensor)
     moments = Moments.of(_pairs(walk.inputs(name), products))
-    before = moments.error(weight)
+    before = moments.squared_error(weight)
     if not math.isfinite(before):
         return _Outcome("its inputs or targets are not finite")
-    if before < _NOTHING_LOST and mask.all():
-        return _Outcome(_SOLVED, before, before)
+    share = moments.share(before)
+    if mask.all() and before <= _NOTHING_LOST * (moments.variance or float(moments.y.square().sum())):
+        return _Outcome(_SOLVED, share, share)
     solved = solve_rows(moments, mask, dense, ridge, centred)
     if solved is None:
-        return _Outcome("the system is singular", before, before)
+        return _Outcome("the system is singular", share, share)
     constant = moments.best_constant(solved) if centred else None
-    after = moments.error(solved, constant)
+    after = moments.squared_error(solved, constant)
     if not after <= before * _NO_WORSE:  # true for NaN
-        return _Outcome("the solve would make its output worse", before, before)
+        return _Outcome("the solve would make its output worse", share, share)
     weight.copy_(solved)
     if constant is not None:
         walk.add_constant(name, constant)
-    return _Outcome(_SOLVED, before, after)
+    return _Outcome(_SOLVED, share, moments.share(after))
 
 
 def _pairs(
@@ -262,14 +277,18 @@ def summary_of(reports: Sequence[LayerReport]) -> Mapping[str, Any]:
 
     Returns:
         The numbers of layers ``solved`` and ``left`` as masked; the mean errors of the solved layers, ``error_before``
-        and ``error_after``, as in `LayerReport`; and ``seconds``.
+        and ``error_after``, as in `LayerReport`, None if no layer has one; and ``seconds``.
     """
-    solved = [report for report in reports if report.status == _SOLVED and report.before is not None]
-    count = max(len(solved), 1)
+    solved = [report for report in reports if report.status == _SOLVED]
     return {
         "solved": len(solved),
         "left": len(reports) - len(solved),
-        "error_before": sum(report.before or 0.0 for report in solved) / count,
-        "error_after": sum(report.after or 0.0 for report in solved) / count,
+        "error_before": _mean(report.before for report in solved),
+        "error_after": _mean(report.after for report in solved),
         "seconds": sum(report.seconds for report in reports),
     }
+
+
+def _mean(errors: Iterable[float | None]) -> float | None:
+    known = [error for error in errors if error is not None]
+    return sum(known) / len(known) if known else None
