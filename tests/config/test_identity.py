@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose
 from omegaconf import DictConfig
 
-from mmp.config.identity import identity, run_name, run_title, settings_of
+from mmp.config.identity import identity, protocol_of, run_name, run_title, settings_of
 from mmp.config.validate import validate
 
 pytestmark = pytest.mark.usefixtures("hydra")
@@ -51,6 +54,45 @@ def test_a_checkpoint_counts_by_its_contents(tmp_path: Path) -> None:
         path.write_bytes(content)
         names.append(run_name(composed(f"model.checkpoint={path}")))
     assert names[0] != names[1] == names[2]
+
+
+@pytest.mark.parametrize("key", ["model.checkpoint", "model.pretrained_file"])
+def test_weights_that_are_replaced_count_although_size_and_time_stay(key: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "weights.safetensors", tmp_path / "other.safetensors"
+    names = []
+    for place, content in ((path, b"one"), (path, b"two"), (other, b"six")):
+        place.write_bytes(content)
+        os.utime(place, ns=(10**18, 10**18))
+        place.replace(path)
+        names.append(run_name(composed(f"{key}={path}")))
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize(
+    "address", ["signal._target_", "callbacks.best._target_", "+callbacks.own._target_", "schedule._target_"]
+)
+def test_the_source_of_a_users_class_counts(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = []
+    for text in ("class Own: ...\n", "class Own:\n    x = 1\n", "class Own: ...\n"):
+        (tmp_path / "own_classes.py").write_text(text)
+        importlib.invalidate_caches()
+        names.append(run_name(composed(f"{address}=own_classes.Own")))
+    assert names[0] == names[2] != names[1]
+    assert "own_classes" not in sys.modules
+
+
+def test_the_source_of_a_users_callback_counts_for_the_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    protocols = []
+    for text in ("class Watch: ...\n", "class Watch:\n    x = 1\n"):
+        (tmp_path / "own_callbacks.py").write_text(text)
+        importlib.invalidate_caches()
+        decisive = identity(settings_of(composed("+callbacks.own._target_=own_callbacks.Watch")))
+        protocols.append(protocol_of(decisive))
+    assert protocols[0] != protocols[1]
 
 
 @pytest.mark.parametrize(
