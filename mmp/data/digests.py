@@ -103,8 +103,9 @@ def _known(store: Path | None, version: str) -> dict[str, Any]:
     """Return the entries of a JSON file: for every name, its stamp, its digest and what was seen."""
     stored = (read_json(store) if store is not None else None) or {}
     files = stored.get("files")
-    whole = stored.get("version") == version and isinstance(files, dict)
-    return files if whole and all(isinstance(entry, list) and len(entry) == 3 for entry in files.values()) else {}
+    if stored.get("version") != version or not isinstance(files, dict):
+        return {}
+    return files if all(isinstance(entry, list) and len(entry) == 3 for entry in files.values()) else {}
 
 
 def _unchanged(stamps: Mapping[str, _Stamp], known: Mapping[str, Any]) -> dict[str, Content]:
