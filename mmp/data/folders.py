@@ -6,6 +6,7 @@ are counted in a warning.
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from mmp.data.walk import Walk
 from mmp.errors import MmpError, listed
 from mmp.files import as_text
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ClassFolders:
@@ -24,7 +27,7 @@ class ClassFolders:
 
     Attributes:
         folder: The folder of the split.
-        classes: Names of the class folders, in the order of the labels.
+        classes: Names of the classes, in the order of the labels.
         samples: Path and label of every image.
     """
 
@@ -33,8 +36,8 @@ class ClassFolders:
     samples: list[tuple[str, int]]
 
 
-def class_folders(folder: Path, classes: int) -> ClassFolders:
-    """Return the images of one split, in the order of torchvision's ``ImageFolder``.
+def training_folders(folder: Path, classes: int) -> ClassFolders:
+    """Return the training images. The order of classes and images is the order of torchvision's ``ImageFolder``.
 
     Args:
         folder: The folder of the split.
@@ -45,54 +48,84 @@ def class_folders(folder: Path, classes: int) -> ClassFolders:
             nowhere, or a folder cannot be read.
     """
     walk = Walk(folder)
-    _require_classes(folder, walk, classes)
+    names, count = walk.classes, len(walk.classes)
+    if not count == classes > 1:
+        _require_unpacked(folder, walk)
+        _require_several(folder, walk)
+        raise MmpError(
+            f"data.classes={classes}, but {folder} has {count} class folders ({listed(names)}); set data.classes="
+            f"{count}"
+        )
+    samples, empty = _samples(walk, {name: label for label, name in enumerate(names)})
+    if empty:
+        raise MmpError(f"{folder}: no image in {listed(empty)}; add images, or remove the class from every split")
+    walk.report()
+    return ClassFolders(folder, tuple(map(as_text, names)), samples)
+
+
+def evaluation_folders(folder: Path, train: ClassFolders) -> ClassFolders:
+    """Return validation or test images, with the labels of the training images.
+
+    A class without images is named in a warning.
+
+    Args:
+        folder: The folder of the split.
+        train: The training images.
+
+    Raises:
+        MmpError: if the folder has a class folder that the training images do not have, or no images, a link leads
+            nowhere, or a folder cannot be read.
+    """
+    walk = Walk(folder)
+    label_of = {name: label for label, name in enumerate(train.classes)}
+    labels = {name: label_of.get(as_text(name), -1) for name in walk.classes}
+    missing = label_of.keys() - set(map(as_text, labels))
+    if missing:
+        _require_unpacked(folder, walk)
+    if surplus := [as_text(name) for name, label in labels.items() if label < 0]:
+        differing = sorted({*missing, *surplus})
+        alike = {unicodedata.normalize("NFC", name).casefold() for name in differing}
+        reason = " in capitals or in the form of accents" if 2 * len(alike) == len(differing) else ""
+        raise MmpError(
+            f"{folder}: its class folders differ from {train.folder}{reason} ({listed(differing)}); use the same names"
+        )
+    samples, empty = _samples(walk, labels)
+    if not samples:
+        found = counted(walk.unread + Counter(map(ending_of, walk.files))) or "it is empty"
+        raise MmpError(f"{folder}: no images in class folders ({found}); add images, or remove the folder")
+    if without := [*sorted(missing), *empty]:
+        log.warning(
+            "%s: no images of %d of %d classes: %s", as_text(folder), len(without), len(label_of), listed(without)
+        )
+    walk.report()
+    return ClassFolders(folder, train.classes, samples)
+
+
+def _samples(walk: Walk, labels: dict[str, int]) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return path and label of every image, and what is in the class folders without images."""
     samples: list[tuple[str, int]] = []
-    empty = []
-    for label, name in enumerate(walk.classes):
+    empty: list[str] = []
+    for name, label in labels.items():
         before = walk.unread.copy()
         images = walk.images(name)
         samples += [(path, label) for path in images]
         if not images:
             empty.append(f"{name} ({counted(walk.unread - before) or 'empty'})")
-    if empty:
-        raise MmpError(f"{folder}: no image in {listed(empty)}; add images, or remove the class from every split")
-    walk.report()
-    return ClassFolders(folder, tuple(map(as_text, walk.classes)), samples)
+    return samples, empty
 
 
-def require_same_classes(split: ClassFolders, train: ClassFolders) -> None:
-    """Check that a split has the classes of the training images.
-
-    Raises:
-        MmpError: if a class is missing, or is missing in the training images.
-    """
-    if split.classes == train.classes:
-        return
-    differing = sorted(set(split.classes) ^ set(train.classes))
-    alike = {unicodedata.normalize("NFC", name).casefold() for name in differing}
-    reason = " in capitals or in the form of accents" if 2 * len(alike) == len(differing) else ""
-    raise MmpError(
-        f"{split.folder}: its class folders differ from {train.folder}{reason} ({listed(differing)}); "
-        "use the same names"
-    )
-
-
-def _require_classes(folder: Path, walk: Walk, classes: int) -> None:
-    names = walk.classes
-    if len(names) == classes > 1:
-        return
+def _require_unpacked(folder: Path, walk: Walk) -> None:
     for name in walk.files:
-        if (packed := PACKED.fullmatch(name)) and packed[1] not in names:
+        if (packed := PACKED.fullmatch(name)) and packed[1] not in walk.classes:
             raise MmpError(f"{folder / name}: is packed; unpack it into a folder per class, or move it elsewhere")
-    if not names:
+
+
+def _require_several(folder: Path, walk: Walk) -> None:
+    if not walk.classes:
         found = counted(Counter(map(ending_of, walk.files))) or "it is empty"
         raise MmpError(f"{folder}: no class folders ({found}); put one folder of images per class there")
-    if len(names) == 1:
+    if len(walk.classes) == 1:
         raise MmpError(
-            f"{folder}: only one class folder, {names[0]}, but a classifier needs two classes; add a folder of images "
-            "of another class"
+            f"{folder}: only one class folder, {walk.classes[0]}, but a classifier needs two classes; add a folder of "
+            "images of another class"
         )
-    count = len(names)
-    raise MmpError(
-        f"data.classes={classes}, but {folder} has {count} class folders ({listed(names)}); set data.classes={count}"
-    )

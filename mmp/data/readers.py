@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmp.config.schema import DataConfig
-from mmp.data.folders import class_folders, require_same_classes
+from mmp.data.folders import evaluation_folders, training_folders
 from mmp.data.images import Images, Source, in_memory, of_files
 from mmp.data.splits import split_folders
 from mmp.errors import MmpError
@@ -279,12 +279,11 @@ def read_imagefolder(cfg: DataConfig) -> Source:
         MmpError: if a folder is missing, or its classes differ from the configuration or from the training folder.
     """
     root = Path(cfg.root or ".")
-    folders = {split: class_folders(folder, cfg.classes) for split, folder in split_folders(root).items()}
-    train = folders.pop("train")
-    others: dict[str, Images] = {}
-    for split, found in folders.items():
-        require_same_classes(found, train)
-        others[split] = of_files(found.samples, root, cfg)[1]
+    folders = split_folders(root)
+    train = training_folders(folders.pop("train"), cfg.classes)
+    others = {
+        split: of_files(evaluation_folders(folder, train).samples, root, cfg)[1] for split, folder in folders.items()
+    }
     return Source(
         *of_files(train.samples, root, cfg),
         test=others.get("test"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from mmp.data.folders import ClassFolders, class_folders, require_same_classes
+from mmp.data.folders import ClassFolders, evaluation_folders, training_folders
 from mmp.data.splits import split_folders
 from mmp.errors import MmpError
 
@@ -75,7 +75,7 @@ def test_a_folder_beside_the_splits_is_named(tmp_path: Path, caplog: pytest.LogC
 def test_class_folders_without_a_folder_train_are_training_images(tmp_path: Path) -> None:
     two_classes(tmp_path, ".ipynb_checkpoints/1.png", "readme.txt")
     assert split_folders(tmp_path) == {"train": tmp_path}
-    assert class_folders(tmp_path, 2).classes == ("a", "b")
+    assert training_folders(tmp_path, 2).classes == ("a", "b")
 
 
 def test_a_root_that_is_itself_the_training_folder_names_what_is_beside_it(
@@ -140,7 +140,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(MmpError, match=r"train.b: cannot be read \(Permission denied\); allow reading it"):
-        class_folders(tmp_path / "train", 2)
+        training_folders(tmp_path / "train", 2)
 
 
 # --- classes ---
@@ -150,7 +150,7 @@ def test_samples_have_the_order_of_torchvision(tmp_path: Path) -> None:
     nested = ["10/2.png", "10/10.JPG", "10/sub/1.png", "10/sub-2/1.jpeg", "2/x.bmp", "B/z.webp", "a/deep/er/1.tiff"]
     fill(tmp_path, nested)
     theirs = ImageFolder(str(tmp_path))
-    ours = class_folders(tmp_path, 4)
+    ours = training_folders(tmp_path, 4)
     assert ours.samples == theirs.samples
     assert ours.classes == tuple(theirs.classes) == ("10", "2", "B", "a")
 
@@ -163,7 +163,7 @@ def test_hidden_files_and_by_products_are_neither_classes_nor_images(
         "b/thumbs.db", "b/@eaDir/1.png/SYNOPHOTO.png", "a/.ipynb_checkpoints/1-checkpoint.png", "b/Desktop.ini",
         "$RECYCLE.BIN/1.png", "lost+found/1.png", ".git/HEAD",
     ]  # fmt: skip
-    found = class_folders(two_classes(tmp_path, *by_products), 2)
+    found = training_folders(two_classes(tmp_path, *by_products), 2)
     assert found.classes == ("a", "b")
     assert names(found) == ["a/1.png", "b/1.png"]
     assert not caplog.records
@@ -174,13 +174,13 @@ def test_endings_of_all_formats_that_pillow_reads_are_images_in_capitals_too(
 ) -> None:
     images = ["a/1.JPG", "a/2.JPEG", "a/3.jfif", "a/4.gif", "a/5.jp2", "a/6.TIF", "a/7.tga", "b/1.avif", "b/2.pbm"]
     images += ["b/3.qoi", "b/4.mpo", "b/5.ico"]
-    assert names(class_folders(fill(tmp_path, images), 2)) == images
+    assert names(training_folders(fill(tmp_path, images), 2)) == images
     assert not caplog.records
 
 
 def test_files_that_are_not_read_are_counted_by_ending(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     others = [f"a/{i}.HEIC" for i in range(3)] + ["a/sub/4.heic", "b/1.txt", "b/clip.mpeg", "b/label", "notes.txt"]
-    found = class_folders(two_classes(tmp_path, *others), 2)
+    found = training_folders(two_classes(tmp_path, *others), 2)
     assert names(found) == ["a/1.png", "b/1.png"]
     expected = "8 files were not read: 4 .heic, 2 .txt, 1 .mpeg, 1 without an ending; convert images"
     assert warnings_of(caplog).startswith(f"{tmp_path}: {expected}")
@@ -188,14 +188,14 @@ def test_files_that_are_not_read_are_counted_by_ending(tmp_path: Path, caplog: p
 
 
 def test_images_beside_the_class_folders_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class_folders(two_classes(tmp_path, "1.png", "2.jpg"), 2)
+    training_folders(two_classes(tmp_path, "1.png", "2.jpg"), 2)
     assert warnings_of(caplog) == f"{tmp_path}: images in no class folder are not read: 2"
 
 
 def test_a_pipe_with_the_name_of_an_image_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     two_classes(tmp_path)
     os.mkfifo(tmp_path / "a" / "pipe.png")
-    assert names(class_folders(tmp_path, 2)) == ["a/1.png", "b/1.png"]
+    assert names(training_folders(tmp_path, 2)) == ["a/1.png", "b/1.png"]
     assert "1 file was not read: 1 .png" in warnings_of(caplog)
 
 
@@ -216,7 +216,7 @@ def test_a_pipe_with_the_name_of_an_image_is_not_read(tmp_path: Path, caplog: py
 )
 def test_wrong_class_folders_are_named(files: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(MmpError, match=message) as error:
-        class_folders(fill(tmp_path, files), 2)
+        training_folders(fill(tmp_path, files), 2)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -232,13 +232,35 @@ def test_wrong_class_folders_are_named(files: list[str], message: str, tmp_path:
 def test_a_split_with_other_classes_is_refused(
     train: tuple[str, ...], test: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    first, second = (
-        class_folders(fill(tmp_path / split, [f"{name}/1.png" for name in classes]), 2)
-        for split, classes in (("train", train), ("test", test))
-    )
-    require_same_classes(first, first)
+    known = training_folders(fill(tmp_path / "train", [f"{name}/1.png" for name in train]), 2)
+    fill(tmp_path / "test", [f"{name}/1.png" for name in test])
     with pytest.raises(MmpError, match=message):
-        require_same_classes(second, first)
+        evaluation_folders(tmp_path / "test", known)
+
+
+def test_a_split_without_images_of_a_class_keeps_the_labels_and_names_the_class(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = training_folders(fill(tmp_path / "train", ["a/1.png", "b/1.png", "c/1.png", "d/1.png"]), 4)
+    found = evaluation_folders(fill(tmp_path / "val", ["b/1.png", "d/1.png", "c/1.txt"]), train)
+    assert found.classes == ("a", "b", "c", "d")
+    assert [label for _, label in found.samples] == [1, 3]
+    assert "val: no images of 2 of 4 classes: a, c (1 .txt)" in warnings_of(caplog)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([".DS_Store"], "no images in class folders .it is empty.; add images, or remove the folder"),
+        (["1.png", "2.png"], r"no images in class folders \(2 \.png\)"),
+        (["a/1.heic"], r"no images in class folders \(1 \.heic\)"),
+        (["a/1.png", "b.zip"], r"b\.zip: is packed; unpack it"),
+    ],
+)
+def test_a_split_without_images_is_refused(files: list[str], message: str, tmp_path: Path) -> None:
+    train = training_folders(two_classes(tmp_path / "train"), 2)
+    with pytest.raises(MmpError, match=message):
+        evaluation_folders(fill(tmp_path / "test", files), train)
 
 
 # --- links ---
@@ -250,7 +272,7 @@ def test_a_link_that_leads_back_is_followed_once(tmp_path: Path, caplog: pytest.
     (root / "a" / "up").symlink_to(tmp_path)
     (root / "b" / "here").symlink_to(root)
     (root / "again").symlink_to(tmp_path)
-    found = class_folders(root, 2)
+    found = training_folders(root, 2)
     assert names(found) == ["a/1.png", "a/sub/2.png", "b/1.png"]
     assert "links to what is read already, and read once: 4, such as" in warnings_of(caplog)
 
@@ -263,7 +285,7 @@ def test_an_image_that_several_links_reach_is_read_once(tmp_path: Path, caplog: 
         (root / "a" / name).symlink_to(tmp_path / "elsewhere" / "x.png")
     (root / "b" / "all").symlink_to(tmp_path / "elsewhere")
     (root / "b" / "also").symlink_to(tmp_path / "elsewhere")
-    found = class_folders(root, 2)
+    found = training_folders(root, 2)
     assert names(found) == ["a/1.png", "a/2.png", "b/1.png", "b/all/x.png", "b/all/y.png"]
     assert "read once: 3, such as" in warnings_of(caplog)
 
@@ -276,8 +298,8 @@ def test_folders_and_images_that_are_links_are_read(tmp_path: Path, caplog: pyte
     (tmp_path / "root" / "test").symlink_to(tmp_path / "elsewhere")
     folders = split_folders(tmp_path / "root")
     assert set(folders) == {"train", "test"}
-    assert names(class_folders(folders["train"], 2)) == ["a/1.png", "b/1.png", "b/2.png"]
-    assert names(class_folders(folders["test"], 2)) == ["a/1.png", "b/1.png"]
+    assert names(training_folders(folders["train"], 2)) == ["a/1.png", "b/1.png", "b/2.png"]
+    assert names(evaluation_folders(folders["test"], training_folders(folders["train"], 2))) == ["a/1.png", "b/1.png"]
     assert not caplog.records
 
 
@@ -287,14 +309,14 @@ def test_a_link_to_nowhere_is_named(where: str, tmp_path: Path) -> None:
         two_classes(tmp_path / "train", "a/sub/2.png")
     (tmp_path / where).symlink_to(tmp_path / "gone")
     with pytest.raises(MmpError, match=f"{where}: the link to .*gone leads nowhere; restore"):
-        class_folders(split_folders(tmp_path)["train"], 2)
+        training_folders(split_folders(tmp_path)["train"], 2)
 
 
 def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
     two_classes(tmp_path)
     (tmp_path / "a" / "x.png").symlink_to("x.png")
     with pytest.raises(MmpError, match=r"x\.png: the link to x\.png leads nowhere"):
-        class_folders(tmp_path, 2)
+        training_folders(tmp_path, 2)
 
 
 # --- names that are not UTF-8 ---
@@ -303,11 +325,11 @@ def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8_are_read_and_shown_as_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for folder in (b"caf\xe9", b"th\xe9"):
         fill(tmp_path / os.fsdecode(folder), map(os.fsdecode, (b"\xfc.png", b"2.\xe4bc")))
-    found = class_folders(tmp_path, 2)
+    found = training_folders(tmp_path, 2)
     assert found.classes == (r"caf\xe9", r"th\xe9")
     assert [os.fsencode(Path(path).name) for path, _ in found.samples] == [b"\xfc.png"] * 2
     assert all(Path(path).exists() for path, _ in found.samples)
     assert r"2 .\xe4bc" in warnings_of(caplog)
     with pytest.raises(MmpError) as error:
-        class_folders(tmp_path / os.fsdecode(b"caf\xe9"), 2)
+        training_folders(tmp_path / os.fsdecode(b"caf\xe9"), 2)
     str(error.value).encode()
