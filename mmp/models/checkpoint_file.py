@@ -124,12 +124,13 @@ def _load(path: Path, source: str) -> Any:
 
 
 def _load_inert(path: Path) -> Any:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), path.open("rb") as file:  # of a path, torch.load would consider the ending
         warnings.simplefilter("ignore")  # about formats and pickle protocols that are read nevertheless
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError):
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
 
 
 def _problem_of_archive(path: Path) -> str | None:

@@ -9,6 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+_DEFAULT_SIZE = (3, 224, 224)  # of timm's descriptions
+
 
 def head_names(model: nn.Module) -> list[str]:
     """Return the names of the tensors of a timm model's last layers, as timm states them."""
@@ -26,7 +28,21 @@ def _tensors_of(model: nn.Module, key: str) -> list[str]:
     return [name for name in model.state_dict() if name.rpartition(".")[0] in paths]
 
 
-def overlay_for(model: Any, tensors: Mapping[str, Tensor], keep_head: bool = True) -> dict[str, Any]:
+def channels_of(model: Any, tensors: Mapping[str, Tensor]) -> int:
+    """Return the number of image channels of the first layer in a file, or the model's own if it is not there."""
+    channels, own = _channels(model), model.state_dict()
+    shapes = ((tensors[name].shape, own[name].shape) for name in stem_names(model) if name in tensors)
+    return next((channels * theirs[1] // ours[1] for theirs, ours in shapes), channels)
+
+
+def _channels(model: Any) -> int:
+    size = model.pretrained_cfg.get("input_size") or _DEFAULT_SIZE
+    return getattr(model, "_model_args", {}).get("in_chans") or size[0]
+
+
+def overlay_for(
+    model: Any, tensors: Mapping[str, Tensor], channels: int | None = None, keep_head: bool = True
+) -> dict[str, Any]:
     """Return the changes of timm's description of a file that make timm load these tensors into a model.
 
     Without them, timm takes every file for its own ImageNet weights: it drops a last layer unless the model has 1000
@@ -35,19 +51,15 @@ def overlay_for(model: Any, tensors: Mapping[str, Tensor], keep_head: bool = Tru
     Args:
         model: A model that timm created.
         tensors: The tensors of the file.
+        channels: The number of image channels in the file; null is the model's own.
         keep_head: Whether the last layer is loaded.
     """
-    size = model.pretrained_cfg.get("input_size") or (3, 224, 224)
-    channels, own = getattr(model, "_model_args", {}).get("in_chans") or size[0], model.state_dict()
-    for name in stem_names(model):
-        if name in tensors:
-            channels = channels * tensors[name].shape[1] // own[name].shape[1]
-            break
+    size = model.pretrained_cfg.get("input_size") or _DEFAULT_SIZE
     return {
         "state_dict": dict(tensors),
         "num_classes": model.num_classes if keep_head else -1,  # of another number, timm drops the last layer
         "label_offset": 0,
-        "input_size": (channels, *size[1:]),
+        "input_size": (channels or _channels(model), *size[1:]),
     }
 
 
@@ -55,7 +67,8 @@ def converted_by_timm(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Te
     """Return the tensors of a checkpoint under timm's current names, or None if timm does not convert all of them.
 
     timm renamed layers of several architectures, and it reads the files of their authors. A prefix that all names
-    share is removed if timm does not know it.
+    share is removed if timm does not know it. No tensor is resized: a checkpoint for another image size, another number
+    of channels or of classes is another model.
 
     Args:
         model: A model that timm created.
@@ -68,11 +81,13 @@ def converted_by_timm(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Te
     attempts = [dict(tensors)]
     if len(first) == 1:
         attempts.append({name.partition(".")[2]: value for name, value in tensors.items()})
+    own = model.state_dict()
     for attempt in attempts:
-        overlay = overlay_for(model, attempt)
+        if any(name in own and own[name].numel() != value.numel() for name, value in attempt.items()):
+            continue
+        options = {"pretrained": True, "pretrained_cfg_overlay": overlay_for(model, attempt), **arguments}
         try:
             with torch.random.fork_rng():
-                options = {"pretrained": True, "pretrained_cfg_overlay": overlay, **arguments}
                 return timm.create_model(stated["architecture"], **options).state_dict()
         except Exception:  # noqa: S112  # timm's conversions raise any exception for the file of another model
             continue

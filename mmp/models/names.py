@@ -48,5 +48,6 @@ def _settings_for(folder: Path) -> str:
     content = read_json(folder / "config.json")
     name = content.get("architecture") if isinstance(content, dict) else None
     files = [path for path in map(folder.joinpath, ("model.safetensors", "pytorch_model.bin")) if path.is_file()]
-    file = files[0] if files else "its file of weights"
-    return f"set model.name={name or 'to the architecture'} and model.pretrained_file={file}"
+    file = f"model.pretrained_file={files[0]}" if files else "model.pretrained_file to its file of weights"
+    architecture = f"set model.name={name}" if name else "set model.name to its architecture"
+    return f"{architecture} and {file}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmp.config.schema import ModelConfig
 from mmp.errors import MmpError
-from mmp.models.conversion import head_names, overlay_for, stem_names
+from mmp.models.conversion import channels_of, head_names, overlay_for, stem_names
 from mmp.models.plain_names import counted
 from mmp.models.weight_sets import COUNTER, WeightSet, find_weights
 from mmp.models.weights import log_use, problems_of, require_finite, type_mismatches
@@ -70,7 +70,7 @@ def _create(
     """Return the model with the weights, and whether its last layer is that of the file."""
 
     def create(keep_head: bool) -> nn.Module:
-        overlay = overlay_for(untouched, state, keep_head)
+        overlay = overlay_for(untouched, state, channels_of(untouched, state), keep_head)
         arguments = {**options, "num_classes": untouched.num_classes, "pretrained_cfg_overlay": overlay}
         return timm.create_model(name, pretrained=True, **arguments)
 

@@ -21,7 +21,7 @@ _OF_TRAINING = re.compile(r"optim|(?<![a-z])(momentum|exp_avg|square_avg|grad|ma
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightSet:
     """Tensors of a checkpoint that may be the weights of a network.
 
@@ -73,12 +73,12 @@ def find_weights(
     fitting = [one for one in sets if one.fits(expected, optional)]
     if weights_key is not None:
         return _chosen(fitting or sets, weights_key, source)
-    usable = [one for one in fitting or sets if not _OF_TRAINING.search(one.key.lower())]
-    trained = [one for one in usable if not _AVERAGED.search(one.key.lower())]
-    taken = trained or usable
-    if not taken:
+    weights = [one for one in sets if not _OF_TRAINING.search(one.key.lower())]
+    if not weights:
         raise MmpError(f"{source}: contains no weights, but the state of a training ({sets[0].key}); save the weights")
-    if not fitting:
+    usable = [one for one in weights if one in fitting]
+    taken = [one for one in usable or weights if not _AVERAGED.search(one.key.lower())] or usable or weights
+    if not usable:
         return max(taken, key=lambda one: len(one.tensors.keys() & expected.keys()))
     if not all(_equal(one, taken[0], expected) for one in taken):
         keys = " or ".join(f"model.weights_key={one.key}" for one in taken)
