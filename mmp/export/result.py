@@ -91,7 +91,8 @@ class ExportResult:
         threads: Number of threads of the engine.
         processor: Name of the processor.
         dense_weights: Where the weights of the dense model come from.
-        origin: Checksums of the run's files, and versions of packages; if they change, the export is repeated.
+        origin: Checksums of the run's files and images, and versions of packages; if one changes, the export is
+            repeated.
         versions: Versions of Python and of packages.
     """
 

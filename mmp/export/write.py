@@ -112,7 +112,8 @@ def export_run(folder: Path, targets: Sequence[Target], options: Options) -> Ite
         run = ExportedRun(folder, options.data, Path(scratch))
         for target in targets:
             place = folder / EXPORT / target.name
-            origin = {**run.origin, "versions": _versions(target)}
+            fingerprint = run.result.get("data_fingerprint")  # the same weights can be measured on other images
+            origin = {**run.origin, "data_fingerprint": fingerprint, "versions": _versions(target)}
             existing = None if options.force else _up_to_date(place, origin, options.seconds > 0)
             if existing:
                 yield Outcome("unchanged", place, existing)

@@ -292,6 +292,15 @@ def test_a_changed_run_is_exported_again(copied: Path) -> None:
     assert other["files"] == content["files"]
 
 
+def test_a_run_on_other_images_is_not_up_to_date(copied: Path) -> None:
+    # A run without training has the same weights, masks and settings after images of its test split were replaced.
+    result = json.loads((copied / "result.json").read_text())
+    (copied / "result.json").write_text(json.dumps({**result, "data_fingerprint": "of other images"}))
+    ((outcome, _, content),) = again(copied)
+    assert outcome == "failed"
+    assert "not the images of the run" in content["error"]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
