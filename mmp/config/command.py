@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ def command(main: Callable[[], object]) -> None:
     verbose = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, which are explained here, instead of printing them
     folder = None
+    printable_output()
     try:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # last, so that no module there hides an installed one
@@ -86,6 +88,13 @@ def _check_files(folder: Path) -> None:
         more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
         reason = "not used, since mmp has a choice of the same name; rename the file"
         sys.stderr.write(f"warning: {hidden[0]}{more}: {reason}\n")
+
+
+def printable_output() -> None:
+    """Let stdout and stderr print any name of a file: bytes that are no text become escapes instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet() -> None:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mmp.config.command import quiet
+from mmp.config.command import printable_output, quiet
 from mmp.config.explain import explain
 from mmp.config.identity import digest, identity, run_name, settings_of
 from mmp.config.schema import TrainConfig
@@ -44,6 +44,7 @@ def attempt(cfg: DictConfig, schema: type[Config]) -> Iterator[tuple[RunFolder, 
         MmpError: on an invalid value in the configuration.
     """
     quiet()
+    printable_output()  # of a launcher's process, too
     run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     slot = gpu_slot() if HydraConfig.get().mode == RunMode.MULTIRUN else nullcontext()
     use_own_cores()
