@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,13 +74,18 @@ class Decoding:
             ) from error
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return an opened image as 8-bit pixels in the mode of ``channels``.
+        """Return an image as 8-bit pixels in the mode of ``channels``.
+
+        Args:
+            image: An opened file. It is turned in place.
 
         Raises:
             MmpError: if the range of its grey levels is not known; the message has no path.
         """
         white = _white_level(image)
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        with suppress(Exception):  # EXIF data that cannot be read state no orientation
+            ImageOps.exif_transpose(image, in_place=True)
         if white is not None:
             image = Image.fromarray((np.asarray(image) * (255 / white)).round().astype(np.uint8))
         mode = MODES[self.channels]
@@ -142,20 +147,23 @@ def look_at(path: str, content: bytes) -> dict[str, Any]:
     Returns:
         Plain data; a key is missing if its value is false. ``alpha``: the file has transparency. ``frames``: it has
         several frames or pages. ``extra``: it has channels that Pillow does not read. ``ink``: the only colour that its
-        visible pixels have, as three levels, if the rest of the picture is transparent.
+        visible pixels have, as three levels, if the rest of the picture is transparent. ``peak``: its highest grey
+        level as a fraction of white, if it has more than 8 bits.
 
     Raises:
         MmpError: if the file is not a readable image, or no rule covers its pixels.
     """
     with reading(path), Image.open(io.BytesIO(content)) as image:
         seen: dict[str, Any] = {}
-        _white_level(image)
+        white = _white_level(image)
         _require_known_transparency(image)
         if image.format != "MPO" and getattr(image, "is_animated", False):
             seen["frames"] = True
         if any(rawmode.rstrip(";16LBN").endswith("X") for rawmode in _rawmodes(image) if image.format == "TIFF"):
             seen["extra"] = True
-        if image.has_transparency_data:
+        if white is not None:
+            seen["peak"] = round(float(np.asarray(image).max()) / white, 4)
+        elif image.has_transparency_data:
             seen["alpha"] = True
             if ink := _only_colour(np.asarray(_with_alpha(image))):
                 seen["ink"] = ink

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _LOOK = f"{RULE}, Pillow {PIL.__version__}"  # another version may see other things in a file
 
+_DARK = 0.25  # the highest level, as a fraction of white, below which a data set of 12 or 16 bits is suspect
+
 
 class FileImages:
     """Image files, each read when it is indexed.
@@ -77,7 +79,7 @@ class FileImages:
         Raises:
             MmpError: if a file is not an image, no rule covers its pixels, or the rule makes its picture invisible.
         """
-        several, transparent = [], 0
+        several, transparent, deep, peak = [], 0, 0, 0.0
         for (path, _), content in zip(self._samples, self._contents, strict=True):
             seen = content.seen
             if "ink" in seen and self.decoding.hides(seen["ink"]):
@@ -92,12 +94,20 @@ class FileImages:
                     "to leave it out"
                 )
             transparent += "alpha" in seen
+            deep += "peak" in seen
+            peak = max(peak, seen.get("peak", 0))
             if "frames" in seen:
                 several.append(path)
         if several:
             log.warning(
                 "%d of %d images have several frames or pages, such as %s: only the first is read",
                 len(several), len(self), several[0],
+            )  # fmt: skip
+        if deep and peak < _DARK:
+            log.warning(
+                "%d of %d images have more than 8 bits, but no pixel is above %.1f %% of white: they are read almost "
+                "black, as a viewer shows them; scale them to the full range if they have fewer bits than their files",
+                deep, len(self), 100 * peak,
             )  # fmt: skip
         if transparent and self.decoding.channels in (1, 3):
             log.info(

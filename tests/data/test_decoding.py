@@ -137,3 +137,7 @@ def test_damage_that_no_pixel_needs_is_not_refused() -> None:
     comment = b"\0\0\0\3tEXta\0bxxxx"  # its checksum is wrong
     assert look_at("a", content[:-12] + comment + content[-12:]) == {}
     assert look_at("a", saved(flat("RGB"), "JPEG") + bytes(100_000)) == {}  # a video, in photos of telephones
+    for kind in ("PNG", "JPEG", "WEBP"):
+        bad_exif = saved(flat("RGB"), kind, exif=b"Exif\0\0garbage")
+        assert look_at("a", bad_exif) == {}
+        assert decoded(bad_exif).shape == (8, 8, 3)

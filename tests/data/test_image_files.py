@@ -124,6 +124,17 @@ def test_frames_and_composition_are_said_once_with_a_count(root: Path, caplog: p
     assert caplog.text.count("1 of 43 images have transparency: composed over data.background=white") == 1
 
 
+def test_twelve_bits_in_files_of_sixteen_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    levels = [noise((8, 8), i).astype(np.uint16) * 16 for i in range(40)]
+    write(tmp_path, {f"{i % 2}/{i}.png": saved(Image.fromarray(each)) for i, each in enumerate(levels)})
+    ImageData(of(tmp_path), 0)
+    assert re.search(r"40 of 40 images .* no pixel is above 6\.2 % of white", caplog.text)
+    caplog.clear()
+    write(tmp_path, {"0/0.png": saved(Image.fromarray(levels[0] * 16))})
+    ImageData(of(tmp_path), 0)
+    assert "of white" not in caplog.text
+
+
 def test_alpha_is_a_channel_only_of_data_that_have_it(root: Path) -> None:
     with pytest.raises(MmpError, match=r"data\.channels=4: no image .* has transparency.*set data\.channels=3"):
         ImageData(of(root, channels=4), 0)
