@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import ZipFile, is_zipfile
 
@@ -106,7 +107,8 @@ def load_pickled(path: Path) -> Any:
         if not damaged:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise any exception
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        refused = isinstance(error, UnpicklingError)
+        reason = "it holds objects that are no tensors" if refused else type(error).__name__
         raise MmpError(f"{path}: refused or unreadable ({reason})") from error
     if damaged:
         raise MmpError(f"{path}: refused or unreadable ({damaged} does not match its checksum)")

@@ -169,7 +169,7 @@ def _check_model(model: ModelConfig) -> None:
     for key in ("num_classes", "in_chans", "image_size"):
         if getattr(model, key) is not None:
             _check(f"model.{key}", getattr(model, key), lambda v: v >= 1, "at least 1")
-    has_file = model.checkpoint or model.pretrained_file
+    has_file = bool(model.checkpoint or model.pretrained_file)
     expected = "null, since neither model.checkpoint nor model.pretrained_file is set"
     _check("model.weights_key", model.weights_key, lambda v: v is None or has_file, expected)
 
