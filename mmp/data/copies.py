@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -14,21 +16,26 @@ from mmp.files import as_text
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an image is.
+@dataclass(frozen=True)
+class Part:
+    """The images of a split.
 
     Attributes:
-        path: Its file.
-        digest: Digest of the file's content.
-        label: Its class.
-        split: Its split.
+        split: Name of the split.
+        files: The images of a folder.
+        indices: Indices of the split's images in the folder.
     """
 
-    path: str
-    digest: str
-    label: int
     split: str
+    files: FileImages
+    indices: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Place:
+    split: str
+    path: str
+    label: int
 
 
 def groups_of_copies(digests: Sequence[str], labels: Sequence[int]) -> np.ndarray | None:
@@ -42,28 +49,26 @@ def groups_of_copies(digests: Sequence[str], labels: Sequence[int]) -> np.ndarra
     return np.array(groups) if len(first) < len(groups) else None
 
 
-def places_of(files: FileImages, split: str, indices: Sequence[int]) -> Iterator[Place]:
-    """Yield the places of the images of a split.
-
-    Args:
-        files: The images of a folder.
-        split: Name of the split.
-        indices: Indices of its images in the folder.
-    """
-    paths, digests, labels = files.paths, files.digests, files.labels.tolist()
-    for index in indices:
-        yield Place(paths[index], digests[index], labels[index], split)
-
-
-def report_copies(places: Iterable[Place]) -> None:
+def report_copies(parts: Sequence[Part]) -> None:
     """Log a warning of copies in two splits, and one of copies in two classes.
 
     Args:
-        places: The places of all images.
+        parts: The splits.
     """
-    first: dict[str, Place] = {}
-    pairs = [(first.setdefault(place.digest, place), place) for place in places]
-    pairs = [(original, copy) for original, copy in pairs if copy is not original]
+    digests = {id(part): part.files.digests for part in parts}
+    counts = Counter(chain.from_iterable([digests[id(part)][i] for i in part.indices] for part in parts))
+    if not any(count > 1 for count in counts.values()):
+        return
+    first: dict[str, _Place] = {}
+    pairs: list[tuple[_Place, _Place]] = []
+    for part in parts:
+        paths, labels = part.files.paths, part.files.labels.tolist()
+        for index in part.indices:
+            digest = digests[id(part)][index]
+            if counts[digest] > 1:
+                place = _Place(part.split, paths[index], labels[index])
+                if (original := first.setdefault(digest, place)) is not place:
+                    pairs.append((original, place))
     across = [pair for pair in pairs if pair[0].split != pair[1].split]
     disputed = [pair for pair in pairs if pair[0].label != pair[1].label]
     if across:
@@ -74,5 +79,5 @@ def report_copies(places: Iterable[Place]) -> None:
         shown = " and ".join(as_text(place.path) for place in disputed[0])
         way_out = "remove those in the wrong class"
         log.warning("images that are copies of one in another class: %d, such as %s; %s", len(disputed), shown, way_out)
-    if same := len(pairs) - len({id(pair[1]) for pair in (*across, *disputed)}):
+    if same := sum(one.split == other.split and one.label == other.label for one, other in pairs):
         log.info("images that are copies of one in the same split and class: %d", same)

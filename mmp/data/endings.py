@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
-from pathlib import PurePath
 
 from PIL import Image
 from PIL.ImageFile import StubImageFile
@@ -18,13 +17,18 @@ _WITHOUT_PIXELS = {"EPS", "MPEG"}  # Pillow identifies MPEG only, and needs anot
 
 def is_image(name: str) -> bool:
     """Return whether Pillow reads files of this ending, capitals or not."""
-    ending = PurePath(name).suffix.lower()
+    ending = _ending(name)
     return ending in _COMMON or ending in _readable()
 
 
 def ending_of(name: str) -> str:
     """Return the ending of a file's name in small letters, or ``without an ending``."""
-    return as_text(PurePath(name).suffix.lower()) or "without an ending"
+    return as_text(_ending(name)) or "without an ending"
+
+
+def _ending(name: str) -> str:
+    dot = name.rfind(".")  # pathlib takes several times as long, which counts for 100,000 files
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def counted(endings: Counter[str]) -> str:

@@ -8,10 +8,10 @@ every seed so that results can be compared. A new data set is a reader and a YAM
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import math
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
 
 from mmp.config.schema import DataConfig
-from mmp.data.copies import groups_of_copies, places_of, report_copies
+from mmp.data.copies import Part, groups_of_copies, report_copies
 from mmp.data.image_files import FileImages
 from mmp.data.images import Source, files_of, recipe_of
 from mmp.data.loader import EpochLoader, EpochShuffle, Split, collate
@@ -114,14 +114,13 @@ def _split(source: Source, cfg: DataConfig, seed: int) -> dict[str, np.ndarray]:
     return split_indices(labels, cfg, seed, official[0], groups, official[1])
 
 
-def _report_copies(source: Source, indices: dict[str, np.ndarray]) -> None:
-    """Report images that are in two splits, or in two classes."""
-    parts = [(name, source.plain, indices[name].tolist()) for name in SPLITS if name in indices]
-    for name, images in (("validation", source.validation), ("test", source.test)):
-        if images is not None:
-            parts.append((name, images, list(range(len(images)))))
-    places = [places_of(files, name, chosen) for name, images, chosen in parts if (files := files_of(images))]
-    report_copies(itertools.chain.from_iterable(places))
+def _parts(source: Source, indices: dict[str, np.ndarray]) -> Iterator[Part]:
+    """Yield the splits whose images are files."""
+    official = {"validation": source.validation, "test": source.test}
+    for split in SPLITS:
+        images = official.get(split) or source.plain
+        if (files := files_of(images)) is not None:
+            yield Part(split, files, indices[split].tolist() if split in indices else range(len(images)))
 
 
 class ImageData(pl.LightningDataModule):
@@ -165,7 +164,7 @@ class ImageData(pl.LightningDataModule):
                 )
         self.class_names = source.classes if len(source.classes or ()) == cfg.classes else None
         self.indices = _split(source, cfg, seed)
-        _report_copies(source, self.indices)
+        report_copies(list(_parts(source, self.indices)))
         self.recipe = recipe_of(plain, cfg)
         fingerprints = {name: images.fingerprint() for name, images in given.items()}
         named = "validation" + fingerprints["validation"] if "validation" in fingerprints else ""

@@ -100,10 +100,11 @@ class Walk:
                 continue
             seen[real] = folder
             for entry in self._entries(Path(folder)):
+                linked = entry.is_symlink()
                 if entry.is_dir():
-                    (folder_links if entry.is_symlink() else folders).append(entry.path)
+                    (folder_links if linked else folders).append(entry.path)
                 elif is_image(entry.name) and entry.is_file():
-                    (image_links if entry.is_symlink() else found).append((folder, entry.name))
+                    (image_links if linked else found).append((folder, entry.name))
                 else:
                     self.unread[ending_of(entry.name)] += 1
             folder_links.sort(reverse=True)
