@@ -17,7 +17,6 @@ training, caches and folders of results. (:mod:`mmp.runs`)
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,9 +35,10 @@ from mmp.pruning.calibration_images import CalibrationImages, Images, Labels
 from mmp.pruning.calibration_statistics import Loss, collect
 from mmp.pruning.criteria import UNLIMITED, Criterion, observe, ranked_sparsities, weights_to_prune
 from mmp.pruning.criteria import criterion as criterion_of
+from mmp.pruning.layers.checks import checked_layers
 from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.layer import Layer, groups_of
-from mmp.pruning.layers.prunable import find_layers, prunable_parameters
+from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_grid
 from mmp.pruning.patterns import Pattern
 from mmp.pruning.plan import Plan
@@ -49,7 +49,6 @@ from mmp.pruning.result import PruneResult
 from mmp.pruning.signals import Scorer, score
 from mmp.pruning.sizes import MEGABYTE, Sizes
 from mmp.pruning.strategies import Strategy
-from mmp.tensors import all_finite
 
 
 def prune(
@@ -224,7 +223,7 @@ def _prune_by(
 ) -> Iterator[tuple[str, PruneResult]]:
     """Prune by a criterion, to the budget or to as many weights as the strategy prunes."""
     ranking, chosen, limit = _scorer("criterion", baseline), _strategy(strategy), load_budget(budget)
-    target = limit.target(chosen.name, Sizes.of(model, _checked_layers(model)))
+    target = limit.target(chosen.name, Sizes.of(model, checked_layers(model)))
     pruned = None if target is None else weights_to_prune(target)
     if pruned is not None:
         settings = settings.without_ranges()
@@ -321,7 +320,7 @@ class _Dense:
         needs: Mapping[str, frozenset[str]],
     ) -> _Dense:
         """Check the model, and the images for all statistics that will be collected."""
-        layers = _checked_layers(model)
+        layers = checked_layers(model, runs=images is not None)
         settings.pattern.fitting(layers)  # raises if there are none
         data = CalibrationImages.read(model, images, labels, {**needs, **settings.needs}, settings.loss)
         return cls(model, layers, data, settings)
@@ -388,16 +387,3 @@ def _strategies(choices: Iterable[Strategy | str] | Strategy | str | None) -> li
     if choices is None:
         return load_strategies()
     return [_strategy(choice) for choice in ([choices] if isinstance(choices, Strategy | str) else choices)]
-
-
-def _checked_layers(model: nn.Module) -> tuple[Layer, ...]:
-    """Return the prunable layers of a model, after a check that all its values exist and are finite."""
-    if not isinstance(model, nn.Module):
-        raise MmpError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    layers = find_layers(model)
-    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if value.is_meta:
-            raise MmpError(f"model: {name!r} is on the meta device and has no values; load the trained weights first")
-        if value.is_floating_point() and not all_finite(value.detach()):
-            raise MmpError(f"model: {name!r} holds NaN or infinity; the checkpoint is damaged or training diverged")
-    return layers

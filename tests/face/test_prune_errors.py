@@ -52,6 +52,17 @@ class Named(nn.Module):
         return {"logits": self.body(images)}
 
 
+def compiled_in_place() -> nn.Module:
+    model = net()
+    model.compile(backend="eager")
+    return model
+
+
+def under_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return net()
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     # words
     "signal": ({"signal": "magnitud"}, "signal=magnitud: no such choice; did you mean 'magnitude'?"),
@@ -135,6 +146,27 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "labels: the loss does not accept",
     ),
     # models
+    "replicas": ({"model": nn.DataParallel(net())}, "model is a DataParallel; pass the module inside it (model.mod"),
+    "a script": ({"model": torch.jit.script(net())}, "model is a script of TorchScript; pass the module that it was"),
+    "a traced model": ({"model": torch.jit.trace(net().eval(), IMAGES)}, "model is a script of TorchScript; pass the"),
+    "a compiled model": (
+        {"model": torch.compile(net(), backend="eager")},
+        "model is compiled; pass the module inside it (model._orig_mod), and compile the result",
+    ),
+    "a compiled part": (
+        {"model": nn.Sequential(torch.compile(net(), backend="eager"))},
+        "model.0 is compiled; pass the module inside it (model.0._orig_mod)",
+    ),
+    "a model compiled in place": ({"model": compiled_in_place()}, "model is compiled in place; prune the model first"),
+    "inference tensors": (
+        {"model": under_inference_mode(), "images": IMAGES},
+        "model: '0.weight' was made under torch.inference_mode()",
+    ),
+    "complex weights": (
+        {"model": nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64))},
+        "Sequential has no prunable layer: no convolution, linear, attention or recurrent weight of two or more "
+        "dimensions; complex numbers 100.0 %",
+    ),
     "no model": ({"model": "resnet18"}, "model is a str; pass a torch.nn.Module"),
     "no layer": ({"model": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))}, "Sequential has no prunable layer"),
     "no values": ({"model": net().to("meta")}, "model: '0.weight' is on the meta device and has no values"),

@@ -52,6 +52,7 @@ class Reason:
 _SMALL = Reason("biases, norms and scales", by_design=True)
 _TABLE = Reason("position tables and tokens", by_design=True)
 _EMBEDDING = Reason("embeddings, which are tables")
+_COMPLEX = Reason("complex numbers")
 _QUANTIZED = Reason("quantized weights", remedy="prune the model before it is quantized")
 _BARE = Reason("parameters that a module holds itself", remedy="hold a matrix in an nn.Linear")
 
@@ -192,8 +193,9 @@ def _of_kind(owner: nn.Module, name: str, parameter: Tensor) -> Reason:
         name: The last part of the owner's path and the parameter's own name, with an underscore between them.
         parameter: The parameter.
     """
-    numbers = parameter.is_floating_point() or parameter.is_complex()
-    if not numbers or parameter.itemsize == 1:
+    if parameter.is_complex():
+        return _COMPLEX
+    if not parameter.is_floating_point() or parameter.itemsize == 1:
         return _QUANTIZED
     if sum(size > 1 for size in parameter.shape) < 2 or _NORM.fullmatch(type(owner).__name__):
         return _SMALL

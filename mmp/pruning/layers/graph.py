@@ -255,7 +255,7 @@ def _weights(root: nn.Module, modules: dict[str, nn.Module]) -> Iterator[Weight]
         owner = modules.get(path)  # None where a module has a second path
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise MmpError(f"the shape of {name!r} isn't known yet; run one batch through the model first")
-        numbers = parameter.itemsize > 1 and (parameter.is_floating_point() or parameter.is_complex())
+        numbers = parameter.itemsize > 1 and parameter.is_floating_point()
         if owner is None or id(parameter) in seen or parameter.ndim < 2 or not numbers or not _is_weight(owner, own):
             continue
         seen.add(id(parameter))
