@@ -7,6 +7,7 @@ choices to commands (:mod:`mmp.config.command`); Python code outside a command r
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,33 @@ def choose(group: str, name: str) -> DictConfig:
     from hydra import compose
 
     return compose(f"{group}/{name}")[group]
+
+
+def require_names(arguments: Iterable[str]) -> None:
+    """Check that the overrides of config groups are names of choices. Hydra itself would fail on a number or null.
+
+    Args:
+        arguments: The overrides of a command line; other arguments are ignored.
+
+    Raises:
+        MmpError: if one is not; the message names the choices.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    groups = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_dir()}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        group = key.lstrip("+").partition("@")[0]
+        if group not in groups or not value:
+            continue
+        try:
+            name = OverridesParser.create().parse_override(argument).value()
+        except HydraException:  # explained where Hydra reads the line
+            continue
+        names = name if isinstance(name, list) else [name]
+        if any(entry is None or isinstance(entry, int | float | dict | list) for entry in names):
+            raise MmpError(f"{argument}: {group} takes the name of a choice; {nearest(value, choices_of(group))}")
 
 
 def _read(group: str, name: str) -> DictConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, overload
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,6 +37,7 @@ from mmp.pruning.patterns import Pattern
 RECONSTRUCTIONS = ("none", "least_squares")
 FORMATS = ("table", "json", "md", "csv")
 SOURCES = ("rules", "observed")
+MAX_SEED = 2**32 - 1  # of NumPy's random numbers
 
 Config = TypeVar("Config", bound=TrainConfig)
 Section = TypeVar("Section")
@@ -63,6 +66,10 @@ def validate(cfg: DictConfig, schema: type[TrainConfig] = TrainConfig) -> TrainC
             f"or put {needed}_schema first into the file's defaults list"
         )
     with_home(config)
+    for key, number in _numbers(config):
+        _check(key, number, math.isfinite, "a finite number")
+    _check("seed", config.seed, lambda v: 0 <= v <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
+    _check_nodes(config)
     _check_model(config.model)
     if config.data is not None:
         _check_data(config.data)
@@ -128,6 +135,8 @@ def read_budget(node: Any) -> BudgetConfig:
         if key not in BudgetConfig.__dataclass_fields__:
             raise MmpError(f"budget.{key}: no such key; {nearest(str(key), BudgetConfig.__dataclass_fields__)}")
     budget = BudgetConfig(**node)
+    expected = "a mapping from strategies to global sparsities, such as {p70: 0.9}"
+    _check("budget.strategies", budget.strategies, lambda v: isinstance(v, dict), expected)
     _check_budget(budget)
     return budget
 
@@ -158,11 +167,34 @@ def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
         raise MmpError(f"{key}={value}: no such choice; {nearest(value, known)}")
 
 
+def _numbers(part: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every floating-point number in a configuration with its key."""
+    if isinstance(part, float):
+        yield key, part
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _numbers(getattr(part, field.name), f"{key}.{field.name}".lstrip("."))
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            yield from _numbers(value, f"{key}.{name}")
+    elif isinstance(part, list):
+        for index, value in enumerate(part):
+            yield from _numbers(value, f"{key}[{index}]")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # --- the sections of every configuration ---
+
+
+def _check_nodes(config: TrainConfig) -> None:
+    """Check that every logger and every callback is null or the keys of a class."""
+    for group in ("logger", "callbacks"):
+        for name, node in getattr(config, group).items():
+            expected = "null, or a class and its arguments, as in {_target_: module.Class}"
+            _check(f"{group}.{name}", node, lambda v: v is None or isinstance(v, dict), expected)
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -182,6 +214,7 @@ def _check_data(data: DataConfig) -> None:
     for key in ("batch_size", "eval_batch_size", "classes", "channels", "image_size"):
         if getattr(data, key) is not None:
             _check(f"data.{key}", getattr(data, key), lambda v: v >= 1, "at least 1")
+    _check("data.classes", data.classes, lambda v: v >= 2, "at least 2, since one class leaves nothing to learn")
     _check("data.workers", data.workers, lambda v: v >= 0, "at least 0")
     expected = "null, or arguments of timm's create_transform such as {hflip: 0.5}"
     _check("data.augment", data.augment, lambda v: v is None or isinstance(v, dict), expected)
@@ -210,6 +243,10 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     _check("trainer.devices", trainer.devices, lambda v: v >= 1, "at least 1")
     _check("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, lambda v: v >= 1, "at least 1")
 
+    clip = trainer.gradient_clip_val
+    _check("trainer.gradient_clip_val", clip, lambda v: v is None or v >= 0, "null, or a norm of at least 0")
+    _check("trainer.log_every_n_steps", trainer.log_every_n_steps, lambda v: v >= 1, "at least 1")
+
     def is_limit(value: Any) -> bool:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         return value is None or whole or (isinstance(value, float) and 0 < value <= 1)
@@ -229,6 +266,9 @@ def _check_recipe(key: str, recipe: RecipeConfig, least_epochs: int) -> None:
         expected = f"a whole number, unless {key}.by_step=true lets the rate change within an epoch"
         _check(f"{key}.warmup_epochs", recipe.warmup_epochs, lambda v: float(v).is_integer(), expected)
     _check(f"{key}.layer_decay", recipe.layer_decay, lambda v: v is None or 0 < v <= 1, "null, or a factor in (0, 1]")
+    rates = recipe.min_learning_rate, recipe.learning_rate
+    expected = f"at least 0 and at most {key}.learning_rate={recipe.learning_rate}"
+    _check(f"{key}.min_learning_rate", rates[0], lambda v: 0 <= v <= rates[1], expected)
     _check(f"{key}.label_smoothing", recipe.label_smoothing, lambda v: 0 <= v < 1, "in [0, 1)")
 
 

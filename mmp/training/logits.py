@@ -62,10 +62,8 @@ def _unreadable(config: TrainConfig, reason: str) -> MmpError:
     name, size = config.model.name, config.data.image_size
     for argument, model in _without_one_argument(config.model):
         if _works_on_meta(replace(config, model=model)):
-            return MmpError(
-                f"model.kwargs.{argument}={config.model.kwargs[argument]}: {name} fails with it on images of "
-                f"{size}x{size} ({reason}); leave it out"
-            )
+            setting = f"model.kwargs.{argument}={config.model.kwargs[argument]}"
+            return MmpError(f"{setting}: {name} fails with it ({reason}); leave it out")
     for other in _SIZES:
         if other > (size or 0) and _works_on_meta(_at_size(config, other)):
             return MmpError(

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from places import CONF
 
+from mmp.config.choices import require_names
 from mmp.config.explain import explain
 from mmp.config.schema import BudgetConfig, PlanConfig, PruneConfig, TrainConfig
 from mmp.config.validate import validate
@@ -123,6 +124,22 @@ def test_the_ten_strategies_are_the_ten_of_the_method() -> None:
         ("budget=much", "budget", "much"),
         ("budget.megabytes=0", "budget.megabytes", "0"),
         ("budget.megabytes=few", "budget.megabytes", "few"),
+        ("budget.strategies=-1", "budget.strategies=-1", "{p70: 0.9}"),
+        ("seed=-1", "seed=-1", "4294967295"),
+        ("seed=4294967296", "seed=4294967296", "4294967295"),
+        ("seed=18446744073709551616", "seed=18446744073709551616", "4294967295"),
+        ("data.classes=1", "data.classes=1", "at least 2"),
+        ("finetune.learning_rate=nan", "finetune.learning_rate=nan", "finite"),
+        ("dense.weight_decay=inf", "dense.weight_decay=inf", "finite"),
+        ("+callbacks.early_stopping.min_delta=nan", "callbacks.early_stopping.min_delta=nan", "finite"),
+        ("data.mean=[nan]", "data.mean[0]=nan", "finite"),
+        ("+model.kwargs.drop_rate=-inf", "model.kwargs.drop_rate=-inf", "finite"),
+        ("budget=nan", "budget=nan", "finite"),
+        ("finetune.min_learning_rate=1", "finetune.min_learning_rate=1", "finetune.learning_rate=0.001"),
+        ("dense.min_learning_rate=-1", "dense.min_learning_rate=-1", "at least 0"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1", "at least 0"),
+        ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0", "at least 1"),
+        ("callbacks.best=3", "callbacks.best=3", "_target_"),
         ("+budget.strategies.p70=2", "budget.strategies.p70", "2"),
         ("budget={sparsity: 0.9, megabytes: 5}", "budget.sparsity=0.9", "budget.megabytes=5"),
         ("+budget.megabyte=5", "budget.megabyte", "'megabytes'"),
@@ -176,6 +193,16 @@ def test_a_mistake_is_one_line_that_names_the_key_and_the_nearest(override: str,
     assert "\n" not in line
     for part in parts:
         assert part in line
+
+
+@pytest.mark.parametrize(
+    "override", ["strategy=-1", "reconstruct=null", "+model=1e308", "hydra/launcher=2", "data={}", "schedule=[[1]]"]
+)
+def test_a_config_group_takes_the_name_of_a_choice(override: str) -> None:
+    group = override.lstrip("+").partition("=")[0]
+    with pytest.raises(MmpError, match=f"{group} takes the name of a choice; "):
+        require_names([override])
+    require_names(["strategy=p50", "seed=1", "-m", "strategy=glob(*)", "model=a,b", "strategy=[", "trainer.devices=1"])
 
 
 def test_a_missing_value_is_named_where_it_is_needed() -> None:
