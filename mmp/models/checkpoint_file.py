@@ -31,6 +31,7 @@ _FOREIGN = {
     b"<": "it is a web page; download the file itself",
     b"\x1f\x8b": "it is compressed; unpack it with gunzip or tar",
     b"\x89HDF": "it is an HDF5 file, which Keras and TensorFlow write; convert its weights to safetensors",
+    b"{": "it is a JSON file; name the file of the weights",
     b"GGUF": "it is a GGUF file; convert its weights to safetensors",
 }
 
@@ -68,7 +69,10 @@ def read_groups(path: Path, source: str) -> list[Group]:
     if problem := _problem_of(path):
         raise MmpError(f"{source}: {problem}")
     content = load_tensors(path) if _is_safetensors(path) else _load(path, source)
-    groups = list(_groups_of(content))
+    try:
+        groups = list(_groups_of(content))
+    except RecursionError as error:
+        raise MmpError(f"{source}: cannot be read: an object in it contains itself; {_SAVE}") from error
     if not groups:
         raise MmpError(f"{source}: contains no state_dict of plain tensors; {_SAVE}")
     return groups

@@ -29,7 +29,7 @@ def require_known(name: str) -> None:
     if not timm.is_model(name):
         raise MmpError(f"model.name={name}: timm has no such model; {nearest(name, timm.list_models())}")
     architecture, _, tag = name.partition(".")
-    known = {full.partition(".")[2] for full in get_arch_pretrained_cfgs(name)}
+    known = {full.partition(".")[2] for full in get_arch_pretrained_cfgs(name)} if tag else set()
     if tag and tag not in known:
         way_out = nearest(tag, known - {""}) if known - {""} else f"set model.name={architecture}"
         raise MmpError(f"model.name={name}: timm has no weights {tag!r} for {architecture}; {way_out}")

@@ -63,34 +63,33 @@ def counted(names: list[str]) -> str:
 
 def _fold(parts: Mapping[str, Tensor]) -> tuple[str, Tensor | None]:
     """Return the kind of a reparametrisation and the weight that it stands for, or None if it is not known."""
-    match sorted(parts):
-        case ["mask", "orig"] if parts["mask"].shape == parts["orig"].shape:
+    values = {part: value.float() for part, value in parts.items() if value.is_floating_point() or part == "mask"}
+    match sorted(values):
+        case ["mask", "orig"] if values["mask"].shape == values["orig"].shape:
             return "the masks of torch.nn.utils.prune", parts["orig"] * parts["mask"]
         case ["g", "v"]:
-            return "weight norm", _weight_norm(parts["g"], parts["v"])
+            return "weight norm", _weight_norm(values["g"], values["v"])
         case ["original0", "original1"]:
-            return "weight norm", _weight_norm(parts["original0"], parts["original1"])
+            return "weight norm", _weight_norm(values["original0"], values["original1"])
         case ["orig", "u", "v"]:
-            return "spectral norm", _spectral_norm(parts["orig"], parts["u"], parts["v"])
+            return "spectral norm", _spectral_norm(values["orig"], values["u"], values["v"])
         case ["0._u", "0._v", "original"]:
-            return "spectral norm", _spectral_norm(parts["original"], parts["0._u"], parts["0._v"])
+            return "spectral norm", _spectral_norm(values["original"], values["0._u"], values["0._v"])
     return "", None
 
 
 def _weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:
     """Return length * direction / norm of the direction, for each slice along the dimension that has a length each."""
-    fits = length.ndim == direction.ndim and all(
-        n in (1, m) for n, m in zip(length.shape, direction.shape, strict=True)
-    )
-    if length.ndim and not fits:
+    sizes = list(zip(length.shape, direction.shape, strict=False))
+    if length.ndim and (length.ndim != direction.ndim or any(ours not in (1, size) for ours, size in sizes)):
         return None
-    dims = [dim for dim, size in enumerate(length.shape) if size == 1] if length.ndim else None
-    return direction * (length / torch.linalg.vector_norm(direction, dim=dims, keepdim=bool(dims)))
+    dims = [dim for dim, size in enumerate(length.shape) if size == 1]
+    return direction * (length / torch.linalg.vector_norm(direction, dim=dims or None, keepdim=bool(dims)))
 
 
 def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
     """Return the weight divided by its largest singular value, as estimated by the two stored vectors."""
-    matrices = [weight.movedim(dim, 0).flatten(1) for dim in range(weight.ndim)]
+    matrices = [weight.movedim(dim, 0).flatten(1) for dim in range(weight.ndim) if weight.ndim > 1]
     shape = (left.numel(), right.numel())
-    values = [torch.dot(left, matrix @ right) for matrix in matrices if matrix.shape == shape]
+    values = [left.flatten() @ matrix @ right.flatten() for matrix in matrices if matrix.shape == shape]
     return weight / max(values, key=abs) if values else None

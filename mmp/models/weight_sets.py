@@ -75,7 +75,9 @@ def find_weights(
         return _chosen(fitting or sets, weights_key, source)
     weights = [one for one in sets if not _OF_TRAINING.search(one.key.lower())]
     if not weights:
-        raise MmpError(f"{source}: contains no weights, but the state of a training ({sets[0].key}); save the weights")
+        key = (fitting or sets)[0].key
+        way_out = f"set model.weights_key={key} if it holds the weights" if fitting else "save the weights"
+        raise MmpError(f"{source}: contains no weights, but {key}, the state of a training or masks; {way_out}")
     usable = [one for one in weights if one in fitting]
     taken = [one for one in usable or weights if not _AVERAGED.search(one.key.lower())] or usable or weights
     if not usable:
@@ -94,7 +96,8 @@ def _chosen(sets: Sequence[WeightSet], weights_key: str, source: str) -> WeightS
     if len(within) == 1:
         return within[0]
     keys = [one.key for one in within or sets if one.key]
-    raise MmpError(f"{source}: contains no weights model.weights_key={weights_key}; {nearest(weights_key, keys)}")
+    way_out = nearest(weights_key, keys) if keys else "its weights have no key, so set model.weights_key=null"
+    raise MmpError(f"{source}: contains no weights model.weights_key={weights_key}; {way_out}")
 
 
 def _equal(a: WeightSet, b: WeightSet, names: Collection[str]) -> bool:

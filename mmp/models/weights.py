@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None, weight
     problems = problems_of(found, expected)
     if problems and (converted := converted_by_timm(model, state)):
         state, problems = converted, []
+        found = replace(found, notes=[*found.notes, "older names converted by timm"])
     if problems:
         raise MmpError(f"{source}: {_refusal(model, found, problems, path)}")
     log_use(found, state, expected, path)
@@ -100,7 +102,7 @@ def log_use(found: WeightSet, state: Mapping[str, Tensor], expected: Mapping[str
         if name in expected and value.dtype != expected[name].dtype
     }
     notes += [f"converted from {before} to {after}" for before, after in sorted(changed, key=str)]
-    if any(name not in state for name in expected):
+    if any(name.endswith(COUNTER) and name not in state for name in expected):
         notes.append(f"filled {COUNTER}")
     if notes:
         log.info("%s: %s", path, "; ".join(notes))

@@ -143,6 +143,7 @@ def content_of(kind: str, whole: Path) -> bytes:
         "zip": zip_of("weights/layer.h5"),
         "torchscript": zip_of("model/constants.pkl"),
         "pickle": pickle.dumps({"conv1.weight": [1.0, 2.0]}),
+        "json": b'{"metadata": {}, "weight_map": {}}',
         "hdf5": b"\x89HDF\r\n\x1a\n",
         "safetensors": b"\x10\x00\x00\x00\x00\x00\x00\x00" + b'{"a": {"dtype": ' + b"\x00" * 40,
         "no tensors": saved({"epoch": 3}, whole.with_name("none.pth")).read_bytes(),
@@ -165,6 +166,7 @@ def content_of(kind: str, whole: Path) -> bytes:
         ("zip", "it is a zip archive of other files; unpack it"),
         ("torchscript", "it is a TorchScript archive; save its weights with torch.save(torch.jit.load('x.pth')"),
         ("pickle", "cannot be read: "),
+        ("json", "it is a JSON file; name the file of the weights"),
         ("hdf5", "it is an HDF5 file"),
         ("safetensors", "not a readable safetensors file"),
         ("no tensors", "contains no state_dict of plain tensors; save the weights alone"),
@@ -193,3 +195,10 @@ def test_a_torchscript_archive_is_refused_with_the_line_that_converts_it(tmp_pat
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "x.pt")
     with pytest.raises(MmpError, match=r"TorchScript archive; save its weights with torch\.save\(torch\.jit\.load"):
         read_groups(tmp_path / "x.pt", "x")
+
+
+def test_an_object_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    endless = Averager(0.9)
+    endless.__dict__ = {"_parameters": {}, "_buffers": {}, "_modules": {"self": endless}}
+    with pytest.raises(MmpError, match=r"cannot be read: an object in it contains itself"):
+        read_groups(saved({"net": endless}, tmp_path / "x.pth"), "x")

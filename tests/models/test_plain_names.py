@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -67,3 +68,18 @@ def test_a_networks_own_names_and_unknown_pairs_stay() -> None:
     assert plain(mismatch, {"a.weight"}) == (mismatch, [])
     lone = {"a.weight_g": torch.ones(2)}
     assert plain(lone, {"a.weight"}) == (lone, [])
+
+
+def test_pairs_of_any_type_and_shape_raise_no_error() -> None:
+    values = [
+        torch.ones(2, dtype=torch.int64),
+        torch.ones(3, 2),
+        torch.tensor(2.0),
+        torch.ones(2, 3).half(),
+        torch.ones(0),
+    ]
+    for left, right, other in itertools.product(values, repeat=3):
+        for names in (("g", "v", "x"), ("orig", "mask", "x"), ("orig", "u", "v")):
+            tensors = {f"a.weight_{name}": value for name, value in zip(names, (left, right, other), strict=True)}
+            kept, _ = plain(tensors, {"a.weight"})
+            assert kept

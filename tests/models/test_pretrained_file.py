@@ -40,6 +40,18 @@ def test_a_last_layer_of_the_right_size_is_kept(classes: int, wrap: Any, tmp_pat
     assert all(torch.equal(value, state[name]) for name, value in loaded.items())
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "vgg11_bn_small"])
+def test_every_last_layer_of_a_model_is_kept_or_dropped(name: str, tmp_path: Path) -> None:
+    state = timm.create_model(name, num_classes=5).state_dict()
+    torch.save({"model": state}, tmp_path / "x.pth")
+    for classes in (5, 4):
+        config = ModelConfig(name=name, num_classes=classes, pretrained_file=str(tmp_path / "x.pth"))
+        loaded = build_model(config).state_dict()
+        fits = {key: value.shape == state[key].shape for key, value in loaded.items()}
+        assert all(fits.values()) == (classes == 5)
+        assert all(torch.equal(value, state[key]) for key, value in loaded.items() if fits[key])
+
+
 def test_without_a_number_of_classes_the_model_has_that_of_timm(tmp_path: Path) -> None:
     state = state_of(1000)
     assert torch.equal(built(state, tmp_path / "x.pth", None)["fc.weight"], state["fc.weight"])

@@ -144,10 +144,20 @@ def test_several_weights_without_a_key_are_refused_unless_they_are_equal(tmp_pat
 def test_states_of_a_training_are_never_taken(tmp_path: Path) -> None:
     state, path = network().state_dict(), tmp_path / "x.pth"
     for content in ({"optimizer": of_training(state)}, {"exp_avg": state}, {"masks": state}, {"optim": {"ema": state}}):
-        with pytest.raises(MmpError, match="contains no weights, but the state of a training"):
+        with pytest.raises(MmpError, match=r"contains no weights, but .* the state of a training"):
             loaded(content, path)
     with pytest.raises(MmpError, match=r"not a checkpoint of this model \(missing 0\.0\.weight; "):
         loaded({"optimizer": of_training(state), "model": {"other.weight": torch.ones(2)}}, path)
+
+
+def test_a_key_that_the_file_lacks_names_those_that_it_has(tmp_path: Path) -> None:
+    state, path = network().state_dict(), tmp_path / "x.pth"
+    with pytest.raises(MmpError, match=r"no weights model\.weights_key=ema; its weights have no key, so set"):
+        loaded(state, path, "ema")
+    momentum = {"momentum": state}
+    with pytest.raises(MmpError, match=r"set model\.weights_key=momentum if it holds the weights"):
+        loaded(momentum, path)
+    assert torch.equal(loaded(momentum, path, "momentum")["1.weight"], state["1.weight"])
 
 
 def test_a_tensor_within_the_network_is_an_error_and_one_beside_it_is_logged(
@@ -233,10 +243,14 @@ def old_convnext(state: State) -> State:
 
 
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": under("module.", state)}])
-def test_older_names_are_converted_by_timm(wrap: Callable[[State], Any], tmp_path: Path) -> None:
+def test_older_names_are_converted_by_timm(
+    wrap: Callable[[State], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     options = {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8], "num_classes": 3, "in_chans": 1}
     state = timm.create_model("convnext_atto", conv_mlp=False, **options).state_dict()
     torch.save(wrap(old_convnext(state)), tmp_path / "x.pth")
     model = timm.create_model("convnext_atto", conv_mlp=False, **options)
     load_weights(model, tmp_path / "x.pth")
     assert_equal(model, state)
+    assert "older names converted by timm" in caplog.text
