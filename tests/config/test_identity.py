@@ -56,6 +56,15 @@ def test_a_checkpoint_counts_by_its_contents(tmp_path: Path) -> None:
     assert names[0] != names[1] == names[2]
 
 
+def test_the_weights_that_are_taken_from_a_checkpoint_count(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"one")
+    names = [run_name(composed(f"model.checkpoint={path}", f"model.weights_key={key}")) for key in ("null", "a", "b")]
+    assert len(set(names)) == 3
+    assert names[0] == run_name(composed(f"model.checkpoint={path}"))
+    assert "weights_key" not in identity(settings_of(composed()))["model"]
+
+
 @pytest.mark.parametrize("key", ["model.checkpoint", "model.pretrained_file"])
 def test_weights_that_are_replaced_count_although_size_and_time_stay(key: str, tmp_path: Path) -> None:
     path, other = tmp_path / "weights.safetensors", tmp_path / "other.safetensors"
