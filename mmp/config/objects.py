@@ -40,6 +40,11 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
             f"{key}._target_={address}: cannot be imported ({error}); correct the address of the class, or put its "
             "module into the working folder"
         ) from error
+    except Exception as error:  # the module of a user can raise any exception while it is imported
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise MmpError(
+            f"{key}._target_={address}: its module fails while it is imported ({reason}); correct the module"
+        ) from error
     if not callable(target):
         raise MmpError(f"{key}._target_={address}: is no class; write module.Class")
     arguments = {name: value for name, value in node.items() if name != "_target_"}
