@@ -66,7 +66,7 @@ class DataConfig:
     Attributes:
         name: Name of the data set.
         reader: A key of ``mmp.data.readers.READERS``.
-        root: Folder of the files.
+        root: Folder of the files; like every path here, it may begin with ``~``.
         download: Whether to download files that are missing.
         classes: Number of classes.
         channels: Number of channels; for image files, 1 is grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
@@ -81,7 +81,8 @@ class DataConfig:
         augment: Arguments of ``timm.data.create_transform`` for training images; null switches augmentation off.
         augment_batches: Whether images in memory are augmented a batch at a time, if all of ``augment`` can be.
         in_memory: Whether image files are read once, resized to the model's input, and augmented from there.
-        validation: Fraction of the training images that form the validation split.
+        validation: Fraction of the training images that form the validation split, if the data set has no official
+            validation set.
         calibration: Fraction of the training images that form the calibration split.
         test: Fraction of all images that form the test split, if the data set has no official test set.
         batch_size: Images in a training batch.

@@ -1,8 +1,9 @@
 """Data: real images in four splits that never overlap - train, validation, calibration, test.
 
-A reader (``mmp.data.readers``) returns training images and, where the data set has one, its official test set. The
-splits are made here, stratified by class and by the seed of the run, except for the test split, which is the same for
-every seed so that results can be compared. A new data set is a reader and a YAML file in ``conf/data``.
+A reader (``mmp.data.readers``) returns training images and, where the data set has them, its official validation and
+test sets. The other splits are made here, stratified by class and by the seed of the run, except for the test split,
+which is the same for every seed so that results can be compared. A new data set is a reader and a YAML file in
+``conf/data``.
 """
 
 from __future__ import annotations
