@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmp.errors import MmpError, nearest
 from mmp.models.checkpoint_file import Group, read_groups
 from mmp.models.plain_names import counted, plain
 
-_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|teacher|target|shadow)(?![a-z])|averag|emamodel")
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|teacher|target|shadow|polyak)(?![a-z])|averag|emamodel")
 _OF_TRAINING = re.compile(r"optim|(?<![a-z])(momentum|exp_avg|square_avg|grad|masks?(?![a-z]))")  # named like weights
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it
 
@@ -79,13 +79,12 @@ def find_weights(
         way_out = f"set model.weights_key={key} if it holds the weights" if fitting else "save the weights"
         raise MmpError(f"{source}: contains no weights, but {key}, the state of a training or masks; {way_out}")
     usable = [one for one in weights if one in fitting]
-    taken = [one for one in usable or weights if not _AVERAGED.search(one.key.lower())] or usable or weights
-    if not usable:
-        return max(taken, key=lambda one: len(one.tensors.keys() & expected.keys()))
-    if not all(_equal(one, taken[0], expected) for one in taken):
-        keys = " or ".join(f"model.weights_key={one.key}" for one in taken)
+    candidates = [one for one in usable or weights if not _AVERAGED.search(one.key.lower())] or usable or weights
+    taken = max(candidates, key=lambda one: (len(one.tensors.keys() & expected.keys()), len(one.tensors)))
+    if usable and not all(_equal(one, taken, expected) for one in candidates):
+        keys = " or ".join(f"model.weights_key={one.key}" for one in candidates)
         raise MmpError(f"{source}: contains several weights of this model; set {keys}")
-    return _with_note_of_others(taken[0], [one for one in usable if one not in taken])
+    return _with_note_of_others(taken, [one for one in usable if one not in candidates])
 
 
 def _chosen(sets: Sequence[WeightSet], weights_key: str, source: str) -> WeightSet:
@@ -108,7 +107,7 @@ def _equal(a: WeightSet, b: WeightSet, names: Collection[str]) -> bool:
 def _with_note_of_others(taken: WeightSet, others: Sequence[WeightSet]) -> WeightSet:
     keys = " or ".join(f"model.weights_key={one.key}" for one in others)
     notes = [f"averaged weights are there, too: {keys} takes them"] if others else []
-    return WeightSet(taken.key, taken.tensors, taken.others, [*taken.notes, *notes])
+    return replace(taken, notes=[*taken.notes, *notes])
 
 
 def _sets_of(group: Group, expected: Collection[str]) -> Iterator[WeightSet]:
@@ -120,11 +119,15 @@ def _sets_of(group: Group, expected: Collection[str]) -> Iterator[WeightSet]:
         parts = name.split(".")
         counts.update(".".join([*parts[:at], ""]) for at in range(len(parts)) if ".".join(parts[at:]) in expected)
     most = max(counts.values(), default=0)
-    for prefix in [prefix for prefix, count in counts.items() if 2 * count > most] or [""]:
-        outside = [name for name in tensors if not name.startswith(prefix)]
+    prefixes = [prefix for prefix, count in counts.items() if 2 * count > most] or [""]
+    for prefix in prefixes:
+        longer = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        own = _below(prefix, tensors)
+        copies = {name for name in own if longer and (prefix + name).startswith(longer) and name not in expected}
+        outside = [name for name in tensors if not name.startswith(prefix) or name.removeprefix(prefix) in copies]
         yield WeightSet(
             f"{group.key}.{prefix}".strip("."),
-            _below(prefix, tensors),
+            {name: value for name, value in own.items() if name not in copies},
             _below(prefix, {n: _kind(v) for n, v in group.entries.items() if n not in read}),
             [*notes, f"ignored {counted(outside)}"] if outside else notes,
         )

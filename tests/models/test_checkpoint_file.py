@@ -80,6 +80,19 @@ def test_weights_are_read_beside_objects_of_any_class(name: str, options: dict[s
     assert not any(value.requires_grad for value in groups["state_dict"].values())
 
 
+@pytest.mark.parametrize("name", ["namespace", "bytes"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_of_a_gpu_are_read_without_one(
+    legacy: bool, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.serialization.location_tag", lambda storage: "cuda:3")
+    content = {"state_dict": {"weight": torch.ones(2)}, "beside": OBJECTS[name]}
+    path = saved(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    assert b"cuda:3" in path.read_bytes()
+    (group,) = read_groups(path, "x")
+    assert group.tensors["weight"].device.type == "cpu"
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_network_that_was_saved_whole_has_the_names_of_its_state_dict(legacy: bool, tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ModuleList([nn.Linear(2, 2)]))

@@ -103,6 +103,12 @@ def test_a_key_chooses_the_averaged_weights(tmp_path: Path) -> None:
     assert torch.equal(loaded["fc.weight"], ema["fc.weight"])
 
 
+def test_weights_with_a_last_layer_go_before_those_without(tmp_path: Path) -> None:
+    state = state_of(10)
+    content = {"backbone": {k: v for k, v in state.items() if not k.startswith("fc")}, "model": state}
+    assert torch.equal(built(content, tmp_path / "x.pth", 10)["fc.weight"], state["fc.weight"])
+
+
 def test_a_new_last_layer_depends_on_the_seed_alone(tmp_path: Path) -> None:
     heads = []
     for content in (state_of(1000), {k: v for k, v in state_of(10).items() if not k.startswith("fc")}):

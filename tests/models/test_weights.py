@@ -82,6 +82,8 @@ FILES: dict[str, Callable[[State], Any]] = {
     "tuple": lambda state: (3, state),
     "whole network": lambda state: {"model": loaded_network(state)},
     "a short module name before": lambda state: under("0.", state),
+    "copy within": lambda state: {**state, **under("ema.", halved(state))},
+    "part first": lambda state: {"part": {"0.0.weight": state["0.0.weight"]}, "model": under("x.", state)},
 }  # fmt: skip
 
 
@@ -242,7 +244,14 @@ def old_convnext(state: State) -> State:
     return renamed
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": under("module.", state)}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": under("module.", state)},
+        lambda state: {"loss": {"weights": torch.ones(2)}, "model_ema": halved(state), "model": state},
+    ],
+)
 def test_older_names_are_converted_by_timm(
     wrap: Callable[[State], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
