@@ -35,6 +35,7 @@ from mmp.pruning.calibration_images import CalibrationImages, Images, Labels
 from mmp.pruning.calibration_statistics import Loss, collect
 from mmp.pruning.criteria import UNLIMITED, Criterion, observe, ranked_sparsities, weights_to_prune
 from mmp.pruning.criteria import criterion as criterion_of
+from mmp.pruning.emptied import warn_of_emptied
 from mmp.pruning.layers.checks import checked_layers
 from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.layer import Layer, groups_of
@@ -239,7 +240,7 @@ def _prune_by(
         table=f"budget {limit}" if target else f"as many weights as strategy {chosen.name}, {plan.table}",
         rules=None,
     )
-    return dense.results(by_criterion, None, scores)
+    return dense.results(by_criterion, None, scores, ranking)
 
 
 @dataclass(frozen=True)
@@ -341,10 +342,12 @@ class _Dense:
         return score(scorer, weights, statistics, normalised)
 
     def results(
-        self, plan: Plan, signal: str | None, scores: Mapping[str, Tensor]
+        self, plan: Plan, signal: str | None, scores: Mapping[str, Tensor], baseline: Criterion | None = None
     ) -> Iterator[tuple[str, PruneResult]]:
         """Make all masks now, and yield the model under each of them later."""
         grid = make_grid(scores, plan.sparsities, plan.pattern, groups=groups_of(plan.layers))
+        for strategy, masks in grid.items():
+            warn_of_emptied(masks, strategy, baseline)
         return self._under(grid, plan, signal)
 
     def _under(self, grid: Mapping[str, Masks], plan: Plan, signal: str | None) -> Iterator[tuple[str, PruneResult]]:

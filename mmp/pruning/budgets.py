@@ -71,13 +71,14 @@ class Target:
     sizes: Sizes
     megabytes: float | None = None
 
-    def require_within(self, least: float, most: float, subject: str) -> None:
+    def require_within(self, least: float, most: float, subject: str, reasons: str = "") -> None:
         """Raise if the target is outside the global sparsities that can be reached.
 
         Args:
             least: The lowest global sparsity that can be reached.
             most: The highest.
             subject: Start of the phrase that names these limits, such as ``strategy p50 can be shifted``.
+            reasons: What sets the limits, in words.
 
         Raises:
             MmpError: if the target is outside [least, most]; the message states the limits in the budget's own unit.
@@ -89,8 +90,9 @@ class Target:
             low, high = (self.sizes.sparse(round(share * self.sizes.weights)) / MEGABYTE for share in (most, least))
             key = f"budget.megabytes={self.megabytes:g}"
             dense = f"the dense model has {self.sizes.dense / MEGABYTE:.3f} MB"
-            limits = f"sizes from {inwards(low, high, 3)} MB ({dense})"
-        raise MmpError(f"{key} is out of reach: {subject} to {limits}")
+            others = f"tensors other than weights {(self.sizes.others + self.sizes.masks) / MEGABYTE:.3f} MB"
+            limits = f"sizes from {inwards(low, high, 3)} MB ({dense}, masks and {others})"
+        raise MmpError(f"{key} is out of reach: {subject} to {limits}{reasons and f'; {reasons}'}")
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,10 @@ class Shift:
         """
         if target is None:
             return {layer.name: self.pattern.whole(layer, sparsities[layer.name]) for layer in self.layers}
-        target.require_within(*self.reachable(sparsities), f"{subject} can be shifted")
+        least, most = self.reachable(sparsities)
+        inside = least <= target.sparsity <= most
+        reasons = "" if inside else self.limits(sparsities, upwards=target.sparsity > most)
+        target.require_within(least, most, f"{subject} can be shifted", reasons)
         return self.whole_weights(self.meet(sparsities, target.sparsity))
 
     def reachable(self, sparsities: Mapping[str, float]) -> tuple[float, float]:
@@ -140,6 +145,31 @@ class Shift:
         least = {name: s if name in self.fixed else floors[name] for name, s in sparsities.items()}
         most = {name: s if name in self.fixed else max(s, self.ceiling) for name, s in sparsities.items()}
         return global_sparsity(self.layers, least), global_sparsity(self.layers, most)
+
+    def limits(self, sparsities: Mapping[str, float], upwards: bool) -> str:
+        """Return the rules that limit the global sparsity of a common offset, with their weights, the strictest first.
+
+        Args:
+            sparsities: Sparsity of every layer, by name.
+            upwards: Whether to name what limits a higher sparsity, or a lower one.
+        """
+        verb, shares = "prunes", self._floors(sparsities)
+        others = f"pattern={self.pattern}"
+        if upwards:
+            verb, shares = "keeps", {name: 1 - max(s, self.ceiling) for name, s in sparsities.items()}
+            others = f"the ceiling of {100 * self.ceiling:g} %"
+            others += " (ranges.constraints.ceiling)" if self.ceiling < BUDGET_CEILING else ""
+        shares |= {name: 1 - sparsities[name] if upwards else sparsities[name] for name in self.fixed}
+        small = "the rule for small layers (ranges.constraints.small_below=0 turns it off)"
+        counts = {small: list[float](), others: list[float]()}
+        for layer in self.layers:
+            counts[small if layer.name in self.fixed else others].append(layer.size * shares[layer.name])
+        held = sorted(((round(sum(found)), len(found), rule) for rule, found in counts.items()), reverse=True)
+        return ", ".join(
+            f"{rule} {verb} {weights:,} weights of {layers} layer{'s' * (layers > 1)}"
+            for weights, layers, rule in held
+            if weights
+        )
 
     def meet(self, sparsities: Mapping[str, float], target: float) -> dict[str, float]:
         """Shift every layer by one common offset so that the global sparsity is ``target``.
@@ -161,7 +191,7 @@ class Shift:
         if not least - _ROUNDING <= target <= most + _ROUNDING:
             raise MmpError(
                 f"budget={target:g} is out of reach: this model's layers can be shifted to global sparsities from "
-                f"{inwards(least, most)}"
+                f"{inwards(least, most)}; {self.limits(sparsities, upwards=target > most)}"
             )
         size = np.array([layer.size for layer in self.layers], dtype=float)
         start = np.array([sparsities[layer.name] for layer in self.layers])

@@ -93,7 +93,7 @@ class Mag(Criterion):
 
 
 @dataclass(frozen=True)
-class _Divided(Mag):
+class Divided(Mag):
     """Magnitude within each layer; the criterion sets every layer's sparsity without looking at the scores."""
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class _Divided(Mag):
 
 
 @dataclass(frozen=True)
-class Uniform(_Divided):
+class Uniform(Divided):
     """Magnitude within each layer, all layers equally sparse (Zhu and Gupta 2017, arXiv 1710.01878)."""
 
     name: ClassVar[str] = "uniform"
@@ -117,7 +117,7 @@ class Uniform(_Divided):
 
 
 @dataclass(frozen=True)
-class Erk(_Divided):
+class Erk(Divided):
     """Magnitude within each layer, with Erdos-Renyi-Kernel densities (RigL, Evci et al. 2020, arXiv 1911.11134).
 
     The density of a layer is proportional to the sum of its weight's dimensions divided by their product, so large

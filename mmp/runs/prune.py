@@ -25,6 +25,7 @@ from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.timm_models import build_skeleton, fill_input
 from mmp.pruning.criteria import criterion
+from mmp.pruning.emptied import warn_of_emptied
 from mmp.pruning.layers.coverage import coverage
 from mmp.pruning.layers.layer import Layer, groups_of
 from mmp.pruning.layers.prunable import find_layers, prunable_parameters
@@ -236,7 +237,8 @@ class Pruning:
     def mask(self) -> None:
         """Make the masks, and a copy of the dense model pruned by them."""
         with self.watch("masks"):
-            self.masks = self._masks_at(self.allocation.sparsities)
+            self.masks, allocator = self._masks_at(self.allocation.sparsities), self.job.allocator
+            warn_of_emptied(self.masks, allocator.strategy.name, allocator.baseline, allocator.ranking)
             pruned = self.models["pruned"] = copy.deepcopy(self.models["dense"])
             MaskEnforcer(prunable_parameters(pruned, self.layers)).set(self.masks)
             _log_pattern(self.masks, self.pattern, groups_of(self.layers))
