@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from mmp.data.endings import counted, ending_of
-from mmp.data.walk import entries_of, require_target, unreadable
+from mmp.data.walk import entries_of, is_folder, require_target, unreadable
 from mmp.errors import MmpError, listed, nearest
 from mmp.files import as_text
 
@@ -35,7 +35,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     """
     _require_root(root)
     entries = entries_of(root)
-    folders = [entry.name for entry in entries if entry.is_dir()]
+    folders = [entry.name for entry in entries if is_folder(entry)]
     found = {split: root / name for split in NAMES if (name := _folder_of(split, root, entries))}
     if not found:
         return {"train": _unsplit(root, folders, entries)}
@@ -55,7 +55,7 @@ def _folder_of(split: str, root: Path, entries: list[os.DirEntry[str]]) -> str |
     for entry in entries:
         if entry.name.lower() in NAMES[split]:
             require_target(entry)
-            candidates += [entry.name] * entry.is_dir()
+            candidates += [entry.name] * is_folder(entry)
     if len(candidates) > 1:
         raise MmpError(
             f"{root}: the folders {' and '.join(candidates)} can both be the {split} split; rename or merge them"
@@ -76,7 +76,7 @@ def _unsplit(root: Path, folders: list[str], entries: list[os.DirEntry[str]]) ->
         raise MmpError(f"{root}: no folder train and no class folders ({found}); {arrange}")
     for below in (root / name for name in folders):
         for entry in entries_of(below):
-            if entry.name.lower() in NAMES["train"] and entry.is_dir():
+            if entry.name.lower() in NAMES["train"] and is_folder(entry):
                 raise MmpError(f"{root}: no folder train, but {entry.path}; set data.root={below}, or {arrange}")
     shown, count = as_text(root), len(folders)
     log.info("%s: no folder train, so its %d folders are the classes of the training images", shown, count)
@@ -100,12 +100,12 @@ def _require_root(root: Path) -> None:
         if root.is_dir():
             return
         exists = root.exists()
+        missing = next(path for path in (root, *root.parents) if path.parent.is_dir())
     except OSError as error:
         raise unreadable(root, error) from error
     if exists:
         way_out = "unpack it, and name the folder" if PACKED.fullmatch(root.name) else "name the folder of the images"
         raise MmpError(f"data.root={root}: a file, not a folder; {way_out}")
-    missing = next(path for path in (root, *root.parents) if path.parent.is_dir())
-    names = [entry.name for entry in entries_of(missing.parent) if entry.is_dir()]
+    names = [entry.name for entry in entries_of(missing.parent) if is_folder(entry)]
     hint = nearest(missing.name, names) if names else "there are no folders"
     raise MmpError(f"data.root={root}: no such folder; in {missing.parent.absolute()}: {hint}")

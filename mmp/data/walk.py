@@ -36,14 +36,28 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def require_target(entry: os.DirEntry[str]) -> None:
-    """Check that an entry is no link to nowhere.
+    """Check that an entry is no link to nowhere, to itself or to what may not be read.
 
     Raises:
         MmpError: if it is.
     """
-    if entry.is_symlink() and not (path := Path(entry.path)).exists():
-        target = path.readlink()
-        raise MmpError(f"{path}: the link to {target} leads nowhere; restore its target, or remove the link")
+    if entry.is_symlink():
+        path = Path(entry.path)
+        try:
+            path.stat()
+        except OSError as error:
+            raise MmpError(
+                f"{path}: the link to {path.readlink()} leads nowhere ({error.strerror}); restore the target or remove "
+                "the link"
+            ) from error
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link that cannot be followed is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def unreadable(path: Path, error: OSError) -> MmpError:
@@ -91,14 +105,14 @@ class Walk:
         found: list[tuple[str, str]] = []  # folder and name
         image_links: list[tuple[str, str]] = []
         folders, folder_links = [str(self._folder / name)], list[str]()
-        seen: dict[str, str] = dict.fromkeys(self._above, "")
+        seen = set(self._above)
         while folders or folder_links:  # links last, so that an image keeps its own path if it has one
             folder = folders.pop() if folders else folder_links.pop()
             real = os.path.realpath(folder)
             if real in seen:
                 self._again.append(folder)
                 continue
-            seen[real] = folder
+            seen.add(real)
             for entry in self._entries(Path(folder)):
                 linked = entry.is_symlink()
                 if entry.is_dir():

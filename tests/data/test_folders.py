@@ -308,15 +308,26 @@ def test_a_link_to_nowhere_is_named(where: str, tmp_path: Path) -> None:
     if where != "train":
         two_classes(tmp_path / "train", "a/sub/2.png")
     (tmp_path / where).symlink_to(tmp_path / "gone")
-    with pytest.raises(MmpError, match=f"{where}: the link to .*gone leads nowhere; restore"):
+    with pytest.raises(MmpError, match=f"{where}: the link to .*gone leads nowhere .*; restore the target or remove"):
         training_folders(split_folders(tmp_path)["train"], 2)
 
 
-def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
-    two_classes(tmp_path)
-    (tmp_path / "a" / "x.png").symlink_to("x.png")
-    with pytest.raises(MmpError, match=r"x\.png: the link to x\.png leads nowhere"):
-        training_folders(tmp_path, 2)
+@pytest.mark.parametrize("where", ["train", "val", "train/c", "train/a/x.png", "train/a/x"])
+def test_a_link_to_itself_is_named(where: str, tmp_path: Path) -> None:
+    if where != "train":
+        two_classes(tmp_path / "train")
+    link = tmp_path / where
+    link.symlink_to(link.name)
+    with pytest.raises(MmpError, match=rf"{where}: the link to {link.name} leads nowhere \(Too many levels"):
+        training_folders(split_folders(tmp_path)["train"], 2)
+
+
+def test_links_beside_the_splits_may_lead_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    two_classes(tmp_path / "train")
+    (tmp_path / "latest").symlink_to("latest")
+    (tmp_path / "backup").symlink_to(tmp_path / "gone")
+    assert split_folders(tmp_path) == {"train": tmp_path / "train"}
+    assert not caplog.records
 
 
 # --- names that are not UTF-8 ---
