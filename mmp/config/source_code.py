@@ -18,16 +18,16 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 from mmp.files import Stamp, stamp_of
 
-# A new version of these packages changes no hash, just as a new version of this project does not.
+# This project and packages that it builds on. A new version of them changes no hash.
 _FRAMEWORKS = frozenset(
-    {"torch", "torchvision", "timm", "pytorch_lightning", "lightning_fabric", "torchmetrics", "numpy", "scipy"}
-    | {"sklearn", "hydra", "omegaconf", "mmp", "hydra_plugins"}
+    {"mmp", "hydra_plugins", "torch", "torchvision", "timm", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
+    | {"numpy", "scipy", "sklearn", "PIL", "safetensors", "hydra", "omegaconf", "yaml"}
 )
 # The modules of callbacks/ that this project has. Users add their own beside them.
 OWN_CALLBACKS = frozenset({"averaging", "multirun", "progress", "pruning", "requeue", "selection"})
@@ -37,9 +37,10 @@ def source_digest(address: str) -> str | None:
     """Return a hash of the code that a ``_target_`` names: its module and, transitively, the modules that this imports.
 
     The hash holds names of modules and contents of files, but no paths, so a copy in another folder has the same one.
-    Any edit of a file changes it, also of a comment. Of an installed package, the version counts. Imports are
-    followed wherever they are written, also in functions, and so are ``importlib.import_module`` and ``__import__``
-    with a literal name. Names that are computed, and data files that the code reads, are not followed.
+    Any edit of a file changes it, also of a comment. Of an installed package, the version counts, and the hashes that
+    its installer has recorded. Imports are followed wherever they are written, also in functions, and so are
+    ``importlib.import_module`` and ``__import__`` with a literal name. Names that are computed, and data files that the
+    code reads, are not followed.
 
     Python keeps a module in memory from its first import on. So does this function: of a module that is imported, it
     keeps the contents that the file had before the import, which is the code that runs.
@@ -176,7 +177,7 @@ def _source_of(name: str) -> _Source | None:
     if place.file is None or name == "callbacks":
         return _Source(followed=place.folders is not None) if place.specified else _WITHOUT_FILE
     folder = place.file.parents[name.count(".") + (place.folders is not None)]
-    number = _version(top) if _is_installed(folder) else ""
+    number = _version(top, folder) if _is_installed(folder) else ""
     if number or _is_standard(folder):
         return _Source(number, followed=False)
     return _source_in(place.file, place.loader, name, place.folders is not None)
@@ -247,10 +248,32 @@ def _is_standard(folder: Path) -> bool:
 
 
 @functools.cache
-def _version(top: str) -> str:
-    """Return the versions of the distributions that contain a package, empty if there is none."""
+def _version(top: str, folder: Path) -> str:
+    """Return the versions of the distributions that contain a package, empty if there is none.
+
+    With them go the hashes that an installer has recorded, since an own package is often installed again under the same
+    version.
+
+    Args:
+        top: The name of the package.
+        folder: The folder in which it is installed.
+    """
     try:
-        return f"{top}=={version(top)}"
-    except PackageNotFoundError:
-        found = sorted(set(packages_distributions().get(top, ())))
-        return ", ".join(f"{name}=={version(name)}" for name in found)
+        found = [distribution(top)]
+    except PackageNotFoundError:  # importlib.metadata.packages_distributions needs seconds
+        found = [
+            Distribution.at(record.parent) for record in sorted(folder.glob("*.dist-info/RECORD")) if _has(record, top)
+        ]
+    return ", ".join(f"{one.name}=={one.version} {_recorded(one)}" for one in found)
+
+
+def _has(record: Path, top: str) -> bool:
+    """Return whether a list of installed files has files of a package."""
+    text = "\n" + record.read_text(encoding="utf-8", errors="replace")
+    return f"\n{top}/" in text or f"\n{top}." in text
+
+
+def _recorded(installed: Distribution) -> str:
+    """Return a hash of the recorded hashes of a distribution's Python files, the same for all platforms."""
+    files = [(str(file), file.hash.value) for file in installed.files or () if file.suffix == ".py" and file.hash]
+    return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()

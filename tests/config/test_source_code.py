@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import py_compile
+import shutil
 import sys
 import types
 import zipfile
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -205,29 +208,53 @@ def test_a_users_file_beside_our_callbacks_counts(monkeypatch: pytest.MonkeyPatc
     assert changes("callbacks.own.Mine", folder, "more/own.py")
 
 
-def install(folder: Path, version: str) -> None:
+def install(folder: Path, name: str, version: str, content: str = "sha256=a") -> None:
     write(folder, {"site-packages/theirs/__init__.py": CLASS, "site-packages/theirs/part.py": "x = 1\n"})
     for old in (folder / "site-packages").glob("*.dist-info"):
-        (old / "METADATA").unlink()
-        old.rmdir()
-    write(folder, {f"site-packages/theirs-{version}.dist-info/METADATA": f"Name: theirs\nVersion: {version}\n"})
+        shutil.rmtree(old)
+    info = f"site-packages/{name}-{version}.dist-info"
+    write(folder, {f"{info}/METADATA": f"Name: {name}\nVersion: {version}\n"})
+    write(folder, {f"{info}/RECORD": f"theirs/part.py,{content},6\ntheirs/fast.so,sha256={folder.name},9\n"})
     source_code._version.cache_clear()
     source_code._is_installed.cache_clear()
 
 
+@pytest.mark.parametrize("distribution", ["theirs", "py-theirs"])
 @pytest.mark.parametrize("address", ["theirs.Mine", "mine.Mine"])
 def test_an_installed_package_counts_by_its_version(
-    address: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, distribution: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(folder / "site-packages"))
     write(folder, {"mine.py": f"import theirs.part, torch\n{CLASS}"})
-    install(folder, "1.0")
+    install(folder, distribution, "1.0")
     before = source_digest(address)
     assert not changes(address, folder, "site-packages/theirs/__init__.py")
-    install(folder, "1.1")
+    install(folder, distribution, "1.1")
     assert source_digest(address) != before
-    install(folder, "1.0")
+    install(folder, distribution, "1.0", "sha256=b")  # an own package, installed again after an edit
+    assert source_digest(address) != before
+    install(folder, distribution, "1.0")
     assert source_digest(address) == before
+
+
+def test_an_editable_package_counts_by_its_contents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, {"checkout/src/editable/__init__.py": CLASS, "checkout/src/editable/part.py": "x = 1\n"})
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+            place = folder / "checkout" / "src" / "editable"
+            locations = [str(place)]
+            file = place / "__init__.py"
+            if name != "editable":
+                return None
+            return spec_from_file_location(name, file, submodule_search_locations=locations)
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    write(folder, {"mine.py": f"from editable import part\n{CLASS}"})
+    for address in ("editable.Mine", "mine.Mine"):
+        assert changes(address, folder, "checkout/src/editable/__init__.py")
+    assert changes("mine.Mine", folder, "checkout/src/editable/part.py")
 
 
 def test_a_file_that_nobody_installed_counts_by_its_contents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
