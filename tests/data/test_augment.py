@@ -234,8 +234,9 @@ def test_runs_augmented_in_batches_and_one_by_one_have_different_identities(conf
     one_by_one = settings("+data.augment={hflip: 0.5}", "data.augment_batches=false")
     assert settings("data.augment_batches=false") == plain
     # These keys are absent while they have no effect, so the hashes of older results stay valid.
-    assert not {"augment_batches", "in_memory"} & {**plain["data"], **one_by_one["data"]}.keys()
+    assert not {"augment_batches", "in_memory", "background"} & {**plain["data"], **one_by_one["data"]}.keys()
     assert settings("data.in_memory=true")["data"] == {**plain["data"], "in_memory": True}
+    assert settings("data.background=black")["data"] == {**plain["data"], "background": "black"}
     assert batched["data"] == {**one_by_one["data"], "augment_batches": True}
     assert protocol_of(batched) != protocol_of(one_by_one)  # never compared with each other
 
