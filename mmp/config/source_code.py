@@ -55,19 +55,17 @@ def source_digest(address: str) -> str | None:
     if address.partition(".")[0] in _FRAMEWORKS or not (root := _module_of(address)):
         return None
     sources: dict[str, str] = {}
-    seen, waiting = set[str](), [root]
+    followed: dict[str, bool] = {}  # of every module that was seen: whether modules inside it count, too
+    waiting = [root]
     while waiting:
         for name in _with_parents(waiting.pop()):
-            if name in seen:
-                continue
-            seen.add(name)
-            source = _source_of(name)
-            if source is None:
-                break
-            if source.digest:
-                sources[name] = source.digest
-            waiting += source.imports
-            if not source.followed:
+            if name not in followed:
+                source = _source_of(name) or _NOT_FOLLOWED
+                followed[name] = source.followed
+                waiting += source.imports
+                if source.digest:
+                    sources[name] = source.digest
+            if not followed[name]:
                 break
     return hashlib.sha256(json.dumps(sorted(sources.items())).encode()).hexdigest() if sources else None
 
@@ -176,7 +174,7 @@ def _source_of(name: str) -> _Source | None:
         return None
     if place.file is None or name == "callbacks":
         return _Source(followed=place.folders is not None) if place.specified else _WITHOUT_FILE
-    folder = place.file.parents[name.count(".") + (place.folders is not None)]
+    *_, folder = place.file.parents[: 1 + name.count(".") + (place.folders is not None)]
     number = _version(top, folder) if _is_installed(folder) else ""
     if number or _is_standard(folder):
         return _Source(number, followed=False)
