@@ -132,7 +132,7 @@ def _load_inert(path: Path) -> Any:
         warnings.simplefilter("ignore")  # about formats and pickle protocols that are read nevertheless
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError):
+        except Exception:  # of an unknown class, or of a damaged file, which raises again
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
 
@@ -156,7 +156,7 @@ def _problem_of_archive(path: Path) -> str | None:
 def _sentence(error: Exception) -> str:
     """Return the first line of an error's message, short and without terminal codes."""
     first = next(iter(_COLOUR.sub("", str(error)).splitlines()), "") or type(error).__name__
-    return first if len(first) <= 160 else type(error).__name__
+    return _printable(first) if len(first) <= 160 else type(error).__name__
 
 
 def _groups_of(value: Any, key: str = "", depth: int = 0) -> Iterator[Group]:
@@ -175,7 +175,12 @@ def _entries_of(value: Any) -> dict[str, Any]:
         return state_of(value) or _entries_of(value.items or value.state)
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
-    return {str(name): entry for name, entry in value.items()} if isinstance(value, Mapping) else {}
+    return {_printable(str(name)): entry for name, entry in value.items()} if isinstance(value, Mapping) else {}
+
+
+def _printable(text: str) -> str:
+    """Return a text of a file in a form that a terminal shows as it is."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _is_plain(value: Any) -> bool:

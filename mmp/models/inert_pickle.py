@@ -186,7 +186,8 @@ def state_of(network: StandIn) -> dict[str, Any]:
     parameters, buffers, children = (state.get(key) for key in ("_parameters", "_buffers", "_modules"))
     if not (isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(children, dict)):
         return {}
-    unsaved = state.get("_non_persistent_buffers_set") or set()
+    unsaved = state.get("_non_persistent_buffers_set")
+    unsaved = unsaved if isinstance(unsaved, set) else set()
     own = {**parameters, **{name: value for name, value in buffers.items() if name not in unsaved}}
     found = {name: value for name, value in own.items() if value is not None}
     for name, child in children.items():

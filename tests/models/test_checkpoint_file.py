@@ -10,6 +10,7 @@ import functools
 import io
 import pathlib
 import pickle
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -204,6 +205,7 @@ def test_a_folder_or_a_missing_file_is_named(tmp_path: Path) -> None:
         read_groups(tmp_path / "nowhere.pth", "model.checkpoint=x")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_torchscript_archive_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "x.pt")
     with pytest.raises(MmpError, match=r"TorchScript archive; save its weights with torch\.save\(torch\.jit\.load"):
@@ -215,3 +217,25 @@ def test_an_object_that_contains_itself_is_refused(tmp_path: Path) -> None:
     endless.__dict__ = {"_parameters": {}, "_buffers": {}, "_modules": {"self": endless}}
     with pytest.raises(MmpError, match=r"cannot be read: an object in it contains itself"):
         read_groups(saved({"net": endless}, tmp_path / "x.pth"), "x")
+
+
+def test_a_damaged_file_of_unknown_objects_is_an_error_of_ours_whichever_byte_is_changed(tmp_path: Path) -> None:
+    content = {"net": nn.BatchNorm2d(2), "args": argparse.Namespace(lr=0.1), "metric": np.float64(0.9)}
+    path = saved(content, tmp_path / "x.pth", _use_new_zipfile_serialization=False)  # without checksums
+    whole, numbers, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(300):
+        changed = bytearray(whole)
+        changed[numbers.randrange(len(whole))] ^= numbers.randrange(1, 256)
+        path.write_bytes(changed)
+        try:
+            read_groups(path, "x")
+        except MmpError as error:
+            refused += 1
+            assert str(error).isprintable()  # noqa: PT017
+    assert refused > 50
+
+
+def test_names_in_a_file_cannot_control_a_terminal(tmp_path: Path) -> None:
+    content = {"\x1b[31mred": {"a\nb": torch.ones(1)}}
+    (group,) = read_groups(saved(content, tmp_path / "x.pth"), "x")
+    assert (group.key, list(group.entries)) == ("?[31mred", ["a?b"])
