@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmp.errors import MmpError
-from mmp.pruning.layers.eval_mode import evaluating
+from mmp.pruning.layers.eval_mode import differentiable, evaluating
 from mmp.pruning.layers.forward import LayerWalk
 from mmp.pruning.layers.products import columns_of, rows_of
 from mmp.tensors import all_finite, widened
@@ -335,7 +335,7 @@ def _scoring_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> I
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), differentiable(model), torch.enable_grad():
             yield
     finally:
         for parameter in frozen:

@@ -79,7 +79,11 @@ def test_a_run_prunes_as_planned(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    plan = json.loads(planned.stdout)["strategies"]["p70"]
+    content = json.loads(planned.stdout)
+    plan = content["strategies"]["p70"]
+    assert result["uncovered"] == content["uncovered"]
+    assert result["uncovered"]["share"] == pytest.approx(1 - content["prunable"] / content["parameters"])
+    assert "No prunable layer covers" in done.stdout + done.stderr
     assert {layer["name"]: layer["sparsity"] for layer in result["layers"]} == plan["layers"]
     assert (result["sparsity"], result["bytes"]["pruned"]) == (plan["sparsity"], plan["bytes"])
     assert result["bytes"]["pruned"] <= 600_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import mmp
 from mmp.pruning.criteria import CRITERIA
@@ -64,7 +65,26 @@ def test_masks_hold_while_they_train() -> None:
     enforcer.set(result.masks, [optimizer])
     enforcer.attach(optimizer)
     for _ in range(3):
-        nn.functional.cross_entropy(model(IMAGES), LABELS).backward()
+        cross_entropy(model(IMAGES), LABELS).backward()
         optimizer.step()
     enforcer.check()
     assert not model.rnn.weight_hh_l0[~result.masks["rnn.weight_hh_l0"]].any()
+
+
+@pytest.mark.parametrize(("kind", "enabled"), [(nn.LSTM, False), (None, True)])
+def test_gradients_of_recurrent_layers_are_computed_without_cudnn(kind: type[nn.RNNBase] | None, enabled: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)) if kind is None else sequencer(kind)
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    parameters = prunable_parameters(model, prunable_layers(model))
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = True
+    try:
+        mmp.collect(model, parameters, [(IMAGES, LABELS)], cross_entropy, ["gradient", "hessian_gradient"])
+        assert {*seen} == {enabled}
+        assert torch.backends.cudnn.enabled
+        with pytest.raises(mmp.MmpError):
+            mmp.collect(model, parameters, [], cross_entropy, ["gradient"])
+        assert torch.backends.cudnn.enabled
+    finally:
+        torch.backends.cudnn.enabled = before

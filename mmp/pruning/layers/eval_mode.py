@@ -1,10 +1,11 @@
-"""Eval mode for the duration of a ``with`` block."""
+"""Eval mode, and gradients in it, for the duration of a ``with`` block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,6 +23,18 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             forget_cached(model)
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Compute recurrent layers without cuDNN in a ``with`` block: it has no gradients for them in eval mode."""
+    enabled = torch.backends.cudnn.enabled
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    torch.backends.cudnn.enabled = enabled and not recurrent
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
 
 
 def forget_cached(model: nn.Module) -> None:
