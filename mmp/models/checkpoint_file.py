@@ -90,20 +90,23 @@ def _problem_of(path: Path) -> str | None:
     if not start:
         return f"cannot be read: the file is empty; {_COPY}"
     reasons = [reason for first, reason in _FOREIGN.items() if start.startswith(first)]
-    return f"not a checkpoint: {reasons[0]}" if reasons else None
+    return f"not a checkpoint: {reasons[0]}" if reasons and not _has_header(path) else None
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a file has the header of safetensors: its length, and then JSON."""
+    return _has_header(path) or (path.suffix == ".safetensors" and not _starts_with(path, (b"PK", b"\x80")))
+
+
+def _has_header(path: Path) -> bool:
+    """Return whether a file begins as safetensors do: with the length of the header, and JSON."""
     with path.open("rb") as file:
         start = file.read(9)
-    header = start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-    return header or (path.suffix == ".safetensors" and not start.startswith((b"PK", b"\x80")))
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _starts_with(path: Path, first: bytes) -> bool:
+def _starts_with(path: Path, first: bytes | tuple[bytes, ...]) -> bool:
     with path.open("rb") as file:
-        return file.read(len(first)) == first
+        return file.read(8).startswith(first)
 
 
 def _load(path: Path, source: str) -> Any:

@@ -81,7 +81,7 @@ def find_weights(
     usable = [one for one in weights if one in fitting]
     candidates = [one for one in usable or weights if not _AVERAGED.search(one.key.lower())] or usable or weights
     taken = max(candidates, key=lambda one: (len(one.tensors.keys() & expected.keys()), len(one.tensors)))
-    if usable and not all(_equal(one, taken, expected) for one in candidates):
+    if usable and not all(one is taken or _equal(one, taken, expected) for one in candidates):
         keys = " or ".join(f"model.weights_key={one.key}" for one in candidates)
         raise MmpError(f"{source}: contains several weights of this model; set {keys}")
     return _with_note_of_others(taken, [one for one in usable if one not in candidates])

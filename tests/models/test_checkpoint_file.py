@@ -117,6 +117,18 @@ def test_the_content_decides_the_format(ending: str, tmp_path: Path) -> None:
         assert torch.equal(group.tensors["weight"], weights["weight"])
 
 
+@pytest.mark.parametrize("length", [0x3C20, 0x7B20, 0x8B1F, 0x3C3C])
+def test_the_length_of_a_header_is_not_taken_for_a_web_page(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"weight": torch.ones(2)}, path)
+    whole = path.read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = whole[8:end].ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + whole[end:])
+    (group,) = read_groups(path, "x")
+    assert torch.equal(group.tensors["weight"], torch.ones(2))
+
+
 def test_mappings_are_found_at_any_place(tmp_path: Path) -> None:
     weight = {"weight": torch.ones(2)}
     content = {"a": {"b": {"c": weight}}, "list": [1, weight], 3: weight, "none": {}, **weight}

@@ -218,6 +218,13 @@ def test_another_first_or_last_layer_is_refused_with_the_key_that_adapts_it(
         load_weights(timm.create_model("resnet18", **options), path, key="model.checkpoint")
 
 
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    state = network().state_dict()
+    state["1.weight"][0, 0] = torch.nan
+    with pytest.raises(MmpError, match=r"x\.pth: '1\.weight' holds NaN or infinity"):
+        loaded({"model": state}, tmp_path / "x.pth")
+
+
 def test_another_network_is_refused_with_the_number_of_differences(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save(under("module.", timm.create_model("resnet26", num_classes=3, **TINY).state_dict()), path)
