@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/installed-$(EXTRAS)
 .PHONY: demo test docs lint format hooks clean
 
 demo: $(INSTALLED)
-	$(BIN)/python prune.py -m experiment=demo
+	@trap : INT; $(BIN)/python prune.py -m experiment=demo || [ $$? -eq 130 ]  # Ctrl-C: no more lines from make
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -47,6 +47,12 @@ class SweepReport(Callback):
         live = config.trainer.enable_progress_bar is not False
         self._display = watch(Path(config.hydra.sweep.dir), expand(config), live, self._every)
 
+    def stop(self) -> None:
+        """Stop the display, if there is one."""
+        if self._display:
+            self._display.stop()
+            self._display = None
+
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Below a live display, print only warnings of a job; everything is in the job's log file.
 
@@ -74,8 +80,7 @@ class SweepReport(Callback):
         from mmp.errors import MmpError
         from mmp.report.write import write_report
 
-        if self._display:
-            self._display.stop()
+        self.stop()
         # Hydra turns an Exception of a callback into a warning and exit code 0, but lets SystemExit through.
         folder = Path(config.hydra.sweep.dir)
         try:

@@ -24,6 +24,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig
 
+from mmp.config.interruption import Interrupted, code_of, deaf_children
 from mmp.errors import MmpError
 from mmp.runs.slurm import hold_signal
 
@@ -109,7 +110,8 @@ class Workers(ProcessLauncher):
 
         self._divide(jobs)
         imports = (delayed(import_jobs)() for _ in range(self.joblib["pre_dispatch"]))
-        self._imports = Parallel(**self.joblib, return_as="generator")(imports)
+        with deaf_children():
+            self._imports = Parallel(**self.joblib, return_as="generator")(imports)
         try:
             yield
         except BaseException:
@@ -141,7 +143,10 @@ class Workers(ProcessLauncher):
             log.info("jobs: %d, workers: %d", len(jobs), min(len(jobs), self.joblib["pre_dispatch"]))
             try:
                 deque(self._imports or (), maxlen=0)
-                Parallel(**self.joblib)(delayed(run_composed)(*self.job(sweep, index)) for index in jobs)
+                tasks = (delayed(run_composed)(*self.job(sweep, index)) for index in jobs)
+                with deaf_children():
+                    running = Parallel(**self.joblib, return_as="generator")(tasks)
+                deque(running, maxlen=0)
             except TerminatedWorkerError:
                 return False
             return True
@@ -212,7 +217,12 @@ class Slurm(SlurmLauncher):
             jobs = self._submit(
                 [sweep.jobs[index] for index in missing], [initial_job_idx + index for index in missing]
             )
-            self._wait(sweep, dict(zip(missing, jobs, strict=True)))
+            try:
+                self._wait(sweep, dict(zip(missing, jobs, strict=True)))
+            except KeyboardInterrupt as error:
+                array = _array_of(jobs)
+                note = f"; the jobs on the cluster go on (`scancel {array}` ends them)"
+                raise Interrupted(note, code_of(error)) from None
         return [sweep.job_return(index) for index in range(len(sweep.jobs))]
 
     def _submit(self, job_overrides: Overrides, numbers: Sequence[int]) -> list[Any]:
@@ -228,7 +238,7 @@ class Slurm(SlurmLauncher):
         jobs = executor.map_array(
             self, job_overrides, ["hydra.sweep.dir"] * count, numbers, [f"job_{i}" for i in numbers], [state] * count
         )
-        array = jobs[0].job_id.partition("_")[0]
+        array = _array_of(jobs)
         log.info("submitted %d jobs as %s; `scancel %s` ends them, Ctrl-C here does not", count, array, array)
         return jobs
 
@@ -256,6 +266,11 @@ class Slurm(SlurmLauncher):
                     why = f"ended as {_final_state(job) or 'unknown'}, without a result; its log is {job.paths.stdout}"
                     sweep.mark_lost(index, f"Slurm job {job.job_id} {why}")
             time.sleep(self.params["poll_s"] if waiting else 0)
+
+
+def _array_of(jobs: Sequence[Any]) -> str:
+    """Return the id of the array that Slurm jobs are in."""
+    return str(jobs[0].job_id).partition("_")[0]
 
 
 def _hold_signal_first() -> Slurm:

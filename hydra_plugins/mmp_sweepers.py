@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mmp.config.interruption import Interrupted, ignore_further
 from mmp.errors import MmpError
 
 _MOST_CACHED = 300  # configurations between check and launch; later ones are composed again, which bounds the memory
@@ -31,6 +33,36 @@ class Grid(BasicSweeper):
         self._loader = CachedLoader(loader)
         context = replace(hydra_context, config_loader=self._loader)  # type: ignore[arg-type]
         super().setup(hydra_context=context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run all jobs.
+
+        Raises:
+            Interrupted: on Ctrl-C or SIGTERM, with the number of jobs that are done.
+        """
+        from mmp.sweeps.progress import stamps
+
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        before = dict(stamps(folder))
+        try:
+            return super().sweep(arguments)
+        except KeyboardInterrupt as error:
+            ignore_further()
+            raise Interrupted.by(error, f": {self._tally(folder, before)}{error}") from None
+
+    def _tally(self, folder: Path, before: Mapping[Path, tuple[int, int]]) -> str:
+        """Stop the display of the sweep, and return how many jobs are done."""
+        from callbacks.multirun import SweepReport  # which imports Hydra's plugins, this one too
+        from mmp.sweeps.jobs import expand
+        from mmp.sweeps.tally import tally
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        for callback in self.hydra_context.callbacks.callbacks:
+            if isinstance(callback, SweepReport):
+                callback.stop()
+        return str(tally(folder, expand(self.config) or [], before, bool(self.config.get("force"))))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose the configuration of each job and cache it. The launcher starts its workers after the first one."""

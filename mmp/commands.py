@@ -38,12 +38,12 @@ register()  # at import, because worker processes of a launcher import this modu
 
 def prune() -> None:
     """Run ``mmp-prune``: prune one model or, with ``-m``, run a sweep."""
-    command(_prune)
+    command(_prune, resumes=True)
 
 
 def train() -> None:
     """Run ``mmp-train``: train one dense model."""
-    command(_train)
+    command(_train, resumes=True)
 
 
 def _prune() -> None:

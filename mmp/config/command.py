@@ -18,10 +18,11 @@ from yaml import YAMLError
 from mmp.config.choices import FOLDER
 from mmp.config.explain import explain
 from mmp.config.home import expand_arguments
+from mmp.config.interruption import Interrupted, as_typed, catch_termination, code_of, ignore_further
 from mmp.errors import MmpError
 
 
-def command(main: Callable[[], object]) -> None:
+def command(main: Callable[[], object], resumes: bool = False) -> None:
     """Run a Hydra entry point, and end the process with exit code 1 if it fails.
 
     An error that a user can correct is printed as one line on stderr. Any other error is a bug of this project and
@@ -30,9 +31,14 @@ def command(main: Callable[[], object]) -> None:
     The working folder extends the installation: its modules can be imported, and its ``conf/`` adds choices to every
     config group. A folder that the command line names with ``--config-dir`` takes the place of ``conf/``.
 
+    Ctrl-C ends the process with exit code 130, SIGTERM with 143, and one or two lines.
+
     Args:
         main: A function decorated with ``hydra.main``.
+        resumes: Whether the same command continues its work after an interruption.
     """
+    typed = as_typed()
+    catch_termination()
     verbose = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, which are explained here, instead of printing them
     folder = None
@@ -42,6 +48,11 @@ def command(main: Callable[[], object]) -> None:
             sys.path.append(here)  # last, so that no module there hides an installed one
         folder, sys.argv[1:] = with_users_folder(expand_arguments(sys.argv[1:]))
         main()
+    except KeyboardInterrupt as error:
+        ignore_further()
+        again = f"the same command continues: {typed}\n" if resumes else ""
+        sys.stderr.write(f"{error if str(error) else Interrupted.by(error, '')}\n{again}")
+        sys.exit(code_of(error))
     except BrokenPipeError:  # the reader of the output is gone: `head`, for instance, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

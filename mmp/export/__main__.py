@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from mmp.config.home import home_path
+from mmp.config.interruption import Interrupted, in_one_line
 from mmp.errors import MmpError, nearest
 from mmp.export.card import as_line
 from mmp.export.source import DATA_KEYS
@@ -26,6 +27,7 @@ from mmp.export.write import Options, export_run, runs_to_export
 from mmp.report.conditions import conditions_help
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the runs that the command line names.
 
@@ -52,9 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (MmpError, OSError) as error:
             succeeded = False
             sys.stderr.write(f"error: {error}\n")
-        except KeyboardInterrupt:
-            sys.stderr.write(f"interrupted at {folder}\n")
-            return 130
+        except KeyboardInterrupt as error:
+            raise Interrupted.by(error, f" at {folder}; the same command exports what is missing") from None
     return 0 if succeeded else 1
 
 

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from mmp.config.home import home_path
+from mmp.config.interruption import in_one_line
 from mmp.errors import MmpError
 from mmp.report.content import Report
 from mmp.report.write import write_comparison, write_report
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write and print the report of a sweep, or the comparison of two sweeps.
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments of the command line; None for ``sys.argv``.
 
     Returns:
-        The exit code: 1 if a run failed or there is an error, else 0.
+        The exit code: 1 if a run failed or there is an error, 130 after Ctrl-C, else 0.
     """
     parser = argparse.ArgumentParser(
         prog="mmp-report", description="Write the report of a sweep, or compare two sweeps."

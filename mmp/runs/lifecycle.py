@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmp.config.command import printable_output, quiet
 from mmp.config.explain import explain
 from mmp.config.identity import digest, identity, run_name, settings_of
+from mmp.config.interruption import Interrupted
 from mmp.config.schema import TrainConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
@@ -56,11 +57,27 @@ def attempt(cfg: DictConfig, schema: type[Config]) -> Iterator[tuple[RunFolder, 
             if config.trainer.enable_progress_bar and is_shown():
                 config.trainer.enable_progress_bar = False  # the live display shows the progress of all jobs
             yield run, config
+        except KeyboardInterrupt as error:  # not a failure: the same command resumes the run
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            raise Interrupted.by(error, _where_it_resumes(run, Path(cfg.paths.cache))) from None
         except BaseException as error:
             run.fail(error, explain(error) if isinstance(error, MmpError | OSError) else traceback.format_exc())
             raise
         finally:
             run.progress.remove()
+
+
+def _where_it_resumes(run: RunFolder, cache: Path) -> str:
+    """Return the end of a line that says where the last checkpoint of an interrupted run is."""
+
+    def age(path: Path) -> float:
+        return path.stat().st_mtime
+
+    config = run.path / CONFIG
+    dense = [path for path in cache.glob("dense/*.training/last.ckpt") if config.is_file() and age(path) >= age(config)]
+    found = [*run.path.glob("checkpoints/last.ckpt"), *sorted(dense, key=age, reverse=True)]
+    return f"; the last checkpoint is {found[0]}" if found else f"; {run.path} has no checkpoint yet"
 
 
 def record_start(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: Any) -> None:

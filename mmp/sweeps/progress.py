@@ -133,7 +133,7 @@ class Progress:
         self._folder, self._clock, self._start = folder, clock, clock()
         self._total = None if jobs is None else len(jobs)
         self._ours = None if jobs is None else {tuple(job) for job in jobs}
-        self._seen = dict(_stamps(folder))
+        self._seen = dict(stamps(folder))
         self._jobs: dict[Any, JobProgress] = {}  # by overrides, since two jobs may have the same run
         self._at: dict[Path, JobProgress] = {}
         self._workers = 1  # the largest number of jobs seen running at once
@@ -141,7 +141,7 @@ class Progress:
     def update(self) -> list[JobProgress]:
         """Read the files that have changed since the last call, and return the jobs that have ended since."""
         ended = []
-        for folder, stamp in _stamps(self._folder):
+        for folder, stamp in stamps(self._folder):
             if self._seen.get(folder) == stamp:
                 continue
             self._seen[folder] = stamp
@@ -237,7 +237,7 @@ def rounded_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _stamps(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
+def stamps(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
     """Yield the run folders below a folder, each with a stamp that changes when its status is written again."""
     try:
         entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
@@ -247,6 +247,6 @@ def _stamps(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
         try:
             found = os.stat(f"{entry.path}/{STATUS}")  # noqa: PTH116 (faster, for a thousand files twice a second)
         except OSError:
-            yield from _stamps(Path(entry.path))
+            yield from stamps(Path(entry.path))
             continue
         yield Path(entry.path), (found.st_mtime_ns, found.st_ino)

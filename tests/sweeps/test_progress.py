@@ -365,9 +365,13 @@ def test_ctrl_c_ends_the_sweep_and_restores_the_terminal(plain: tuple[Path, str]
         *overrides(balanced="slow"),
         interrupt=lambda screen: "fine-tuning 1/20" in screen,
     )
-    assert session.code != 0
-    check(session, "0 of 2 done, 1 failed, time left unknown")
-    assert any("KeyboardInterrupt" in line for line in session.lines)
+    assert session.code == 130
+    check(session, "0 of 2 done, 1 running, time left unknown")
+    written = [line for line in session.lines if line]
+    (at,) = [i for i, line in enumerate(written) if line == "interrupted: 0 of 2 jobs are done, 2 are left"]
+    assert written[at - 1].startswith("sweep: 0 of 2 done")  # the two lines are below the region
+    assert written[at + 1].startswith("the same command continues: ")
+    assert not any("Traceback" in line or "KeyboardInterrupt" in line for line in written)
 
 
 @slow
