@@ -37,11 +37,11 @@ class WeightSet:
     others: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    def fits(self, expected: Mapping[str, Tensor], optional: Collection[str]) -> bool:
+    def fits(self, expected: Mapping[str, Tensor], optional: Collection[str], by_shape: bool = True) -> bool:
         """Return whether every tensor of a network is here, in its shape; optional ones may differ."""
         needed = {name: value.shape for name, value in expected.items() if name not in optional}
         return all(
-            self.tensors[name].shape == shape if name in self.tensors else name.endswith(COUNTER)
+            self.tensors[name].shape == shape or not by_shape if name in self.tensors else name.endswith(COUNTER)
             for name, shape in needed.items()
         )
 
@@ -79,6 +79,7 @@ def find_weights(
         way_out = f"set model.weights_key={key} if it holds the weights" if fitting else "save the weights"
         raise MmpError(f"{source}: contains no weights, but {key}, the state of a training or masks; {way_out}")
     usable = [one for one in weights if one in fitting]
+    usable = usable or [one for one in weights if one.fits(expected, optional, by_shape=False)]
     candidates = [one for one in usable or weights if not _AVERAGED.search(one.key.lower())] or usable or weights
     taken = max(candidates, key=lambda one: (len(one.tensors.keys() & expected.keys()), len(one.tensors)))
     if usable and not all(one is taken or _equal(one, taken, expected) for one in candidates):

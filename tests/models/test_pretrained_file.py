@@ -109,6 +109,22 @@ def test_weights_with_a_last_layer_go_before_those_without(tmp_path: Path) -> No
     assert torch.equal(built(content, tmp_path / "x.pth", 10)["fc.weight"], state["fc.weight"])
 
 
+def test_a_position_embedding_of_another_image_size_is_resized_as_timm_does_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    small = {"depth": 1, "embed_dim": 12, "num_heads": 1, "patch_size": 8}
+    models = [timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, **small) for _ in range(2)]
+    weights, averages = (model.state_dict() for model in models)
+    torch.save({"state_dict_ema": averages, "state_dict": weights}, tmp_path / "x.pth")
+    config = ModelConfig(name="vit_tiny_patch16_224", num_classes=5, pretrained_file=str(tmp_path / "x.pth"))
+    config.kwargs = {**small, "img_size": 32}
+    loaded = build_model(config).state_dict()
+    assert torch.equal(loaded["head.weight"], weights["head.weight"])
+    assert "pos_embed converted from (1, 65, 12) to (1, 17, 12)" in caplog.text
+    assert "averaged weights are there, too: model.weights_key=state_dict_ema" in caplog.text
+
+
 def test_a_new_last_layer_depends_on_the_seed_alone(tmp_path: Path) -> None:
     heads = []
     for content in (state_of(1000), {k: v for k, v in state_of(10).items() if not k.startswith("fc")}):
