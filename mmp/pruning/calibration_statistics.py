@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from mmp.errors import MmpError
 from mmp.pruning.layers.eval_mode import differentiable, evaluating
@@ -185,17 +186,23 @@ def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], 
         walk = LayerWalk(model, parameters, images)
         for batch in images:
             walk.visit(batch.clone(), see)
+    if uncalled := {name: parameter for name, parameter in parameters.items() if name not in walk.order}:
+        _require_use(model, uncalled, images[0][:1])
     covariances = {}
     for name, parameter in parameters.items():
-        if name not in walk.order:
-            raise MmpError(f"{name!r} has no gradient: its module is never called; leave it out of the parameters")
-        if reason := walk.unfit(name):
+        if reason := "its module is never called" if name in uncalled else walk.unfit(name):
             log.info("%s is scored as if its inputs were uncorrelated: %s", name, reason)
             covariances[name] = torch.eye(parameter[0].numel(), dtype=torch.float64, device=parameter.device)[None]
         else:
             square, mean = (total.div_(rows[name]) for total in sums.pop(name))
             covariances[name] = square - mean.unsqueeze(2) * mean.unsqueeze(1)
     return covariances
+
+
+def _require_use(model: nn.Module, parameters: Mapping[str, nn.Parameter], images: Tensor) -> None:
+    """Raise unless the outputs depend on every parameter, as on an attention's projection used in a function."""
+    outputs = [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    _gradients(sum((output.sum() for output in outputs), torch.zeros((), requires_grad=True)), parameters)
 
 
 def _squared_output_gradient(
@@ -316,7 +323,9 @@ def _gradients(value: Tensor, parameters: Mapping[str, nn.Parameter], create_gra
     gradients = torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, allow_unused=True)
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
-            raise MmpError(f"{name!r} has no gradient: the loss does not depend on it; leave it out of the parameters")
+            raise MmpError(
+                f"{name!r} has no gradient: the loss does not depend on it; remove its module from the model"
+            )
     return list(gradients)
 
 

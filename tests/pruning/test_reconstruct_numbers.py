@@ -101,6 +101,32 @@ def test_no_negative_zero_is_left_in_a_model(pattern: str) -> None:
         assert not weights[name][~mask].signbit().any()
 
 
+@pytest.mark.parametrize("signal", ["obs", "obs_fisher"])
+def test_attention_that_calls_a_function_in_place_of_its_module_is_scored(signal: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.Sequential(nn.Flatten(2), layer, nn.Flatten(), nn.Linear(48, 5))
+    ranges = mmp.RangeTable(
+        "any", mmp.RuleTable("any", (), mmp.Range(0.2, 0.8)), constraints=mmp.Constraints(small_below=0)
+    )
+    result = mmp.prune(model, 0.5, torch.randn(24, 3, 4, 4), torch.arange(24) % 5, signal=signal, ranges=ranges)
+    status = {report.name: report.status for report in result.reports}
+    assert status["1.self_attn.out_proj.weight"] == "its module is never called"
+    assert result.masks.pruned["1.self_attn.out_proj.weight"] == 128
+    assert status["1.linear1.weight"] == "solved"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_that_no_output_depends_on_is_named(frozen: bool) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 300))
+    model.spare = nn.ModuleDict({"unused": nn.Linear(40, 300)})
+    model.forward = lambda x: model[1](model[0](x))  # type: ignore[method-assign]
+    model[1].requires_grad_(not frozen)
+    images = torch.randn(8, 3, 4, 4)
+    with pytest.raises(MmpError, match=r"'spare.unused.weight' has no gradient: .* remove its module from the model"):
+        mmp.prune(model, 0.4, images, signal="obs")
+
+
 @pytest.mark.parametrize("batch", [(), [], "cat.png", {"image": torch.rand(2, 6)}, 3, torch.tensor(1.0), ("a", 1)])
 def test_a_batch_without_images_is_one_line(batch: object) -> None:
     model = linears()
