@@ -15,6 +15,8 @@ from PIL import Image
 
 from mmp.config.schema import DataConfig
 from mmp.data import digests
+from mmp.data.decoding import Decoding
+from mmp.data.image_files import FileImages
 from mmp.data.images import TensorImages, in_memory
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
@@ -56,18 +58,25 @@ def test_sixteen_bits_are_the_same_data_as_eight(root: Path, tmp_path: Path) -> 
     assert torch.equal(eight, sixteen)
 
 
-def test_turned_tiffs_are_read_upright(root: Path) -> None:
-    for path in (root / "train").rglob("*.png"):
-        with Image.open(path) as image:
-            upright = np.asarray(image)
-        path.with_suffix(".tif").write_bytes(turned(Image.fromarray(np.rot90(upright).copy()), 6, "TIFF"))
-    pngs = [path.rename(root / f"{path.stem}.old") for path in (root / "train").rglob("*.png")]
-    turned_ones = next(iter(ImageData(of(root), 0).test_dataloader()))[0]
-    for path in pngs:
-        path.rename(root / "train" / str(int(path.stem) % 2) / f"{path.stem}.png")
-    for path in (root / "train").rglob("*.tif"):
-        path.unlink()
-    assert torch.equal(turned_ones, next(iter(ImageData(of(root), 0).test_dataloader()))[0])
+def test_turned_tiffs_are_read_upright(tmp_path: Path) -> None:
+    for i in range(40):
+        upright = noise((8, 12), i)
+        files = {
+            "straight": saved(Image.fromarray(upright), "TIFF"),
+            "turned": turned(Image.fromarray(np.rot90(upright).copy()), 6, "TIFF"),
+        }
+        for kind, content in files.items():
+            write(tmp_path / kind, {f"{i % 2}/{i:02d}.tif": content})
+    straight, upright_ones = (
+        next(iter(ImageData(of(tmp_path / kind), 0).test_dataloader()))[0] for kind in ("straight", "turned")
+    )
+    assert torch.equal(straight, upright_ones)
+
+
+def test_labels_are_part_of_the_fingerprint(root: Path) -> None:
+    paths = sorted(map(str, root.rglob("*.png")))
+    first, second = (FileImages([(path, k) for path in paths], root, Decoding(1), torch.as_tensor) for k in (0, 1))
+    assert first.fingerprint() != second.fingerprint()
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
