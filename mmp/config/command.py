@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mmp.config.choices import FOLDER
+from mmp.config.choices import FOLDER, require_names
 from mmp.config.explain import explain
 from mmp.config.home import expand_arguments
 from mmp.config.interruption import Interrupted, as_typed, catch_termination, code_of, ignore_further
@@ -47,6 +47,7 @@ def command(main: Callable[[], object], resumes: bool = False) -> None:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # last, so that no module there hides an installed one
         folder, sys.argv[1:] = with_users_folder(expand_arguments(sys.argv[1:]))
+        require_names(sys.argv[1:])
         main()
     except KeyboardInterrupt as error:
         ignore_further()
