@@ -92,7 +92,9 @@ class Display(ABC):
             start = time.monotonic()
             self._show(self._progress.update())
             woken = self._pause(start + max(_PAUSE, (time.monotonic() - start) / _SHARE))
-        self._show(self._progress.update())
+        ended = self._progress.update()
+        self._progress.end()
+        self._show(ended)
 
     def _pause(self, until: float) -> bool:
         """Wait until a point in time, or until :meth:`stop` is called; return whether it was called."""

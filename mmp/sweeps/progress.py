@@ -30,7 +30,7 @@ class JobProgress:
     Attributes:
         folder: The folder of its run.
         name: The name of its run.
-        status: ``running``, ``completed``, ``skipped`` or ``failed``.
+        status: ``running``, ``completed``, ``skipped``, ``failed``, or at the end of the sweep ``interrupted``.
         since: The time at which it was first seen, by the clock of `Progress`.
         reason: Why it failed.
         result: The content of ``result.json``, of a completed job.
@@ -177,6 +177,11 @@ class Progress:
         if job.status == "completed":
             job.result = run.result or {}
         return job if job.status in ENDED else None
+
+    def end(self) -> None:
+        """Count the jobs that are still running as interrupted, at the end of the sweep."""
+        for job in self._running():
+            job.status = "interrupted"
 
     def _running(self) -> tuple[JobProgress, ...]:
         return tuple(job for job in self._jobs.values() if job.status == "running")
