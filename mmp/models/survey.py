@@ -144,6 +144,8 @@ def _found(plan: Plan, model: nn.Module, module: str) -> Finding:
 
 def problems_of(plan: Plan, model: nn.Module) -> Iterator[str]:
     """Yield every defect in the plan of a timm model."""
+    if plan.coverage.misses_much:
+        yield plan.coverage.describe(plan.coverage.missed)
     yield from _wrong_layers(plan, model)
     for lower, higher in pairwise(s for s in _RISING if s in plan.sparsities):
         for layer in plan.layers:

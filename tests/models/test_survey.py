@@ -84,6 +84,13 @@ def test_a_missing_layer_and_a_norm_are_found() -> None:
     assert problems(Net(Norm2d(40, 40, 3))) == ["middle is a Norm2d, but a prunable layer"]
 
 
+def test_weights_outside_of_all_layers_are_found() -> None:
+    model = Net()
+    model.mix = nn.Parameter(torch.randn(100, 100))  # type: ignore[assignment]
+    (problem,) = problems(model)
+    assert "e.g. 'mix'" in problem
+
+
 def test_a_shared_layer_is_not_missing() -> None:
     model = Net()
     model.again = model.fc  # type: ignore[assignment]

@@ -94,13 +94,18 @@ class Coverage:
         """The parameters that stay dense without being so by design."""
         return tuple(part for part in self.uncovered if not part.reason.by_design)
 
+    @property
+    def misses_much(self) -> bool:
+        """Whether 5 % of the parameters or more stay dense without being so by design."""
+        return self._share(self.missed) >= MUCH
+
     def warn(self, model: str) -> None:
         """Log a warning if 5 % of the parameters or more stay dense without being so by design.
 
         Args:
             model: The model's name.
         """
-        if self._share(self.missed) >= MUCH:
+        if self.misses_much:
             log.warning("%s: %s", model, self.describe(self.missed))
 
     def describe(self, parts: Iterable[Uncovered] | None = None) -> str:

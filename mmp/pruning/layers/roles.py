@@ -63,6 +63,11 @@ def _classifier(graph: Graph, weight: Weight) -> str | None:
     return "classifier" if any(owner == path or owner.startswith(f"{path}.") for path in stated) else None
 
 
+def _recurrent(_: Graph, weight: Weight) -> str | None:
+    """Decide for recurrent layers."""
+    return "other" if isinstance(weight.owner, nn.RNNBase | nn.RNNCellBase) else None
+
+
 def _gate(graph: Graph, weight: Weight) -> str | None:
     """Decide for channel gates such as squeeze-excite: pointwise layers that narrow or keep the width, then a gate."""
     if not weight.is_pointwise:
@@ -209,6 +214,7 @@ def _by_type(_: Graph, weight: Weight) -> str | None:
 
 _RULES: tuple[Callable[[Graph, Weight], str | None], ...] = (
     _classifier,
+    _recurrent,
     _gate,
     _depthwise,
     _stem,
