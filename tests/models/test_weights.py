@@ -225,6 +225,25 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
         loaded({"model": state}, tmp_path / "x.pth")
 
 
+def test_a_checkpoint_for_another_image_size_is_not_resized(tmp_path: Path) -> None:
+    small = {"depth": 1, "embed_dim": 12, "num_heads": 1, "patch_size": 8, "num_classes": 3}
+    large, model = (timm.create_model("vit_tiny_patch16_224", img_size=size, **small) for size in (64, 32))
+    torch.save(large.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(MmpError, match=r"pos_embed is \(1, 65, 12\) instead of \(1, 17, 12\)\); check model\.name"):
+        load_weights(model, tmp_path / "x.pth")
+
+
+def test_a_network_that_contains_its_own_names_is_read_whole(tmp_path: Path) -> None:
+    def nested(depth: int) -> nn.Module:
+        return nn.ModuleDict({"a": nn.Linear(2, 2), **({"x": nested(depth - 1)} if depth else {})})
+
+    state, model = nested(3).state_dict(), nested(3)
+    for prefix in ("", "net."):
+        torch.save(under(prefix, state), tmp_path / "x.pth")
+        load_weights(model, tmp_path / "x.pth")
+        assert_equal(model, state)
+
+
 def test_another_network_is_refused_with_the_number_of_differences(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save(under("module.", timm.create_model("resnet26", num_classes=3, **TINY).state_dict()), path)
