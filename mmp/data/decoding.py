@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from mmp.errors import MmpError
+from mmp.files import as_text
 
 RULE = 1  # version of the rule; a change must change the fingerprint of data sets of files
 
@@ -32,6 +33,7 @@ def reading(path: str) -> Iterator[None]:
     Raises:
         MmpError: instead of any other exception.
     """
+    path = as_text(path)
     try:
         yield
     except MmpError as error:

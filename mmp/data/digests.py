@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmp.errors import MmpError
-from mmp.files import locked, read_json, write_text
+from mmp.files import as_text, locked, read_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,9 @@ def contents(root: Path, names: Sequence[str], memory: Path | None, look: Look, 
         MmpError: if a file cannot be read, or ``look`` refuses it. The message is about the first such file, and says
             how many there are.
     """
-    store = None if memory is None else memory / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
+    if not names:
+        return []
+    store = None if memory is None else memory / f"{_name_of(root, names)}.json"
     stamps = _stamps(root, names)
     known = _known(store, version)
     found = _unchanged(stamps, known)
@@ -84,6 +86,13 @@ def contents(root: Path, names: Sequence[str], memory: Path | None, look: Look, 
     return [found[name] for name in names]
 
 
+def _name_of(root: Path, names: Sequence[str]) -> str:
+    """Return a name for the folder that all files are in, such as a split: each has a JSON file of its own."""
+    first, last = (Path(name).parent.parts[:1] for name in (min(names), max(names)))
+    folder = root.resolve().joinpath(*(first if first == last else ()))
+    return hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+
+
 def _stamps(root: Path, names: Sequence[str]) -> dict[str, _Stamp]:
     """Return size, times of change of content and of inode in nanoseconds, and inode of every file."""
     folder = f"{root}{os.sep}"
@@ -93,7 +102,7 @@ def _stamps(root: Path, names: Sequence[str]) -> dict[str, _Stamp]:
             status = os.stat(folder + name)  # noqa: PTH116 - a Path takes three times as long
         except OSError as error:
             raise MmpError(
-                f"{folder}{name}: no such image ({error.strerror}); the data set is incomplete, get it again"
+                f"{as_text(folder + name)}: no such image ({error.strerror}); the data set is incomplete, get it again"
             ) from error
         stamps[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     return stamps
@@ -136,7 +145,7 @@ def _read(root: Path, name: str, look: Look) -> Content | MmpError:
     except MmpError as error:
         return error
     except OSError as error:
-        return MmpError(f"{path}: cannot be read ({error.strerror or error}); replace the file or remove it")
+        return MmpError(f"{as_text(path)}: cannot be read ({error.strerror or error}); replace the file or remove it")
 
 
 def _write(store: Path, content: Mapping[str, Any]) -> None:

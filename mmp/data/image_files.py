@@ -17,6 +17,7 @@ from torch import Tensor
 from mmp.data.decoding import RULE, Decoding, look_at, reading
 from mmp.data.digests import Content, contents
 from mmp.errors import MmpError
+from mmp.files import as_text
 
 log = logging.getLogger(__name__)
 
@@ -84,20 +85,20 @@ class FileImages:
             seen = content.seen
             if "ink" in seen and self.decoding.hides(seen["ink"]):
                 raise MmpError(
-                    f"{path}: its visible pixels have the colour of the background (data.background="
+                    f"{as_text(path)}: its visible pixels have the colour of the background (data.background="
                     f"{self.decoding.background}), so the picture disappears; set data.background to another colour, "
                     "or read transparency as a channel with data.channels=2 or 4"
                 )
             if "extra" in seen and self.decoding.channels in (2, 4):
                 raise MmpError(
-                    f"{path}: has a further channel that is not alpha, which Pillow does not read; set data.channels=3 "
-                    "to leave it out"
+                    f"{as_text(path)}: has a further channel that is not alpha, which Pillow does not read; "
+                    "set data.channels=3 to leave it out"
                 )
             transparent += "alpha" in seen
             deep += "peak" in seen
             peak = max(peak, seen.get("peak", 0))
             if "frames" in seen:
-                several.append(path)
+                several.append(as_text(path))
         if several:
             log.warning(
                 "%d of %d images have several frames or pages, such as %s: only the first is read",
@@ -118,7 +119,7 @@ class FileImages:
             fewer = self.decoding.channels - 1
             raise MmpError(
                 f"data.channels={self.decoding.channels}: no image below {self._root} has transparency, such as "
-                f"{self._samples[0][0]}; set data.channels={fewer}"
+                f"{as_text(self._samples[0][0])}; set data.channels={fewer}"
             )
 
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_turned_tiffs_are_read_upright(tmp_path: Path) -> None:
         next(iter(ImageData(of(tmp_path / kind), 0).test_dataloader()))[0] for kind in ("straight", "turned")
     )
     assert torch.equal(straight, upright_ones)
+
+
+def test_names_that_are_not_utf8_can_be_printed(root: Path) -> None:
+    path = os.path.join(os.fsencode(root), b"train", b"0", b"caf\xe9.png")  # noqa: PTH118 - bytes
+    Path(os.fsdecode(path)).write_bytes(saved(Image.fromarray(noise((8, 8), 50))))
+    assert ImageData(of(root), 0).fingerprint
+    Path(os.fsdecode(path)).write_bytes(b"damaged")
+    with pytest.raises(MmpError) as caught:
+        ImageData(of(root), 0)
+    assert r"caf\xe9.png: not a readable image" in str(caught.value).encode("utf-8").decode()
 
 
 def test_labels_are_part_of_the_fingerprint(root: Path) -> None:
