@@ -227,7 +227,7 @@ def _stated(cfg: DataConfig) -> dict[str, Any]:
 
 def recipe_of(images: Images, cfg: DataConfig) -> str:
     """Return instructions, as text with Python code, that prepare an image of the data set for evaluation."""
-    if not isinstance(images, TensorImages):
+    if not isinstance(images, TensorImages) or images.files is not None:
         arguments = ", ".join(f"{key}={value!r}" for key, value in _stated(cfg).items())
         decoding = Decoding(cfg.channels, cfg.background)
         return f"{decoding.recipe}, and transformed by `timm.data.create_transform({arguments})`"
