@@ -57,6 +57,7 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in model.parameters()),
             "accuracy": {"dense": {"validation": validation["dense"], "test": test["dense"]}},
             "samples": {**data.samples, "test": samples},
+            "classes": data.class_names and list(data.class_names),
             "cached": cached,
             "seconds": watch.summary(),
             "versions": versions(),
