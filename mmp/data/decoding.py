@@ -15,6 +15,7 @@ from mmp.errors import MmpError
 from mmp.files import as_text
 
 RULE = 1  # version of the rule; a change must change the fingerprint of data sets of files
+LOOK = 2  # version of what look_at sees
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels of the network's input and Pillow's mode
 
@@ -42,7 +43,8 @@ def reading(path: str) -> Iterator[None]:
         reason = "Pillow does not know its format or its kind of pixels"
         raise MmpError(f"{path}: not a readable image ({reason}); save it as PNG or remove it") from error
     except Exception as error:  # a damaged file can raise any exception in Pillow
-        raise MmpError(f"{path}: not a readable image ({error}); replace the file or remove it") from error
+        reason = str(error) or type(error).__name__
+        raise MmpError(f"{path}: not a readable image ({reason}); replace the file or remove it") from error
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ def look_at(path: str, content: bytes) -> dict[str, Any]:
     Returns:
         Plain data; a key is missing if its value is false. ``alpha``: the file has transparency. ``frames``: it has
         several frames or pages. ``extra``: it has channels that Pillow does not read. ``ink``: the only colour that its
-        visible pixels have, as three levels, if the rest of the picture is transparent. ``peak``: its highest grey
-        level as a fraction of white, if it has more than 8 bits.
+        visible pixels have, as three levels, if the rest of the picture is transparent. ``peak``: its highest level as
+        a fraction of white, if it has more than 8 bits a channel.
 
     Raises:
         MmpError: if the file is not a readable image, or no rule covers its pixels.
@@ -165,11 +167,13 @@ def look_at(path: str, content: bytes) -> dict[str, Any]:
             seen["extra"] = True
         if white is not None:
             seen["peak"] = round(float(np.asarray(image).max()) / white, 4)
-        elif image.has_transparency_data:
+        elif image.mode in ("RGB", "RGBA") and any(";16" in rawmode for rawmode in _rawmodes(image)):
+            seen["peak"] = round(float(np.asarray(image)[..., :3].max()) / 255, 4)
+        if white is None and image.has_transparency_data:
             seen["alpha"] = True
             if ink := _only_colour(np.asarray(_with_alpha(image))):
                 seen["ink"] = ink
-        elif not _is_whole(image, content):
+        elif "peak" not in seen and not _is_whole(image, content):
             with Image.open(io.BytesIO(content)) as again:
                 again.load()
         return seen
@@ -183,7 +187,16 @@ def _is_whole(image: Image.Image, content: bytes) -> bool:
         except Exception:  # also for a chunk that is not needed
             return False
         return True
-    return image.format in ("JPEG", "MPO") and b"\xff\xd9" in content[-65536:]
+    return image.format in ("JPEG", "MPO") and content.find(b"\xff\xd9", _start_of_pixels(content)) > 0
+
+
+def _start_of_pixels(content: bytes) -> int:
+    """Return where the pixels of a JPEG file begin: after its header, which may contain a whole JPEG as a preview."""
+    at = 2
+    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] not in (b"\xda", b""):
+        filled = content[at + 1] == 0xFF  # any number of these may stand before a marker
+        at += 1 if filled else 2 + int.from_bytes(content[at + 2 : at + 4])
+    return at
 
 
 def _white_level(image: Image.Image) -> int | None:

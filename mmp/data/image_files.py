@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmp.data.decoding import RULE, Decoding, look_at, reading
+from mmp.data.decoding import LOOK, RULE, Decoding, look_at, reading
 from mmp.data.digests import Content, contents
 from mmp.errors import MmpError
 from mmp.files import as_text
 
 log = logging.getLogger(__name__)
 
-_LOOK = f"{RULE}, Pillow {PIL.__version__}"  # another version may see other things in a file
+_LOOK = f"{RULE}, {LOOK}, Pillow {PIL.__version__}"  # another version may see other things in a file
 
 _DARK = 0.25  # the highest level, as a fraction of white, below which a data set of 12 or 16 bits is suspect
 

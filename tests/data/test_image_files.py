@@ -93,7 +93,13 @@ def test_labels_are_part_of_the_fingerprint(root: Path) -> None:
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-@pytest.mark.parametrize("name", ["floating point", "four bands", "part of a BMP", "16 bits with a transparent level"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "floating point", "four bands", "part of a BMP", "part of a JPEG with a preview",
+        "16 bits with a transparent level",
+    ],
+)  # fmt: skip
 def test_every_file_is_checked_before_the_training(root: Path, name: str, in_memory: bool) -> None:
     content, part = REFUSED[name]
     for number in range(40):  # one file at a time, thus in each of the splits
@@ -154,6 +160,22 @@ def test_twelve_bits_in_files_of_sixteen_are_a_warning(tmp_path: Path, caplog: p
     caplog.clear()
     write(tmp_path, {"0/0.png": saved(Image.fromarray(levels[0] * 16))})
     ImageData(of(tmp_path), 0)
+    assert "of white" not in caplog.text
+
+
+@pytest.mark.parametrize("bands", [3, 4])
+def test_colours_of_twelve_bits_in_files_of_sixteen_are_a_warning(
+    bands: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = [0] * (bands - 3)  # such as infrared
+    for i in range(40):
+        levels = noise((4, bands), i).astype("<u2") * 16
+        write(tmp_path, {f"{i % 2}/{i}.tif": tiff(levels.tobytes(), 2, 16, bands, extra)})
+    ImageData(of(tmp_path, channels=3), 0)
+    assert re.search(r"40 of 40 images .* no pixel is above \d\.\d % of white", caplog.text)
+    caplog.clear()
+    write(tmp_path, {"0/0.tif": tiff((noise((4, bands)).astype("<u2") * 256).tobytes(), 2, 16, bands, extra)})
+    ImageData(of(tmp_path, channels=3), 0)
     assert "of white" not in caplog.text
 
 

@@ -156,8 +156,20 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "kind of pixels"),
     "a web page": (b"<html>", "kind of pixels"),
 }  # fmt: skip
+
+
+def with_preview(photo: bytes) -> bytes:
+    """Return a JPEG file whose header contains a small copy of the picture, as cameras write it."""
+    preview = saved(Image.new("RGB", (8, 8)), "JPEG")
+    length, start = struct.pack("<II", 1, len(preview)), struct.pack("<II", 1, 44)
+    entries = b"".join((b"\x02\x02\x04\x00" + length, b"\x01\x02\x04\x00" + start))
+    header = b"Exif\0\0II*\0" + struct.pack("<IHIH", 8, 0, 14, 2) + entries + bytes(4) + preview
+    return photo[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(header)) + header + photo[2:]
+
+
 _NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
 REFUSED |= {
     f"part of a {kind}": (saved(_NOISE, kind)[:-500], "not a readable image")
     for kind in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 }
+REFUSED["part of a JPEG with a preview"] = (with_preview(saved(_NOISE, "JPEG"))[:-500], "not a readable image")
