@@ -1,4 +1,4 @@
-"""The exception whose message is meant for the user."""
+"""The exception whose message is meant for the user, and what messages consist of."""
 
 from __future__ import annotations
 
@@ -46,10 +46,20 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return " ".join(parts)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names as one phrase: ``a, b, c``; of many, the first eight and the number of the others."""
-    few, more = (kept := list(map(_printable, names)))[:_MOST_NAMED], len(kept) - _MOST_NAMED
+def listed(names: Iterable[str], most: int = _MOST_NAMED) -> str:
+    """Return names as one phrase: ``a, b, c``; of more than ``most``, the first and the number of the others."""
+    few, more = (kept := list(map(_printable, names)))[:most], len(kept) - most
     return ", ".join(few) + (f" and {more} more" if more > 0 else "")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line, or the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _printable(text: str) -> str:

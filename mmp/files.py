@@ -163,7 +163,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def stamp_of(path: Path) -> Stamp:
+def stamp_of(path: str | Path) -> Stamp:
     """Return numbers that change with a file: another content, or another file in its place, has another stamp.
 
     The status of a file changes with its content, also if a program sets the time of its content back.
@@ -171,7 +171,7 @@ def stamp_of(path: Path) -> Stamp:
     Raises:
         OSError: if there is no such file.
     """
-    status = path.stat()
+    status = os.stat(path)  # noqa: PTH116 - a Path takes three times as long
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 

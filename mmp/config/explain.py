@@ -12,7 +12,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from yaml import MarkedYAMLError, YAMLError
 
 from mmp.config.choices import FOLDER
-from mmp.errors import nearest
+from mmp.errors import nearest, one_line
 
 if TYPE_CHECKING:
     from hydra.errors import HydraException, MissingConfigException
@@ -38,7 +38,7 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
         return f"{where}{error.strerror or error}; choose another folder, with hydra.run.dir=... or paths.results=..."
     if isinstance(error, HydraException):
         return _explain_hydra(error)
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def explain_key(error: OmegaConfBaseException) -> str:
@@ -104,4 +104,4 @@ def _explain_override(override: str) -> str:
 def _explain_yaml(error: YAMLError) -> str:
     if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
         return f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.problem}); correct the file"
-    return f"{getattr(error, 'name', 'a file')}: not valid YAML ({' '.join(str(error).split())}); correct the file"
+    return f"{getattr(error, 'name', 'a file')}: not valid YAML ({one_line(error)}); correct the file"

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmp.config.schema import BudgetConfig, ConstraintsConfig, RangesConfig, SelectorConfig, StrategyConfig
 from mmp.config.source_code import source_digest
-from mmp.errors import MmpError, nearest
+from mmp.errors import MmpError, nearest, one_line
 from mmp.pruning.budgets import Budget
 from mmp.pruning.ranges import Constraints, Range, RangeTable, Rule, RuleTable, Selector
 from mmp.pruning.strategies import Strategy
@@ -58,8 +58,9 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
     except MmpError:
         raise
     except Exception as error:  # a class of a user or of another package can raise any exception
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MmpError(f"{key}: {address} does not accept {arguments} ({reason}); correct the arguments") from error
+        raise MmpError(
+            f"{key}: {address} does not accept {arguments} ({one_line(error)}); correct the arguments"
+        ) from error
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmp.errors import MmpError
-from mmp.files import as_text, locked, read_json, write_text
+from mmp.files import as_text, locked, read_json, stamp_of, write_text
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ TOO_RECENT = 2_000_000_000
 _THREADS = min(16, 4 * (os.cpu_count() or 1))
 
 Look = Callable[[str, bytes], Any]
-_Stamp = list[int]
+_Stamp = list[int]  # that of mmp.files, as JSON keeps it
 
 
 class Content(NamedTuple):
@@ -94,17 +94,16 @@ def _name_of(root: Path, names: Sequence[str]) -> str:
 
 
 def _stamps(root: Path, names: Sequence[str]) -> dict[str, _Stamp]:
-    """Return size, times of change of content and of inode in nanoseconds, and inode of every file."""
+    """Return the stamp of every file, a list as in JSON."""
     folder = f"{root}{os.sep}"
     stamps = {}
     for name in names:
         try:
-            status = os.stat(folder + name)  # noqa: PTH116 - a Path takes three times as long
+            stamps[name] = list(stamp_of(folder + name))
         except OSError as error:
             raise MmpError(
                 f"{as_text(folder + name)}: no such image ({error.strerror}); the data set is incomplete, get it again"
             ) from error
-        stamps[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     return stamps
 
 

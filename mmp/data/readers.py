@@ -21,7 +21,7 @@ from mmp.config.schema import DataConfig
 from mmp.data.folders import evaluation_folders, training_folders
 from mmp.data.images import Images, Source, in_memory, of_files
 from mmp.data.splits import split_folders
-from mmp.errors import MmpError
+from mmp.errors import MmpError, first_line
 from mmp.files import locked
 
 
@@ -212,8 +212,7 @@ def _unpickling(path: Path, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MmpError(f"{path}: no such file; the data set is incomplete, set data.download=true") from error
     except Exception as error:  # a damaged pickle can raise any exception
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MmpError(f"{path}: not a {what} ({reason}); the file is damaged, get it again") from error
+        raise MmpError(f"{path}: not a {what} ({first_line(error)}); the file is damaged, get it again") from error
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
-from mmp.errors import MmpError
+from mmp.errors import MmpError, first_line
 from mmp.export.measure import fill_pruned
 from mmp.export.targets import Exportable
 from mmp.files import file_digest
@@ -145,13 +145,14 @@ def load_config(folder: Path, changes: Sequence[str] = ()) -> PruneConfig:
         saved = OmegaConf.load(folder / CONFIG)
         merged = OmegaConf.merge(OmegaConf.structured(PruneConfig), saved)
     except Exception as error:  # from the file system, YAML or OmegaConf
-        reason = str(error).splitlines()[0]
-        raise MmpError(f"{folder / CONFIG}: not the configuration of a run ({reason}); run it again") from error
+        raise MmpError(
+            f"{folder / CONFIG}: not the configuration of a run ({first_line(error)}); run it again"
+        ) from error
     for change in changes:
         try:
             merged.merge_with_dotlist([change])
         except Exception as error:  # from YAML or OmegaConf
-            raise MmpError(f"{change}: {str(error).splitlines()[0]}") from error
+            raise MmpError(f"{change}: {first_line(error)}") from error
     return validate(cast(DictConfig, merged), PruneConfig)
 
 

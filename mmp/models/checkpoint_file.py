@@ -15,7 +15,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from torch import Tensor, nn
 
-from mmp.errors import MmpError
+from mmp.errors import MmpError, first_line
 from mmp.models import inert_pickle
 from mmp.models.inert_pickle import StandIn, state_of
 from mmp.tensors import load_tensors
@@ -158,8 +158,8 @@ def _problem_of_archive(path: Path) -> str | None:
 
 def _sentence(error: Exception) -> str:
     """Return the first line of an error's message, short and without terminal codes."""
-    first = next(iter(_COLOUR.sub("", str(error)).splitlines()), "") or type(error).__name__
-    return _printable(first) if len(first) <= 160 else type(error).__name__
+    text = _printable(_COLOUR.sub("", first_line(error)))
+    return text if len(text) <= 160 else type(error).__name__
 
 
 def _groups_of(value: Any, key: str = "", depth: int = 0) -> Iterator[Group]:

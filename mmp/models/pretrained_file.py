@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmp.config.schema import ModelConfig
-from mmp.errors import MmpError
+from mmp.errors import MmpError, one_line
 from mmp.models.conversion import channels_of, head_names, overlay_for, stem_names
 from mmp.models.plain_names import counted
 from mmp.models.weight_sets import COUNTER, WeightSet, find_weights
@@ -43,7 +43,7 @@ def build_from_file(cfg: ModelConfig, options: Mapping[str, Any], untouched: nn.
     try:
         model, kept = _create(cfg.name, options, untouched, state)
     except Exception as error:  # a conversion can raise any exception
-        reason = "; ".join(problems_of(found, before)[:2]) or " ".join(str(error).split())[:200]
+        reason = "; ".join(problems_of(found, before)[:2]) or one_line(error)[:200]
         raise MmpError(f"{foreign} ({reason})") from error
     after = model.state_dict()
     if problems := type_mismatches(state, after):

@@ -21,7 +21,7 @@ from torch import nn
 
 from mmp.config.objects import build_budget, build_range_table
 from mmp.config.schema import PlanConfig
-from mmp.errors import MmpError
+from mmp.errors import MmpError, first_line
 from mmp.markdown import table_of
 from mmp.models.timm_models import build_skeleton
 from mmp.pruning.counts import pruned_count
@@ -113,7 +113,7 @@ def examine(name: str, config: PlanConfig, strategies: Sequence[Strategy]) -> Fi
         plan = plan_model(model, table, strategies, budget, name=name, pattern=Pattern.parse(config.pattern))
         return _found(plan, model, module)
     except Exception as error:  # any exception is a finding, so that the survey goes on with the other models
-        return Finding(name, module, problem=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return Finding(name, module, problem=f"{type(error).__name__}: {first_line(error)}")
 
 
 def _found(plan: Plan, model: nn.Module, module: str) -> Finding:

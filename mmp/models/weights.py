@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmp.errors import MmpError
+from mmp.errors import MmpError, one_line
 from mmp.models.conversion import converted_by_timm, head_names, stem_names
 from mmp.models.weight_sets import COUNTER, WeightSet, find_weights
 from mmp.tensors import all_finite
@@ -50,8 +50,7 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None, weight
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # a tensor cannot be copied
-        reason = " ".join(str(error).split())
-        raise MmpError(f"{source}: not a checkpoint of this model ({reason}); check model.name") from error
+        raise MmpError(f"{source}: not a checkpoint of this model ({one_line(error)}); check model.name") from error
     require_finite(model, source)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from mmp.errors import listed
 from mmp.pruning.criteria import Criterion, Divided
 
 log = logging.getLogger(__name__)
 
-_MOST_NAMED = 5  # layers in one message
 _LEAST_DENSITY = 0.01  # the minimum that the message proposes
 
 
@@ -42,12 +42,11 @@ def warn_of_emptied(
         subject, remedy = f"allocation={ranking.name}", "lower the budget, or use allocation=strategy"
     else:
         subject, remedy = f"strategy={strategy}", "set ranges.constraints.ceiling below 1"
-    names = ", ".join(map(repr, emptied[:_MOST_NAMED])) + (", ..." if len(emptied) > _MOST_NAMED else "")
     log.warning(
         "%s prunes all weights of %d of %d layers (%s), so that their outputs do not depend on the image; %s",
         subject,
         len(emptied),
         len(masks),
-        names,
+        listed(map(repr, emptied)),
         remedy,
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmp.errors import listed
 from mmp.report.groups import Group
 from mmp.report.results import SETTINGS, Run
 from mmp.report.summary import counted
@@ -72,7 +73,9 @@ class GroupComparison:
         for comparison in self.comparisons:
             if comparison.obstacle:
                 unfair[comparison.obstacle].append(comparison.name)
-        lines += [f"Not compared because of {words}: {_some(names)}." for words, names in sorted(unfair.items())]
+        lines += [
+            f"Not compared because of {words}: {listed(names, most=6)}." for words, names in sorted(unfair.items())
+        ]
         return [*lines, *self.left_out]
 
 
@@ -108,7 +111,7 @@ def _compare(a: Group, b: Group) -> GroupComparison:
             found.append(Comparison(name, pairs, *difference([(b, a) for a, b in pairs])))
     for sweep, only in (("A", ours.keys() - theirs.keys()), ("B", theirs.keys() - ours.keys())):
         if only:
-            left_out.append(f"Only in {sweep}: {_some(sorted(only))}.")
+            left_out.append(f"Only in {sweep}: {listed(sorted(only), most=6)}.")
     found.sort(key=lambda comparison: comparison.pairs[0][0].sparsity)
     return GroupComparison(a.title, tuple(found), tuple(left_out))
 
@@ -151,8 +154,3 @@ def _by_name(group: Group, settings: Sequence[str]) -> dict[str, list[Run]]:
 
 def _repeated(runs: Sequence[Run]) -> bool:
     return len({run.seed for run in runs}) < len(runs)
-
-
-def _some(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from mmp.errors import listed
 from mmp.report.groups import Configuration, Group
 from mmp.report.verdict import Verdict, difference, outcome, verdicts
 
@@ -125,9 +126,7 @@ def _front(group: Group) -> str:
 
 
 def _names(configurations: Sequence[Configuration], most: int = _MOST_NAMES) -> str:
-    names = list(dict.fromkeys(one.name for one in configurations))
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return listed(dict.fromkeys(one.name for one in configurations), most)
 
 
 def _baselines(group: Group) -> list[str]:

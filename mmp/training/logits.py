@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmp.config.schema import ModelConfig, TrainConfig
-from mmp.errors import MmpError
+from mmp.errors import MmpError, one_line
 from mmp.models.timm_models import build_bare, build_skeleton
 from mmp.training.evaluation import device_of
 
@@ -36,7 +36,7 @@ def require_logits(config: TrainConfig) -> None:
     except MmpError:
         raise
     except Exception as error:  # a model can raise any exception
-        raise _unreadable(config, " ".join(str(error).split()) or type(error).__name__) from error
+        raise _unreadable(config, one_line(error)) from error
     if wrong:
         raise MmpError(_wrong_output(config, wrong))
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from mmp.config.objects import instantiate
 from mmp.config.schema import PruneConfig, TrainConfig
 from mmp.data.loader import EpochLoader
-from mmp.errors import MmpError
+from mmp.errors import MmpError, one_line
 from mmp.training.checkpoints import AtomicCheckpoints, loader_state
 from mmp.training.classifier import check_recipe
 from mmp.training.evaluation import device_of
@@ -118,7 +118,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: TrainingData, che
             weights_only=True,
         )
     except MisconfigurationException as error:
-        raise MmpError(f"trainer: Lightning refuses to train ({' '.join(str(error).split())})") from error
+        raise MmpError(f"trainer: Lightning refuses to train ({one_line(error)})") from error
     except (Exception, SystemExit) as error:
         # Lightning turns Ctrl-C into SystemExit, and torch into an error while it writes a file. A sweep would go on.
         if pressed := _interrupt_behind(error):
@@ -214,4 +214,4 @@ def build_trainer(
             num_sanity_val_steps=0,
         )
     except Exception as error:  # a precision or an accelerator may need a package or a device that is missing
-        raise MmpError(f"trainer: Lightning refuses {options} ({' '.join(str(error).split())})") from error
+        raise MmpError(f"trainer: Lightning refuses {options} ({one_line(error)})") from error

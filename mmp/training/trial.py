@@ -27,7 +27,7 @@ from mmp.config.identity import digest
 from mmp.config.schema import FinetuneConfig, TrainConfig
 from mmp.config.source_code import own_source_digest, source_digest
 from mmp.data.loader import EpochLoader, EpochShuffle
-from mmp.errors import MmpError
+from mmp.errors import MmpError, first_line
 from mmp.files import locked, write_json
 from mmp.models.timm_models import build_bare
 from mmp.training.classifier import Classifier
@@ -160,7 +160,7 @@ class Trial:
 
     def explained(self, error: Exception) -> MmpError:
         """Return the error as one line that names the setting that is its reason."""
-        reason = _first_line(error.__cause__ or error)
+        reason = first_line(error.__cause__ or error)
         for key, value, trial in self._neighbours():
             if trial.failure() is None:
                 now = _value(self.config, key)
@@ -239,11 +239,6 @@ class _RandomImages:
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(TensorDataset(self._images[:1], torch.zeros(1, dtype=torch.long)))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _value(config: TrainConfig, key: str) -> Any:

@@ -62,11 +62,12 @@ def test_a_strategy_that_empties_layers_is_a_warning_with_the_ceiling(caplog: py
 def test_the_remedy_is_one_that_the_method_has(
     baseline: Mag | None, ranking: Lamp | None, start: str, end: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    masks = mmp.Masks({f"{i}.weight": torch.zeros(3, 3, dtype=torch.bool) for i in range(8)})
+    masks = mmp.Masks({f"{i}.weight": torch.zeros(3, 3, dtype=torch.bool) for i in range(10)})
     warn_of_emptied(masks, "p90", baseline, ranking)
     assert caplog.messages[0].startswith(start)
     assert caplog.messages[0].endswith(end)
-    assert "8 of 8 layers ('0.weight', '1.weight', '2.weight', '3.weight', '4.weight', ...)" in caplog.text
+    assert "10 of 10 layers ('0.weight', '1.weight', " in caplog.text
+    assert "'7.weight' and 2 more)" in caplog.text
 
 
 def test_a_single_weight_that_is_kept_is_enough(caplog: pytest.LogCaptureFixture) -> None:
