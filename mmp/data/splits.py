@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 from mmp.data.endings import counted, ending_of
@@ -20,6 +21,7 @@ NAMES = {  # in any case
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of test_set, train2017 and TrainImages
 PACKED = re.compile(r"(.+?)\.(zip|7z|rar|tgz|tbz2?|txz|tar(\.\w+)?)", re.IGNORECASE)
 
 
@@ -74,14 +76,32 @@ def _unsplit(root: Path, folders: list[str], entries: list[os.DirEntry[str]]) ->
     if not folders:
         found = counted(Counter(ending_of(entry.name) for entry in entries)) or "it is empty"
         raise MmpError(f"{root}: no folder train and no class folders ({found}); {arrange}")
+    _require_classes(root, folders)
+    inside: set[tuple[str, ...]] = set()
     for below in (root / name for name in folders):
-        for entry in entries_of(below):
-            if entry.name.lower() in NAMES["train"] and is_folder(entry):
-                raise MmpError(f"{root}: no folder train, but {entry.path}; set data.root={below}, or {arrange}")
+        subfolders = [entry.name for entry in entries_of(below) if is_folder(entry)]
+        for name in subfolders:
+            if name.lower() in NAMES["train"]:
+                raise MmpError(f"{root}: no folder train, but {below / name}; set data.root={below}, or {arrange}")
+        inside.add(tuple(subfolders))
     shown, count = as_text(root), len(folders)
     log.info("%s: no folder train, so its %d folders are the classes of the training images", shown, count)
+    if count > 1 and len(inside) == 1 and len(same := inside.pop()) > 1:
+        log.warning("%s: each of its folders contains %s; if these are the classes, %s", shown, listed(same), arrange)
     _warn_of_neighbours(root.absolute())
     return root
+
+
+def _require_classes(root: Path, folders: list[str]) -> None:
+    """Raise an error if folders are called like splits, such as ``training_set`` and ``test_set``."""
+    words = {name: {word.lower() for word in _WORD.findall(name)} for name in folders}
+    called = {split: [name for name in folders if words[name] & {*NAMES[split]}] for split in NAMES}
+    if called["train"] and (called["validation"] or called["test"]):
+        names = listed(chain.from_iterable(called.values()))
+        raise MmpError(
+            f"{root}: no folder train, but {names}; rename them to {', '.join(s for s in NAMES if called[s])}, or, if "
+            f"they are classes, move them into {root}/train"
+        )
 
 
 def _warn_of_neighbours(root: Path) -> None:

@@ -78,6 +78,16 @@ def test_class_folders_without_a_folder_train_are_training_images(tmp_path: Path
     assert training_folders(tmp_path, 2).classes == ("a", "b")
 
 
+def test_class_folders_that_look_like_splits_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path / "splits", [f"{split}/{name}/1.png" for split in ("fold0", "fold1") for name in ("cat", "dog")])
+    split_folders(tmp_path / "splits")
+    assert "each of its folders contains cat, dog; if these are the classes, arrange" in warnings_of(caplog)
+    caplog.clear()
+    fill(tmp_path / "classes", ["cat/images/1.png", "dog/images/1.png", "train_station/1.png", "tram_station/1.png"])
+    split_folders(tmp_path / "classes")
+    assert not warnings_of(caplog)
+
+
 def test_a_root_that_is_itself_the_training_folder_names_what_is_beside_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,6 +108,9 @@ def test_a_root_that_is_itself_the_training_folder_names_what_is_beside_it(
         (["train.zip"], r"train\.zip: is packed; unpack it there"),
         (["train/a/1.png", "Test.tar.gz"], r"Test\.tar\.gz: is packed"),
         (["train/a/1.png", "valid.7z"], r"valid\.7z: is packed"),
+        (["training_set/a/1.png", "test_set/a/1.png"], "training_set, test_set; rename them to train, test, or, if"),
+        (["train2017/1.png", "val2017/1.png", "x/1.png"], "train2017, val2017; rename them to train, validation, or"),
+        (["TrainImages/1.png", "TestImages/1.png"], r"if they are classes, move them into .*train$"),
     ],
 )
 def test_other_arrangements_are_explained(files: list[str], message: str, tmp_path: Path) -> None:
