@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+_OF_TABLES = (torch.int64, torch.bool)  # of buffers, such as counters, indices and masks
 _DEFAULT_SIZE = (3, 224, 224)  # of timm's descriptions
 
 
@@ -68,12 +69,15 @@ def converted_by_timm(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Te
 
     timm renamed layers of several architectures, and it reads the files of their authors. A prefix that all names
     share is removed if timm does not know it. No tensor is resized: a checkpoint for another image size, another number
-    of channels or of classes is another model.
+    of channels or of classes is another model. Nor is it converted to another kind of numbers: integers are no weights
+    without the scales by which they were quantised.
 
     Args:
         model: A model that timm created.
         tensors: The tensors of the checkpoint.
     """
+    if any(not value.is_floating_point() and value.dtype not in _OF_TABLES for value in tensors.values()):
+        return None
     stated, arguments = getattr(model, "pretrained_cfg", None), getattr(model, "_model_args", None)
     if not stated or arguments is None:
         return None
@@ -83,7 +87,11 @@ def converted_by_timm(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Te
         attempts.append({name.partition(".")[2]: value for name, value in tensors.items()})
     own = model.state_dict()
     for attempt in attempts:
-        if any(name in own and own[name].numel() != value.numel() for name, value in attempt.items()):
+        pairs = [(own[name], value) for name, value in attempt.items() if name in own]
+        if any(
+            ours.numel() != theirs.numel() or ours.is_floating_point() != theirs.is_floating_point()
+            for ours, theirs in pairs
+        ):
             continue
         options = {"pretrained": True, "pretrained_cfg_overlay": overlay_for(model, attempt), **arguments}
         try:

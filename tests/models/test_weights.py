@@ -289,3 +289,16 @@ def test_older_names_are_converted_by_timm(
     load_weights(model, tmp_path / "x.pth")
     assert_equal(model, state)
     assert "older names converted by timm" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int32, torch.complex64])
+@pytest.mark.parametrize("older", [False, True])
+def test_timm_converts_no_weights_of_another_kind_of_numbers(kind: torch.dtype, older: bool, tmp_path: Path) -> None:
+    options = {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8], "num_classes": 3, "in_chans": 1}
+    model = timm.create_model("convnext_atto", conv_mlp=False, **options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: (100 * value).to(kind) for name, value in before.items()}
+    torch.save(old_convnext(state) if older else state, tmp_path / "x.pth")
+    with pytest.raises(MmpError, match=r"not a checkpoint of this model"):
+        load_weights(model, tmp_path / "x.pth")
+    assert_equal(model, before)
