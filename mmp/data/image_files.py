@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import PIL
 import torch
@@ -36,7 +37,7 @@ class FileImages:
         transform: A transform from a PIL image to a float32 tensor.
 
     Attributes:
-        memory: A folder that keeps what is known of unchanged files, so that they are read only once; None for none.
+        memory: A folder that keeps the digests of unchanged files, so that they are read only once; None for none.
     """
 
     def __init__(
@@ -80,47 +81,51 @@ class FileImages:
         Raises:
             MmpError: if a file is not an image, no rule covers its pixels, or the rule makes its picture invisible.
         """
-        several, transparent, deep, peak = [], 0, 0, 0.0
-        for (path, _), content in zip(self._samples, self._contents, strict=True):
-            seen = content.seen
-            if "ink" in seen and self.decoding.hides(seen["ink"]):
-                raise MmpError(
-                    f"{as_text(path)}: its visible pixels have the colour of the background (data.background="
-                    f"{self.decoding.background}), so the picture disappears; set data.background to another colour, "
-                    "or read transparency as a channel with data.channels=2 or 4"
-                )
-            if "extra" in seen and self.decoding.channels in (2, 4):
-                raise MmpError(
-                    f"{as_text(path)}: has a further channel that is not alpha, which Pillow does not read; "
-                    "set data.channels=3 to leave it out"
-                )
-            transparent += "alpha" in seen
-            deep += "peak" in seen
-            peak = max(peak, seen.get("peak", 0))
-            if "frames" in seen:
-                several.append(as_text(path))
-        if several:
-            log.warning(
-                "%d of %d images have several frames or pages, such as %s: only the first is read",
-                len(several), len(self), several[0],
-            )  # fmt: skip
-        if deep and peak < _DARK:
-            log.warning(
-                "%d of %d images have more than 8 bits, but no pixel is above %.1f %% of white: they are read almost "
-                "black, as a viewer shows them; scale them to the full range if they have fewer bits than their files",
-                deep, len(self), 100 * peak,
-            )  # fmt: skip
-        if transparent and self.decoding.channels in (1, 3):
+        seen = [content.seen for content in self._contents]
+        for (path, _), one in zip(self._samples, seen, strict=True):
+            self._require_visible(path, one)
+        transparent = sum("alpha" in one for one in seen)
+        if self.decoding.channels in (2, 4) and not transparent:
+            raise MmpError(
+                f"data.channels={self.decoding.channels}: no image of {len(self)}, such as {as_text(self.paths[0])}, has "
+                f"transparency; set data.channels={self.decoding.channels - 1}"
+            )
+        if self.decoding.channels in (1, 3) and transparent:
             log.info(
                 "%d of %d images have transparency: composed over data.background=%s",
                 transparent, len(self), self.decoding.background,
             )  # fmt: skip
-        if not transparent and self.decoding.channels in (2, 4):
-            fewer = self.decoding.channels - 1
+        self._warn(seen)
+
+    def _require_visible(self, path: str, seen: Mapping[str, Any]) -> None:
+        """Raise an error if the rule of decoding makes a picture invisible, or Pillow does not read a channel."""
+        if "ink" in seen and self.decoding.hides(seen["ink"]):
             raise MmpError(
-                f"data.channels={self.decoding.channels}: no image below {self._root} has transparency, such as "
-                f"{as_text(self._samples[0][0])}; set data.channels={fewer}"
+                f"{as_text(path)}: its visible pixels have the colour of the background (data.background="
+                f"{self.decoding.background}), so the picture disappears; set data.background to another colour, "
+                "or read transparency as a channel with data.channels=2 or 4"
             )
+        if "extra" in seen and self.decoding.channels in (2, 4):
+            raise MmpError(
+                f"{as_text(path)}: has a further channel that is not alpha, which Pillow does not read; "
+                "set data.channels=3 to leave it out"
+            )
+
+    def _warn(self, seen: Sequence[Mapping[str, Any]]) -> None:
+        """Log a warning of images with several frames, and one of images that are read almost black."""
+        several = [path for path, one in zip(self.paths, seen, strict=True) if "frames" in one]
+        if several:
+            log.warning(
+                "%d of %d images have several frames or pages, such as %s: only the first is read",
+                len(several), len(self), as_text(several[0]),
+            )  # fmt: skip
+        peaks = [one["peak"] for one in seen if "peak" in one]
+        if peaks and max(peaks) < _DARK:
+            log.warning(
+                "%d of %d images have more than 8 bits, but no pixel is above %.1f %% of white: they are read almost "
+                "black, as a viewer shows them; scale them to the full range if they have fewer bits than their files",
+                len(peaks), len(self), 100 * max(peaks),
+            )  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the names, relative to the root, the contents and the classes of all files.

@@ -140,5 +140,6 @@ def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{value.layout} tensor on {value.device}".removeprefix("torch.")
+        kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
+        return f"{kind} tensor on {value.device}"
     return type(value).__name__

@@ -77,10 +77,10 @@ def _refusal(model: nn.Module, found: WeightSet, problems: list[str], path: Path
     differing = [name for name in {**expected, **state} if name not in state or name not in expected] + [
         name for name in expected if name in state and state[name].shape != expected[name].shape
     ]
-    if differing and all(name in adaptable for name in differing):
+    if differing and all(name in adaptable and name not in found.others for name in differing):
         return (
-            f"its first or last layer is of other channels or classes ({'; '.join(problems[:2])}); to train from its "
-            f"other layers, set model.pretrained_file={path} and model.checkpoint=null"
+            f"its first or last layer is missing, or is of other channels or classes ({'; '.join(problems[:2])}); to "
+            f"train from its other layers, set model.pretrained_file={path} and model.checkpoint=null"
         )
     if any(name.partition("parametrizations.")[1] for name in state):
         return (

@@ -164,6 +164,7 @@ def test_values_of_a_zip_are_checked_against_their_checksum(tmp_path: Path) -> N
         ({7: torch.zeros(2)}, "unexpected 7"),
         ({"bias": 3}, r"bias is not a plain tensor \(int\)"),
         ({"bias": torch.zeros(2).to_sparse()}, r"bias is not a plain tensor \(sparse_coo"),
+        ({"bias": torch.quantize_per_tensor(torch.zeros(2), 1, 0, torch.qint8)}, r"plain tensor \(quantized tensor"),
         ({"bias": torch.zeros(2, device="meta")}, r"bias is not a plain tensor \(.* on meta\)"),
         ({"bias": torch.zeros(2, dtype=torch.complex64)}, "bias is torch.complex64 instead of torch.float32"),
         ({"bias": torch.zeros(2, dtype=torch.int64)}, "bias is torch.int64 instead of torch.float32"),
