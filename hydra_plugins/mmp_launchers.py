@@ -24,7 +24,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig
 
-from mmp.config.interruption import Interrupted, code_of, deaf_children
+from mmp.config.interruption import Interrupted, code_of, sigint_blocked
 from mmp.errors import MmpError
 from mmp.runs.slurm import hold_signal
 
@@ -110,7 +110,7 @@ class Workers(ProcessLauncher):
 
         self._divide(jobs)
         imports = (delayed(import_jobs)() for _ in range(self.joblib["pre_dispatch"]))
-        with deaf_children():
+        with sigint_blocked():
             self._imports = Parallel(**self.joblib, return_as="generator")(imports)
         try:
             yield
@@ -144,7 +144,7 @@ class Workers(ProcessLauncher):
             try:
                 deque(self._imports or (), maxlen=0)
                 tasks = (delayed(run_composed)(*self.job(sweep, index)) for index in jobs)
-                with deaf_children():
+                with sigint_blocked():
                     running = Parallel(**self.joblib, return_as="generator")(tasks)
                 deque(running, maxlen=0)
             except TerminatedWorkerError:

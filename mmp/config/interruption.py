@@ -61,8 +61,11 @@ def ignore_further() -> None:
 
 
 @contextmanager
-def deaf_children() -> Iterator[None]:
-    """Start processes in a ``with`` block that Ctrl-C does not reach: this process ends them. Here, it is delayed."""
+def sigint_blocked() -> Iterator[None]:
+    """Block Ctrl-C in a ``with`` block: in this process until its end, in processes that are started there for good.
+
+    A process that starts others like this has to end them itself.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

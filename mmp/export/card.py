@@ -62,7 +62,7 @@ def as_card(result: ExportResult, usage: str) -> str:
         f"follows: {images['recipe']}.",
         "",
         "## Classes",
-        *_classes(result),
+        *class_lines(result),
         "",
         "## Versions",
         ", ".join(f"{name} {number}" for name, number in result.versions.items()) + ".",
@@ -71,7 +71,8 @@ def as_card(result: ExportResult, usage: str) -> str:
     return "\n".join(lines)
 
 
-def _classes(result: ExportResult) -> list[str]:
+def class_lines(result: ExportResult) -> list[str]:
+    """Return the lines of the card that say which logit belongs to which class."""
     names, outputs = result.classes, result.model["num_classes"]
     if names is None:
         return [f"The names of the {outputs} classes are unknown: the run does not state them."]

@@ -14,7 +14,7 @@ from PIL import Image
 from sweeping import environment
 
 from mmp.data.module import ImageData
-from mmp.export.card import FIRST, MOST_CLASSES, _classes
+from mmp.export.card import FIRST, MOST_CLASSES, class_lines
 from mmp.export.result import ExportResult
 from mmp.export.source import completed_result, load_config
 from mmp.export.targets.onnx_fp32 import CLASSES
@@ -121,7 +121,7 @@ class Stub:
 
 @pytest.mark.parametrize("count", [2, MOST_CLASSES, MOST_CLASSES + 1, 1000])
 def test_a_card_lists_few_classes_and_the_first_of_many(count: int) -> None:
-    lines = "\n".join(_classes(Stub([f"class {i}" for i in range(count)], count))).splitlines()
+    lines = "\n".join(class_lines(Stub([f"class {i}" for i in range(count)], count))).splitlines()
     rows = [line for line in lines if line.startswith("| ") and line[2].isdigit()]
     listed = count if count <= MOST_CLASSES else FIRST
     assert rows == [f"| {i} | class {i} |" for i in range(listed)]
@@ -130,7 +130,7 @@ def test_a_card_lists_few_classes_and_the_first_of_many(count: int) -> None:
 
 def test_special_characters_in_names_do_not_break_the_card() -> None:
     odd = ["a|b", "two\nlines", "`code`", "<b>", "Ä ö", "[link](x)"]
-    rows = "\n".join(_classes(Stub(odd, len(odd)))).splitlines()[-len(odd) :]
+    rows = "\n".join(class_lines(Stub(odd, len(odd)))).splitlines()[-len(odd) :]
     assert rows[0] == r"| 0 | a\|b |"
     assert rows[1] == "| 1 | two lines |"
     assert all(row.startswith(f"| {i} |") for i, row in enumerate(rows))

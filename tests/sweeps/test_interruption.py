@@ -23,7 +23,7 @@ from warm import LIMIT
 import mmp.report.__main__ as report
 from hydra_plugins import mmp_launchers
 from mmp.config.command import command
-from mmp.config.interruption import Interrupted, as_typed, code_of, deaf_children
+from mmp.config.interruption import Interrupted, as_typed, code_of, sigint_blocked
 from mmp.runs.store import RunFolder
 from mmp.sweeps.progress import stamps
 from mmp.sweeps.tally import Tally, tally
@@ -246,16 +246,16 @@ def test_ctrl_c_while_slurm_works_says_that_the_jobs_go_on(monkeypatch: pytest.M
     assert code_of(raised.value) == 143
 
 
-def test_a_process_that_was_started_deaf_does_not_hear_ctrl_c() -> None:
-    with deaf_children():
-        deaf = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    deaf.send_signal(signal.SIGINT)
-    deaf.communicate(b"\n", timeout=60)
-    assert deaf.returncode == 0
+def test_ctrl_c_does_not_reach_a_process_that_was_started_while_it_was_blocked() -> None:
+    with sigint_blocked():
+        blocked = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    blocked.send_signal(signal.SIGINT)
+    blocked.communicate(b"\n", timeout=60)
+    assert blocked.returncode == 0
     reached = []
 
     def press() -> None:
-        with deaf_children():
+        with sigint_blocked():
             os.kill(os.getpid(), signal.SIGINT)
             reached.append("the end of the block")
 
