@@ -87,8 +87,8 @@ class FileImages:
         transparent = sum("alpha" in one for one in seen)
         if self.decoding.channels in (2, 4) and not transparent:
             raise MmpError(
-                f"data.channels={self.decoding.channels}: no image of {len(self)}, such as {as_text(self.paths[0])}, has "
-                f"transparency; set data.channels={self.decoding.channels - 1}"
+                f"data.channels={self.decoding.channels}: no image of {len(self)} has transparency, such as "
+                f"{as_text(self.paths[0])}; set data.channels={self.decoding.channels - 1}"
             )
         if self.decoding.channels in (1, 3) and transparent:
             log.info(

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from mmp.config.schema import DataConfig
-from mmp.data.folders import evaluation_folders, training_folders
+from mmp.data.class_folders import evaluation_folders, training_folders
 from mmp.data.images import Images, Source, in_memory, of_files
-from mmp.data.splits import split_folders
+from mmp.data.split_folders import split_folders
 from mmp.errors import MmpError, first_line
 from mmp.files import locked
 
@@ -272,7 +272,7 @@ def read_gtsrb(cfg: DataConfig) -> Source:
 
 
 def read_imagefolder(cfg: DataConfig) -> Source:
-    """Read folders of images (:mod:`mmp.data.splits`) with one folder per class (:mod:`mmp.data.folders`).
+    """Read folders of images (:mod:`mmp.data.split_folders`) with one folder per class (:mod:`mmp.data.class_folders`).
 
     Raises:
         MmpError: if a folder is missing, or its classes differ from the configuration or from the training folder.

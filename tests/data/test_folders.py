@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from mmp.data.folders import ClassFolders, evaluation_folders, training_folders
-from mmp.data.splits import split_folders
+from mmp.data.class_folders import ClassFolders, evaluation_folders, training_folders
+from mmp.data.split_folders import split_folders
 from mmp.errors import MmpError
 
 

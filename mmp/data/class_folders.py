@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmp.data.endings import counted, ending_of
-from mmp.data.splits import PACKED
+from mmp.data.split_folders import PACKED
 from mmp.data.walk import Walk
 from mmp.errors import MmpError, listed
 from mmp.files import as_text
