@@ -9,6 +9,7 @@ which is the same for every seed so that results can be compared. A new data set
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import multiprocessing
@@ -136,7 +137,7 @@ class ImageData(pl.LightningDataModule):
     Attributes:
         indices: Indices of the images in each split.
         recipe: Instructions that prepare an image for evaluation, for users who run a model elsewhere.
-        fingerprint: SHA-256 of the images.
+        fingerprint: SHA-256 of the images, their classes and, for folders of images, the names of the classes.
         class_names: Name of every class, in the order of the model's outputs; None if the data set does not state them.
 
     Raises:
@@ -170,6 +171,8 @@ class ImageData(pl.LightningDataModule):
         fingerprints = {name: images.fingerprint() for name, images in given.items()}
         named = "validation" + fingerprints["validation"] if "validation" in fingerprints else ""
         content = plain.fingerprint() + fingerprints.get("test", "") + named
+        if cfg.in_memory and cfg.reader == "imagefolder":  # the pixels do not tell the names of the folders
+            content += json.dumps(source.classes)
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._sets: dict[str, Any] = {
             name: Split(plain, indices.tolist()) for name, indices in self.indices.items() if name != "train"

@@ -255,6 +255,15 @@ def test_images_replaced_in_place_are_other_data(
     assert fingerprint() not in (before, after)
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_renamed_class_is_other_data(root: Path, in_memory: bool) -> None:
+    before = ImageData(of(root, in_memory=in_memory), 0)
+    (root / "train" / "1").rename(root / "train" / "one")
+    after = ImageData(of(root, in_memory=in_memory), 0)
+    assert (before.class_names, after.class_names) == (("0", "1"), ("0", "one"))
+    assert before.fingerprint != after.fingerprint
+
+
 def test_a_digest_per_image_shows_copies(root: Path) -> None:
     shutil.copy(root / "train/0/00.png", root / "train/1/copy.png")
     data = ImageData(of(root), 0)
