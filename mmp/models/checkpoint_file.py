@@ -33,7 +33,13 @@ _FOREIGN = {
     b"\x89HDF": "it is an HDF5 file, which Keras and TensorFlow write; convert its weights to safetensors",
     b"{": "it is a JSON file; name the file of the weights",
     b"GGUF": "it is a GGUF file; convert its weights to safetensors",
+    b"\x93NUMPY": "it is a NumPy array; convert the weights to safetensors",
+    b"BZh": "it is compressed; unpack it with bunzip2",
+    b"\xfd7zXZ": "it is compressed; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "it is compressed; unpack it with unzstd",
 }
+# torch's format before 1.6 begins with this number, in binary or as text.
+_MAGIC = (bytes.fromhex("6cfc9c46f9206aa85019"), b"119547037146038801333356")
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,7 @@ def _load_inert(path: Path) -> Any:
 def _problem_of_archive(path: Path) -> str | None:
     """Return why an archive is no checkpoint, or None. Compares all values of a zip archive with their checksums."""
     if not _starts_with(path, b"PK\x03\x04"):
-        tar = not _starts_with(path, b"\x80") and tarfile.is_tarfile(path)
-        return "not a checkpoint: it is a tar archive; unpack it, and name the file of the weights" if tar else None
+        return _problem_of_older_format(path)
     with ZipFile(path) as archive:
         files = {name.rpartition("/")[2] for name in archive.namelist()}
         damaged = archive.testzip()
@@ -154,6 +159,23 @@ def _problem_of_archive(path: Path) -> str | None:
     if "data.pkl" not in files:
         return "not a checkpoint: it is a zip archive of other files; unpack it, and name the file of the weights"
     return f"cannot be read: {damaged} does not match its checksum; {_COPY}" if damaged else None
+
+
+def _problem_of_older_format(path: Path) -> str | None:
+    """Return why a file that is no zip archive is not one of torch's format before 1.6 either, or None."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if any(magic in start[:40] for magic in _MAGIC):
+        return None
+    if not start.strip(b"\0"):
+        return f"cannot be read: it begins with zeros; {_COPY}"
+    if start.startswith(b"\x80"):
+        return (
+            f"not a checkpoint: it is a pickle that torch.save did not write; load it where it was written, and {_SAVE}"
+        )
+    if tarfile.is_tarfile(path):
+        return "not a checkpoint: it is a tar archive; unpack it, and name the file of the weights"
+    return f"not a checkpoint: it is no file of safetensors or torch.save; {_SAVE}"
 
 
 def _sentence(error: Exception) -> str:

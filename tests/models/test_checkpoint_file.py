@@ -70,6 +70,12 @@ def saved(content: Any, path: Path, **options: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize("protocol", (1, 2, 3, 4, 5))
+def test_the_older_format_is_read_whatever_its_protocol(protocol: int, tmp_path: Path) -> None:
+    path = saved({"a": torch.ones(1)}, tmp_path / "x", _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    assert read_groups(path, "x")[0].tensors == {"a": torch.ones(1)}
+
+
 @pytest.mark.parametrize("name", OBJECTS)
 @pytest.mark.parametrize("options", [{}, {"pickle_protocol": 4}, {"_use_new_zipfile_serialization": False}], ids=str)
 def test_weights_are_read_beside_objects_of_any_class(name: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -171,6 +177,10 @@ def content_of(kind: str, whole: Path) -> bytes:
         "pickle": pickle.dumps({"conv1.weight": [1.0, 2.0]}),
         "json": b'{"metadata": {}, "weight_map": {}}',
         "hdf5": b"\x89HDF\r\n\x1a\n",
+        "zeros": bytes(5000),
+        "numpy": b"\x93NUMPY\x01\x00",
+        "zstandard": b"\x28\xb5\x2f\xfd\x04",
+        "onnx": b"\x08\x07\x12\x07pytorch",
         "safetensors": b"\x10\x00\x00\x00\x00\x00\x00\x00" + b'{"a": {"dtype": ' + b"\x00" * 40,
         "no tensors": saved({"epoch": 3}, whole.with_name("none.pth")).read_bytes(),
     }[kind]
@@ -185,13 +195,17 @@ def content_of(kind: str, whole: Path) -> bytes:
         ("pointer", "it is a pointer of Git LFS; fetch the file itself with git lfs pull"),
         ("cut", "cannot be read: the file is cut off or damaged; copy or download it again"),
         ("cut early", "cannot be read: the file is cut off or damaged"),
-        ("text", "cannot be read: "),
-        ("numbers", "cannot be read: it is damaged, or not a file of torch.save"),
+        ("text", "it is no file of safetensors or torch.save; save the weights alone"),
+        ("numbers", "it is a pickle that torch.save did not write"),
+        ("onnx", "it is no file of safetensors or torch.save"),
+        ("zeros", "it begins with zeros; copy or download it again"),
+        ("numpy", "it is a NumPy array; convert"),
+        ("zstandard", "it is compressed; unpack it"),
         ("gzip", "it is compressed; unpack it"),
         ("tar", "it is a tar archive; unpack it"),
         ("zip", "it is a zip archive of other files; unpack it"),
         ("torchscript", "it is a TorchScript archive; save its weights with torch.save(torch.jit.load('x.pth')"),
-        ("pickle", "cannot be read: "),
+        ("pickle", "it is a pickle that torch.save did not write; load it where it was written, and save the weights"),
         ("json", "it is a JSON file; name the file of the weights"),
         ("hdf5", "it is an HDF5 file"),
         ("safetensors", "not a readable safetensors file"),
