@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmp.data.endings import counted, ending_of
 from mmp.data.split_folders import PACKED
-from mmp.data.walk import Walk
+from mmp.data.walk import Walk, entries_of, is_folder
 from mmp.errors import MmpError, listed
 from mmp.files import as_text
 
@@ -125,6 +125,12 @@ def _require_several(folder: Path, walk: Walk) -> None:
         found = counted(Counter(map(ending_of, walk.files))) or "it is empty"
         raise MmpError(f"{folder}: no class folders ({found}); put one folder of images per class there")
     if len(walk.classes) == 1:
+        inside = [entry.name for entry in entries_of(folder / walk.classes[0]) if is_folder(entry)]
+        if len(inside) > 1:
+            raise MmpError(
+                f"{folder}: only one class folder, {walk.classes[0]}, which contains {listed(inside)}; if these are "
+                f"the classes, move them to {folder}"
+            )
         raise MmpError(
             f"{folder}: only one class folder, {walk.classes[0]}, but a classifier needs two classes; add a folder of "
             "images of another class"

@@ -217,6 +217,8 @@ def test_a_pipe_with_the_name_of_an_image_is_not_read(tmp_path: Path, caplog: py
     [
         (["a/1.png"], "only one class folder, a, but a classifier needs two classes"),
         (["a/1.png", ".b/1.png", "__MACOSX/1.png"], "only one class folder, a, "),
+        (["train/a/1.png", "train/b/1.png"], "train, which contains a, b; if these are the classes, move them to "),
+        (["images/a/1.png", "images/b/1.png"], "images, which contains a, b; if these are the classes, move them to "),
         (["a/1.png", "b/1.png", "c/1.png"], r"data\.classes=2, but .* has 3 class folders \(a, b, c\); set"),
         (["1.png"], r"no class folders \(1 \.png\); put one folder of images per class there"),
         (["a/1.png", "b/1.heic", "b/2.heic"], r"no image in b \(2 \.heic\); add images"),
