@@ -159,9 +159,20 @@ def _spec_of(name: str) -> ModuleSpec | None:
         if not parent:
             return importlib.util.find_spec(name)
         above = _place_of(parent)
-        return PathFinder.find_spec(name, above.folders) if above and above.folders is not None else None
+        return _spec_below(above.folders, name) if above and above.folders is not None else None
     except (ImportError, ValueError):
         return None
+
+
+def _spec_below(folders: list[str], name: str) -> ModuleSpec | None:
+    """Return the specification of a module in the folders of a package that is not imported."""
+    try:
+        return PathFinder.find_spec(name, folders)
+    except KeyError:  # a folder without an __init__.py, for which Python looks for the package in sys.modules
+        spec = ModuleSpec(name, None, is_package=True)
+        inside = (Path(folder) / name.rpartition(".")[2] for folder in folders)
+        spec.submodule_search_locations = [str(path) for path in inside if path.is_dir()]
+        return spec
 
 
 def _source_of(name: str) -> _Source | None:

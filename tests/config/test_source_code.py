@@ -67,6 +67,7 @@ def changes(address: str, folder: Path, edited: str) -> bool:
         ("from pkg.inner import deep", ["pkg/__init__.py", "pkg/inner/__init__.py", "pkg/inner/deep.py"]),
         ("from pkg import inner", ["pkg/__init__.py", "pkg/inner/__init__.py"]),
         ("import spread.part", ["spread/part.py"]),
+        ("from spread.far.away import part", ["spread/far/away/part.py"]),
         ("import importlib\nh = importlib.import_module('helper')", ["helper.py"]),
         ("from importlib import import_module\nh = import_module('pkg.inner.deep')", ["pkg/inner/deep.py"]),
         ("h = __import__('helper')", ["helper.py"]),
@@ -75,6 +76,7 @@ def changes(address: str, folder: Path, edited: str) -> bool:
 )
 def test_an_edit_of_an_imported_file_changes_the_hash(statement: str, files: list[str], folder: Path) -> None:
     inner = {"pkg/__init__.py": "", "pkg/inner/__init__.py": "", "pkg/inner/deep.py": "x = 1\n"}
+    inner["spread/far/away/part.py"] = "x = 1\n"
     write(folder, {"helper.py": "def importance(w):\n    return w\n", "spread/part.py": "x = 1\n", **inner})
     write(folder, {"mine.py": f"{statement}\n{CLASS}"})
     for file in ["mine.py", *files]:
@@ -313,3 +315,11 @@ def test_a_torch_module_of_the_user_counts(folder: Path) -> None:
     write(folder, {"mine.py": "import torch\nclass Mine(torch.nn.Module):\n    pass\n"})
     assert changes("mine.Mine", folder, "mine.py")
     assert isinstance(instantiate({"_target_": "mine.Mine"}, "x"), torch.nn.Module)
+
+
+def test_a_class_in_folders_without_init_files_counts(folder: Path) -> None:
+    write(folder, {"research/signals/mine.py": f"from research.tools import helper\n{CLASS}"})
+    write(folder, {"research/tools/helper.py": ""})
+    assert changes("research.signals.mine.Mine", folder, "research/signals/mine.py")
+    assert changes("research.signals.mine.Mine", folder, "research/tools/helper.py")
+    instantiate({"_target_": "research.signals.mine.Mine"}, "signal")
