@@ -36,10 +36,10 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def require_target(entry: os.DirEntry[str]) -> None:
-    """Check that an entry is no link to nowhere, to itself or to what may not be read.
+    """Check that the target of an entry that is a link exists and may be read.
 
     Raises:
-        MmpError: if it is.
+        MmpError: if not.
     """
     if entry.is_symlink():
         path = Path(entry.path)
@@ -53,7 +53,7 @@ def require_target(entry: os.DirEntry[str]) -> None:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder or a link to one; a link that cannot be followed is none."""
+    """Return whether an entry is a folder or a link to one; false for a link that cannot be followed."""
     try:
         return entry.is_dir()
     except OSError:
@@ -145,7 +145,7 @@ class Walk:
         return entries
 
     def report(self) -> None:
-        """Log a warning of files that are not read, and of links to what is read already."""
+        """Log a warning of files that are not read, and of links to files and folders that are read already."""
         folder = as_text(self._folder)
         unread = self.unread + Counter(ending_of(name) for name in self.files if not is_image(name))
         if count := unread.total():
@@ -156,4 +156,4 @@ class Walk:
             log.warning("%s: images in no class folder are not read: %d", folder, outside)
         if count := len(self._again):
             first = as_text(self._again[0])
-            log.warning("%s: links to what is read already, and read once: %d, such as %s", folder, count, first)
+            log.warning("%s: links to files or folders that are read already: %d, such as %s", folder, count, first)

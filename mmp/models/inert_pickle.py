@@ -85,7 +85,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 _STORAGES = {"torch.storage.UntypedStorage": torch.UntypedStorage}
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 has the old names of these modules
 
-# No honest checkpoint refers to these. A file that does is refused, although the reference would have no effect.
+# No tool writes these names into a checkpoint. A file with one is refused, although it would have no effect here.
 _HOSTILE_MODULES = {"os", "posix", "nt", "sys", "subprocess", "runpy", "socket", "shutil", "ctypes", "importlib", "pty"}
 _HOSTILE = {f"builtins.{name}" for name in ("eval", "exec", "compile", "open", "__import__", "breakpoint", "input")}
 

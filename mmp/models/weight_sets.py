@@ -28,7 +28,7 @@ class WeightSet:
     Attributes:
         key: Where they are: the keys of the checkpoint and the prefix of the names, joined by dots.
         tensors: The tensors, by the names of the network.
-        others: What the values between them are that are no plain tensors, by name.
+        others: The kinds of the values beside them that are not plain tensors, by name.
         notes: What was changed or ignored, a phrase each.
     """
 

@@ -29,7 +29,7 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None, weight
         model: The model; its weights are replaced.
         path: The checkpoint.
         key: The key of the configuration that names the file, for error messages.
-        weights_key: The weights to take, if the file holds several; null takes those that are no average.
+        weights_key: The weights to take, if the file holds several; null takes weights that are not averages.
 
     Raises:
         MmpError: if the file is missing or unreadable, or if it belongs to another architecture.

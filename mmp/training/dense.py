@@ -92,7 +92,7 @@ def accuracy_file(config: TrainConfig, model: nn.Module, data: ImageData) -> Pat
     """Return the cache file of a dense model's accuracies.
 
     Its name hashes everything that decides them, also the code that reads and evaluates: a run compares the accuracies
-    in it with those of its own models, which it measures with the code of today.
+    in it with those of its own models, which it measures with the current code.
     """
     settings = identity(settings_of(config))
     decisive = [tensors_digest(model.state_dict()), settings["model"], settings["data"], config.seed, data.fingerprint]

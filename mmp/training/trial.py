@@ -185,7 +185,7 @@ class Trial:
         return replace(self.config, trainer=trainer)
 
     def _callbacks(self, model: nn.Module) -> list[pl.Callback]:
-        """Return the callbacks of the training; those of the user's own may have effects elsewhere and are left out."""
+        """Return the callbacks of the training. Callbacks of the user are left out: they may have effects elsewhere."""
         if self.section == "dense" and hasattr(self.config, "finetune"):
             return []  # pruning jobs use them in fine-tuning only
         pruned = self.section == "finetune"

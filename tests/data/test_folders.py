@@ -289,7 +289,7 @@ def test_a_link_that_leads_back_is_followed_once(tmp_path: Path, caplog: pytest.
     (root / "again").symlink_to(tmp_path)
     found = training_folders(root, 2)
     assert names(found) == ["a/1.png", "a/sub/2.png", "b/1.png"]
-    assert "links to what is read already, and read once: 4, such as" in warnings_of(caplog)
+    assert "links to files or folders that are read already: 4, such as" in warnings_of(caplog)
 
 
 def test_an_image_that_several_links_reach_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -302,7 +302,7 @@ def test_an_image_that_several_links_reach_is_read_once(tmp_path: Path, caplog: 
     (root / "b" / "also").symlink_to(tmp_path / "elsewhere")
     found = training_folders(root, 2)
     assert names(found) == ["a/1.png", "a/2.png", "b/1.png", "b/all/x.png", "b/all/y.png"]
-    assert "read once: 3, such as" in warnings_of(caplog)
+    assert "read already: 3, such as" in warnings_of(caplog)
 
 
 def test_folders_and_images_that_are_links_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Checks on a model that is handed over in Python."""
+"""Checks of a model that a user passes in Python."""
 
 from __future__ import annotations
 
