@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmp.config.contents import check_containers, numbers_in
 from mmp.config.explain import explain_key
 from mmp.config.home import with_home
 from mmp.config.schema import (
@@ -65,8 +65,9 @@ def validate(cfg: DictConfig, schema: type[TrainConfig] = TrainConfig) -> TrainC
             f"--config-name: this command needs a configuration of the schema {needed}_schema; leave the option out, "
             f"or put {needed}_schema first into the file's defaults list"
         )
+    check_containers(config)
     with_home(config)
-    for key, number in _numbers(config):
+    for key, number in numbers_in(config):
         _check(key, number, math.isfinite, "a finite number")
     _check("seed", config.seed, lambda v: 0 <= v <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
     _check_nodes(config)
@@ -165,21 +166,6 @@ def _check(key: str, value: Any, holds: Callable[[Any], bool], expected: str) ->
 def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     if value not in (known := list(choices)):
         raise MmpError(f"{key}={value}: no such choice; {nearest(value, known)}")
-
-
-def _numbers(part: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every floating-point number in a configuration with its key."""
-    if isinstance(part, float):
-        yield key, part
-    elif is_dataclass(part):
-        for field in fields(part):
-            yield from _numbers(getattr(part, field.name), f"{key}.{field.name}".lstrip("."))
-    elif isinstance(part, dict):
-        for name, value in part.items():
-            yield from _numbers(value, f"{key}.{name}")
-    elif isinstance(part, list):
-        for index, value in enumerate(part):
-            yield from _numbers(value, f"{key}[{index}]")
 
 
 def _is_number(value: Any) -> bool:

@@ -239,6 +239,26 @@ def test_interpolations_reach_the_recipe() -> None:
     assert epochs("fashion_mnist") == 8
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ranges.constraints='${seed}'", r"^ranges.constraints=0: must be keys with values; an interpolation"),
+        ("ranges.rules='${seed}'", r"^ranges.rules=0: must be a list;"),
+        ("ranges.targets='${sweep}'", r"^ranges.targets=\w+: must be a list;"),
+        ("data.mean='${data.classes}'", r"^data.mean=10: must be a list;"),
+        ("model.kwargs='${seed}'", r"^model.kwargs=0: must be keys with values;"),
+        ("ranges.groups='${data.mean}'", r"^ranges.groups=\[.*\]: must be keys with values;"),
+    ],
+)
+def test_an_interpolation_in_place_of_a_section_or_a_list_is_refused(override: str, message: str) -> None:
+    with pytest.raises(MmpError, match=message):
+        validate(composed(override))
+
+
+def test_an_interpolation_may_refer_to_a_list() -> None:
+    assert validate(composed("data.std='${data.mean}'")).data.std == [0.305]
+
+
 def test_a_number_of_batches_stays_a_number_and_a_fraction_a_fraction() -> None:
     config = validate(composed("trainer.limit_train_batches=1", "trainer.limit_val_batches=1.0"))
     assert (type(config.trainer.limit_train_batches), config.trainer.limit_train_batches) == (int, 1)
