@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _MOST_LISTED = 25  # choices that fit into one message
 _MOST_NAMED = 8  # names that one phrase lists
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class MmpError(Exception):
@@ -48,7 +50,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 def listed(names: Iterable[str], most: int = _MOST_NAMED) -> str:
     """Return names as one phrase: ``a, b, c``; of more than ``most``, the first and the number of the others."""
-    few, more = (kept := list(map(_printable, names)))[:most], len(kept) - most
+    few, more = (kept := list(map(printable, names)))[:most], len(kept) - most
     return ", ".join(few) + (f" and {more} more" if more > 0 else "")
 
 
@@ -62,6 +64,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def printable(name: str) -> str:
+    r"""Return a name in one plain line: control characters and bytes that are not UTF-8 become escapes like ``\n``."""
+    return _printable(name).replace("\t", r"\t").replace("\n", r"\n")
+
+
 def _printable(text: str) -> str:
-    """Return text with escapes in place of the bytes of file names that are not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return text with escapes for bytes that are not UTF-8 and control characters, except tabs and new lines."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mmp.errors import MmpError
+from mmp.errors import MmpError, printable
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 def as_text(path: str | Path) -> str:
-    r"""Return a path as text that can be printed; bytes that are not UTF-8 become escapes such as ``\xe9``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    r"""Return a path in one plain line: control characters and bytes that are not UTF-8 are escapes like ``\xe9``."""
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def is_locked(path: Path) -> bool:

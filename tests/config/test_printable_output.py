@@ -51,3 +51,13 @@ def test_errors_and_lists_are_text() -> None:
         text.encode()
     assert as_text(NAME) == r"caf\xe9.png"
     assert listed("abcdefghij") == "a, b, c, d, e, f, g, h and 2 more"
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines.png", "\x1b[31mred.png", "tab\t.png", "\x9b1m.png", "return\r.png", "\x7f.png"]
+)
+def test_names_with_control_characters_are_one_plain_line(name: str) -> None:
+    for text in (listed([name]), as_text(name), str(MmpError(f"{as_text(name)}: wrong"))):
+        assert text.isprintable()
+    assert "\x1b" not in str(MmpError(name))
+    assert as_text("猫 é 😀 a\\b") == "猫 é 😀 a\\b"
