@@ -363,6 +363,14 @@ class Frozen(EarlyStoppingAtTarget):
         return super()._evaluate_stopping_criteria(torch.tensor(0.5))
 
 
+def test_patience_of_0_stops_after_the_first_epoch_without_progress_and_not_before_the_training(
+    digits, tmp_path: Path
+) -> None:
+    model = network()
+    stop = Frozen(monitor="val/accuracy", mode="max", patience=0)
+    assert fit(model, digits, [pruning_of(model, OneShot(0)), stop], tmp_path, epochs=6).current_epoch == 2
+
+
 def test_a_run_that_had_stopped_early_stops_again_when_resumed(digits, tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
         last = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
