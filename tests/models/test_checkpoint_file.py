@@ -70,7 +70,7 @@ def saved(content: Any, path: Path, **options: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("protocol", (1, 2, 3, 4, 5))
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 def test_the_older_format_is_read_whatever_its_protocol(protocol: int, tmp_path: Path) -> None:
     path = saved({"a": torch.ones(1)}, tmp_path / "x", _use_new_zipfile_serialization=False, pickle_protocol=protocol)
     assert read_groups(path, "x")[0].tensors == {"a": torch.ones(1)}

@@ -1,0 +1,1 @@
+"""Whole channels: which of them can only go together, and how a network becomes smaller without them."""

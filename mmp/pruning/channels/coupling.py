@@ -1,0 +1,302 @@
+"""Coupled channels: the channels of several tensors that can only be removed together, found by experiment.
+
+Torch-Pruning (Fang et al. 2023, arXiv 2301.12900) follows the operators of a computation graph, with a rule for each.
+The experiments here (:mod:`mmp.pruning.channels.probe`) need no rules: a channel that a layer writes and a channel that
+a layer reads are coupled if changing the first changes the second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmp.pruning.channels.probe import Moved, Probe, Product
+
+_BLOCK = 8  # at most this number of channels in one test where single channels have to be told apart
+
+Channels = Sequence[int] | Tensor | np.ndarray
+
+
+class Part(NamedTuple):
+    """One dimension of a tensor, or the channels of a batch norm.
+
+    Attributes:
+        name: Name of the parameter or buffer, or of the batch norm.
+        side: ``out`` for rows of a weight, ``in`` for its columns, ``norm`` for channels of a batch norm, and ``dim0``,
+            ``dim1`` and so on for a dimension of any other tensor.
+    """
+
+    name: str
+    side: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Sets of coupled channels over the same parts. Each set is removed as a whole, and any number of sets may be.
+
+    Attributes:
+        channels: The channels of every set in every part, int64 (sets, channels of one set in this part).
+    """
+
+    channels: dict[Part, Tensor]
+
+    @property
+    def name(self) -> str:
+        """The first weight that writes the channels."""
+        return next(part.name for part in self.channels if part.side == "out")
+
+    def __len__(self) -> int:
+        """Return the number of sets."""
+        return len(next(iter(self.channels.values())))
+
+    @property
+    def readers(self) -> list[Part]:
+        """The parts that read the channels, except grouped convolutions, which pass them on."""
+        written = {part.name for part in self.channels if part.side == "out"}
+        return [part for part in self.channels if part.side == "in" and part.name not in written]
+
+
+@torch.no_grad()
+def channel_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
+    """Return the groups of coupled channels of a network that can be removed.
+
+    Channels are left out if they reach the network's output without another layer, or if a layer that writes or reads
+    them runs several times. Experiments may miss a coupling. :func:`mmp.pruning.channels.shrink.shrink` therefore
+    checks each removal.
+
+    Args:
+        network: Any network. It is not changed.
+        image: One image, (1, C, H, W).
+
+    Returns:
+        The groups, in the order of the layers that write them.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        probe = Probe(network, image)
+        nodes = _Nodes(probe)
+        for weight in probe.products:
+            _find(probe, weight, nodes)
+        for part, size in nodes.sizes.items():
+            if part.name in probe.unusual:
+                nodes.block(part, range(size))
+        _find_tensors(probe, nodes)
+    return _groups(probe, nodes)
+
+
+class _Nodes:
+    """Channels as numbers, and the couplings between them."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.first: dict[Part, int] = {}
+        self.sizes: dict[Part, int] = {}
+        self._edges: list[tuple[np.ndarray, np.ndarray]] = []
+        self.blocked: list[int] = []
+        for product in probe.products.values():
+            written = Part(product.weight, "out")
+            self.add(written, product.outputs)
+            self.add(Part(product.weight, "in"), product.inputs)
+            if product.bias is not None:
+                bias = Part(product.bias, "dim0")
+                self.add(bias, product.outputs)
+                self.join(written, range(product.outputs), bias, range(product.outputs))
+            self._pass_on(product)
+
+    def parts(self, probe: Probe, readers: Iterable[str]) -> list[Part]:
+        """Return the parts that read: inputs of products, and batch norms, which are added when they are first seen."""
+        found = [Part(name, "in" if name in probe.products else "norm") for name in readers]
+        for part in found:
+            self.add(part, probe.width(part.name))
+        return found
+
+    @property
+    def count(self) -> int:
+        return sum(self.sizes.values())
+
+    def add(self, part: Part, size: int) -> None:
+        if part not in self.first:
+            self.first[part] = self.count
+            self.sizes[part] = size
+
+    def join(self, one: Part, channels: Channels, other: Part, others: Channels) -> None:
+        """Couple channels pairwise; of two lists of different lengths, the shorter has one element."""
+        a = np.atleast_1d(np.asarray(channels)) + self.first[one]
+        b = np.atleast_1d(np.asarray(others)) + self.first[other]
+        a, b = np.broadcast_arrays(a, b)
+        self._edges.append((a, b))
+
+    def block(self, part: Part, channels: Channels) -> None:
+        self.blocked += (np.asarray(channels) + self.first[part]).tolist()
+
+    def labels(self) -> np.ndarray:
+        """Return the number of the set that each channel is in: the lowest number of its channels."""
+        labels = np.arange(self.count)
+        if not self._edges:
+            return labels
+        a, b = (np.concatenate(ends) for ends in zip(*self._edges, strict=True))
+        while (labels[a] != labels[b]).any():
+            lowest = np.minimum(labels[a], labels[b])
+            for ends in (labels[a], labels[b], a, b):
+                np.minimum.at(labels, ends, lowest)
+            labels = labels[labels]
+        return labels
+
+    def _pass_on(self, product: Product) -> None:
+        """Couple the inputs and outputs of each group of a grouped convolution."""
+        if product.groups > 1:
+            inputs = np.arange(product.inputs).reshape(product.groups, -1)
+            outputs = np.arange(product.outputs).reshape(product.groups, -1)
+            read, written = Part(product.weight, "in"), Part(product.weight, "out")
+            for ins, outs in zip(inputs, outputs, strict=True):
+                self.join(read, ins[:1], read, ins)
+                self.join(read, ins[:1], written, outs)
+
+
+def _find(probe: Probe, weight: str, nodes: _Nodes) -> None:
+    """Couple every output channel of a product with the input channels that it changes."""
+    written, count = Part(weight, "out"), probe.products[weight].outputs
+    readers, reaches_output = probe.readers(weight)
+    if reaches_output:
+        nodes.block(written, range(count))
+    if not readers:
+        return
+    ends = [torch.tensor([k]) for k in sorted({0, count // 2, count - 1})]
+    alone = dict(_read(probe.change(weight, ends, readers)))
+    mixed = {part: changed.all(0) for part, changed in alone.items()}
+    if reaches_output or all(part in mixed and mixed[part].all() for part in nodes.parts(probe, readers)):
+        nodes.join(written, [0], written, range(count))
+        for part in nodes.parts(probe, readers):
+            nodes.join(written, [0], part, range(nodes.sizes[part]))
+        return
+    tests, members = _codes(count)
+    uncertain: dict[Part, Tensor] = {}
+    for part, changed in _read(probe.change(weight, tests, readers)):
+        # A channel cannot be the cause if a test with it left the input unchanged.
+        possible = (~changed).float().T @ members.float() == 0
+        every = possible.all(1) & mixed.get(part, torch.zeros(len(possible), dtype=torch.bool))
+        if every.any():  # as through a layer norm
+            nodes.join(written, [0], written, range(count))
+            nodes.join(written, [0], part, every.nonzero().flatten())
+        single = possible.sum(1) == 1
+        where = single.nonzero().flatten()
+        nodes.join(written, possible[where].int().argmax(1), part, where)
+        if (rest := possible & ~(single | every)[:, None]).any():
+            uncertain[part] = rest
+    if uncertain:
+        # Channels that act alike, as those of an attention head, are as many as the channels that one of them changes.
+        alike = {int(changes) for changed in alone.values() for changes in changed.sum(1) if changes > 1}
+        _tell_apart(probe, weight, uncertain, math.gcd(_BLOCK, count, *alike) if alike else 1, nodes)
+
+
+def _tell_apart(probe: Probe, weight: str, uncertain: dict[Part, Tensor], size: int, nodes: _Nodes) -> None:
+    """Couple input channels that may have several causes, by tests of ``size`` neighbouring channels each."""
+    count = probe.products[weight].outputs
+    blocks = torch.arange(count).split(size)
+    members = torch.zeros(len(blocks), count, dtype=torch.bool)
+    for row, block in zip(members, blocks, strict=True):
+        row[block] = True
+    moved = dict(_read(probe.change(weight, blocks, {part.name for part in uncertain})))
+    for part, possible in uncertain.items():
+        for j in possible.any(1).nonzero().flatten().tolist() if part in moved else ():
+            causes = (possible[j] & members[moved[part][:, j]].any(0)).nonzero().flatten()
+            if len(causes):
+                nodes.join(Part(weight, "out"), causes, part, [j])
+
+
+def _find_tensors(probe: Probe, nodes: _Nodes) -> None:
+    """Couple elements of other parameters and buffers, such as biases of heads, with the channels that they change."""
+    used = {name for product in probe.products.values() for name in (product.weight, product.bias)}
+    norms = {part.name for part in nodes.first if part.side == "norm"}
+    labels = nodes.labels()
+    removable = {label for members in _alike(nodes, labels).values() for label in members}
+    for name, tensor in probe.tensors.items():
+        if name in used or name.rpartition(".")[0] in norms or not tensor.is_floating_point() or not tensor.dim():
+            continue
+        if _sets(probe.change_tensor(name, 0, [torch.arange(len(tensor))]), 0, nodes, labels) & removable:
+            for dim, size in enumerate(tensor.shape):
+                if size > 1:
+                    _find_dimension(probe, name, dim, nodes, labels)
+
+
+def _find_dimension(probe: Probe, name: str, dim: int, nodes: _Nodes, labels: np.ndarray) -> None:
+    """Couple the indices of a dimension with sets of channels, if each index changes the channels of one set only."""
+    size = probe.tensors[name].shape[dim]
+    if len(_sets(probe.change_tensor(name, dim, [torch.tensor([0])]), 0, nodes, labels)) != 1:
+        return  # as of positions, which all heads share
+    moved = probe.change_tensor(name, dim, [torch.tensor([i]) for i in range(size)])
+    sets = [_sets(moved, i, nodes, labels) for i in range(size)]
+    if any(len(found) != 1 for found in sets) or len(set.union(*sets)) == 1:
+        return
+    part = Part(name, f"dim{dim}")
+    nodes.add(part, size)
+    for index in range(size):
+        for other, changed in _read(moved):
+            if len(where := changed[index].nonzero().flatten()):
+                nodes.join(part, [index], other, where)
+
+
+def _sets(moved: Moved, test: int, nodes: _Nodes, labels: np.ndarray) -> set[int]:
+    """Return the sets of channels that a test changes."""
+    found: set[int] = set()
+    for part, changed in _read(moved):
+        if part in nodes.first:
+            found.update(labels[nodes.first[part] + changed[test].nonzero().flatten().numpy()].tolist())
+    return found
+
+
+def _codes(count: int) -> tuple[list[Tensor], Tensor]:
+    """Return tests that tell ``count`` channels apart: for each bit of their numbers, those with a 0 and with a 1.
+
+    Returns:
+        The channels of each test, and whether each channel is in it, bool (tests, count).
+    """
+    numbers = torch.arange(count)
+    bits = max(1, (count - 1).bit_length())
+    members = torch.stack([(numbers >> bit & 1) == value for bit in range(bits) for value in (0, 1)])
+    members = members[members.any(1)]
+    return [row.nonzero().flatten() for row in members], members
+
+
+def _read(moved: Moved) -> Iterator[tuple[Part, Tensor]]:
+    """Yield the parts in which a test changes something, and which of their channels each test changes."""
+    for side, found in (("in", moved.inputs), ("norm", moved.norms)):
+        for name, changed in found.items():
+            if changed.any():
+                yield Part(name, side), changed
+
+
+def _alike(nodes: _Nodes, labels: np.ndarray) -> dict[tuple[tuple[Part, int], ...], dict[int, dict[Part, np.ndarray]]]:
+    """Return the sets of channels that can be removed, by number, grouped by the parts that they are in."""
+    blocked = set(labels[nodes.blocked].tolist())
+    sets: dict[int, dict[Part, np.ndarray]] = defaultdict(dict)
+    for part, first in nodes.first.items():
+        own = labels[first : first + nodes.sizes[part]]
+        order = np.argsort(own, kind="stable")
+        numbers, starts = np.unique(own[order], return_index=True)
+        for number, channels in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+            if number not in blocked:
+                sets[number][part] = channels
+    alike: dict[tuple[tuple[Part, int], ...], dict[int, dict[Part, np.ndarray]]] = defaultdict(dict)
+    for number, found in sets.items():
+        alike[tuple((part, len(channels)) for part, channels in found.items())][number] = found
+    return {
+        signature: members
+        for signature, members in alike.items()
+        if len(members) > 1 and {"in", "out"} <= {part.side for part, _ in signature}
+    }
+
+
+def _groups(probe: Probe, nodes: _Nodes) -> list[ChannelGroup]:
+    groups = [
+        ChannelGroup({p: torch.from_numpy(np.stack([found[p] for found in members.values()])) for p, _ in signature})
+        for signature, members in _alike(nodes, nodes.labels()).items()
+    ]
+    order_of = {name: i for i, name in enumerate(probe.products)}
+    return sorted((group for group in groups if group.readers), key=lambda group: order_of[group.name])
