@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from mmp.config.schema import DataConfig
 from mmp.data.copies import Part, groups_of_copies, report_copies
 from mmp.data.image_files import FileImages
-from mmp.data.images import Source, files_of, recipe_of
+from mmp.data.images import Images, Source, files_of, recipe_of
 from mmp.data.loader import EpochLoader, EpochShuffle, Split, collate
 from mmp.data.readers import READERS
 from mmp.errors import MmpError, nearest
@@ -125,6 +125,22 @@ def _parts(source: Source, indices: dict[str, np.ndarray]) -> Iterator[Part]:
             yield Part(split, files, indices[split].tolist() if split in indices else range(len(images)))
 
 
+def _require_classes(cfg: DataConfig, images: Mapping[str, Images]) -> None:
+    """Raise an error if an image has a label that is no class, or the last classes have no training image."""
+    highest = {part: int(one.labels.max()) for part, one in images.items() if len(one)}
+    for part, label in highest.items():
+        if label >= cfg.classes:
+            raise MmpError(
+                f"data.classes={cfg.classes}, but a {part} image of {cfg.name} has label {label}; set data.classes to "
+                f"at least {label + 1}"
+            )
+    if (last := highest.get("training", cfg.classes - 1)) < cfg.classes - 1:
+        raise MmpError(
+            f"data.classes={cfg.classes}, but the highest label of a training image of {cfg.name} is {last}; set "
+            f"data.classes={last + 1}"
+        )
+
+
 class ImageData(pl.LightningDataModule):
     """A data set in its four splits.
 
@@ -157,13 +173,7 @@ class ImageData(pl.LightningDataModule):
             if isinstance(images, FileImages):
                 images.memory = cache and cache / "images"
                 images.check()
-        for part, images in (("training", plain), *given.items()):
-            if len(images) and images.labels.max() >= cfg.classes:
-                worst = int(images.labels.max())
-                raise MmpError(
-                    f"data.classes={cfg.classes}, but a {part} image of {cfg.name} has label {worst}; set data.classes "
-                    f"to at least {worst + 1}"
-                )
+        _require_classes(cfg, {"training": plain, **given})
         self.class_names = source.classes if len(source.classes or ()) == cfg.classes else None
         self.indices = _split(source, cfg, seed)
         report_copies(list(_parts(source, self.indices)))

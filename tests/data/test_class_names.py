@@ -81,7 +81,6 @@ def test_class_folders_give_their_names_in_the_order_of_the_labels(tmp_path: Pat
     assert [data.class_names[label] for label in labels] == [["10", "2", "a", "B"][level] for level in red]
 
 
-def test_a_model_with_more_outputs_than_the_data_has_names_gets_none() -> None:
-    data = data_of("digits", None, 12, **GREY)
-    assert data.class_names is None
-    assert sum(data.samples.values()) == 1797
+def test_more_classes_than_the_labels_have_are_refused() -> None:
+    with pytest.raises(MmpError, match=r"data\.classes=12, but the highest label .* digits is 9; set data\.classes=10"):
+        data_of("digits", None, 12, **GREY)
