@@ -15,7 +15,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from torch import Tensor, nn
 
-from mmp.errors import MmpError, first_line
+from mmp.errors import MmpError, first_line, printable
 from mmp.models import inert_pickle
 from mmp.models.inert_pickle import StandIn, state_of
 from mmp.tensors import load_tensors
@@ -180,7 +180,7 @@ def _problem_of_older_format(path: Path) -> str | None:
 
 def _sentence(error: Exception) -> str:
     """Return the first line of an error's message, short and without terminal codes."""
-    text = _printable(_COLOUR.sub("", first_line(error)))
+    text = printable(_COLOUR.sub("", first_line(error)))
     return text if len(text) <= 160 else type(error).__name__
 
 
@@ -200,12 +200,7 @@ def _entries_of(value: Any) -> dict[str, Any]:
         return state_of(value) or _entries_of(value.items or value.state)
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
-    return {_printable(str(name)): entry for name, entry in value.items()} if isinstance(value, Mapping) else {}
-
-
-def _printable(text: str) -> str:
-    """Return a text of a file in a form that a terminal shows as it is."""
-    return text if text.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in text)
+    return {printable(str(name)): entry for name, entry in value.items()} if isinstance(value, Mapping) else {}
 
 
 def _is_plain(value: Any) -> bool:

@@ -264,4 +264,4 @@ def test_a_damaged_file_of_unknown_objects_is_an_error_of_ours_whichever_byte_is
 def test_names_in_a_file_cannot_control_a_terminal(tmp_path: Path) -> None:
     content = {"\x1b[31mred": {"a\nb": torch.ones(1)}}
     (group,) = read_groups(saved(content, tmp_path / "x.pth"), "x")
-    assert (group.key, list(group.entries)) == ("?[31mred", ["a?b"])
+    assert (group.key, list(group.entries)) == (r"\x1b[31mred", [r"a\nb"])
