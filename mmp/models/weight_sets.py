@@ -18,6 +18,7 @@ from mmp.models.plain_names import counted, plain
 
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|teacher|target|shadow|polyak)(?![a-z])|averag|emamodel")
 _OF_TRAINING = re.compile(r"optim|(?<![a-z])(momentum|exp_avg|square_avg|grad|masks?(?![a-z]))")  # named like weights
+_MASKS = re.compile(r"(?<![a-z])masks?(?![a-z])")
 COUNTER = "num_batches_tracked"  # of batch norm; older files lack it
 
 
@@ -85,7 +86,8 @@ def find_weights(
     if usable and not all(one is taken or _equal(one, taken, expected) for one in candidates):
         keys = " or ".join(f"model.weights_key={one.key}" for one in candidates)
         raise MmpError(f"{source}: contains several weights of this model; set {keys}")
-    return _with_note_of_others(taken, [one for one in usable if one not in candidates])
+    masks = [one.key for one in sets if one is not taken and _MASKS.search(one.key.lower())]
+    return _with_notes_of_others(taken, [one for one in usable if one not in candidates], masks)
 
 
 def _chosen(sets: Sequence[WeightSet], weights_key: str, source: str) -> WeightSet:
@@ -105,9 +107,10 @@ def _equal(a: WeightSet, b: WeightSet, names: Collection[str]) -> bool:
     return all(torch.equal(a.tensors[name], b.tensors[name]) for name in shared)
 
 
-def _with_note_of_others(taken: WeightSet, others: Sequence[WeightSet]) -> WeightSet:
-    keys = " or ".join(f"model.weights_key={one.key}" for one in others)
-    notes = [f"averaged weights are there, too: {keys} takes them"] if others else []
+def _with_notes_of_others(taken: WeightSet, averaged: Sequence[WeightSet], masks: Sequence[str]) -> WeightSet:
+    keys = " or ".join(f"model.weights_key={one.key}" for one in averaged)
+    notes = [f"averaged weights are there, too: {keys} takes them"] if averaged else []
+    notes += [f"masks are there, too, and are not applied: {', '.join(masks)}"] if masks else []
     return replace(taken, notes=[*taken.notes, *notes])
 
 

@@ -302,3 +302,15 @@ def test_timm_converts_no_weights_of_another_kind_of_numbers(kind: torch.dtype, 
     with pytest.raises(MmpError, match=r"not a checkpoint of this model"):
         load_weights(model, tmp_path / "x.pth")
     assert_equal(model, before)
+
+
+@pytest.mark.parametrize("key", ["masks", "pruner.mask"])
+def test_masks_beside_the_weights_are_logged(key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model = network()
+    content: dict[str, Any] = {"0.0.weight": torch.zeros(4, 1, 3, 3), "1.weight": torch.zeros(3, 4)}
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    torch.save({"state_dict": model.state_dict(), **content}, tmp_path / "x.pth")
+    load_weights(model, tmp_path / "x.pth")
+    assert f"masks are there, too, and are not applied: {key}" in caplog.text
