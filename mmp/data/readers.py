@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import pickle
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,10 +16,11 @@ import torch
 from torch import Tensor
 
 from mmp.config.schema import DataConfig
+from mmp.data.cifar_files import read_batch, read_names
 from mmp.data.class_folders import evaluation_folders, training_folders
 from mmp.data.images import Images, Source, in_memory, of_files
 from mmp.data.split_folders import split_folders
-from mmp.errors import MmpError, first_line
+from mmp.errors import MmpError
 from mmp.files import locked
 
 
@@ -176,58 +175,13 @@ def _read_cifar(cfg: DataConfig, layout: _Cifar) -> Source:
     _require_folder(folder, way_out)
 
     def part(names: Sequence[str]) -> tuple[Images, Images]:
-        batches = [_read_cifar_batch(folder / name, layout.labels) for name in names]
+        batches = [read_batch(folder / name, layout.labels) for name in names]
         pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in batches]))
         labels = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
         return in_memory(pixels, labels, cfg, resize_now=False)
 
-    classes = _read_cifar_names(folder / layout.meta, layout.names)
+    classes = read_names(folder / layout.meta, layout.names)
     return Source(*part(layout.train), part(layout.test)[1], classes=classes)
-
-
-def _read_cifar_names(path: Path, key: str) -> tuple[str, ...] | None:
-    """Return the names of the classes; None if there is no such file, as in a subset of the data."""
-    if not path.is_file():
-        return None
-    with _unpickling(path, "list of CIFAR's classes"), path.open("rb") as file:
-        return tuple(str(name) for name in _ArraysOnly(file, encoding="latin1").load()[key])
-
-
-def _read_cifar_batch(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels (N, 3, 32, 32) as uint8 and labels (N,) as int64."""
-    with _unpickling(path, "batch of CIFAR images"), path.open("rb") as file:
-        batch = _ArraysOnly(file, encoding="latin1").load()
-        pixels = np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32)
-        labels = np.asarray(batch[labels_key], np.int64)
-    if len(pixels) != len(labels):
-        raise MmpError(f"{path}: {len(pixels)} images but {len(labels)} labels; the file is damaged, get it again")
-    return pixels, labels
-
-
-@contextmanager
-def _unpickling(path: Path, what: str) -> Iterator[None]:
-    """Raise an error that names the file if it cannot be unpickled in a ``with`` block."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MmpError(f"{path}: no such file; the data set is incomplete, set data.download=true") from error
-    except Exception as error:  # a damaged pickle can raise any exception
-        raise MmpError(f"{path}: not a {what} ({first_line(error)}); the file is damaged, get it again") from error
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays, lists, dicts, strings and numbers, and refuses everything that could execute code.
-
-    torchvision's reader unpickles any file whose checksum is right, and therefore reads no subset of the data.
-    """
-
-    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "_frombuffer", "encode", "scalar"})
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few functions that reconstruct arrays."""
-        if name in self._ALLOWED and (module.split(".", maxsplit=1)[0] == "numpy" or module == "_codecs"):
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it contains {module}.{name}, which no batch of images needs")
 
 
 def read_gtsrb(cfg: DataConfig) -> Source:
