@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 import sys
 import sysconfig
 import uuid
@@ -22,7 +23,10 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from mmp.errors import listed
 from mmp.files import Stamp, stamp_of
+
+log = logging.getLogger(__name__)
 
 # This project and packages that it builds on. A new version of them changes no hash.
 _FRAMEWORKS = frozenset(
@@ -63,6 +67,7 @@ def source_digest(address: str) -> str | None:
                 source = _source_of(name) or _NOT_FOLLOWED
                 followed[name] = source.followed
                 waiting += source.imports
+                _warn_of_missing(name, source.needs)
                 if source.digest:
                     sources[name] = source.digest
             if not followed[name]:
@@ -92,12 +97,14 @@ class _Source:
     Attributes:
         digest: A hash of its file, or the version of its package; empty if neither counts.
         imports: The names that it imports: modules, and perhaps attributes of modules.
+        needs: The packages among them without which it cannot be imported.
         followed: Whether modules inside this one count, too.
     """
 
     digest: str = ""
     imports: tuple[str, ...] = ()
     followed: bool = True
+    needs: tuple[str, ...] = ()
 
 
 _NOT_FOLLOWED = _Source(followed=False)
@@ -204,20 +211,47 @@ def _source_in(file: Path, loader: Any, name: str, is_package: bool) -> _Source 
         code = file.read_bytes() if stamp else loader.get_data(str(file))  # from a zip file
     except (OSError, AttributeError):
         return None
-    imports = _imports(code, name if is_package else name.rpartition(".")[0]) if file.suffix == ".py" else ()
-    source = _Source(hashlib.sha256(code).hexdigest(), imports)
+    tree = _tree_of(code) if file.suffix == ".py" else ast.Module([], [])
+    imports = _imports(tree, name if is_package else name.rpartition(".")[0])
+    source = _Source(hashlib.sha256(code).hexdigest(), imports, needs=_needs(tree))
     _read[name] = stamp, source
     return source
 
 
-def _imports(code: bytes, package: str) -> tuple[str, ...]:
-    """Return the names that the code of a module in a package imports; none if it is not valid Python."""
+def _tree_of(code: bytes) -> ast.Module:
+    """Return the syntax of a module; an empty one if the code is not valid Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python warns of the user's code when it is imported
-            tree = ast.parse(code)
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError):
-        return ()
+        return ast.Module([], [])
+
+
+def _needs(tree: ast.Module) -> tuple[str, ...]:
+    """Return the packages that a module imports in any case: outside of conditions, handlers and functions."""
+    names: list[str] = []
+    for node in tree.body:
+        match node:
+            case ast.Import(names=aliases):
+                names += [alias.name for alias in aliases]
+            case ast.ImportFrom(module=str(module), level=0):
+                names.append(module)
+    return tuple(sorted({name.partition(".")[0] for name in names}))
+
+
+@functools.cache
+def _warn_of_missing(name: str, needs: tuple[str, ...]) -> None:
+    """Log a warning if Python does not find a package that a module needs: the module itself may change the path."""
+    if missing := [package for package in needs if package not in _FRAMEWORKS and _place_of(package) is None]:
+        log.warning(
+            "%s imports %s, which is not on Python's path: no edit of it will be noticed; add its folder to PYTHONPATH",
+            name, listed(missing),
+        )  # fmt: skip
+
+
+def _imports(tree: ast.Module, package: str) -> tuple[str, ...]:
+    """Return the names that a module in a package imports."""
     found: set[str] = set()
     for node in ast.walk(tree):
         match node:

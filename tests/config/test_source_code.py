@@ -323,3 +323,12 @@ def test_a_class_in_folders_without_init_files_counts(folder: Path) -> None:
     assert changes("research.signals.mine.Mine", folder, "research/signals/mine.py")
     assert changes("research.signals.mine.Mine", folder, "research/tools/helper.py")
     instantiate({"_target_": "research.signals.mine.Mine"}, "signal")
+
+
+def test_a_helper_that_is_not_on_the_path_is_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = "import sys\nsys.path.append('elsewhere')\n"
+    optional = "try:\n    import absent_option\nexcept ImportError:\n    pass\ndef late():\n    import absent_late\n"
+    write(folder, {"mine.py": f"{path}import absent_helper.deep\nimport json, torch\n{optional}{CLASS}"})
+    assert source_digest("mine.Mine") == source_digest("mine.Mine")
+    (message,) = caplog.messages
+    assert message.startswith("mine imports absent_helper, which is not on Python's path: no edit of it")
