@@ -27,8 +27,7 @@ def as_card(result: ExportResult, usage: str) -> str:
         result: The export.
         usage: Lines of Python that load the file and run it on ``images``.
     """
-    accuracy, weights, images = result.accuracy, result.weights, result.images
-    size = images["image_size"]
+    accuracy, weights = result.accuracy, result.weights
     lines = [
         f"# {escaped(result.run)} as {result.target}",
         "",
@@ -55,11 +54,7 @@ def as_card(result: ExportResult, usage: str) -> str:
         *_latency(result),
         "",
         "## How to load it",
-        "```python",
-        *usage.splitlines(),
-        "```",
-        f"`images` are float32 of shape (B, {images['channels']}, {size}, {size}) for any batch size B, prepared as "
-        f"follows: {images['recipe']}.",
+        *_usage(result, usage),
         "",
         "## Classes",
         *class_lines(result),
@@ -69,6 +64,13 @@ def as_card(result: ExportResult, usage: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _usage(result: ExportResult, usage: str) -> list[str]:
+    images = result.images
+    shape = f"(B, {images['channels']}, {images['image_size']}, {images['image_size']})"
+    text = f"`images` are float32 of shape {shape} for any batch size B, prepared as follows: {images['recipe']}."
+    return ["```python", *usage.splitlines(), "```", text]
 
 
 def class_lines(result: ExportResult) -> list[str]:
