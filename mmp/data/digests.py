@@ -74,7 +74,7 @@ def contents(root: Path, names: Sequence[str], memory: Path | None, look: Look, 
         with ThreadPoolExecutor(_THREADS) as threads:
             read = dict(zip(missing, threads.map(lambda name: _read(root, name, look), missing), strict=True))
         fresh = {name: content for name, content in read.items() if isinstance(content, Content)}
-        stable = {name: content for name, content in fresh.items() if max(stamps[name][1:3]) < before - TOO_RECENT}
+        stable = {name: content for name, content in fresh.items() if _changed(stamps[name]) < before - TOO_RECENT}
         if usable and store is not None and stable:
             entries = {name: [stamps[name], *content] for name, content in stable.items()}
             _write(store, {"version": version, "files": {**known, **entries}})
@@ -105,6 +105,15 @@ def _stamps(root: Path, names: Sequence[str]) -> dict[str, _Stamp]:
                 f"{as_text(folder + name)}: no such image ({error.strerror}); the data set is incomplete, get it again"
             ) from error
     return stamps
+
+
+def _changed(stamp: _Stamp) -> int:
+    """Return when a file changed, in nanoseconds.
+
+    Programs that unpack archives set the time of the content, perhaps into the future, but not the time of the status.
+    """
+    _, content, status, _ = stamp
+    return status if os.name == "posix" else max(content, status)  # elsewhere, it is the time of creation
 
 
 def _known(store: Path | None, version: str) -> dict[str, Any]:

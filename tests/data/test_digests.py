@@ -83,6 +83,13 @@ def test_a_file_that_has_just_changed_is_not_remembered(root: Path, monkeypatch:
     assert Reader(root)()[1] == Reader(root)()[1] == NAMES
 
 
+def test_a_file_dated_into_the_future_is_read_once(root: Path) -> None:
+    for name in NAMES:
+        os.utime(root / name, (4e9, 4e9))
+    first, _ = Reader(root)()
+    assert Reader(root)() == (first, [])
+
+
 @pytest.mark.parametrize(
     "damage",
     ["", "[]", "{", '{"version": "", "files": 3}', '{"version": "", "files": {"a/1": 7, "a/2": [1, 2]}}', "\0" * 99],
