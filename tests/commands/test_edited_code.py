@@ -43,7 +43,7 @@ FILES = {
     "conf/strategy/own.yaml": "name: own\nposition: 0.4\n",
     "conf/ranges/own.yaml": "name: own\ndefault: [0.2, 0.6]\n",
 }
-QUICK = ["dense.epochs=1", "dense.warmup_epochs=0", "finetune=none", "paths.results=out", "logger={}"]
+QUICK = ["dense.epochs=1", "dense.warmup_epochs=0", "finetune=none", "paths.results=out", "logger=none"]
 
 
 @pytest.fixture
