@@ -106,10 +106,13 @@ class Workers(ProcessLauncher):
         Args:
             jobs: Number of jobs; not more workers than that are started.
         """
+        from multiprocessing import resource_tracker
+
         from joblib import Parallel, delayed
 
         self._divide(jobs)
         imports = (delayed(import_jobs)() for _ in range(self.joblib["pre_dispatch"]))
+        resource_tracker.ensure_running()  # before the block, since its start unblocks SIGINT
         with sigint_blocked():
             self._imports = Parallel(**self.joblib, return_as="generator")(imports)
         try:
