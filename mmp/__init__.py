@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mmp.plan import load_ranges, load_strategies, load_strategy, make_plan
     from mmp.pruning.budgets import Budget
     from mmp.pruning.calibration_statistics import collect
+    from mmp.pruning.channels.coupling import ChannelGroup, channel_groups
+    from mmp.pruning.channels.masks import channel_masks
     from mmp.pruning.channels.shrink import Removal, shrink
     from mmp.pruning.criteria import criterion
     from mmp.pruning.layers.layer import Layer
@@ -47,6 +49,8 @@ _NAMES = {
     "mmp.plan": ("load_ranges", "load_strategies", "load_strategy", "make_plan"),
     "mmp.pruning.budgets": ("Budget",),
     "mmp.pruning.calibration_statistics": ("collect",),
+    "mmp.pruning.channels.coupling": ("ChannelGroup", "channel_groups"),
+    "mmp.pruning.channels.masks": ("channel_masks",),
     "mmp.pruning.channels.shrink": ("Removal", "shrink"),
     "mmp.pruning.criteria": ("criterion",),
     "mmp.pruning.layers.layer": ("Layer",),
@@ -68,12 +72,12 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Budget", "Constraints", "Cubic", "Fisher", "Gradient", "Layer", "LayerReport", "Magnitude", "MaskEnforcer",
-    "Masks", "MmpError", "Obs", "ObsFisher", "OneShot", "Pattern", "Plan", "Product", "PruneResult", "Range",
-    "RangeTable", "Removal", "Rule", "RuleTable", "Selector", "Stepwise", "Strategy", "check_zeros", "collect",
-    "criterion", "load_masks", "load_ranges", "load_sparse", "load_strategies", "load_strategy", "make_grid",
-    "make_masks", "make_plan", "plan_model", "prunable_layers", "prunable_parameters", "prune", "prune_all",
-    "reconstruct", "save_masks", "save_sparse", "score", "shrink",
+    "Budget", "ChannelGroup", "Constraints", "Cubic", "Fisher", "Gradient", "Layer", "LayerReport", "Magnitude",
+    "MaskEnforcer", "Masks", "MmpError", "Obs", "ObsFisher", "OneShot", "Pattern", "Plan", "Product", "PruneResult",
+    "Range", "RangeTable", "Removal", "Rule", "RuleTable", "Selector", "Stepwise", "Strategy", "channel_groups",
+    "channel_masks", "check_zeros", "collect", "criterion", "load_masks", "load_ranges", "load_sparse",
+    "load_strategies", "load_strategy", "make_grid", "make_masks", "make_plan", "plan_model", "prunable_layers",
+    "prunable_parameters", "prune", "prune_all", "reconstruct", "save_masks", "save_sparse", "score", "shrink",
 ]  # fmt: skip
 
 

@@ -1,0 +1,121 @@
+"""Masks of whole channels: ordinary masks whose rows and columns are kept or pruned as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmp.errors import MmpError, nearest
+from mmp.pruning.channels.coupling import ChannelGroup, Part
+from mmp.pruning.counts import pruned_count
+from mmp.pruning.masks import Masks
+from mmp.pruning.topk import keep_highest
+
+MULTIPLE = 16  # onnxruntime computes convolutions of other widths in a slower way
+
+
+def channel_masks(
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    sparsities: Mapping[str, float],
+    multiple: int = MULTIPLE,
+) -> Masks:
+    """Return masks that prune whole channels: the rows that write them and the columns that read them.
+
+    Of a group of n sets of coupled channels, the floor(sparsity * n) sets with the lowest scores are pruned, or fewer,
+    so that every layer keeps a multiple of channels. The score of a set is the sum of the scores of its weights. Masks
+    for ascending sparsities contain each other. :func:`mmp.pruning.channels.shrink.shrink` then makes the network
+    smaller.
+
+    Args:
+        groups: The groups of a network, from :func:`mmp.pruning.channels.coupling.channel_groups`.
+        scores: One tensor for each prunable weight, by name, of its shape; higher is more important.
+        sparsities: The share of its sets that a group loses, by the group's name. Groups without one stay as they are.
+        multiple: The number of channels that a layer keeps is divisible by it. A narrower layer is not pruned.
+
+    Raises:
+        MmpError: if a sparsity is for no group or outside [0, 1], if a reader of a group's channels has no scores, or
+            if the multiple is less than 1.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmp.pruning.channels.coupling import channel_groups
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> groups = channel_groups(network, torch.randn(1, 4))
+        >>> scores = {name: p.detach().abs() for name, p in network.named_parameters() if p.dim() > 1}
+        >>> masks = channel_masks(groups, scores, {"0.weight": 0.5}, multiple=2)
+        >>> [int(mask.count_nonzero()) for mask in masks.values()]
+        [16, 8]
+    """
+    if multiple < 1:
+        raise MmpError(f"multiple={multiple}: must be at least 1; 1 allows any number of channels")
+    names = [group.name for group in groups]
+    for name in sparsities:
+        if name not in names:
+            raise MmpError(f"sparsities: {name!r} is no group of channels; {nearest(name, names)}")
+    masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    for group in groups:
+        if group.name in sparsities:
+            _require_scores(group, scores)
+            pruned = pruned_sets(group, sparsities[group.name], multiple)
+            sets = (~keep_highest(set_scores(group, scores), pruned)).nonzero().flatten()
+            for part, channels in _scored(group, scores):
+                chosen = channels[sets].flatten().to(masks[part.name].device)
+                masks[part.name].index_fill_(0 if part.side == "out" else 1, chosen, False)
+    return Masks(masks)
+
+
+def set_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the scores of the weights of each set of channels, float64 (sets,).
+
+    Args:
+        group: The group.
+        scores: One tensor for each prunable weight, by name, of its shape.
+    """
+    total = torch.zeros(len(group), dtype=torch.float64)
+    for part, channels in _scored(group, scores):
+        rows = scores[part.name] if part.side == "out" else scores[part.name].transpose(0, 1)
+        total += rows.flatten(1).sum(1, dtype=torch.float64).cpu()[channels].sum(1)
+    return total
+
+
+def pruned_sets(group: ChannelGroup, sparsity: float, multiple: int) -> int:
+    """Return the number of sets that a group loses, such that all its layers keep multiples of channels.
+
+    At least one set stays.
+
+    Args:
+        group: The group.
+        sparsity: The share of its sets to prune, at most.
+        multiple: Divides the number of channels that a layer keeps.
+    """
+    widths = [channels.shape[1] for part, channels in group.channels.items() if part.side == "out"]
+    step = math.lcm(*(multiple // math.gcd(multiple, width) for width in widths))  # sets that are kept together
+    kept = max(1, len(group) - pruned_count(sparsity, len(group)))
+    return max(0, len(group) - math.ceil(kept / step) * step)
+
+
+def _scored(group: ChannelGroup, scores: Mapping[str, Tensor]) -> list[tuple[Part, Tensor]]:
+    """Return the rows and columns of the group's weights that have scores.
+
+    The inputs of a grouped convolution are no columns of its weight: its rows already belong to the same sets.
+    """
+    readers = set(group.readers)
+    return [
+        (part, channels)
+        for part, channels in group.channels.items()
+        if part.name in scores and (part.side == "out" or part in readers)
+    ]
+
+
+def _require_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> None:
+    missing = [part.name for part in group.readers if part.name not in scores]
+    if missing:
+        raise MmpError(
+            f"scores: {missing[0]!r} reads channels of {group.name!r} but has no scores, so they would not become "
+            "unread; add its scores, or leave out the sparsity of this group"
+        )
