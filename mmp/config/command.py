@@ -39,7 +39,7 @@ def command(main: Callable[[], object], resumes: bool = False) -> None:
     """
     typed = as_typed()
     catch_termination()
-    verbose = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, which are explained here, instead of printing them
     folder = None
     printable_output()

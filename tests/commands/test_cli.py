@@ -170,7 +170,7 @@ def test_a_loss_that_becomes_nan_is_an_error_with_a_traceback_on_request(dense: 
         "finetune.scheduler=none",
         *QUICK,
     ]
-    line = error_line(run("prune.py", *arguments))
+    line = error_line(run("prune.py", *arguments, HYDRA_FULL_ERROR="0"))
     assert "lower the learning rate" in line
     result = json.loads((tmp_path / "status.json").read_text())
     assert result["status"] == "failed"

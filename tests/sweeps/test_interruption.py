@@ -181,6 +181,8 @@ def test_a_command_ends_with_its_lines(
     raised: BaseException, resumes: bool, code: int, first: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["tool.py", "-m", "strategy=glob(*)"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which a command sets for good
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def fail() -> None:
