@@ -23,7 +23,8 @@ from mmp.config.registration import register
 from mmp.config.validate import validate
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUNNING = [ROOT / "README.md", ROOT / "docs/own-model.md", ROOT / "docs/choices.md"]  # pages whose Python is complete
+COMPLETE = ("README.md", "docs/own-model.md", "docs/choices.md", "docs/channels.md")
+RUNNING = [ROOT / page for page in COMPLETE]  # their Python needs nothing else
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
 
@@ -83,9 +84,7 @@ def first_values(overrides: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", ROOT / "docs/own-model.md", ROOT / "docs/choices.md"], ids=name_of
-)
+@pytest.mark.parametrize("page", RUNNING, ids=name_of)
 def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     document = Document.parse(str(page), PythonCodeBlockParser())
