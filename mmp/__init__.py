@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mmp.plan import load_ranges, load_strategies, load_strategy, make_plan
     from mmp.pruning.budgets import Budget
     from mmp.pruning.calibration_statistics import collect
-    from mmp.pruning.channels.coupling import ChannelGroup, channel_groups
+    from mmp.pruning.channels.coupling import channel_groups
+    from mmp.pruning.channels.group import ChannelGroup
     from mmp.pruning.channels.masks import channel_masks
     from mmp.pruning.channels.shrink import Removal, shrink
     from mmp.pruning.criteria import criterion
@@ -49,7 +50,8 @@ _NAMES = {
     "mmp.plan": ("load_ranges", "load_strategies", "load_strategy", "make_plan"),
     "mmp.pruning.budgets": ("Budget",),
     "mmp.pruning.calibration_statistics": ("collect",),
-    "mmp.pruning.channels.coupling": ("ChannelGroup", "channel_groups"),
+    "mmp.pruning.channels.coupling": ("channel_groups",),
+    "mmp.pruning.channels.group": ("ChannelGroup",),
     "mmp.pruning.channels.masks": ("channel_masks",),
     "mmp.pruning.channels.shrink": ("Removal", "shrink"),
     "mmp.pruning.criteria": ("criterion",),

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from mmp import MmpError, shrink
 from mmp.pruning.channels import shrink as removal_module
-from mmp.pruning.channels.coupling import ChannelGroup, Part, channel_groups
+from mmp.pruning.channels.coupling import channel_groups
+from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.shrink import remove, unread_sets
 
 

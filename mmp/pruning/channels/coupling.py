@@ -9,58 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmp.pruning.channels.probe import Moved, Probe, Product
+from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.channels.moved import Moved
+from mmp.pruning.channels.probe import Probe, Product
 
 _BLOCK = 8  # at most this number of channels in one test where single channels have to be told apart
 
 Channels = Sequence[int] | Tensor | np.ndarray
-
-
-class Part(NamedTuple):
-    """One dimension of a tensor, or the channels of a batch norm.
-
-    Attributes:
-        name: Name of the parameter or buffer, or of the batch norm.
-        side: ``out`` for rows of a weight, ``in`` for its columns, ``norm`` for channels of a batch norm, and ``dim0``,
-            ``dim1`` and so on for a dimension of any other tensor.
-    """
-
-    name: str
-    side: str
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelGroup:
-    """Sets of coupled channels over the same parts. Each set is removed as a whole, and any number of sets may be.
-
-    Attributes:
-        channels: The channels of every set in every part, int64 (sets, channels of one set in this part).
-    """
-
-    channels: dict[Part, Tensor]
-
-    @property
-    def name(self) -> str:
-        """The first weight that writes the channels."""
-        return next(part.name for part in self.channels if part.side == "out")
-
-    def __len__(self) -> int:
-        """Return the number of sets."""
-        return len(next(iter(self.channels.values())))
-
-    @property
-    def readers(self) -> list[Part]:
-        """The parts that read the channels, except grouped convolutions, which pass them on."""
-        written = {part.name for part in self.channels if part.side == "out"}
-        return [part for part in self.channels if part.side == "in" and part.name not in written]
 
 
 @torch.no_grad()
@@ -108,13 +69,6 @@ class _Nodes:
                 self.add(bias, product.outputs)
                 self.join(written, range(product.outputs), bias, range(product.outputs))
             self._pass_on(product)
-
-    def parts(self, probe: Probe, readers: Iterable[str]) -> list[Part]:
-        """Return the parts that read: inputs of products, and batch norms, which are added when they are first seen."""
-        found = [Part(name, "in" if name in probe.products else "norm") for name in readers]
-        for part in found:
-            self.add(part, probe.width(part.name))
-        return found
 
     @property
     def count(self) -> int:
@@ -165,19 +119,21 @@ def _find(probe: Probe, weight: str, nodes: _Nodes) -> None:
     readers, reaches_output = probe.readers(weight)
     if reaches_output:
         nodes.block(written, range(count))
+    for part in sorted(readers):  # a set has another order in every process
+        nodes.add(part, probe.width(part))
     if not readers:
         return
     ends = [torch.tensor([k]) for k in sorted({0, count // 2, count - 1})]
-    alone = dict(_read(probe.change(weight, ends, readers)))
+    alone = probe.change(weight, ends, readers).changed()
     mixed = {part: changed.all(0) for part, changed in alone.items()}
-    if reaches_output or all(part in mixed and mixed[part].all() for part in nodes.parts(probe, readers)):
+    if reaches_output or all(part in mixed and mixed[part].all() for part in readers):
         nodes.join(written, [0], written, range(count))
-        for part in nodes.parts(probe, readers):
+        for part in readers:
             nodes.join(written, [0], part, range(nodes.sizes[part]))
         return
     tests, members = _codes(count)
     uncertain: dict[Part, Tensor] = {}
-    for part, changed in _read(probe.change(weight, tests, readers)):
+    for part, changed in probe.change(weight, tests, readers).changed().items():
         # A channel cannot be the cause if a test with it left the input unchanged.
         possible = (~changed).float().T @ members.float() == 0
         every = possible.all(1) & mixed.get(part, torch.zeros(len(possible), dtype=torch.bool))
@@ -202,7 +158,7 @@ def _tell_apart(probe: Probe, weight: str, uncertain: dict[Part, Tensor], size: 
     members = torch.zeros(len(blocks), count, dtype=torch.bool)
     for row, block in zip(members, blocks, strict=True):
         row[block] = True
-    moved = dict(_read(probe.change(weight, blocks, {part.name for part in uncertain})))
+    moved = probe.change(weight, blocks, set(uncertain)).changed()
     for part, possible in uncertain.items():
         for j in possible.any(1).nonzero().flatten().tolist() if part in moved else ():
             causes = (possible[j] & members[moved[part][:, j]].any(0)).nonzero().flatten()
@@ -237,7 +193,7 @@ def _find_dimension(probe: Probe, name: str, dim: int, nodes: _Nodes, labels: np
     part = Part(name, f"dim{dim}")
     nodes.add(part, size)
     for index in range(size):
-        for other, changed in _read(moved):
+        for other, changed in moved.changed().items():
             if len(where := changed[index].nonzero().flatten()):
                 nodes.join(part, [index], other, where)
 
@@ -245,7 +201,7 @@ def _find_dimension(probe: Probe, name: str, dim: int, nodes: _Nodes, labels: np
 def _sets(moved: Moved, test: int, nodes: _Nodes, labels: np.ndarray) -> set[int]:
     """Return the sets of channels that a test changes."""
     found: set[int] = set()
-    for part, changed in _read(moved):
+    for part, changed in moved.changed().items():
         if part in nodes.first:
             found.update(labels[nodes.first[part] + changed[test].nonzero().flatten().numpy()].tolist())
     return found
@@ -262,14 +218,6 @@ def _codes(count: int) -> tuple[list[Tensor], Tensor]:
     members = torch.stack([(numbers >> bit & 1) == value for bit in range(bits) for value in (0, 1)])
     members = members[members.any(1)]
     return [row.nonzero().flatten() for row in members], members
-
-
-def _read(moved: Moved) -> Iterator[tuple[Part, Tensor]]:
-    """Yield the parts in which a test changes something, and which of their channels each test changes."""
-    for side, found in (("in", moved.inputs), ("norm", moved.norms)):
-        for name, changed in found.items():
-            if changed.any():
-                yield Part(name, side), changed
 
 
 def _alike(nodes: _Nodes, labels: np.ndarray) -> dict[tuple[tuple[Part, int], ...], dict[int, dict[Part, np.ndarray]]]:

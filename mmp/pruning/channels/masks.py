@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmp.errors import MmpError, nearest
-from mmp.pruning.channels.coupling import ChannelGroup, Part
+from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.counts import pruned_count
 from mmp.pruning.masks import Masks
 from mmp.pruning.topk import keep_highest

@@ -8,7 +8,7 @@ attention, but not through another layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from mmp.pruning.channels.group import Part
+from mmp.pruning.channels.moved import Moved, differs
 from mmp.pruning.channels.shortcuts import Shortcuts, repeated
 
 _PRODUCTS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d}
 _SPREAD = 2.0  # frozen outputs are between -2 and 2: both sides of an activation, but no gate is fully shut
 _STEP = 6.0  # size of a change
-_MOVED = 1e-5  # a difference below this share of the largest value is rounding, which depends on the size of the batch
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,6 @@ class Product:
     inputs: int
     groups: int
     channel: int
-
-
-@dataclass(frozen=True)
-class Moved:
-    """What changes in a network when something in it is changed, for each of T tests.
-
-    Attributes:
-        inputs: Which input channels of each product change, by the weight's name, bool (T, inputs).
-        norms: Which channels of each batch norm change, by the module's name, bool (T, channels).
-        output: Whether the network's output changes, bool (T,).
-    """
-
-    inputs: dict[str, Tensor]
-    norms: dict[str, Tensor]
-    output: Tensor
 
 
 class Probe:
@@ -86,7 +72,7 @@ class Probe:
         self.tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         self._names = {_address(tensor): name for name, tensor in self.tensors.items() if tensor.numel()}
         self._frozen: dict[str, Tensor] = {}
-        self._inputs: dict[str, Tensor] = {}  # of products and batch norms, when nothing is changed
+        self._inputs: dict[Part, Tensor] = {}  # of products and batch norms, when nothing is changed
         with torch.no_grad():
             self._run(_Recording(self), 1)
             for name, output in self._frozen.items():
@@ -99,33 +85,32 @@ class Probe:
                 lambda images: _first(self._run(_Replaying(self, images if images > 1 else 0), images))
             )
 
-    def width(self, name: str) -> int:
-        """Return the number of input channels of a product or a batch norm."""
-        channel = self.products[name].channel if name in self.products else 1
-        return self._inputs[name].shape[channel]
+    def width(self, part: Part) -> int:
+        """Return the number of channels of a part that reads."""
+        channel = self.products[part.name].channel if part.side == "in" else 1
+        return self._inputs[part].shape[channel]
 
-    def readers(self, weight: str) -> tuple[frozenset[str], bool]:
-        """Return the products and batch norms that read a product directly, and whether the network's output does."""
-        everything = [torch.arange(self.products[weight].outputs)]
-        moved = self.change(weight, everything)
-        found = {**moved.inputs, **moved.norms}
-        return frozenset(name for name, changed in found.items() if changed.any()), bool(moved.output.any())
+    def readers(self, weight: str) -> tuple[frozenset[Part], bool]:
+        """Return the parts that read a product directly, and whether the network's output does."""
+        moved = self.change(weight, [torch.arange(self.products[weight].outputs)])
+        return frozenset(moved.changed()), bool(moved.output.any())
 
-    def change(self, weight: str, channels: Sequence[Tensor], readers: Set[str] = frozenset()) -> Moved:
+    def change(self, weight: str, channels: Sequence[Tensor], readers: Set[Part] = frozenset()) -> Moved:
         """Change output channels of a product.
 
         Args:
             weight: Name of its weight.
             channels: For each of T tests, the channels to change.
-            readers: The products and norms of interest. If given, each pass ends once all of them are seen.
+            readers: The parts of interest. If given, each pass ends once all of them are seen.
         """
         parts = []
         owner = weight.rpartition(".")[0]
         for first in range(0, len(channels), self._batch):
             chosen = channels[first : first + self._batch]
             with self._shortcuts.before(owner, len(chosen)):
-                parts.append(_either(self._pass(len(chosen), weight, chosen, sign, readers) for sign in (1.0, -1.0)))
-        return _stacked(parts)
+                up, down = (self._pass(len(chosen), weight, chosen, sign, readers) for sign in (1.0, -1.0))
+                parts.append(up | down)
+        return Moved.stacked(parts)
 
     def change_tensor(self, name: str, dim: int, where: Sequence[Tensor]) -> Moved:
         """Change elements of a parameter or buffer.
@@ -144,8 +129,8 @@ class Probe:
                 tensor.index_add_(dim, indices, noise)
                 both.append(self._pass(1))
                 tensor.copy_(before)
-            parts.append(_either(both))
-        return _stacked(parts)
+            parts.append(both[0] | both[1])
+        return Moved.stacked(parts)
 
     def _pass(
         self,
@@ -153,17 +138,17 @@ class Probe:
         weight: str | None = None,
         channels: Sequence[Tensor] = (),
         sign: float = 1.0,
-        readers: Set[str] = frozenset(),
+        readers: Set[Part] = frozenset(),
     ) -> Moved:
         mode = _Replaying(self, tests, weight, channels, sign, readers)
         moved = torch.zeros(tests, dtype=torch.bool)
         with torch.no_grad(), suppress(_AllSeenError):
             output = _first(self._run(mode, tests))
             if output.shape == (tests * len(self._output), *self._output.shape[1:]):
-                moved = _differs(output, self._output, tests).flatten(1).any(1)
+                moved = differs(output, self._output, tests).flatten(1).any(1)
             else:
                 moved = ~moved
-        return Moved(mode.inputs, mode.norms, moved)
+        return Moved(mode.moved, moved)
 
     def _run(self, mode: TorchFunctionMode, repeats: int) -> Any:
         self.network.train().eval()  # drops tensors that a network keeps of its parameters (LeViT's attention biases)
@@ -213,13 +198,12 @@ class _Replaying(TorchFunctionMode):
         weight: str | None = None,
         channels: Sequence[Tensor] = (),
         sign: float = 1.0,
-        readers: Set[str] = frozenset(),
+        readers: Set[Part] = frozenset(),
     ) -> None:
         super().__init__()
         self._probe, self._tests, self._weight, self._channels, self._sign = probe, tests, weight, channels, sign
         self._unseen = set(readers)
-        self.inputs: dict[str, Tensor] = {}
-        self.norms: dict[str, Tensor] = {}
+        self.moved: dict[Part, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, probe = kwargs or {}, self._probe
@@ -228,25 +212,25 @@ class _Replaying(TorchFunctionMode):
             name = probe.name_of(weight)
             if name in probe._frozen and weight.shape == probe.tensors[name].shape:
                 channel = probe.products[name].channel
-                self._see(name, inputs, channel, self.inputs)
+                self._see(Part(name, "in"), inputs, channel)
                 return self._output(name, channel)
         if func is F.batch_norm and (name := probe.name_of(_argument(args, kwargs, 1, "running_mean"))):
-            self._see(name.rpartition(".")[0], args[0], 1, self.norms)
+            self._see(Part(name.rpartition(".")[0], "norm"), args[0], 1)
         return func(*args, **kwargs)
 
-    def _see(self, name: str, inputs: Tensor, channel: int, seen: dict[str, Tensor]) -> None:
+    def _see(self, part: Part, inputs: Tensor, channel: int) -> None:
         if not self._tests:
-            self._probe._inputs[name] = inputs.clone()
+            self._probe._inputs[part] = inputs.clone()
             return
-        before = self._probe._inputs[name]
+        before = self._probe._inputs[part]
         if inputs.shape != (self._tests * len(before), *before.shape[1:]):
-            self._probe.unusual.add(name)
+            self._probe.unusual.add(part.name)
             return
-        moved = _differs(inputs, before, self._tests).movedim(channel if channel < 0 else channel + 1, -1)
+        moved = differs(inputs, before, self._tests).movedim(channel if channel < 0 else channel + 1, -1)
         moved = moved.reshape(self._tests, -1, moved.shape[-1]).any(1)
-        seen[name] = seen[name] | moved if name in seen else moved
-        if name in self._unseen:
-            self._unseen.remove(name)
+        self.moved[part] = self.moved[part] | moved if part in self.moved else moved
+        if part in self._unseen:
+            self._unseen.remove(part)
             if not self._unseen:
                 raise _AllSeenError
 
@@ -294,25 +278,5 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _differs(now: Tensor, before: Tensor, tests: int) -> Tensor:
-    """Return where a batch of ``tests`` inputs differs from one input, bool (tests, *before.shape)."""
-    return (now.reshape(tests, *before.shape) - before).abs_() > _MOVED * before.abs().max()
-
-
 def _first(output: Any) -> Tensor:
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-
-
-def _either(passes: Iterable[Moved]) -> Moved:
-    first, second = passes
-    inputs = {name: moved | second.inputs[name] for name, moved in first.inputs.items() if name in second.inputs}
-    norms = {name: moved | second.norms[name] for name, moved in first.norms.items() if name in second.norms}
-    return Moved(inputs, norms, first.output | second.output)
-
-
-def _stacked(parts: Sequence[Moved]) -> Moved:
-    def joined(key: str) -> dict[str, Tensor]:
-        names = set.intersection(*(set(getattr(part, key)) for part in parts))
-        return {name: torch.cat([getattr(part, key)[name] for part in parts]) for name in names}
-
-    return Moved(joined("inputs"), joined("norms"), torch.cat([part.output for part in parts]))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmp.errors import MmpError
-from mmp.pruning.channels.coupling import ChannelGroup, Part, channel_groups
+from mmp.pruning.channels.coupling import channel_groups
+from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.layers.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
