@@ -62,7 +62,7 @@ def ignore_further() -> None:
 
 @contextmanager
 def sigint_blocked() -> Iterator[None]:
-    """Block Ctrl-C in a ``with`` block: in this process until its end, in processes that are started there for good.
+    """Block Ctrl-C in a ``with`` block: in this thread until its end, in processes that are started there for good.
 
     A process that starts others like this has to end them itself.
     """
