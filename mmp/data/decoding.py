@@ -126,7 +126,7 @@ class Decoding:
         return ", ".join([*steps, f"converted by `{mode_code}`"])
 
     def hides(self, ink: Any) -> bool:
-        """Return whether a picture of one colour, with transparency around it, cannot be told from the background.
+        """Return whether a picture of one colour, with transparency around it, cannot be seen on the background.
 
         Args:
             ink: The colour, a list of three levels.

@@ -19,7 +19,7 @@ from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.moved import Moved
 from mmp.pruning.channels.probe import Probe, Product
 
-_BLOCK = 8  # at most this number of channels in one test where single channels have to be told apart
+_BLOCK = 8  # the most channels in one test where a test of each channel would take too long
 
 Channels = Sequence[int] | Tensor | np.ndarray
 
@@ -148,10 +148,10 @@ def _find(probe: Probe, weight: str, nodes: _Nodes) -> None:
     if uncertain:
         # Channels that act alike, as those of an attention head, are as many as the channels that one of them changes.
         alike = {int(changes) for changed in alone.values() for changes in changed.sum(1) if changes > 1}
-        _tell_apart(probe, weight, uncertain, math.gcd(_BLOCK, count, *alike) if alike else 1, nodes)
+        _distinguish(probe, weight, uncertain, math.gcd(_BLOCK, count, *alike) if alike else 1, nodes)
 
 
-def _tell_apart(probe: Probe, weight: str, uncertain: dict[Part, Tensor], size: int, nodes: _Nodes) -> None:
+def _distinguish(probe: Probe, weight: str, uncertain: dict[Part, Tensor], size: int, nodes: _Nodes) -> None:
     """Couple input channels that may have several causes, by tests of ``size`` neighbouring channels each."""
     count = probe.products[weight].outputs
     blocks = torch.arange(count).split(size)
@@ -208,7 +208,7 @@ def _sets(moved: Moved, test: int, nodes: _Nodes, labels: np.ndarray) -> set[int
 
 
 def _codes(count: int) -> tuple[list[Tensor], Tensor]:
-    """Return tests that tell ``count`` channels apart: for each bit of their numbers, those with a 0 and with a 1.
+    """Return tests that distinguish ``count`` channels: for each bit of their numbers, those with a 0 and with a 1.
 
     Returns:
         The channels of each test, and whether each channel is in it, bool (tests, count).
