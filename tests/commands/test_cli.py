@@ -135,13 +135,15 @@ def test_bad_checkpoints_are_refused_and_leave_no_unfinished_files(dense: Path, 
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": Payload()}))
+    torch.save({"state_dict": Payload()}, tmp_path / "evil.ckpt")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"state_dict": Payload()}))
     cases = {
         "model=vit": (good, "not a checkpoint of this model"),
         "model=cnn": (tmp_path / "nan.safetensors", "'fc.weight' holds NaN"),
         "seed=0": (tmp_path / "short.safetensors", "not a readable safetensors file"),
         "seed=1": (tmp_path / "evil.ckpt", "cannot be read: it would call posix.mkdir; nothing was executed"),
-        "seed=2": (tmp_path / "missing.safetensors", "no such file"),
+        "seed=2": (tmp_path / "evil.pkl", "not a checkpoint: it is a pickle that torch.save did not write"),
+        "seed=3": (tmp_path / "missing.safetensors", "no such file"),
     }
     for i, (override, (checkpoint, reason)) in enumerate(cases.items()):
         folder = tmp_path / f"run{i}"
