@@ -219,6 +219,26 @@ def test_channels_are_unread_only_if_every_reader_has_zeros() -> None:
     assert unread_sets(network, group).tolist() == [2]
 
 
+def test_a_fixed_filter_in_a_buffer_reads_its_channels() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(5, 2)
+            self.register_buffer("mixing", torch.randn(5, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(F.linear(F.relu(self.first(x)), self.mixing)))
+
+    torch.manual_seed(0)
+    network, images = Projected(), torch.randn(3, 4)
+    assert shrink(network, images)[1].removed == {}
+    network.mixing[:, [1, 3]] = 0
+    smaller, removal = shrink(network, images)
+    assert removal.removed == {"first.weight": (2, 6)}
+    assert smaller.mixing.shape == (5, 4)
+    torch.testing.assert_close(smaller(images), network(images))
+
+
 def test_a_layer_keeps_one_channel_if_nothing_reads_any() -> None:
     network, images = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(3, 4)
     network[2].weight.data.zero_()

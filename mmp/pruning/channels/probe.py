@@ -82,7 +82,7 @@ class Probe:
                 self._frozen[name] = frozen
             self._shortcuts = Shortcuts(self.network, self.image)
             self._output = self._shortcuts.record(
-                lambda images: _first(self._run(_Replaying(self, images if images > 1 else 0), images))
+                lambda images: first_tensor(self._run(_Replaying(self, images if images > 1 else 0), images))
             )
 
     def width(self, part: Part) -> int:
@@ -143,7 +143,7 @@ class Probe:
         mode = _Replaying(self, tests, weight, channels, sign, readers)
         moved = torch.zeros(tests, dtype=torch.bool)
         with torch.no_grad(), suppress(_AllSeenError):
-            output = _first(self._run(mode, tests))
+            output = first_tensor(self._run(mode, tests))
             if output.shape == (tests * len(self._output), *self._output.shape[1:]):
                 moved = differs(output, self._output, tests).flatten(1).any(1)
             else:
@@ -278,5 +278,6 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _first(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
+    """Return the first tensor in the output of a network, which may be nested in tuples, lists and dictionaries."""
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mmp.errors import MmpError
 from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.channels.probe import first_tensor
 from mmp.pruning.layers.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,10 @@ def shrink(network: nn.Module, images: Tensor) -> tuple[nn.Module, Removal]:
 
 def unread_sets(network: nn.Module, group: ChannelGroup) -> Tensor:
     """Return the numbers of the sets of a group that nothing reads, int64."""
-    parameters = dict(network.named_parameters(remove_duplicate=False))
+    tensors = {**dict(network.named_parameters(remove_duplicate=False)), **dict(network.named_buffers())}
     unread = torch.ones(len(group), dtype=torch.bool)
     for part in group.readers:
-        columns = parameters[part.name].detach().ne(0).transpose(0, 1).flatten(1).any(1).cpu()
+        columns = tensors[part.name].detach().ne(0).transpose(0, 1).flatten(1).any(1).cpu()
         unread &= ~columns[group.channels[part]].any(1)
     return unread.nonzero().flatten()
 
@@ -103,7 +103,7 @@ def remove(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor], images: Te
         images: The batch for the check, (B, C, H, W).
     """
     with evaluating(network):
-        logits = _first(network(images))
+        logits = first_tensor(network(images))
         kept: dict[str, str] = {}
         groups = dict(chosen)
         smaller, reason = _checked(network, groups, images, logits)
@@ -131,7 +131,7 @@ def _checked(
     smaller = copy.deepcopy(network).eval()
     try:
         _take_out(smaller, groups)
-        found = _first(smaller.train().eval()(images))
+        found = first_tensor(smaller.train().eval()(images))
     except Exception as error:  # the forward pass of a network whose shapes no longer fit can raise any exception
         return smaller, f"the network does not run without them ({str(error).splitlines()[0]})"
     if found.shape != logits.shape:
@@ -241,7 +241,3 @@ def _changes(network: nn.Module, smaller: nn.Module) -> tuple[dict[str, tuple[in
         if changed:
             attributes[path] = changed
     return shapes, attributes
-
-
-def _first(output: Any) -> Tensor:
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
