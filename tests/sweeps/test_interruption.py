@@ -183,18 +183,13 @@ def test_a_command_ends_with_its_lines(
     monkeypatch.setattr(sys, "argv", ["tool.py", "-m", "strategy=glob(*)"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which a command sets for good
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def fail() -> None:
         raise raised
 
-    try:
-        with pytest.raises(SystemExit) as ended:
-            command(fail, resumes)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second Ctrl-C does not disturb the end
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with pytest.raises(SystemExit) as ended:
+        command(fail, resumes)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second Ctrl-C does not disturb the end
     assert ended.value.code == code
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == first
@@ -216,17 +211,11 @@ def test_the_command_of_a_module_is_as_it_was_typed(monkeypatch: pytest.MonkeyPa
 
 
 def test_ctrl_c_in_a_report_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report, "write_report", fail)
-    try:
-        assert report.main([str(tmp_path)]) == 130
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert report.main([str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
