@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mmp.pruning.channels.coupling import channel_groups
     from mmp.pruning.channels.group import ChannelGroup
     from mmp.pruning.channels.masks import channel_masks
-    from mmp.pruning.channels.shrink import Removal, shrink
+    from mmp.pruning.channels.removal import Removal
+    from mmp.pruning.channels.shrink import shrink
     from mmp.pruning.criteria import criterion
     from mmp.pruning.layers.layer import Layer
     from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
@@ -53,7 +54,8 @@ _NAMES = {
     "mmp.pruning.channels.coupling": ("channel_groups",),
     "mmp.pruning.channels.group": ("ChannelGroup",),
     "mmp.pruning.channels.masks": ("channel_masks",),
-    "mmp.pruning.channels.shrink": ("Removal", "shrink"),
+    "mmp.pruning.channels.removal": ("Removal",),
+    "mmp.pruning.channels.shrink": ("shrink",),
     "mmp.pruning.criteria": ("criterion",),
     "mmp.pruning.layers.layer": ("Layer",),
     "mmp.pruning.layers.prunable": ("prunable_layers", "prunable_parameters"),

@@ -16,7 +16,8 @@ from mmp import MmpError, shrink
 from mmp.pruning.channels import shrink as removal_module
 from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
-from mmp.pruning.channels.shrink import remove, unread_sets
+from mmp.pruning.channels.shrink import remove
+from mmp.pruning.channels.unread import unread_sets
 
 
 class Gated(nn.Module):

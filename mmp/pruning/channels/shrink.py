@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmp.errors import MmpError
+from mmp.errors import MmpError, first_line
 from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.probe import first_tensor
+from mmp.pruning.channels.removal import Indices, Removal, set_tensors, tensors_of
+from mmp.pruning.channels.unread import may_have_unread, removable
 from mmp.pruning.layers.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
@@ -25,23 +27,6 @@ TOLERANCE = 1e-5  # of the largest logit: what two orders of the same sums diffe
 # Attributes of modules that a forward pass may read: numbers of channels, and numbers of attention heads.
 _WIDTHS = re.compile(r"(in|out)_(channels|features)|num_features|\w*_?dim|\w*(width|channels|size)")
 _HEADS = re.compile(r"\w*heads?")
-
-
-@dataclass(frozen=True)
-class Removal:
-    """The channels that were removed from a network.
-
-    Attributes:
-        removed: Number of sets of channels that were removed, and of all sets, by the group's name.
-        kept: Why a group keeps channels that nothing reads, by the group's name.
-        shapes: New shapes, by the name of the parameter or buffer.
-        attributes: New values of the attributes of modules, by the module's name.
-    """
-
-    removed: dict[str, tuple[int, int]] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def shrink(network: nn.Module, images: Tensor) -> tuple[nn.Module, Removal]:
@@ -73,24 +58,8 @@ def shrink(network: nn.Module, images: Tensor) -> tuple[nn.Module, Removal]:
     """
     if not len(images):
         raise MmpError("shrink: the batch of images is empty; pass at least one image")
-    unread = {}
-    for group in channel_groups(network, images[:1]):
-        sets = unread_sets(network, group)
-        if len(sets) == len(group):
-            sets = sets[1:]  # a layer needs a channel
-        if len(sets):
-            unread[group] = sets
-    return remove(network, unread, images)
-
-
-def unread_sets(network: nn.Module, group: ChannelGroup) -> Tensor:
-    """Return the numbers of the sets of a group that nothing reads, int64."""
-    tensors = {**dict(network.named_parameters(remove_duplicate=False)), **dict(network.named_buffers())}
-    unread = torch.ones(len(group), dtype=torch.bool)
-    for part in group.readers:
-        columns = tensors[part.name].detach().ne(0).transpose(0, 1).flatten(1).any(1).cpu()
-        unread &= ~columns[group.channels[part]].any(1)
-    return unread.nonzero().flatten()
+    chosen = removable(network, channel_groups(network, images[:1])) if may_have_unread(network) else {}
+    return remove(network, chosen, images)
 
 
 @torch.no_grad()
@@ -106,44 +75,63 @@ def remove(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor], images: Te
         logits = first_tensor(network(images))
         kept: dict[str, str] = {}
         groups = dict(chosen)
-        smaller, reason = _checked(network, groups, images, logits)
+        smaller, indices, reason = _checked(network, groups, images, logits)
         if reason:
-            for group in list(groups):
-                _, reason = _checked(network, {group: groups[group]}, images, logits)
+            groups = {}
+            for group, sets in chosen.items():
+                *_, reason = _checked(network, {**groups, group: sets}, images, logits)
                 if reason:
                     kept[group.name] = reason
                     log.warning("%s: its unread channels are not removed: %s", group.name, reason)
-                    del groups[group]
-            smaller, reason = _checked(network, groups, images, logits)
-            if reason:
-                log.warning("no channels are removed: %s", reason)
-                kept |= {group.name: reason for group in groups}
-                groups = {}
-                smaller, _ = _checked(network, groups, images, logits)
+                else:
+                    groups[group] = sets
+            smaller, indices, _ = _checked(network, groups, images, logits)
     removed = {group.name: (len(sets), len(group)) for group, sets in groups.items()}
-    return smaller, Removal(removed, kept, *_changes(network, smaller))
+    return smaller, Removal(removed, kept, *_changes(network, smaller), indices)
 
 
 def _checked(
     network: nn.Module, groups: Mapping[ChannelGroup, Tensor], images: Tensor, logits: Tensor
-) -> tuple[nn.Module, str | None]:
-    """Return the network without sets of channels, and the reason why it does not compute the same, None if it does."""
-    smaller = copy.deepcopy(network).eval()
+) -> tuple[nn.Module, Indices, str | None]:
+    """Take sets of channels out of a copy of a network.
+
+    Returns:
+        The copy, the indices that are left of its tensors, and the reason why it does not compute the same, None if it
+        does.
+    """
+    smaller, indices = copy.deepcopy(network).eval(), Indices()
     try:
-        _take_out(smaller, groups)
+        indices = _take_out(smaller, groups)
         found = first_tensor(smaller.train().eval()(images))
     except Exception as error:  # the forward pass of a network whose shapes no longer fit can raise any exception
-        return smaller, f"the network does not run without them ({str(error).splitlines()[0]})"
+        return smaller, indices, f"the network does not run without them ({first_line(error)})"
     if found.shape != logits.shape:
-        return smaller, f"the network returns {tuple(found.shape)} without them instead of {tuple(logits.shape)}"
-    difference = (found - logits).abs().max() / logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny)
+        shapes = f"{tuple(found.shape)} without them instead of {tuple(logits.shape)}"
+        return smaller, indices, f"the network returns {shapes}"
+    difference = _difference(found, logits)
+    if not difference <= TOLERANCE:  # rounding, perhaps: of low precision, or of sums with many terms
+        difference = min(difference, _difference_in_float64(network, smaller, images))
     if not difference <= TOLERANCE:
-        return smaller, f"without them, the logits differ by {difference:.1e} of the largest"
-    return smaller, None
+        return smaller, indices, f"without them, the logits differ by {difference:.1e} of the largest"
+    return smaller, indices, None
 
 
-def _take_out(network: nn.Module, groups: Mapping[ChannelGroup, Tensor]) -> None:
-    """Remove sets of channels from a network, in place."""
+def _difference(found: Tensor, logits: Tensor) -> float:
+    """Return the largest difference of a logit, as a share of the largest logit."""
+    return float((found - logits).abs().max() / logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny))
+
+
+def _difference_in_float64(network: nn.Module, smaller: nn.Module, images: Tensor) -> float:
+    """Return the difference without rounding; infinity if the network does not run in float64."""
+    try:
+        logits, found = (first_tensor(copy.deepcopy(one).double()(images.double())) for one in (network, smaller))
+    except Exception:  # a forward pass can convert its values to any type, and raise any exception
+        return math.inf
+    return _difference(found, logits)
+
+
+def _take_out(network: nn.Module, groups: Mapping[ChannelGroup, Tensor]) -> Indices:
+    """Remove sets of channels from a network, in place, and return the indices that are left of its tensors."""
     modules = dict(network.named_modules())
     gone: dict[Part, Tensor] = {}
     for group, sets in groups.items():
@@ -153,29 +141,42 @@ def _take_out(network: nn.Module, groups: Mapping[ChannelGroup, Tensor]) -> None
         widths = {len(gone[p]): int((~gone[p]).sum()) for p in group.channels if p.side in ("in", "out")}
         owners = [part.name.rpartition(".")[0] for part in group.channels if part.side in ("in", "out")]
         _count_heads(modules, owners, len(group), len(group) - len(sets), widths)
+    tensors = tensors_of(network)
+    indices = Indices()
     for part, without in gone.items():
-        _narrow(network, modules, part, (~without).nonzero().flatten())
+        kept = (~without).nonzero().flatten()
+        for name, dim in _slices(modules, part):
+            if name in tensors:
+                indices.setdefault(name, {})[dim] = kept
+        _set_widths(modules, part, len(kept), len(without))
+    removal = Removal(indices=indices)
+    set_tensors(network, removal.narrowed({name: tensors[name].detach() for name in indices}))
+    return indices
 
 
-def _narrow(network: nn.Module, modules: Mapping[str, Any], part: Part, keep: Tensor) -> None:
-    """Keep only some channels of one part, in place."""
-    path = part.name.rpartition(".")[0]
+def _slices(modules: Mapping[str, Any], part: Part) -> list[tuple[str, int]]:
+    """Return the tensors that have the channels of a part, each with the dimension of the channels."""
     if part.side == "norm":
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _slice(network, f"{part.name}.{name}", 0, keep)
-        modules[part.name].num_features = len(keep)
-    elif part.side == "out":
-        _slice(network, part.name, 0, keep)
-        _set(modules[path], ("out_channels", "out_features"), len(keep))
+        return [(f"{part.name}.{own}", 0) for own in ("weight", "bias", "running_mean", "running_var")]
+    if part.side == "out":
+        return [(part.name, 0)]
+    if part.side == "in":
+        return [] if getattr(modules[part.name.rpartition(".")[0]], "groups", 1) > 1 else [(part.name, 1)]
+    return [(part.name, int(part.side.removeprefix("dim")))]
+
+
+def _set_widths(modules: Mapping[str, Any], part: Part, after: int, before: int) -> None:
+    """Correct the attributes of the module that has a part, in place."""
+    if part.side == "norm":
+        modules[part.name].num_features = after
+        return
+    module = modules[part.name.rpartition(".")[0]]
+    if part.side == "out":
+        _set(module, ("out_channels", "out_features"), after)
     elif part.side == "in":
-        groups = getattr(modules[path], "groups", 1)
-        if groups == 1:
-            _slice(network, part.name, 1, keep)
-        else:
-            modules[path].groups = groups * len(keep) // _size(network, part)
-        _set(modules[path], ("in_channels", "in_features"), len(keep))
-    else:
-        _slice(network, part.name, int(part.side.removeprefix("dim")), keep)
+        _set(module, ("in_channels", "in_features"), after)
+        if getattr(module, "groups", 1) > 1:
+            module.groups = module.groups * after // before
 
 
 def _size(network: nn.Module, part: Part) -> int:
@@ -189,18 +190,6 @@ def _size(network: nn.Module, part: Part) -> int:
     if part.side.startswith("dim"):
         return int(shape[int(part.side.removeprefix("dim"))])
     return int(shape[0] if part.side == "out" else shape[1] * getattr(owner, "groups", 1))
-
-
-def _slice(network: nn.Module, name: str, dim: int, keep: Tensor) -> None:
-    path, _, own = name.rpartition(".")
-    owner = network.get_submodule(path)
-    value = getattr(owner, own, None)
-    if not isinstance(value, Tensor):
-        return
-    kept = value.detach().index_select(dim, keep.to(value.device))
-    if isinstance(value, nn.Parameter):
-        kept = nn.Parameter(kept, requires_grad=value.requires_grad)
-    setattr(owner, own, kept)
 
 
 def _set(module: nn.Module, names: Iterable[str], value: int) -> None:
@@ -231,7 +220,7 @@ def _count_heads(
 
 def _changes(network: nn.Module, smaller: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, dict[str, int]]]:
     """Return the shapes and the attributes that differ between two networks."""
-    before, after = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (network, smaller))
+    before, after = tensors_of(network), tensors_of(smaller)
     shapes = {name: tuple(value.shape) for name, value in after.items() if value.shape != before[name].shape}
     attributes: dict[str, dict[str, int]] = {}
     others = dict(smaller.named_modules())

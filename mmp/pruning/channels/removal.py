@@ -1,0 +1,92 @@
+"""A removal of channels as a value: what it leaves of each tensor, and the attributes of modules that it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from mmp.errors import MmpError
+
+Indices = dict[str, dict[int, Tensor]]  # of what is left, by the tensor's name and by the dimension
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """The channels that were removed from a network.
+
+    Attributes:
+        removed: Number of sets of channels that were removed, and of all sets, by the group's name.
+        kept: Why a group keeps channels that nothing reads, by the group's name.
+        shapes: New shapes, by the name of the parameter or buffer.
+        attributes: New values of the attributes of modules, by the module's name.
+        indices: The indices that are kept, int64, by the name of the parameter or buffer and by the dimension that is
+            shorter.
+    """
+
+    removed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    indices: Indices = field(default_factory=dict)
+
+    def narrowed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the removal leaves of tensors of the original network, such as its masks or its ``state_dict``.
+
+        Args:
+            tensors: Tensors of the original shapes, by the name of their parameter or buffer.
+        """
+        left = dict(tensors)
+        for name in left.keys() & self.indices.keys():
+            for dim, kept in self.indices[name].items():
+                left[name] = left[name].index_select(dim, kept.to(left[name].device))
+        return left
+
+    def apply(self, network: nn.Module) -> None:
+        """Remove the same channels from a network of the original shapes, in place. Its other values stay."""
+        tensors = tensors_of(network)
+        set_tensors(network, self.narrowed({name: tensors[name].detach() for name in self.indices if name in tensors}))
+        set_attributes(network, self.attributes)
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers, under all of their names."""
+    parameters = network.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(network.named_buffers(remove_duplicate=False))}
+
+
+def set_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Replace parameters and buffers, in place, by tensors of any shape and data type.
+
+    Args:
+        network: The network.
+        tensors: The new values, by the name of the parameter or buffer.
+    """
+    before = tensors_of(network)
+    for name, value in tensors.items():
+        path, _, own = name.rpartition(".")
+        old = before[name]
+        as_before = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+        setattr(network.get_submodule(path), own, as_before)
+
+
+def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int]]) -> None:
+    """Set attributes of modules that count channels, in place.
+
+    Args:
+        network: The network.
+        attributes: The new values, by the module's name and the attribute.
+
+    Raises:
+        MmpError: if there is no such module, if it has no such attribute with a whole number, or if a value is no
+            positive whole number.
+    """
+    modules = dict(network.named_modules())
+    for path, values in attributes.items():
+        for name, value in values.items():
+            if path not in modules or type(vars(modules[path]).get(name)) is not int:
+                raise MmpError(f"attribute {name!r} of module {path!r}: the network has no such number of channels")
+            if type(value) is not int or value < 1:
+                raise MmpError(f"attribute {name!r} of module {path!r} is {value!r}, but must be a positive number")
+            setattr(modules[path], name, value)

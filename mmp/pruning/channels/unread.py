@@ -1,0 +1,59 @@
+"""Channels that nothing reads: all weights that multiply them are zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mmp.pruning.channels.group import ChannelGroup
+from mmp.pruning.channels.removal import tensors_of
+
+
+def may_have_unread(network: nn.Module) -> bool:
+    """Return whether a weight of a network has a column of zeros, without which no channel is unread."""
+    return any(bool((~_read(nonzero)).any()) for nonzero in _nonzero(network).values())
+
+
+def unread_sets(network: nn.Module, group: ChannelGroup) -> Tensor:
+    """Return the numbers of the sets of a group that nothing reads, int64."""
+    return _unread(_nonzero(network), group)
+
+
+def removable(network: nn.Module, groups: Iterable[ChannelGroup]) -> dict[ChannelGroup, Tensor]:
+    """Return the numbers of the sets that nothing reads, by group, for the groups that have some.
+
+    A channel that only unread channels read is unread, too. If nothing reads any set of a group, one set stays, since a
+    layer needs a channel.
+    """
+    nonzero, groups = _nonzero(network), list(groups)
+    found: dict[ChannelGroup, Tensor] = {}
+    while True:
+        now = {group: _unread(nonzero, group) for group in groups}
+        now = {group: sets[len(sets) == len(group) :] for group, sets in now.items()}
+        if sum(map(len, now.values())) == sum(map(len, found.values())):
+            return {group: sets for group, sets in now.items() if len(sets)}
+        found = now
+        for group, sets in found.items():
+            for part, channels in group.channels.items():
+                if part.side == "out":
+                    nonzero[part.name][channels[sets].flatten()] = False
+
+
+def _nonzero(network: nn.Module) -> dict[str, Tensor]:
+    """Return where the weights of a network are not zero, bool on the CPU."""
+    tensors = {name: tensor for name, tensor in tensors_of(network).items() if tensor.dim() > 1 and tensor.numel()}
+    return {name: tensor.detach().ne(0).cpu() for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def _unread(nonzero: dict[str, Tensor], group: ChannelGroup) -> Tensor:
+    unread = torch.ones(len(group), dtype=torch.bool)
+    for part in group.readers:
+        unread &= ~_read(nonzero[part.name])[group.channels[part]].any(1)
+    return unread.nonzero().flatten()
+
+
+def _read(nonzero: Tensor) -> Tensor:
+    """Return which columns of a weight have a value that is not zero."""
+    return nonzero.transpose(0, 1).flatten(1).any(1)
