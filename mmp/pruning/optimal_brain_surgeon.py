@@ -68,7 +68,7 @@ def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None 
     dense = weight.detach().float().reshape(groups, -1, columns)
     rows = torch.ones_like(dense[..., :1])
     if importance is not None:
-        rows = (importance + _DAMPING * importance.mean()).float().view(groups, -1, 1)
+        rows = damped(importance).float().view(groups, -1, 1)
     parts = _parts(columns)
     kept, order = torch.ones_like(dense, dtype=torch.bool), torch.zeros_like(dense, dtype=torch.float64).flatten()
     gone, total = 0, dense.numel()
@@ -84,6 +84,17 @@ def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None 
     return order.view(weight.shape).float()
 
 
+def regularised(covariance: Tensor) -> Tensor:
+    """Return covariances (groups, columns, columns) with a ridge, so that they can be inverted."""
+    mean = covariance.diagonal(dim1=1, dim2=2).mean(1)
+    return with_ridge(covariance, torch.where(mean > 0, _RIDGE * mean, 1.0))
+
+
+def damped(importance: Tensor) -> Tensor:
+    """Return the importance of each output, (outputs,), with a share of their mean added."""
+    return importance + _DAMPING * importance.mean()
+
+
 def _parts(columns: int) -> list[slice]:
     """Return even parts of at most `_WIDEST` columns."""
     count = math.ceil(columns / _WIDEST)
@@ -93,8 +104,7 @@ def _parts(columns: int) -> list[slice]:
 
 def _costs(covariance: Tensor, dense: Tensor, kept: Tensor) -> Tensor:
     """Return the increase of a row's error by the removal of each kept weight, (groups, outputs, columns)."""
-    mean = covariance.diagonal(dim1=1, dim2=2).mean(1)
-    a = with_ridge(covariance, torch.where(mean > 0, _RIDGE * mean, 1.0)).float()
+    a = regularised(covariance).float()
     costs = torch.zeros_like(dense)
     if kept.all():  # all rows share one system, and the dense weights are its solution
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(a)).diagonal(dim1=1, dim2=2)

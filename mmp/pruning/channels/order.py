@@ -1,0 +1,182 @@
+"""Optimal Brain Surgeon for whole channels: the order in which sets of channels can go with the least output error.
+
+If a weight W loses the columns k and its other columns are re-solved, its squared output error increases by
+
+    tr(W_k ([H^-1]_kk)^-1 W_k^T),
+
+where H is the covariance of its inputs on the columns that it still has (Hassibi and Stork 1992; for columns of a
+layer: ZipLM, Kurtic et al. 2023, arXiv 2302.04089). The cheapest set goes first. W and H^-1 are then updated, and the
+other sets are scored again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmp.errors import MmpError
+from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.optimal_brain_surgeon import damped, regularised
+from mmp.pruning.row_systems import cholesky_or_nan
+
+_NEAR = 64  # the cheapest sets, which are compared one by one; the order of as many sets is exact
+_ROUND = 16  # sets that go before all others are scored again
+_WIDEST = 8192  # columns that are solved together; for more, H is divided into diagonal blocks
+
+
+def removal_order(
+    group: ChannelGroup,
+    weights: Mapping[str, Tensor],
+    statistics: Mapping[str, Mapping[str, Tensor]],
+    fisher: bool = False,
+) -> Tensor:
+    """Return the place of every set of channels in the order of removal, divided by the number of sets.
+
+    The cost of a set is the sum over the weights that read it. Each error is a share of the variance of that weight's
+    outputs, so that a weight with large outputs does not decide alone.
+
+    Args:
+        group: The group.
+        weights: The weights that read the group's channels, by name; others are ignored.
+        statistics: Their ``input_covariance``, by name, from :func:`mmp.pruning.calibration_statistics.collect`.
+        fisher: Whether the error of every output counts times its mean squared gradient, ``squared_output_gradient``.
+
+    Returns:
+        A float64 tensor (sets,) on the CPU, in [0, 1); 0 is removed first.
+
+    Raises:
+        MmpError: if a weight or a statistic is missing, does not fit, or is not finite.
+    """
+    systems = [system for reader in group.readers for system in _systems(group, reader, weights, statistics, fisher)]
+    left, order = torch.arange(len(group)), torch.zeros(len(group), dtype=torch.float64)
+    while len(left):
+        near = left[_costs(systems, len(group))[left].argsort(stable=True)[:_NEAR]].sort().values
+        going = _cheapest([system.only(near) for system in systems], near, _ROUND if len(left) > _NEAR else len(left))
+        gone = len(group) - len(left)
+        order[going] = torch.arange(gone, gone + len(going), dtype=torch.float64) / len(group)
+        systems = [system.without(going) for system in systems]
+        left = left[~torch.isin(left, going)]
+    return order
+
+
+@dataclass(frozen=True)
+class _System:
+    """The columns that some sets of channels are in one weight.
+
+    Attributes:
+        sets: The numbers of the sets, (sets,), on the CPU.
+        weight: The columns, scaled so that squared errors add up, (sets, columns of a set, outputs).
+        inverse: H^-1 of the columns, (sets, columns of a set, sets, columns of a set).
+    """
+
+    sets: Tensor
+    weight: Tensor
+    inverse: Tensor
+
+    def costs(self) -> Tensor:
+        """Return the increase of the error by the removal of each set, (sets,)."""
+        blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        half = torch.linalg.solve_triangular(cholesky_or_nan(blocks), self.weight, upper=False)
+        return half.square().sum((1, 2))
+
+    def only(self, sets: Tensor) -> _System:
+        """Return the system of some sets, while the others stay."""
+        return self._part(torch.isin(self.sets, sets))
+
+    def without(self, sets: Tensor) -> _System:
+        """Return the re-solved system of the other sets, after the removal of some."""
+        gone = torch.isin(self.sets, sets)
+        removed, others = self._part(gone), self._part(~gone)
+        if not len(removed.sets) or not len(others.sets):
+            return others
+        at = gone.to(self.inverse.device)
+        lower = cholesky_or_nan(_matrix(removed.inverse))
+        half = torch.linalg.solve_triangular(lower, _matrix(self.inverse[at][:, :, ~at]), upper=False)
+        part = torch.linalg.solve_triangular(lower, removed.weight.flatten(0, 1), upper=False)
+        others.weight.flatten(0, 1).addmm_(half.T, part, alpha=-1)
+        _matrix(others.inverse).addmm_(half.T, half, alpha=-1)
+        return others
+
+    def _part(self, chosen: Tensor) -> _System:
+        at = chosen.to(self.inverse.device)
+        return _System(self.sets[chosen], self.weight[at], self.inverse[at][:, :, at].contiguous())
+
+
+def _matrix(inverse: Tensor) -> Tensor:
+    """Return (sets, columns of a set, other sets, columns of a set) as a matrix of columns in the same memory."""
+    sets, columns, others, _ = inverse.shape
+    return inverse.view(sets * columns, others * columns)
+
+
+def _cheapest(systems: Sequence[_System], sets: Tensor, count: int) -> Tensor:
+    """Return the sets that go next, one by one, (count,)."""
+    total, going = int(sets.max()) + 1, []
+    for _ in range(count):
+        first = sets[_costs(systems, total)[sets].argmin()].view(1)
+        systems = [system.without(first) for system in systems]
+        sets = sets[sets != first]
+        going.append(first)
+    return torch.cat(going)
+
+
+def _costs(systems: Sequence[_System], total: int) -> Tensor:
+    """Return the cost of every set, summed over the systems, (total,) on the CPU."""
+    costs = torch.zeros(total, dtype=torch.float64)
+    for system in systems:
+        costs.index_add_(0, system.sets, system.costs().cpu())
+    return costs
+
+
+def _systems(
+    group: ChannelGroup,
+    reader: Part,
+    weights: Mapping[str, Tensor],
+    statistics: Mapping[str, Mapping[str, Tensor]],
+    fisher: bool,
+) -> list[_System]:
+    """Return the systems of one reader: one, or several if it has many columns; none if its inputs do not vary."""
+    tensor = _of(reader, group, "weights", weights).detach()
+    weight = tensor.double().flatten(1)
+    covariance = _of(reader, group, "input_covariance", statistics.get("input_covariance", {})).to(weight)
+    if covariance.shape != (1, weight.shape[1], weight.shape[1]):
+        raise MmpError(
+            f"input_covariance: {reader.name!r} has {weight.shape[1]} columns, but its covariance has the shape "
+            f"{tuple(covariance.shape)}; collect it for this weight"
+        )
+    if fisher:
+        gradient = _of(reader, group, "squared_output_gradient", statistics.get("squared_output_gradient", {}))
+        weight = damped(gradient.to(weight)).sqrt().unsqueeze(1) * weight
+    h = regularised(covariance)[0]
+    variance = (weight @ h * weight).sum()
+    if not variance.isfinite():
+        raise MmpError(f"{reader.name!r} or its statistics hold NaN or infinity; the checkpoint may be damaged")
+    if not variance or not covariance.any():
+        return []
+    weight = weight / variance.sqrt()
+    kernel = tensor[0, 0].numel()
+    columns = (group.channels[reader].unsqueeze(2) * kernel + torch.arange(kernel)).flatten(1).to(h.device)
+    sets = torch.arange(len(group))
+    if len(h) <= _WIDEST:
+        return [_System(sets, weight.T[columns], _inverse(h)[columns][..., columns])]
+    return [
+        _System(some, weight.T[own], _inverse(h[own.flatten()][:, own.flatten()]).view(*own.shape, *own.shape))
+        for some in sets.tensor_split(math.ceil(columns.numel() / _WIDEST))
+        for own in [columns[some.to(h.device)]]
+    ]
+
+
+def _of(reader: Part, group: ChannelGroup, kind: str, values: Mapping[str, Tensor]) -> Tensor:
+    if reader.name not in values:
+        raise MmpError(f"{kind}: {reader.name!r} reads channels of {group.name!r} and is missing; add it")
+    return values[reader.name]
+
+
+def _inverse(h: Tensor) -> Tensor:
+    lower, failed = torch.linalg.cholesky_ex(h)
+    if failed:
+        raise MmpError("input_covariance: the covariance of a weight's inputs is not positive definite; collect it")
+    return torch.cholesky_inverse(lower)
