@@ -15,7 +15,6 @@ from resources import RESOURCES, lack, needs
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-import mmp.export.latency
 from mmp.config.schema import ModelConfig
 from mmp.errors import MmpError
 from mmp.export import targets
@@ -366,7 +365,7 @@ def test_a_filled_model_has_no_zeros_and_the_same_norms(conv_net: nn.Module) -> 
 # --- latency ---
 
 
-def test_latency_is_the_ratio_of_times_in_alternation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_the_ratio_of_times_in_alternation() -> None:
     called = []
 
     def model(_: Tensor) -> None:
@@ -375,14 +374,9 @@ def test_latency_is_the_ratio_of_times_in_alternation(monkeypatch: pytest.Monkey
     def dense(_: Tensor) -> None:
         called.append("dense")
 
-    seconds = iter([2, 4, 4, 1, 3, 6, 8, 4, 2, 1])  # in the order of the calls below
-
-    def timed(which: Any, images: Tensor) -> float:
-        which(images)
-        return float(next(seconds))
-
-    monkeypatch.setattr(mmp.export.latency, "_timed", timed)
-    found = compare_latency(model, dense, torch.zeros(3, 1, 2, 2), budget=0.0)
+    seconds = [2, 4, 4, 1, 3, 6, 8, 4, 2, 1]  # in the order of the calls below
+    times = iter([float(time) for one in seconds for time in (0, one)])  # before and after each call
+    found = compare_latency(model, dense, torch.zeros(3, 1, 2, 2), budget=0.0, clock=lambda: next(times))
     assert called == ["model", "dense", *["model", "dense", "dense", "model"] * 2, "model", "dense"]
     assert (found.batch, found.pairs) == (3, FEWEST)
     assert (found.seconds, found.dense_seconds) == (2.0, 4.0)  # of 2, 1, 3, 4, 2 and 4, 4, 6, 8, 1
