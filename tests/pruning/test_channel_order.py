@@ -172,9 +172,12 @@ def test_fewer_images_than_columns() -> None:
 
 
 def test_outputs_with_large_gradients_count_more() -> None:
-    group, weight = group_of(one_each(8), "a"), torch.stack([torch.arange(1.0, 9.0), torch.arange(8.0, 0.0, -1.0)])
+    group, weight = (
+        group_of(one_each(8), "a"),
+        torch.stack([torch.arange(3.0, 25.0, 3.0), torch.arange(8.0, 0.0, -1.0)]),
+    )
+    weight.sqrt_()
     statistics = {"input_covariance": {"a": torch.eye(8)[None].double()}}
-    weight[0] *= 2
     assert removal_order(group, {"a": weight}, statistics)[0] == 0
     statistics["squared_output_gradient"] = {"a": torch.tensor([0.0, 1.0])}
     assert removal_order(group, {"a": weight}, statistics, fisher=True)[7] == 0
