@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mmp.errors import MmpError
+    from mmp.export.shrunk_file import load_shrunk
     from mmp.export.sparse_file import load_sparse, save_sparse
     from mmp.method import prune, prune_all
     from mmp.plan import load_ranges, load_strategies, load_strategy, make_plan
@@ -46,6 +47,7 @@ __version__ = "0.2.0"
 
 _NAMES = {
     "mmp.errors": ("MmpError",),
+    "mmp.export.shrunk_file": ("load_shrunk",),
     "mmp.export.sparse_file": ("load_sparse", "save_sparse"),
     "mmp.method": ("prune", "prune_all"),
     "mmp.plan": ("load_ranges", "load_strategies", "load_strategy", "make_plan"),
@@ -79,7 +81,7 @@ __all__ = [
     "Budget", "ChannelGroup", "Constraints", "Cubic", "Fisher", "Gradient", "Layer", "LayerReport", "Magnitude",
     "MaskEnforcer", "Masks", "MmpError", "Obs", "ObsFisher", "OneShot", "Pattern", "Plan", "Product", "PruneResult",
     "Range", "RangeTable", "Removal", "Rule", "RuleTable", "Selector", "Stepwise", "Strategy", "channel_groups",
-    "channel_masks", "check_zeros", "collect", "criterion", "load_masks", "load_ranges", "load_sparse",
+    "channel_masks", "check_zeros", "collect", "criterion", "load_masks", "load_ranges", "load_shrunk", "load_sparse",
     "load_strategies", "load_strategy", "make_grid", "make_masks", "make_plan", "plan_model", "prunable_layers",
     "prunable_parameters", "prune", "prune_all", "reconstruct", "save_masks", "save_sparse", "score", "shrink",
 ]  # fmt: skip

@@ -12,24 +12,20 @@ Only +0.0 counts as zero, so every bit of a tensor is restored.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from mmp.errors import MmpError
-from mmp.files import write_atomically
+from mmp.export.signed_file import malformed, read_signed, write_signed
 from mmp.pruning.masks import INTEGERS
 
 FORMAT = "mmp-sparse-1"
 _SKIP = 255
-_DIGEST = rb"{\"sha256\": \""  # followed by 64 digits: the digest of the file with zeros in their place
 _TYPES = (  # the data types that safetensors both writes and reads
     torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
     torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32, torch.float64,
@@ -62,11 +58,7 @@ def save_sparse(path: Path, tensors: Mapping[str, Tensor]) -> None:
             stored |= {f"{name}|{part}": data for part, data in parts.items()}
         else:
             stored[name] = value.clone()  # safetensors refuses tensors that share memory
-    notes = {"sha256": "0" * 64, "format": FORMAT, "shapes": shapes}
-    content = safetensors.torch.save(stored, {"mmp": json.dumps(notes)})  # one entry: two have a random order
-    at = content.index(_DIGEST) + len(_DIGEST)
-    signed = content[:at] + hashlib.sha256(content).hexdigest().encode() + content[at + 64 :]
-    write_atomically(path, lambda temporary: temporary.write_bytes(signed))
+    write_signed(path, FORMAT, stored, {"shapes": shapes})
 
 
 def load_sparse(path: Path | str) -> dict[str, Tensor]:
@@ -81,32 +73,11 @@ def load_sparse(path: Path | str) -> dict[str, Tensor]:
     Raises:
         MmpError: if the file is missing, is no sparse file, or if one byte of it has changed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MmpError(f"{path}: no such file")
-    content = path.read_bytes()
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-    at = 8 + header.find(_DIGEST) + len(_DIGEST)
-    if _DIGEST not in header:
-        raise MmpError(f"{path}: not a sparse file of mmp; load safetensors files with mmp.tensors.load_tensors")
-    if content[at : at + 64] != _digest(content, at).encode():
-        raise MmpError(f"{path}: the contents do not match their checksum; export the file again")
+    stored, notes = read_signed(Path(path), FORMAT)
     try:
-        notes = json.loads(json.loads(header)["__metadata__"]["mmp"])
-        version = notes["format"]
-        tensors = _tensors(safetensors.torch.load(content), notes["shapes"]) if version == FORMAT else {}
+        return _tensors(stored, notes["shapes"])
     except Exception as error:  # a file with a valid checksum can still have any content
-        raise MmpError(f"{path}: not a well-formed sparse file ({type(error).__name__}: {error})") from error
-    if version != FORMAT:
-        raise MmpError(f"{path}: has format {version!r}, but this version of mmp reads {FORMAT!r}; update mmp")
-    return tensors
-
-
-def _digest(content: bytes, at: int) -> str:
-    sha = hashlib.sha256(content[:at])
-    sha.update(b"0" * 64)
-    sha.update(memoryview(content)[at + 64 :])
-    return sha.hexdigest()
+        raise malformed(Path(path), FORMAT, error) from error
 
 
 def _compress(flat: Tensor) -> dict[str, Tensor]:
