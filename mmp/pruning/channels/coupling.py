@@ -19,7 +19,7 @@ from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.moved import Moved
 from mmp.pruning.channels.probe import Probe, Product
 
-_BLOCK = 8  # the most channels in one test where a test of each channel would take too long
+_BLOCK = 8  # the most channels of a test that is not checked for channels of two heads
 
 Channels = Sequence[int] | Tensor | np.ndarray
 
@@ -116,15 +116,16 @@ class _Nodes:
 def _find(probe: Probe, weight: str, nodes: _Nodes) -> None:
     """Couple every output channel of a product with the input channels that it changes."""
     written, count = Part(weight, "out"), probe.products[weight].outputs
-    readers, reaches_output = probe.readers(weight)
+    ends = [torch.tensor([k]) for k in sorted({0, count // 2, count - 1})]
+    look = probe.change(weight, [torch.arange(count), *ends])
+    readers, reaches_output = frozenset(look.changed()), bool(look.output[0])
     if reaches_output:
         nodes.block(written, range(count))
     for part in sorted(readers):  # a set has another order in every process
         nodes.add(part, probe.width(part))
     if not readers:
         return
-    ends = [torch.tensor([k]) for k in sorted({0, count // 2, count - 1})]
-    alone = probe.change(weight, ends, readers).changed()
+    alone = look[1:].changed()
     mixed = {part: changed.all(0) for part, changed in alone.items()}
     if reaches_output or all(part in mixed and mixed[part].all() for part in readers):
         nodes.join(written, [0], written, range(count))
@@ -146,24 +147,46 @@ def _find(probe: Probe, weight: str, nodes: _Nodes) -> None:
         if (rest := possible & ~(single | every)[:, None]).any():
             uncertain[part] = rest
     if uncertain:
-        # Channels that act alike, as those of an attention head, are as many as the channels that one of them changes.
         alike = {int(changes) for changed in alone.values() for changes in changed.sum(1) if changes > 1}
-        _distinguish(probe, weight, uncertain, math.gcd(_BLOCK, count, *alike) if alike else 1, nodes)
+        _distinguish(probe, weight, uncertain, alike, nodes)
 
 
-def _distinguish(probe: Probe, weight: str, uncertain: dict[Part, Tensor], size: int, nodes: _Nodes) -> None:
-    """Couple input channels that may have several causes, by tests of ``size`` neighbouring channels each."""
+def _distinguish(probe: Probe, weight: str, uncertain: dict[Part, Tensor], alike: set[int], nodes: _Nodes) -> None:
+    """Couple input channels that may have several causes, by tests of neighbouring channels.
+
+    Channels that act alike, as those of an attention head, are as many as the channels that one of them changes, or a
+    divisor. Tests of several channels have the largest such size at which no two of them change a part of the same
+    channels: none of them has channels of two heads.
+
+    Args:
+        probe: The experiments.
+        weight: The product that writes the channels.
+        uncertain: Which outputs may change each input, bool (inputs, outputs), by the part that reads them.
+        alike: The numbers of input channels that single channels change, if more than one.
+        nodes: Gets the couplings.
+    """
     count = probe.products[weight].outputs
-    blocks = torch.arange(count).split(size)
+    size = math.gcd(count, *alike) if alike else 1
+    while True:
+        blocks = torch.arange(count).split(size)
+        moved = probe.change(weight, blocks, set(uncertain)).changed()
+        if size <= _BLOCK or all(_apart(moved[part]) for part in uncertain if part in moved):
+            break
+        size = next(smaller for smaller in range(size // 2, 0, -1) if size % smaller == 0)
     members = torch.zeros(len(blocks), count, dtype=torch.bool)
     for row, block in zip(members, blocks, strict=True):
         row[block] = True
-    moved = probe.change(weight, blocks, set(uncertain)).changed()
     for part, possible in uncertain.items():
         for j in possible.any(1).nonzero().flatten().tolist() if part in moved else ():
             causes = (possible[j] & members[moved[part][:, j]].any(0)).nonzero().flatten()
             if len(causes):
                 nodes.join(Part(weight, "out"), causes, part, [j])
+
+
+def _apart(changed: Tensor) -> bool:
+    """Return whether the tests that change something change the same channels or none in common, two by two."""
+    distinct = changed[changed.any(1)].unique(dim=0)
+    return not bool((distinct.sum(0) > 1).any())
 
 
 def _find_tensors(probe: Probe, nodes: _Nodes) -> None:

@@ -29,16 +29,24 @@ class Moved:
         """Return the parts in which a test changes something."""
         return {part: channels for part, channels in self.parts.items() if channels.any()}
 
+    def __getitem__(self, tests: slice) -> Moved:
+        """Return some of the tests."""
+        return Moved({part: moved[tests] for part, moved in self.parts.items()}, self.output[tests])
+
     def __or__(self, other: Moved) -> Moved:
         """Return what changes in either of two versions of the same tests."""
-        parts = {part: moved | other.parts[part] for part, moved in self.parts.items() if part in other.parts}
+        parts = dict(self.parts)
+        for part, moved in other.parts.items():
+            parts[part] = moved | parts[part] if part in parts else moved
         return Moved(parts, self.output | other.output)
 
     @staticmethod
     def stacked(each: Sequence[Moved]) -> Moved:
-        """Return several sets of tests as one."""
-        common = [part for part in each[0].parts if all(part in moved.parts for moved in each)]
-        parts = {part: torch.cat([moved.parts[part] for moved in each]) for part in common}
+        """Return several sets of tests as one. A part that is missing in one of them does not change there."""
+        parts = {}
+        for part, width in {part: len(channels[0]) for moved in each for part, channels in moved.parts.items()}.items():
+            none = (torch.zeros(len(moved.output), width, dtype=torch.bool) for moved in each)
+            parts[part] = torch.cat([moved.parts.get(part, zeros) for moved, zeros in zip(each, none, strict=True)])
         return Moved(parts, torch.cat([moved.output for moved in each]))
 
 

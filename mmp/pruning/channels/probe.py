@@ -8,9 +8,11 @@ attention, but not through another layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +24,12 @@ from torch.utils._pytree import tree_leaves
 
 from mmp.pruning.channels.group import Part
 from mmp.pruning.channels.moved import Moved, differs
-from mmp.pruning.channels.shortcuts import Shortcuts, repeated
+from mmp.pruning.channels.shortcuts import OverError, Shortcuts, repeated
 
 _PRODUCTS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d}
 _SPREAD = 2.0  # frozen outputs are between -2 and 2: both sides of an activation, but no gate is fully shut
 _STEP = 6.0  # size of a change
+_MANY = 16  # changes of which some have each sign, if the signs are random
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,17 @@ class Probe:
         tensors: All parameters and buffers by name.
     """
 
-    def __init__(self, network: nn.Module, image: Tensor, batch: int = 16) -> None:
+    def __init__(self, network: nn.Module, image: Tensor, batch: int = 8) -> None:
         self.network = _randomised(network)
         self.image, self._batch = image.detach().float().cpu(), batch
         self.products: dict[str, Product] = {}
         self.unusual: set[str] = set()
         self.tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         self._names = {_address(tensor): name for name, tensor in self.tensors.items() if tensor.numel()}
+        uses = Counter(id(parameter) for _, parameter in self.network.named_parameters(remove_duplicate=False))
+        self._shared = {name for name, tensor in self.tensors.items() if uses[id(tensor)] > 1}
+        # Modules that keep tensors they made of their parameters, as LeViT's attention biases, drop them in `train`.
+        self._caching = [module for module in self.network.modules() if type(module).train is not nn.Module.train]
         self._frozen: dict[str, Tensor] = {}
         self._inputs: dict[Part, Tensor] = {}  # of products and batch norms, when nothing is changed
         with torch.no_grad():
@@ -90,11 +97,6 @@ class Probe:
         channel = self.products[part.name].channel if part.side == "in" else 1
         return self._inputs[part].shape[channel]
 
-    def readers(self, weight: str) -> tuple[frozenset[Part], bool]:
-        """Return the parts that read a product directly, and whether the network's output does."""
-        moved = self.change(weight, [torch.arange(self.products[weight].outputs)])
-        return frozenset(moved.changed()), bool(moved.output.any())
-
     def change(self, weight: str, channels: Sequence[Tensor], readers: Set[Part] = frozenset()) -> Moved:
         """Change output channels of a product.
 
@@ -103,13 +105,12 @@ class Probe:
             channels: For each of T tests, the channels to change.
             readers: The parts of interest. If given, each pass ends once all of them are seen.
         """
-        parts = []
-        owner = weight.rpartition(".")[0]
+        output, parts = self._frozen[weight], []
+        positions = output.numel() // output.shape[self.products[weight].channel]
         for first in range(0, len(channels), self._batch):
             chosen = channels[first : first + self._batch]
-            with self._shortcuts.before(owner, len(chosen)):
-                up, down = (self._pass(len(chosen), weight, chosen, sign, readers) for sign in (1.0, -1.0))
-                parts.append(up | down)
+            with self._shortcuts.around(weight.rpartition(".")[0], len(chosen)):
+                parts += [self._both(positions, lambda signs: self._pass(len(chosen), weight, chosen, signs, readers))]
         return Moved.stacked(parts)
 
     def change_tensor(self, name: str, dim: int, where: Sequence[Tensor]) -> Moved:
@@ -122,27 +123,36 @@ class Probe:
         """
         tensor, parts = self.tensors[name].detach(), []
         before = tensor.clone()
-        for indices in where:
-            both = []
-            for sign in (1.0, -1.0):
-                noise = sign * _STEP * (torch.rand_like(before.index_select(dim, indices)) + 0.5)
-                tensor.index_add_(dim, indices, noise)
-                both.append(self._pass(1))
-                tensor.copy_(before)
-            parts.append(both[0] | both[1])
+
+        def changed(indices: Tensor, signs: tuple[float, float]) -> Moved:
+            tensor.index_add_(dim, indices, noise(before.index_select(dim, indices).shape, signs))
+            moved = self._pass(1)
+            tensor.copy_(before)
+            return moved
+
+        owner = "" if name in self._shared else name.rpartition(".")[0]
+        with self._shortcuts.around(owner, 1):
+            for indices in where:
+                size = before.numel() * len(indices) // before.shape[dim]
+                parts.append(self._both(size, partial(changed, indices)))
         return Moved.stacked(parts)
+
+    @staticmethod
+    def _both(values: int, run: Callable[[tuple[float, float]], Moved]) -> Moved:
+        """Return what changes of either sign do: in one pass if there are many values, each with a random sign."""
+        return run((-1.0, 1.0)) if values >= _MANY else run((1.0, 1.0)) | run((-1.0, -1.0))
 
     def _pass(
         self,
         tests: int,
         weight: str | None = None,
         channels: Sequence[Tensor] = (),
-        sign: float = 1.0,
+        signs: tuple[float, float] = (1.0, 1.0),
         readers: Set[Part] = frozenset(),
     ) -> Moved:
-        mode = _Replaying(self, tests, weight, channels, sign, readers)
+        mode = _Replaying(self, tests, weight, channels, signs, readers)
         moved = torch.zeros(tests, dtype=torch.bool)
-        with torch.no_grad(), suppress(_AllSeenError):
+        with torch.no_grad(), suppress(OverError):
             output = first_tensor(self._run(mode, tests))
             if output.shape == (tests * len(self._output), *self._output.shape[1:]):
                 moved = differs(output, self._output, tests).flatten(1).any(1)
@@ -151,17 +161,15 @@ class Probe:
         return Moved(mode.moved, moved)
 
     def _run(self, mode: TorchFunctionMode, repeats: int) -> Any:
-        self.network.train().eval()  # drops tensors that a network keeps of its parameters (LeViT's attention biases)
+        for module in self._caching:
+            module.train(True)
+            module.train(False)
         with mode:
             return self.network(repeated(self.image, repeats))
 
     def name_of(self, tensor: Any) -> str | None:
         """Return the name of a parameter or buffer, or of the one that a tensor is a view of."""
         return self._names.get(_address(tensor)) if isinstance(tensor, Tensor) and tensor.numel() else None
-
-
-class _AllSeenError(Exception):
-    """Ends a forward pass once everything of interest is seen."""
 
 
 class _Recording(TorchFunctionMode):
@@ -197,12 +205,12 @@ class _Replaying(TorchFunctionMode):
         tests: int = 0,
         weight: str | None = None,
         channels: Sequence[Tensor] = (),
-        sign: float = 1.0,
+        signs: tuple[float, float] = (1.0, 1.0),
         readers: Set[Part] = frozenset(),
     ) -> None:
         super().__init__()
-        self._probe, self._tests, self._weight, self._channels, self._sign = probe, tests, weight, channels, sign
-        self._unseen = set(readers)
+        self._probe, self._tests, self._weight, self._channels, self._signs = probe, tests, weight, channels, signs
+        self._readers, self._unseen = readers, set(readers)
         self.moved: dict[Part, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -222,6 +230,8 @@ class _Replaying(TorchFunctionMode):
         if not self._tests:
             self._probe._inputs[part] = inputs.clone()
             return
+        if self._readers and part not in self._readers:
+            return
         before = self._probe._inputs[part]
         if inputs.shape != (self._tests * len(before), *before.shape[1:]):
             self._probe.unusual.add(part.name)
@@ -232,7 +242,7 @@ class _Replaying(TorchFunctionMode):
         if part in self._unseen:
             self._unseen.remove(part)
             if not self._unseen:
-                raise _AllSeenError
+                raise OverError
 
     def _output(self, name: str, channel: int) -> Tensor:
         output = repeated(self._probe._frozen[name], max(self._tests, 1))
@@ -241,7 +251,7 @@ class _Replaying(TorchFunctionMode):
         each = len(output) // self._tests
         for test, chosen in enumerate(self._channels):
             part = output[test * each : (test + 1) * each].movedim(channel, -1)
-            part[..., chosen] += self._sign * _STEP * (torch.rand(*part.shape[:-1], len(chosen)) + 0.5)
+            part[..., chosen] += noise((*part.shape[:-1], len(chosen)), self._signs)
         return output
 
 
@@ -259,6 +269,12 @@ def _randomised(network: nn.Module) -> nn.Module:
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 module.reset_running_stats()
     return network.requires_grad_(False)
+
+
+def noise(shape: Sequence[int], signs: tuple[float, float]) -> Tensor:
+    """Return random changes, each with one of two signs."""
+    size = _STEP * (torch.rand(shape) + 0.5)
+    return size * signs[0] if signs[0] == signs[1] else torch.where(torch.rand(shape) < 0.5, size, -size)
 
 
 def _arguments(func: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any, int] | None:
