@@ -1,4 +1,4 @@
-"""Target ``onnx_int8``: ONNX with int8 weights and activations, by onnxruntime's static quantization."""
+"""Target ``onnx_int8``: ONNX with 8-bit weights and activations, by onnxruntime's static quantization."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ FLOAT_OUTPUTS = ("Gemm", "MatMul")
 
 
 class OnnxInt8(Onnx):
-    """ONNX in QDQ format: symmetric int8 weights per output channel, so that zero stays zero, and int8 activations.
+    """ONNX in QDQ format: symmetric int8 weights per output channel, so that zero stays zero, and uint8 activations.
 
     The range of an activation is from its smallest to its largest value on the calibration images. Linear layers have
-    int8 inputs and float32 outputs.
+    uint8 inputs and float32 outputs. onnxruntime has integer kernels for unsigned activations on every processor; on
+    x86 it computes convolutions with signed ones in float32.
     """
 
     name = "onnx_int8"
@@ -39,7 +40,7 @@ class OnnxInt8(Onnx):
                     quant_format=QuantFormat.QDQ,
                     op_types_to_quantize=list(QUANTIZED_OPERATORS),
                     per_channel=True,
-                    activation_type=QuantType.QInt8,
+                    activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
                     extra_options={
