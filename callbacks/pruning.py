@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, optim
 
 from mmp.errors import MmpError
-from mmp.pruning.layers.layer import Layer, groups_of
+from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.prunable import prunable_parameters
-from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
+from mmp.pruning.masks import MaskEnforcer, Masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.schedules import Schedule
+from mmp.pruning.structure import SingleWeights, Structure, masks_at
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class MaskPruning(pl.Callback):
         scores: One tensor per layer; the lowest-scored weights are pruned first.
         sparsities: Final sparsity per layer, a fraction.
         schedule: Fraction of the final sparsity per epoch.
-        pattern: Pattern of the final masks.
+        pattern: Pattern of the final masks, or the channels of the model, which are pruned as a whole
+            (:class:`mmp.pruning.channels.structure.WholeChannels`). Scores and sparsities are then those of its groups.
 
     Raises:
         MmpError: at the start of a fit that ends before the schedule does, or if a resumed run's masks do not fit the
@@ -49,9 +51,10 @@ class MaskPruning(pl.Callback):
         scores: Mapping[str, Tensor],
         sparsities: Mapping[str, float],
         schedule: Schedule,
-        pattern: Pattern = UNSTRUCTURED,
+        pattern: Pattern | Structure = UNSTRUCTURED,
     ) -> None:
-        self._layers, self._scores, self._schedule, self._pattern = layers, scores, schedule, pattern
+        self._layers, self._scores, self._schedule = layers, scores, schedule
+        self._structure = SingleWeights(layers, pattern) if isinstance(pattern, Pattern) else pattern
         self._configured = dict(sparsities)
         self._sparsities = dict(sparsities)
         self._fraction = 0.0
@@ -140,7 +143,7 @@ class MaskPruning(pl.Callback):
         self._sparsities = dict(self._configured)
 
     def _masks_at(self, fraction: float) -> Masks:
-        return make_masks(self._scores, self._sparsities, self._pattern, fraction, groups_of(self._layers))
+        return masks_at(self._structure, self._scores, self._sparsities, fraction)
 
     @staticmethod
     def _compare_ranks(trainer: pl.Trainer, masks: Masks) -> None:

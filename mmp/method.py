@@ -33,15 +33,16 @@ from mmp.plan import load_budget, load_ranges, load_strategies, load_strategy, m
 from mmp.pruning.budgets import Budget
 from mmp.pruning.calibration_images import CalibrationImages, Images, Labels
 from mmp.pruning.calibration_statistics import Loss, collect
+from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.criteria import UNLIMITED, Criterion, observe, ranked_sparsities, weights_to_prune
 from mmp.pruning.criteria import criterion as criterion_of
 from mmp.pruning.emptied import warn_of_emptied
 from mmp.pruning.layers.checks import checked_layers
 from mmp.pruning.layers.eval_mode import evaluating
-from mmp.pruning.layers.layer import Layer, groups_of
+from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.prunable import prunable_parameters
-from mmp.pruning.masks import MaskEnforcer, Masks, make_grid
-from mmp.pruning.patterns import Pattern
+from mmp.pruning.masks import MaskEnforcer, Masks
+from mmp.pruning.patterns import Channels, Pattern, no_channels, parse
 from mmp.pruning.plan import Plan
 from mmp.pruning.ranges import RangeTable
 from mmp.pruning.reconstruction.reconstruct import dense_targets
@@ -60,8 +61,8 @@ def prune(
     *,
     signal: Scorer | str | None = None,
     strategy: Strategy | str = "balanced",
-    ranges: RangeTable | str = "generic",
-    pattern: Pattern | str = "none",
+    ranges: RangeTable | str | None = None,
+    pattern: Pattern | Channels | str = "none",
     reconstruct: str | None = None,
     criterion: Criterion | str | None = None,
     loss: Loss = cross_entropy,
@@ -85,8 +86,10 @@ def prune(
             ``magnitude``.
         strategy: The position of each layer in its range: a name in ``conf/strategy``, or a ``Strategy``.
         ranges: The sparsities that a layer may have: a name in ``conf/ranges``, or a ``RangeTable``. ``observed``
-            needs images and labels.
-        pattern: A structure that masks satisfy: ``none``, N:M such as ``2:4``, or blocks such as ``4x1``.
+            needs images and labels. None is ``generic``, and with ``pattern="channels"`` it is ``channels``.
+        pattern: A structure that masks satisfy: ``none``, N:M such as ``2:4``, blocks such as ``4x1``, or ``channels``,
+            which needs images. Whole channels are pruned then, a budget is the share of all parameters, and
+            ``result.smaller()`` is the network without them.
         reconstruct: ``least_squares`` re-solves the kept weights on the first 512 images; ``none`` leaves them as they
             are. None is ``least_squares`` if there are images.
         criterion: A baseline in place of signal and strategy, such as ``lamp``: it ranks all weights of the model
@@ -154,8 +157,8 @@ def prune_all(
     *,
     signal: Scorer | str = "magnitude",
     strategies: Iterable[Strategy | str] | Strategy | str | None = None,
-    ranges: RangeTable | str = "generic",
-    pattern: Pattern | str = "none",
+    ranges: RangeTable | str | None = None,
+    pattern: Pattern | Channels | str = "none",
     reconstruct: str | None = None,
     loss: Loss = cross_entropy,
 ) -> Iterator[tuple[str, PruneResult]]:
@@ -208,9 +211,10 @@ def prune_all(
     scorer, limit = _scorer("signal", signal), load_budget(budget)
     chosen = _strategies(strategies)
     dense = _Dense.of(model, images, labels, settings, {f"signal={scorer.name}": scorer.needs})
-    plan = make_plan(model, settings.table, chosen, limit, dense.observations(), pattern=settings.pattern)
+    seen, structure = dense.observations(), dense.channels()
+    plan = make_plan(model, settings.table, chosen, limit, seen, pattern=settings.pattern, structure=structure)
     plan.require_pattern()
-    return dense.results(plan, scorer.name, dense.scores(scorer, normalised=True))
+    return dense.results(plan, scorer.name, dense.signal_scores(scorer, structure))
 
 
 def _prune_by(
@@ -224,6 +228,9 @@ def _prune_by(
 ) -> Iterator[tuple[str, PruneResult]]:
     """Prune by a criterion, to the budget or to as many weights as the strategy prunes."""
     ranking, chosen, limit = _scorer("criterion", baseline), _strategy(strategy), load_budget(budget)
+    pattern = settings.pattern
+    if isinstance(pattern, Channels):
+        raise MmpError(no_channels(f"criterion={ranking.name}", pattern))
     target = limit.target(chosen.name, Sizes.of(model, checked_layers(model)))
     pruned = None if target is None else weights_to_prune(target)
     if pruned is not None:
@@ -232,7 +239,7 @@ def _prune_by(
     plan = make_plan(model, settings.table, [chosen], None, dense.observations(), pattern=settings.pattern)
     pruned = plan.pruned[chosen.name] if pruned is None else pruned
     scores = dense.scores(ranking, settings.observed.grasp_temperature)
-    sparsities = ranked_sparsities(ranking, plan.layers, scores, pruned, settings.pattern)
+    sparsities = ranked_sparsities(ranking, plan.layers, scores, pruned, pattern)
     by_criterion = replace(
         plan,
         ranges={layer.name: UNLIMITED for layer in plan.layers},
@@ -257,20 +264,23 @@ class _Settings:
 
     table: RangeTable
     observed: RangesConfig
-    pattern: Pattern
+    pattern: Pattern | Channels
     solving: ReconstructConfig
     loss: Loss
 
     @classmethod
     def of(
         cls,
-        ranges: RangeTable | str,
-        pattern: Pattern | str,
+        ranges: RangeTable | str | None,
+        pattern: Pattern | Channels | str,
         reconstruct: str | None,
         images: Images | None,
         loss: Loss,
     ) -> _Settings:
         """Create the settings from names in ``conf/``."""
+        pattern = parse(str(pattern))
+        if ranges is None:
+            ranges = "channels" if isinstance(pattern, Channels) else "generic"
         if isinstance(ranges, RangeTable):
             table, observed = ranges, RangesConfig(ranges.name)
         else:
@@ -280,8 +290,12 @@ class _Settings:
             reconstruct = "none" if images is None else "least_squares"
         if not isinstance(reconstruct, str):
             raise MmpError(f"reconstruct={reconstruct!r}: must be a word, {' or '.join(RECONSTRUCTIONS)}")
+        if table.observed and isinstance(pattern, Channels):
+            raise MmpError(no_channels(f"ranges={table.name}", pattern))
+        if isinstance(pattern, Channels) and images is None:
+            raise MmpError(f"pattern={pattern}: the channels that go together are found with an image; pass images")
         solving = read_reconstruct(choose("reconstruct", reconstruct))
-        return cls(table, observed, Pattern.parse(str(pattern)), solving, loss)
+        return cls(table, observed, pattern, solving, loss)
 
     def without_ranges(self) -> _Settings:
         """Return the settings of a criterion with a budget: it uses no ranges, so its table only has to fit any model.
@@ -322,9 +336,16 @@ class _Dense:
     ) -> _Dense:
         """Check the model, and the images for all statistics that will be collected."""
         layers = checked_layers(model, runs=images is not None)
-        settings.pattern.fitting(layers)  # raises if there are none
+        if isinstance(settings.pattern, Pattern):
+            settings.pattern.fitting(layers)  # raises if there are none
         data = CalibrationImages.read(model, images, labels, {**needs, **settings.needs}, settings.loss)
         return cls(model, layers, data, settings)
+
+    def channels(self) -> WholeChannels | None:
+        """Return the groups of channels of the model, None if they are not what is pruned."""
+        if not isinstance(self.settings.pattern, Channels):
+            return None
+        return WholeChannels.of(self.model, self.data.first(1)[0], self.settings.pattern)
 
     def observations(self) -> list[dict[str, float]] | None:
         """Return the sparsity of every layer under each criterion at each target, if ranges are observed."""
@@ -341,11 +362,18 @@ class _Dense:
         statistics = collect(self.model, weights, self.data.pairs, loss, scorer.needs, temperature)
         return score(scorer, weights, statistics, normalised)
 
+    def signal_scores(self, signal: Scorer, structure: WholeChannels | None) -> dict[str, Tensor]:
+        """Return a signal's score of every weight, by layer, or of every set of channels, by group."""
+        if structure is None:
+            return self.scores(signal, normalised=True)
+        weights, loss = prunable_parameters(self.model, self.layers), self.settings.loss
+        return structure.score(signal, weights, collect(self.model, weights, self.data.pairs, loss, signal.needs))
+
     def results(
         self, plan: Plan, signal: str | None, scores: Mapping[str, Tensor], baseline: Criterion | None = None
     ) -> Iterator[tuple[str, PruneResult]]:
         """Make all masks now, and yield the model under each of them later."""
-        grid = make_grid(scores, plan.sparsities, plan.pattern, groups=groups_of(plan.layers))
+        grid = plan.structure.grid(scores, plan.sparsities)
         for strategy, masks in grid.items():
             warn_of_emptied(masks, strategy, baseline)
         return self._under(grid, plan, signal)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmp.config.choices import FOLDER, choices_of, choose
 from mmp.config.objects import build_budget, build_range_table, build_strategy
@@ -19,8 +19,9 @@ from mmp.config.schema import BudgetConfig, PlanConfig, RangesConfig
 from mmp.config.validate import read_budget, read_ranges, read_strategy, validate
 from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import Budget
+from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.layers.prunable import find_layers
-from mmp.pruning.patterns import UNSTRUCTURED, Pattern
+from mmp.pruning.patterns import UNSTRUCTURED, Channels, Pattern, no_channels, parse
 from mmp.pruning.plan import Plan, plan_model
 from mmp.pruning.ranges import RangeTable
 from mmp.pruning.strategies import Strategy
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
 
 def make_plan(
     model: nn.Module,
-    ranges: RangeTable | RangesConfig | str = "generic",
+    ranges: RangeTable | RangesConfig | str | None = None,
     strategies: Iterable[Strategy] | None = None,
     budget: Budget | BudgetConfig | float | None = None,
     observations: Iterable[Mapping[str, float]] | None = None,
     name: str | None = None,
-    pattern: Pattern | str = UNSTRUCTURED,
+    pattern: Pattern | Channels | str = UNSTRUCTURED,
+    image: Tensor | None = None,
+    structure: WholeChannels | None = None,
 ) -> Plan:
     """Return the plan of a model.
 
@@ -45,21 +48,33 @@ def make_plan(
 
     Args:
         model: Any module, on any device, including ``meta``.
-        ranges: A range table, or the name of one in ``conf/ranges``.
+        ranges: A range table, or the name of one in ``conf/ranges``; None for ``generic``, or for ``channels`` with
+            that pattern.
         strategies: The strategies; None for all strategies in ``conf/strategy``.
         budget: The budget that every strategy is shifted to; a number is a global sparsity in [0, 1].
         observations: Layer sparsities under criteria at global sparsities, for observed ranges.
         name: The model's name in the plan; None for the name of its class.
-        pattern: The pattern of the masks, such as ``2:4``.
+        pattern: The pattern of the masks, such as ``2:4`` or ``channels``.
+        image: With ``channels``, one image of the model's real size, (1, C, H, W), to find the channels that go
+            together. The model must not be on ``meta`` then.
+        structure: The channels of the model, if they have been found already.
 
     Raises:
         MmpError: if the model has no prunable layer, the range table does not fit it, the budget cannot be reached, or
             the table, a strategy of the budget or the pattern does not exist.
     """
-    checked, pattern = load_budget(budget), Pattern.parse(str(pattern))
+    checked, parsed = load_budget(budget), parse(str(pattern))
     chosen = load_strategies() if strategies is None else list(strategies)
     _require_known_strategies(checked, chosen)
-    plan = plan_model(model, load_ranges(ranges), chosen, checked, observations, name, pattern)
+    if isinstance(parsed, Channels):
+        table = load_ranges("channels" if ranges is None else ranges)
+        if structure is None:
+            if image is None:
+                raise MmpError(f"pattern={parsed}: the channels that go together are found with an image; pass image")
+            structure = WholeChannels.of(model, image, parsed)
+        return plan_model(model, table, chosen, checked, observations, name, structure=structure)
+    table = load_ranges("generic" if ranges is None else ranges)
+    plan = plan_model(model, table, chosen, checked, observations, name, parsed)
     plan.coverage.warn(plan.model)
     return plan
 
@@ -116,12 +131,21 @@ def _require_known_strategies(budget: Budget, strategies: Iterable[Strategy]) ->
 
 def plan_of(config: PlanConfig) -> Plan:
     """Return the plan of a configuration. Observed ranges need a dense model, which is trained if it is not cached."""
-    from mmp.models.timm_models import build_skeleton
+    from mmp.models.timm_models import build_bare, build_skeleton
 
     configured = build_strategy(config.strategy)  # with the command line's changes
     others = [load_strategy(name) for name in choices_of("strategy") if name != configured.name]
-    observations = None
-    if config.ranges.source == "rules":
+    observations, structure, pattern = None, None, parse(config.pattern)
+    if isinstance(pattern, Channels):
+        from mmp.runs.structure import structure_of
+
+        if config.ranges.source != "rules":
+            raise MmpError(no_channels(f"ranges={config.ranges.name}", pattern))
+        model = build_bare(config.model)
+        found = structure_of(config, model, pattern)
+        assert isinstance(found, WholeChannels)
+        structure = found
+    elif config.ranges.source == "rules":
         model = build_skeleton(config.model)
     else:
         model, observations = _observed(config)
@@ -132,7 +156,8 @@ def plan_of(config: PlanConfig) -> Plan:
         config.budget,
         observations,
         name=config.model.title,
-        pattern=config.pattern,
+        pattern=pattern,
+        structure=structure,
     )
 
 

@@ -125,6 +125,8 @@ def _pruning_identity(settings: Settings) -> Settings:
     kept = dict(settings)
     if kept["pattern"] == str(UNSTRUCTURED):
         del kept["pattern"]  # so that hashes from before patterns existed stay valid
+    if isinstance(kept["budget"], dict) and kept["budget"].get("macs") is None:
+        kept["budget"] = {key: value for key, value in kept["budget"].items() if key != "macs"}
     baseline = _is_baseline(kept)
     if baseline:
         del kept["signal"]  # the criterion scores the weights
@@ -205,7 +207,9 @@ def common_budget(budget: Any) -> bool:
     """
     if not isinstance(budget, dict):
         return budget is not None
-    return not budget.get("strategies") and (budget.get("sparsity") is not None or budget.get("megabytes") is not None)
+    return not budget.get("strategies") and any(
+        budget.get(key) is not None for key in ("sparsity", "megabytes", "macs")
+    )
 
 
 def label(settings: Settings) -> str:

@@ -257,11 +257,13 @@ class BudgetConfig:
         sparsity: Global sparsity in [0, 1).
         megabytes: Size on disk, in units of 10^6 bytes.
         strategies: Global sparsities of single strategies; they take precedence over ``sparsity``.
+        macs: Share of the dense model's multiply-adds that may be left, in (0, 1]; only with ``pattern=channels``.
     """
 
     sparsity: Optional[float] = None
     megabytes: Optional[float] = None
     strategies: dict[str, float] = field(default_factory=dict)
+    macs: Optional[float] = None
 
     def of(self, strategy: str) -> Optional[float]:
         """Return the global sparsity that a strategy must meet; None if the budget sets none for it."""
@@ -357,7 +359,7 @@ class PruneConfig(TrainConfig):
     ranges: RangesConfig = field(default_factory=RangesConfig)
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     schedule: dict[str, Any] = field(default_factory=dict)
-    pattern: str = "none"  # of masks: none, N:M or RxC (mmp.pruning.patterns)
+    pattern: str = "none"  # of masks: none, N:M, RxC or channels (mmp.pruning.patterns)
     reconstruct: ReconstructConfig = field(default_factory=ReconstructConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     budget: Any = None  # a number or the keys of BudgetConfig; validate makes it one

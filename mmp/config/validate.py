@@ -32,7 +32,7 @@ from mmp.config.schema import (
     TrainerConfig,
 )
 from mmp.errors import MmpError, nearest
-from mmp.pruning.patterns import Pattern
+from mmp.pruning.patterns import Channels, parse
 
 RECONSTRUCTIONS = ("none", "least_squares")
 FORMATS = ("table", "json", "md", "csv")
@@ -265,7 +265,12 @@ def _check_prune(config: PruneConfig) -> None:
     """Check the keys of ``mmp-prune``. The budget becomes a ``BudgetConfig``."""
     _check_ranges(config.ranges)
     config.budget = read_budget(config.budget)
-    Pattern.parse(config.pattern)
+    pattern = parse(config.pattern)
+    if config.budget.macs is not None and not isinstance(pattern, Channels):
+        raise MmpError(
+            f"budget.macs={config.budget.macs}: zeros save no multiply-adds, only removed channels do; set "
+            "pattern=channels, or another budget"
+        )
     _check_recipe("finetune", config.finetune, least_epochs=0)
     _check_finetune(config.finetune)
     _check_callbacks(config)
@@ -319,12 +324,15 @@ def _selectors(group: str, entries: Any) -> list[SelectorConfig]:
 
 
 def _check_budget(budget: BudgetConfig) -> None:
-    if budget.megabytes is not None and (budget.sparsity is not None or budget.strategies):
-        others = [f"budget.sparsity={budget.sparsity}"] if budget.sparsity is not None else []
-        others += [f"budget.strategies.{name}={value}" for name, value in budget.strategies.items()]
+    units = {f"budget.{key}": getattr(budget, key) for key in ("megabytes", "macs") if getattr(budget, key) is not None}
+    others = [f"budget.sparsity={budget.sparsity}"] if budget.sparsity is not None else []
+    others += [f"budget.strategies.{name}={value}" for name, value in budget.strategies.items()]
+    if units and len(units) + len(others) > 1:
+        (key, value), *more = units.items()
+        others = [f"{other}={number}" for other, number in more] + others
         raise MmpError(
-            f"budget.megabytes={budget.megabytes} is set beside {', '.join(others)}, but a strategy can meet only one; "
-            "clear the others with budget.sparsity=null '~budget.strategies', or set budget.megabytes=null"
+            f"{key}={value} is set beside {', '.join(others)}, but a strategy can meet only one; clear the others with "
+            f"budget.sparsity=null '~budget.strategies', or set {key}=null"
         )
     for key, value in {"": budget.sparsity, **{f".strategies.{n}": v for n, v in budget.strategies.items()}}.items():
         if value is not None:
@@ -332,6 +340,9 @@ def _check_budget(budget: BudgetConfig) -> None:
     if budget.megabytes is not None:
         expected = "a positive number, in units of 10^6 bytes"
         _check("budget.megabytes", budget.megabytes, lambda v: _is_number(v) and v > 0, expected)
+    if budget.macs is not None:
+        expected = "the share of the dense model's multiply-adds that may be left, in (0, 1]"
+        _check("budget.macs", budget.macs, lambda v: _is_number(v) and 0 < v <= 1, expected)
 
 
 def _check_finetune(recipe: FinetuneConfig) -> None:

@@ -27,15 +27,22 @@ class Budget:
         sparsity: The global sparsity, a fraction of the prunable weights.
         megabytes: Size of the pruned model, in units of 10^6 bytes.
         strategies: Global sparsities of single strategies, which take precedence over ``sparsity``.
+        macs: With ``pattern=channels``, the share of the dense network's multiply-adds that may be left. A global
+            sparsity is then the share of all parameters that is removed.
     """
 
     sparsity: float | None = None
     megabytes: float | None = None
     strategies: Mapping[str, float] = field(default_factory=dict)
+    macs: float | None = None
 
     def of(self, strategy: str) -> float | None:
         """Return the global sparsity that the budget sets for a strategy, None if it sets none."""
         return self.strategies.get(strategy, self.sparsity)
+
+    def sets(self, strategy: str) -> bool:
+        """Return whether the budget sets anything for a strategy."""
+        return self.megabytes is not None or self.macs is not None or self.of(strategy) is not None
 
     def target(self, strategy: str, sizes: Sizes) -> Target | None:
         """Return the budget of one strategy on one model, None if there is none.
@@ -43,7 +50,15 @@ class Budget:
         Args:
             strategy: The strategy's name.
             sizes: Bytes of the model's parts, which turn a size into a sparsity.
+
+        Raises:
+            MmpError: if the budget counts multiply-adds.
         """
+        if self.macs is not None:
+            raise MmpError(
+                f"budget.macs={self.macs:g}: zeros save no multiply-adds, only removed channels do; set "
+                "pattern=channels, or another budget"
+            )
         if self.megabytes is not None:
             return Target(sizes.sparsity_for(floor_product(self.megabytes, MEGABYTE)), sizes, self.megabytes)
         sparsity = self.of(strategy)
@@ -52,6 +67,7 @@ class Budget:
     def __str__(self) -> str:
         """Return the budget in words, empty if there is none."""
         parts = [f"{self.megabytes:g} MB"] if self.megabytes is not None else []
+        parts += [f"{100 * self.macs:g} % of multiply-adds"] if self.macs is not None else []
         parts += [f"{100 * self.sparsity:g} %"] if self.sparsity is not None else []
         parts += [f"{name} {100 * value:g} %" for name, value in self.strategies.items()]
         return ", ".join(parts)

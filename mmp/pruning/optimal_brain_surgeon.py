@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.row_systems import factorise, with_ridge
 
 _RIDGE = 0.01  # as a share of the inputs' mean variance, as in reconstruction
@@ -40,6 +41,14 @@ class Obs:
         """Return places in the order of removal, in [0, 1); 0 is removed first."""
         return removal_order(weight, statistics["input_covariance"])
 
+    def score_sets(
+        self, group: ChannelGroup, weights: Mapping[str, Tensor], statistics: Mapping[str, Mapping[str, Tensor]]
+    ) -> Tensor:
+        """Return the places of a group's sets of channels in the order of removal, in [0, 1)."""
+        from mmp.pruning.channels import order  # which needs this module
+
+        return order.removal_order(group, weights, statistics)
+
 
 @dataclass(frozen=True)
 class ObsFisher:
@@ -51,6 +60,14 @@ class ObsFisher:
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return places in the order of removal, in [0, 1); 0 is removed first."""
         return removal_order(weight, statistics["input_covariance"], statistics["squared_output_gradient"])
+
+    def score_sets(
+        self, group: ChannelGroup, weights: Mapping[str, Tensor], statistics: Mapping[str, Mapping[str, Tensor]]
+    ) -> Tensor:
+        """Return the places of a group's sets of channels in the order of removal, in [0, 1)."""
+        from mmp.pruning.channels import order  # which needs this module
+
+        return order.removal_order(group, weights, statistics, fisher=True)
 
 
 def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None = None) -> Tensor:

@@ -2,8 +2,8 @@
 
 ``2:4`` keeps at most two of every four neighbouring weights, the structure of sparse tensor cores (Mishra et al. 2021,
 arXiv 2104.08378); ``N:M`` is the same with other numbers. ``4x1`` keeps or prunes blocks of four outputs by one input
-as a whole, the idea of LPViT (Xu et al. 2024, arXiv 2407.02068). :mod:`mmp.pruning.masks` makes the masks; this module
-imports no torch.
+as a whole, the idea of LPViT (Xu et al. 2024, arXiv 2407.02068). ``channels`` prunes whole channels, which can then be
+removed (:mod:`mmp.pruning.channels`). :mod:`mmp.pruning.masks` makes the masks; this module imports no torch.
 
 A weight has the shape (outputs, inputs per group, kernel...). Neighbours are the inputs of one output at one kernel
 position: the columns of a linear layer's matrix, or of a channels-last convolution's matrix (one matrix per group).
@@ -22,6 +22,8 @@ from mmp.pruning.counts import pruned_count, sparsity_of
 from mmp.pruning.layers.layer import Layer
 
 _SPELLINGS = re.compile(r"(?P<kept>[1-9]\d*):(?P<of>[1-9]\d*)|(?P<rows>[1-9]\d*)x(?P<columns>[1-9]\d*)")
+_CHANNELS = re.compile(r"channels(?::(?P<multiple>[1-9]\d*))?")
+MULTIPLE = 16  # onnxruntime computes convolutions of other widths in a slower way
 
 
 class WeightShape(NamedTuple):
@@ -56,6 +58,8 @@ class Pattern:
     def parse(cls, text: str) -> Pattern:
         """Return the pattern that ``none``, ``N:M`` (``2:4``) or ``RxC`` (``4x1``) stands for.
 
+        :func:`parse` also takes ``channels``.
+
         Raises:
             MmpError: if the text is none of these, or stands for a pattern that any mask satisfies.
 
@@ -74,7 +78,7 @@ class Pattern:
         if not found:
             raise MmpError(
                 f"pattern={text}: no such pattern; choose none, N:M such as 2:4, or blocks of outputs x inputs such as "
-                "4x1 (in a YAML file, quote it: YAML reads an unquoted 2:4 as a time of day)"
+                "4x1 (in a YAML file, quote it: YAML reads an unquoted 2:4 as a time of day), or channels"
             )
         pattern = cls(**{key: int(value) for key, value in found.groupdict().items() if value})
         if pattern.kept >= pattern.of and pattern.unit == 1:
@@ -146,3 +150,43 @@ class Pattern:
 
 
 UNSTRUCTURED = Pattern()
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Whole channels are kept or pruned, and every layer keeps a multiple of them.
+
+    Attributes:
+        multiple: The number of channels that a layer keeps is divisible by it. A narrower layer is not pruned.
+    """
+
+    multiple: int = MULTIPLE
+
+    def __str__(self) -> str:
+        """Return the pattern as it is written on the command line."""
+        return "channels" if self.multiple == MULTIPLE else f"channels:{self.multiple}"
+
+
+def parse(text: str) -> Pattern | Channels:
+    """Return the pattern that a text stands for: one of :meth:`Pattern.parse`, ``channels``, or ``channels:8``.
+
+    Raises:
+        MmpError: if the text is none of these.
+
+    Example:
+        >>> parse("channels"), parse("channels:8"), parse("2:4")
+        (Channels(multiple=16), Channels(multiple=8), Pattern(kept=2, of=4, rows=1, columns=1))
+    """
+    if found := _CHANNELS.fullmatch(text):
+        return Channels(int(found["multiple"] or MULTIPLE))
+    if text.startswith("channels"):
+        raise MmpError(
+            f"pattern={text}: whole channels are written channels (multiples of {MULTIPLE}) or channels:N, such as "
+            "channels:8 (in a YAML file, quote it)"
+        )
+    return Pattern.parse(text)
+
+
+def no_channels(setting: str, pattern: Channels) -> str:
+    """Return the message for a setting that ranks or observes single weights, and so does not fit whole channels."""
+    return f"{setting}: is for single weights, but pattern={pattern} prunes whole channels; set one of the two"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmp.files import write_atomically
 from mmp.markdown import table_of
-from mmp.pruning.plan import as_text, layer_table, note_of, strategy_table, title_of
+from mmp.pruning.plan_text import as_text, layer_table, note_of, strategy_table, title_of
 
 if TYPE_CHECKING:
     from mmp.pruning.plan import Plan

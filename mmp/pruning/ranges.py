@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mmp.errors import MmpError, nearest
-from mmp.pruning.layers.layer import ROLES, Layer
+from mmp.pruning.layers.layer import GROUP_ROLES, ROLES, Layer
 from mmp.pruning.patterns import Pattern
 
 
@@ -74,8 +74,8 @@ class Selector:
 
     def __post_init__(self) -> None:
         for role in self.role:
-            if role not in ROLES:
-                raise MmpError(f"ranges: unknown role {role!r}; {nearest(role, ROLES)}")
+            if role not in (*ROLES, *GROUP_ROLES):
+                raise MmpError(f"ranges: unknown role {role!r}; {nearest(role, (*ROLES, *GROUP_ROLES))}")
         for what in ("depth", "position", "rank"):
             interval = getattr(self, what)
             if interval is not None and interval[0] >= interval[1]:
@@ -178,6 +178,31 @@ class RangeTable:
     def small(self, layers: Sequence[Layer]) -> frozenset[str]:
         """Return the names of the layers under the 10K rule, whose sparsity no budget changes."""
         return frozenset(layer.name for layer in layers if layer.size < self.constraints.small_below)
+
+
+def require_roles(table: RangeTable, layers: Sequence[Layer]) -> None:
+    """Require that a table names roles of what is pruned: of layers, or of groups of channels.
+
+    Args:
+        table: The range table.
+        layers: The model's prunable layers, or a record for each of its groups of channels.
+
+    Raises:
+        MmpError: if all roles in the table's rules are of the other kind.
+    """
+    named = {role for rule in table.rules.rules for role in rule.select.role}
+    if not named:
+        return
+    if layers[0].role in GROUP_ROLES and not named & set(GROUP_ROLES):
+        raise MmpError(
+            f"ranges={table.name} has rules for layers, but pattern=channels prunes groups of channels; set "
+            "ranges=channels"
+        )
+    if layers[0].role not in GROUP_ROLES and not named & set(ROLES):
+        raise MmpError(
+            f"ranges={table.name} has rules for groups of channels, which only pattern=channels prunes; set "
+            "pattern=channels, or other ranges such as ranges=generic"
+        )
 
 
 def rule_ranges(layers: Sequence[Layer], table: RuleTable) -> dict[str, Range]:

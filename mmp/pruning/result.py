@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mmp.pruning.counts import pruned_count
 from mmp.pruning.masks import Masks
-from mmp.pruning.patterns import UNSTRUCTURED
-from mmp.pruning.plan import Plan, aligned
+from mmp.pruning.patterns import UNSTRUCTURED, Channels
+from mmp.pruning.plan import Plan
+from mmp.pruning.plan_text import aligned
 from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.pruning.reconstruction.reconstruct import summary_of
 from mmp.pruning.sizes import MEGABYTE
@@ -60,6 +62,8 @@ class PruneResult:
     def _columns(self) -> dict[str, list[str]]:
         """Return the cells of the table, a row for each layer, by the headings."""
         plan, layers, pruned = self.plan, self.plan.layers, self.masks.pruned
+        if isinstance(plan.pattern, Channels):
+            return self._columns_of_groups()
         ranges = [plan.ranges[layer.name] for layer in layers]
         columns = {
             "layer": [layer.name for layer in layers],
@@ -79,6 +83,20 @@ class PruneResult:
             columns["re-solved (%)"] = [_percent(report.after) for report in reports]
         return columns
 
+    def _columns_of_groups(self) -> dict[str, list[str]]:
+        """Return the cells of the table with a row for each group of channels."""
+        plan, layers = self.plan, self.plan.layers
+        shares = [plan.sparsities[self.strategy][layer.name] for layer in layers]
+        ranges = [plan.ranges[layer.name] for layer in layers]
+        return {
+            "group": [layer.name for layer in layers],
+            "role": [layer.role for layer in layers],
+            "range (%)": [f"{_percent(allowed.lo)} - {_percent(allowed.hi)}" for allowed in ranges],
+            "sparsity (%)": [_percent(share) for share in shares],
+            "pruned": [f"{pruned_count(s, x.shape[0]):,}" for s, x in zip(shares, layers, strict=True)],
+            "sets": [f"{layer.shape[0]:,}" for layer in layers],
+        }
+
     def _totals(self) -> Iterator[str]:
         plan, facts = self.plan, self.plan.summary(self.strategy)
         shares = (
@@ -88,7 +106,9 @@ class PruneResult:
         if plan.coverage.missed:
             yield plan.coverage.describe(plan.coverage.missed)
         size, dense = facts["bytes"] / MEGABYTE, plan.sizes.dense / MEGABYTE
-        yield f"Size: {size:.3f} MB with one bit per prunable weight for the masks; dense {dense:.3f} MB."
+        without = isinstance(plan.pattern, Channels)
+        how = "without the removed channels" if without else "with one bit per prunable weight for the masks"
+        yield f"Size: {size:.3f} MB {how}; dense {dense:.3f} MB."
         if self.reports:
             mean = summary_of(self.reports)
             yield f"Re-solved: {mean['solved']} of {len(self.reports)} layers."

@@ -234,6 +234,8 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
 def _budget(content: Mapping[str, Any]) -> str:
     if value_at(content, "budget") is not None:
         return f"{number(content, 'budget'):g}"
+    if value_at(content, "budget_macs") is not None:
+        return f"{number(content, 'budget_macs'):g} of multiply-adds"
     return f"{number(content, 'budget_megabytes'):g} MB" if value_at(content, "budget_megabytes") is not None else ""
 
 

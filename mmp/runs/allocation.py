@@ -19,18 +19,20 @@ from mmp.config.objects import build_budget, build_range_table, instantiate
 from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, PruneConfig
 from mmp.config.source_code import own_source_digest
 from mmp.errors import MmpError, nearest
-from mmp.pruning.budgets import Budget, Shift, Target, global_sparsity
-from mmp.pruning.counts import pruned_count
+from mmp.models.timm_models import build_bare
+from mmp.pruning.budgets import Budget
 from mmp.pruning.criteria import CRITERIA, UNLIMITED, Criterion, criterion, ranked_sparsities, weights_to_prune
 from mmp.pruning.layers.layer import count_weights
 from mmp.pruning.layers.prunable import prunable_layers
-from mmp.pruning.patterns import UNSTRUCTURED, Pattern
-from mmp.pruning.plan import choose_sparsities, layer_ranges, plan_model
+from mmp.pruning.patterns import UNSTRUCTURED, Channels, Pattern, no_channels, parse
+from mmp.pruning.plan import choose_sparsities, plan_model
 from mmp.pruning.ranges import Range, RangeTable
 from mmp.pruning.search import best_of, search, search_groups
 from mmp.pruning.sizes import Sizes
 from mmp.pruning.strategies import Strategy
+from mmp.pruning.structure import Structure, ranges_of
 from mmp.runs.calibration import Calibration, source_code
+from mmp.runs.structure import structure_of
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Allocator:
 
     config: PruneConfig
     strategy: Strategy
-    pattern: Pattern = UNSTRUCTURED
+    pattern: Pattern | Channels = UNSTRUCTURED
     baseline: Criterion | None = None
     ranking: Criterion | None = None
 
@@ -92,7 +94,7 @@ class Allocator:
                 "reconstruct=least_squares"
             )
         ranking = criterion(name) if name in CRITERIA else None
-        return cls(config, strategy, Pattern.parse(config.pattern), baseline, ranking)
+        return cls(config, strategy, parse(config.pattern), baseline, ranking)
 
     @cached_property
     def table(self) -> RangeTable:
@@ -108,11 +110,16 @@ class Allocator:
         """Check, before anything is trained, that the model can satisfy ranges, budget, pattern and matched sweep.
 
         Args:
-            model: The network; its weights may be on the ``meta`` device.
+            model: The network; its weights may be on the ``meta`` device. To find channels, it is built with values.
 
         Raises:
             MmpError: for every reason for which :meth:`allocate` would raise one.
         """
+        if isinstance(self.pattern, Channels):
+            self._require_no_ranking(self.pattern)
+            real = build_bare(self.config.model)
+            plan_model(real, self.table, [self.strategy], self.own_budget, structure=self.structure(real))
+            return
         layers = prunable_layers(model)
         fitting = self.pattern.fitting(layers)
         pruned = self._pruned_by_criterion(Sizes.of(model, layers))
@@ -124,8 +131,26 @@ class Allocator:
                     f"pattern={self.pattern} alone prunes {share:.4f} of the weights; raise the budget to that"
                 )
         elif self.config.ranges.source == "rules":
-            budget = Budget() if self.config.allocation.name == SEARCHED else self.budget
-            plan_model(model, self.table, [self.strategy], budget, pattern=self.pattern).require_pattern()
+            plan_model(model, self.table, [self.strategy], self.own_budget, pattern=self.pattern).require_pattern()
+
+    @property
+    def own_budget(self) -> Budget:
+        """The budget of the strategy; none if a search takes its place."""
+        return Budget() if self.config.allocation.name == SEARCHED else self.budget
+
+    def structure(self, model: nn.Module) -> Structure:
+        """Return what is pruned as a whole in a model."""
+        return structure_of(self.config, model, self.pattern)
+
+    def _require_no_ranking(self, pattern: Channels) -> None:
+        """Raise if criteria decide anything; they compare single weights."""
+        config = self.config
+        if self.baseline is not None:
+            raise MmpError(no_channels(f"criterion={config.criterion['name']}", pattern))
+        if self.ranking is not None:
+            raise MmpError(no_channels(f"allocation={config.allocation.name}", pattern))
+        if config.ranges.source != "rules":
+            raise MmpError(no_channels(f"ranges={config.ranges.name}", pattern))
 
     def _pruned_by_criterion(self, sizes: Sizes) -> int | None:
         """Return how many weights a criterion has to prune, None if ranges and a strategy decide that.
@@ -149,11 +174,14 @@ class Allocator:
         target = self.budget.target(self.strategy.name, sizes)
         return None if target is None else weights_to_prune(target)
 
-    def allocate(self, calibration: Calibration, scores: Mapping[str, Tensor], validation: Validation) -> Allocation:
+    def allocate(
+        self, calibration: Calibration, structure: Structure, scores: Mapping[str, Tensor], validation: Validation
+    ) -> Allocation:
         """Return every layer's sparsity.
 
         Args:
             calibration: The dense model with its calibration split.
+            structure: What is pruned as a whole.
             scores: The run's scores.
             validation: Validation accuracies, for a search.
 
@@ -161,20 +189,17 @@ class Allocator:
             MmpError: if the budget is out of reach.
         """
         config, layers = self.config, calibration.layers
-        sizes = Sizes.of(calibration.model, layers)
-        ranking, pruned = self.baseline or self.ranking, self._pruned_by_criterion(sizes)
+        ranking, pruned = self.baseline or self.ranking, self._pruned_by_criterion(Sizes.of(calibration.model, layers))
         if ranking and pruned is not None:
             return self._ranked(ranking, calibration, scores, pruned)
         observed = calibration.observe(config.ranges) if config.ranges.source == "observed" else None
-        ranges = layer_ranges(layers, self.table, observed, pattern=self.pattern)
+        ranges = ranges_of(structure, self.table, observed)
         if config.allocation.name == SEARCHED:
-            return AllocationSearch(self, calibration, ranges, sizes, validation).run()
-        shift, target = Shift.of(layers, self.table, self.pattern), self.budget.target(self.strategy.name, sizes)
-        sparsities = choose_sparsities(self.strategy, ranges, self.table, shift, target)
+            return AllocationSearch(self, calibration, structure, ranges, validation).run()
+        sparsities = choose_sparsities(self.strategy, ranges, self.table, structure, self.budget)
         if ranking is None:
             return Allocation(ranges, sparsities)
-        pruned = sum(pruned_count(sparsities[layer.name], layer.size) for layer in layers)
-        return self._ranked(ranking, calibration, scores, pruned)
+        return self._ranked(ranking, calibration, scores, structure.pruned(sparsities))
 
     def _ranked(
         self, ranking: Criterion, calibration: Calibration, scores: Mapping[str, Tensor], pruned: int
@@ -182,8 +207,9 @@ class Allocator:
         """Return the allocation of a criterion that ranks all weights and prunes the lowest."""
         if self.baseline is None:
             scores, _ = calibration.criterion_scores(ranking, self.config.ranges.grasp_temperature)
-        layers = calibration.layers
-        sparsities = ranked_sparsities(ranking, layers, scores, pruned, self.pattern)
+        layers, pattern = calibration.layers, self.pattern
+        assert isinstance(pattern, Pattern)  # check_feasible refuses a ranking of whole channels
+        sparsities = ranked_sparsities(ranking, layers, scores, pruned, pattern)
         return Allocation({layer.name: UNLIMITED for layer in layers}, sparsities)
 
 
@@ -204,26 +230,21 @@ class AllocationSearch:
     Attributes:
         allocator: Configuration, range table, budget and pattern.
         calibration: The dense model with its calibration split.
+        structure: What is pruned as a whole.
         ranges: The range of every layer.
-        sizes: Bytes of the model's parts, for budgets in megabytes.
         validation: Validation accuracies of the trials and of the dense model.
     """
 
     allocator: Allocator
     calibration: Calibration
+    structure: Structure
     ranges: Mapping[str, Range]
-    sizes: Sizes
     validation: Validation
 
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """The names of the layers in each group."""
-        return search_groups(self.calibration.layers)
-
-    @cached_property
-    def target(self) -> Target | None:
-        """The global sparsity that all trials have; None without a budget."""
-        return self.allocator.budget.target(SEARCHED, self.sizes)
+        return search_groups(self.structure.layers)
 
     def run(self) -> Allocation:
         """Return the allocation of the best trial; every run with the same search shares its result in the cache."""
@@ -247,20 +268,19 @@ class AllocationSearch:
 
     def _sparsities(self, positions: Mapping[str, float]) -> dict[str, float]:
         """Return every layer's sparsity at positions of the groups, shifted to the budget."""
-        allocator, layers = self.allocator, self.calibration.layers
+        allocator, layers = self.allocator, self.structure.layers
         position = {name: positions[group] for group, names in self.groups.items() for name in names}
         inside = {layer.name: self.ranges[layer.name].at(position[layer.name]) for layer in layers}
-        shift = Shift.of(layers, allocator.table, allocator.pattern)
-        return shift.to_budget(inside, self.target, "these positions")
+        return self.structure.to_budget(inside, allocator.table, allocator.budget, SEARCHED, "these positions")
 
     def _evaluate(self, positions: Mapping[str, float]) -> tuple[float, float]:
         """Return the validation accuracy and the global sparsity at positions of the groups."""
         sparsities = self._sparsities(positions)
-        return self.validation.accuracy_at(sparsities), global_sparsity(self.calibration.layers, sparsities)
+        return self.validation.accuracy_at(sparsities), self.structure.sparsity(sparsities)
 
     def _best_trial(self) -> dict[str, Tensor]:
         """Search, and return the numbers of the best trial as tensors for the cache."""
-        config, free = self.allocator.config, self.target is None
+        config, free = self.allocator.config, not self.allocator.budget.sets(SEARCHED)
         trials = search([*self.groups], self._evaluate, config.allocation.trials, config.seed, sparsity_varies=free)
         least = self.validation.dense_accuracy() - config.allocation.tolerance / 100 if free else None
         best = best_of(trials, least)

@@ -19,6 +19,7 @@ from mmp.config.schema import RangesConfig, ReconstructConfig, TrainConfig
 from mmp.config.source_code import own_source_digest
 from mmp.data.module import ImageData
 from mmp.pruning.calibration_statistics import collect
+from mmp.pruning.channels.structure import SetScorer, WholeChannels
 from mmp.pruning.criteria import Criterion, criterion, observe
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.prunable import prunable_parameters
@@ -112,6 +113,25 @@ class Calibration:
         scores, cached = cached_set({name: self.cache / file for name, file in files.items()}, signal.name, compute)
         source = {"key": key[:16], "cached": cached, "file": files[signal.name]}
         return {layer.name: scores[layer.name] for layer in self.layers}, source
+
+    def set_scores(
+        self, signal: Scorer, structure: WholeChannels, node: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the score of every set of channels, (sets,), by the group's name; the rest is as in :meth:`scores`."""
+        if not isinstance(signal, SetScorer):
+            scores, source = self.scores(signal, node)
+            return structure.sums(scores), source
+        key = digest([self.key, signal.name, _users_code(signal, node), source_code()])
+        file = f"scores/{key[:16]}/{signal.name}-channels.safetensors"
+
+        def compute() -> dict[str, Tensor]:
+            parameters, needs = prunable_parameters(self.model, self.layers), signal.needs
+            shared = {"input_covariance": self._covariances(parameters)} if "input_covariance" in needs else {}
+            statistics = collect(self.model, parameters, self.batches, self.loss, needs - shared.keys()) | shared
+            return structure.score(signal, parameters, statistics)
+
+        scores, cached = cached_tensors(self.cache / file, compute)
+        return scores, {"key": key[:16], "cached": cached, "file": file}
 
     def criterion_scores(
         self, scorer: Criterion, temperature: float, node: dict[str, Any] | None = None

@@ -24,16 +24,18 @@ from mmp.config.schema import PruneConfig
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.timm_models import build_skeleton, fill_input
+from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.criteria import criterion
 from mmp.pruning.emptied import warn_of_emptied
 from mmp.pruning.layers.coverage import coverage
 from mmp.pruning.layers.layer import Layer, groups_of
 from mmp.pruning.layers.prunable import find_layers, prunable_parameters
-from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
-from mmp.pruning.patterns import UNSTRUCTURED, Pattern
+from mmp.pruning.masks import MaskEnforcer, Masks
+from mmp.pruning.patterns import UNSTRUCTURED, Channels, Pattern
 from mmp.pruning.reconstruction.reconstruct import summary_of
 from mmp.pruning.schedules import OneShot, Schedule
 from mmp.pruning.signals import Scorer
+from mmp.pruning.structure import Structure, masks_at
 from mmp.pruning.topk import satisfies
 from mmp.runs.allocation import Allocation, Allocator
 from mmp.runs.calibration import Calibration, Solver
@@ -93,18 +95,24 @@ class PruneJob:
         allocator.check_feasible(build_skeleton(config.model))
         return cls(config, signal, allocator, schedule)
 
-    def scores(self, calibration: Calibration) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the score tensor of every layer, and their source for ``result.json``."""
+    def scores(self, calibration: Calibration, structure: Structure) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the score tensor of every layer of a structure, and their source for ``result.json``."""
         baseline, config = self.allocator.baseline, self.config
+        if isinstance(structure, WholeChannels):
+            return calibration.set_scores(self.signal, structure, vars(config.signal))
         if baseline is None:
             return calibration.scores(self.signal, vars(config.signal))
         return calibration.criterion_scores(baseline, config.ranges.grasp_temperature, config.criterion)
 
     def masking_callbacks(
-        self, layers: tuple[Layer, ...], scores: Mapping[str, Tensor], sparsities: Mapping[str, float]
+        self,
+        layers: tuple[Layer, ...],
+        structure: Structure,
+        scores: Mapping[str, Tensor],
+        sparsities: Mapping[str, float],
     ) -> list[pl.Callback]:
         """Return the callbacks that apply the masks and, if the recipe says so, average the weights under them."""
-        masking = MaskPruning(layers, scores, sparsities, self.schedule, self.allocator.pattern)
+        masking = MaskPruning(layers, scores, sparsities, self.schedule, structure)
         return [masking, *_averaging(self.config.finetune.averaging)]
 
 
@@ -194,6 +202,7 @@ class Pruning:
     # The outcomes of the stages, in their order.
     dense_cached: bool
     layers: tuple[Layer, ...]
+    structure: Structure
     calibration: Calibration
     scores: dict[str, Tensor]
     source: dict[str, Any]
@@ -223,7 +232,8 @@ class Pruning:
             self.layers = find_layers(dense)
             log.info("%s", coverage(dense, self.layers).describe())
             self.calibration = Calibration.of(self.config, dense, self.layers, self.data, device_of(self.config))
-            self.scores, self.source = self.job.scores(self.calibration)
+            self.structure = self.job.allocator.structure(dense)
+            self.scores, self.source = self.job.scores(self.calibration, self.structure)
         with self.watch(LOGGERS):
             for logger in self.loggers:
                 logger.log_artifacts(_inputs(self.job, self.data, self.calibration.cache, self.source))
@@ -232,7 +242,8 @@ class Pruning:
         """Decide the sparsity of every layer."""
         with self.watch("ranges"):
             self.solver = Solver(self.config.reconstruct, self.calibration)
-            self.allocation = self.job.allocator.allocate(self.calibration, self.scores, validation=self)
+            allocator = self.job.allocator
+            self.allocation = allocator.allocate(self.calibration, self.structure, self.scores, validation=self)
 
     def mask(self) -> None:
         """Make the masks, and a copy of the dense model pruned by them."""
@@ -272,7 +283,7 @@ class Pruning:
     def complete(self) -> dict[str, Any]:
         """Write ``result.json``, log the summary, and return the result."""
         result = {
-            **describe_sparsity(self.models["dense"], self.layers, self.allocation, self.masks, self.pattern),
+            **describe_sparsity(self.models["dense"], self.structure, self.allocation, self.masks),
             **self.measured,
             **self.training,
             "reconstruction": self.reconstruction,
@@ -299,10 +310,11 @@ class Pruning:
         return validation_accuracy(resolved, self.config, self.data)
 
     def _masks_at(self, sparsities: Mapping[str, float]) -> Masks:
-        return make_masks(self.scores, sparsities, self.pattern, groups=groups_of(self.layers))
+        return masks_at(self.structure, self.scores, sparsities)
 
     def _callbacks(self) -> list[pl.Callback]:
-        return [*self.job.masking_callbacks(self.layers, self.scores, self.allocation.sparsities), *self._observers()]
+        masking = self.job.masking_callbacks(self.layers, self.structure, self.scores, self.allocation.sparsities)
+        return [*masking, *self._observers()]
 
     def _observers(self) -> list[pl.Callback]:
         """Return the callbacks that do not change what a training computes."""
@@ -315,9 +327,9 @@ def _tags(config: PruneConfig) -> list[str]:
     return [config.model.title, config.data.name, head["signal"] or head["criterion"], head["strategy"]]
 
 
-def _log_pattern(masks: Masks, pattern: Pattern, groups: Mapping[str, int]) -> None:
+def _log_pattern(masks: Masks, pattern: Pattern | Channels, groups: Mapping[str, int]) -> None:
     """Log how many masks satisfy a pattern; the others are unstructured, since their shape or range does not fit."""
-    if pattern != UNSTRUCTURED:
+    if isinstance(pattern, Pattern) and pattern != UNSTRUCTURED:
         under = [mask.numel() for name, mask in masks.items() if satisfies(mask, pattern, groups[name])]
         share = 100 * sum(under) / masks.total
         log.info("pattern %s: in %d of %d layers, %.1f %% of weights", pattern, len(under), len(masks), share)

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from mmp.config.identity import configuration_of, identity, label, protocol_of, settings_of
 from mmp.config.schema import NO_CRITERION, SEARCHED, PruneConfig
+from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.layers.coverage import coverage
 from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.masks import Masks
-from mmp.pruning.patterns import UNSTRUCTURED, Pattern
+from mmp.pruning.patterns import UNSTRUCTURED, Channels, Pattern
 from mmp.pruning.sizes import MEGABYTE, Sizes
+from mmp.pruning.structure import Structure
 from mmp.pruning.topk import satisfies
 from mmp.runs.allocation import Allocation
 
 
-def describe_sparsity(
-    model: nn.Module, layers: Sequence[Layer], allocation: Allocation, masks: Masks, pattern: Pattern
-) -> dict[str, Any]:
+def describe_sparsity(model: nn.Module, structure: Structure, allocation: Allocation, masks: Masks) -> dict[str, Any]:
     """Return the entries of ``result.json`` about sparsity: of prunable weights, of all parameters, and per layer.
+
+    With ``pattern=channels``, an entry per layer is one of a group of channels, its ``pruned`` and ``total`` are sets
+    of channels, and the other entries are those of the smaller network: ``sparsity_all`` is the share of the parameters
+    that is removed, ``bytes`` has no masks, and ``multiply_adds`` are those of one image.
 
     Args:
         model: The dense model.
-        layers: Its prunable layers.
+        structure: What is pruned as a whole.
         allocation: The range and the sparsity of every layer.
-        masks: The masks made from them.
-        pattern: The pattern of the run; a layer's entry names it only if the layer's mask satisfies it.
+        masks: The masks made from them. A layer's entry names a pattern only if the layer's mask satisfies it.
     """
-    parameters = sum(p.numel() for p in model.parameters())
-    pruned, patterned = masks.pruned, pattern != UNSTRUCTURED
-    sizes = Sizes.of(model, layers)
-    return {
+    layers = find_layers(model)
+    parameters, sizes = sum(p.numel() for p in model.parameters()), Sizes.of(model, layers)
+    pruned = masks.pruned
+    entries = {
         "parameters": parameters,
         "prunable": masks.total,
         "sparsity": masks.sparsity,
@@ -41,20 +45,51 @@ def describe_sparsity(
         "bytes": {"dense": sizes.dense, "pruned": sizes.sparse(sum(pruned.values()))},
         "masks_hash": masks.digest(),
         "uncovered": coverage(model, layers).to_dict(),
+    }
+    if isinstance(structure, WholeChannels):
+        return {**entries, **_of_channels(structure, allocation)}
+    return {**entries, "layers": [_of_layer(layer, structure.pattern, allocation, masks) for layer in layers]}
+
+
+def _of_layer(layer: Layer, pattern: Pattern | Channels, allocation: Allocation, masks: Masks) -> dict[str, Any]:
+    mask = masks[layer.name]
+    patterned = isinstance(pattern, Pattern) and pattern != UNSTRUCTURED and satisfies(mask, pattern, layer.groups)
+    return {
+        **_of_range(layer, allocation),
+        "pruned": masks.pruned[layer.name],
+        "total": layer.size,
+        "pattern": str(pattern) if patterned else None,
+    }
+
+
+def _of_range(layer: Layer, allocation: Allocation) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "role": layer.role,
+        "stage": layer.stage,
+        "depth": layer.depth,
+        "lo": allocation.ranges[layer.name].lo,
+        "hi": allocation.ranges[layer.name].hi,
+        "sparsity": allocation.sparsities[layer.name],
+    }
+
+
+def _of_channels(structure: WholeChannels, allocation: Allocation) -> dict[str, Any]:
+    removed, costs = structure.removed(allocation.sparsities), structure.costs
+    left = costs.parameters_left(removed)
+    return {
+        "sparsity_all": 1 - left / costs.parameters,
+        "parameters_left": left,
+        "bytes": {"dense": costs.bytes, "pruned": costs.bytes_left(removed)},
+        "multiply_adds": {"dense": costs.multiply_adds, "pruned": costs.multiply_adds_left(removed)},
         "layers": [
             {
-                "name": layer.name,
-                "role": layer.role,
-                "stage": layer.stage,
-                "depth": layer.depth,
-                "lo": allocation.ranges[layer.name].lo,
-                "hi": allocation.ranges[layer.name].hi,
-                "sparsity": allocation.sparsities[layer.name],
-                "pruned": pruned[layer.name],
-                "total": layer.size,
-                "pattern": str(pattern) if patterned and satisfies(masks[layer.name], pattern, layer.groups) else None,
+                **_of_range(layer, allocation),
+                "pruned": count,
+                "total": layer.shape[0],
+                "pattern": str(structure.pattern) if count else None,
             }
-            for layer in layers
+            for layer, count in zip(structure.layers, removed, strict=True)
         ],
     }
 
@@ -100,6 +135,7 @@ def head_of(config: PruneConfig) -> dict[str, Any]:
         "finetune": config.finetune.name,
         "budget": None if config.match else config.budget.of(strategy),
         "budget_megabytes": config.budget.megabytes,
+        **({} if config.budget.macs is None else {"budget_macs": config.budget.macs}),
         "protocol": protocol_of(decisive),
         "configuration": configuration_of(decisive),
     }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import mmp
 import mmp.method
+from mmp.pruning import structure
 
 IMAGES, LABELS = torch.randn(16, 3, 8, 8), torch.arange(16) % 10
 
@@ -194,8 +195,9 @@ def test_a_mistake_is_one_error_before_any_work(mistake: str, monkeypatch: pytes
     def work(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("work was done")
 
-    for function in ("collect", "observe", "score", "make_grid", "reconstruct_layers", "dense_targets"):
+    for function in ("collect", "observe", "score", "reconstruct_layers", "dense_targets"):
         monkeypatch.setattr(mmp.method, function, work)
+    monkeypatch.setattr(structure, "make_grid", work)
     with pytest.raises(mmp.MmpError, match=re.escape(message)) as error:
         mmp.prune(model, **options)
     assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,8 @@ from mmp.errors import MmpError, nearest
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.counts import pruned_count
 from mmp.pruning.masks import Masks
+from mmp.pruning.patterns import MULTIPLE
 from mmp.pruning.topk import keep_highest
-
-MULTIPLE = 16  # onnxruntime computes convolutions of other widths in a slower way
 
 
 def channel_masks(
@@ -57,16 +57,40 @@ def channel_masks(
     for name in sparsities:
         if name not in names:
             raise MmpError(f"sparsities: {name!r} is no group of channels; {nearest(name, names)}")
-    masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    chosen = [group for group in groups if group.name in sparsities]
+    for group in chosen:
+        _require_scores(group, scores)
+    of_sets = {group.name: set_scores(group, scores) for group in chosen}
+    kept = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    return masks_of_sets(chosen, kept, of_sets, sparsities, multiple)
+
+
+def masks_of_sets(
+    groups: Sequence[ChannelGroup],
+    kept: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    sparsities: Mapping[str, float],
+    multiple: int = MULTIPLE,
+) -> Masks:
+    """Return masks as :func:`channel_masks` does, from one score for each set of channels.
+
+    Args:
+        groups: The groups.
+        kept: A mask of ones for every prunable weight, by name. It is changed.
+        scores: The scores of the sets, (sets,), by the group's name; higher is more important.
+        sparsities: The share of its sets that each group loses, by the group's name.
+        multiple: The number of channels that a layer keeps is divisible by it.
+
+    Raises:
+        MmpError: if a score is not finite, or a sparsity is outside [0, 1].
+    """
     for group in groups:
-        if group.name in sparsities:
-            _require_scores(group, scores)
-            pruned = pruned_sets(group, sparsities[group.name], multiple)
-            sets = (~keep_highest(set_scores(group, scores), pruned)).nonzero().flatten()
-            for part, channels in _scored(group, scores):
-                chosen = channels[sets].flatten().to(masks[part.name].device)
-                masks[part.name].index_fill_(0 if part.side == "out" else 1, chosen, False)
-    return Masks(masks)
+        pruned = pruned_sets(group, sparsities[group.name], multiple)
+        sets = (~keep_highest(scores[group.name], pruned)).nonzero().flatten().cpu()
+        for part, channels in scored_parts(group, kept):
+            chosen = channels[sets].flatten().to(kept[part.name].device)
+            kept[part.name].index_fill_(0 if part.side == "out" else 1, chosen, False)
+    return Masks(kept)
 
 
 def set_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Tensor:
@@ -77,7 +101,7 @@ def set_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Tensor:
         scores: One tensor for each prunable weight, by name, of its shape.
     """
     total = torch.zeros(len(group), dtype=torch.float64)
-    for part, channels in _scored(group, scores):
+    for part, channels in scored_parts(group, scores):
         rows = scores[part.name] if part.side == "out" else scores[part.name].transpose(0, 1)
         total += rows.flatten(1).sum(1, dtype=torch.float64).cpu()[channels].sum(1)
     return total
@@ -93,14 +117,45 @@ def pruned_sets(group: ChannelGroup, sparsity: float, multiple: int) -> int:
         sparsity: The share of its sets to prune, at most.
         multiple: Divides the number of channels that a layer keeps.
     """
+    return whole_steps(sparsity, len(group), sets_per_step(group, multiple))
+
+
+def whole_steps(share: float, sets: int, step: int) -> int:
+    """Return the number of sets that a group loses: at most a share of them, so that it keeps a multiple of a step.
+
+    At least one set stays.
+
+    Args:
+        share: The share of its sets to prune, at most.
+        sets: The number of its sets.
+        step: The number of sets that is kept is divisible by it, unless all are kept.
+    """
+    kept = max(1, sets - pruned_count(share, sets))
+    return max(0, sets - math.ceil(kept / step) * step)
+
+
+def sets_per_step(group: ChannelGroup, multiple: int) -> int:
+    """Return the smallest number of sets whose channels fill whole multiples in every layer that writes them."""
     widths = [channels.shape[1] for part, channels in group.channels.items() if part.side == "out"]
-    step = math.lcm(*(multiple // math.gcd(multiple, width) for width in widths))  # sets that are kept together
-    kept = max(1, len(group) - pruned_count(sparsity, len(group)))
-    return max(0, len(group) - math.ceil(kept / step) * step)
+    return math.lcm(*(multiple // math.gcd(multiple, width) for width in widths))
 
 
-def _scored(group: ChannelGroup, scores: Mapping[str, Tensor]) -> list[tuple[Part, Tensor]]:
-    """Return the rows and columns of the group's weights that have scores.
+def weights_per_set(group: ChannelGroup, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return the number of prunable weights that write or read the channels of one set.
+
+    Args:
+        group: The group.
+        shapes: The shape of each prunable weight, by name.
+    """
+    parts = scored_parts(group, shapes)
+    return sum(
+        channels.shape[1] * math.prod(shapes[part.name]) // shapes[part.name][0 if part.side == "out" else 1]
+        for part, channels in parts
+    )
+
+
+def scored_parts(group: ChannelGroup, weights: Mapping[str, Any]) -> list[tuple[Part, Tensor]]:
+    """Return the rows and columns of those of the group's weights that a mapping holds, with their channels.
 
     The inputs of a grouped convolution are no columns of its weight: its rows already belong to the same sets.
     """
@@ -108,7 +163,7 @@ def _scored(group: ChannelGroup, scores: Mapping[str, Tensor]) -> list[tuple[Par
     return [
         (part, channels)
         for part, channels in group.channels.items()
-        if part.name in scores and (part.side == "out" or part in readers)
+        if part.name in weights and (part.side == "out" or part in readers)
     ]
 
 

@@ -20,21 +20,30 @@ ROLES: tuple[str, ...] = (
     "classifier",
     "other",
 )
+GROUP_ROLES: tuple[str, ...] = (
+    "mlp_hidden",
+    "conv_inner",
+    "attn_heads",
+    "attn_head_dims",
+    "stage_width",
+)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight tensor that may be pruned.
+    """One weight tensor that may be pruned, or a group of coupled channels that stands in its place.
+
+    A group has the name, module, stage and depth of the first weight that writes its channels.
 
     Attributes:
         name: The weight's ``state_dict`` key, such as ``layer1.0.conv1.weight``. A weight that several modules share
             is one layer, under the first of its names that belongs to a prunable module.
         module: Dotted path of the module that owns it; empty if that is the model itself.
-        role: One of `ROLES`.
+        role: One of `ROLES`, or of `GROUP_ROLES` for a group of channels (:mod:`mmp.pruning.channels.roles`).
         stage: Stage of the architecture, from 0; None if the architecture has no stages, and for stems, patch
             embeddings and classifiers, which are outside the stages.
         depth: Position among the model's n prunable layers, i / (n - 1), in [0, 1]; 0 for an only layer.
-        shape: Shape of the tensor, (outputs, inputs per group, kernel...).
+        shape: Shape of the tensor, (outputs, inputs per group, kernel...); of a group, (sets, weights of one set).
         groups: Groups of a convolution: outputs of one group see only the inputs of the same group.
     """
 

@@ -1,0 +1,78 @@
+"""The structure of a run: single weights, or whole channels, whose groups all runs of an architecture share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mmp.cache import cached_tensors
+from mmp.config.identity import digest
+from mmp.config.schema import PruneConfig
+from mmp.config.source_code import own_source_digest
+from mmp.pruning.channels.coupling import channel_groups
+from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.channels.structure import WholeChannels
+from mmp.pruning.layers.eval_mode import evaluating
+from mmp.pruning.layers.prunable import find_layers
+from mmp.pruning.patterns import Channels, Pattern
+from mmp.pruning.sizes import Sizes
+from mmp.pruning.structure import SingleWeights, Structure
+
+
+def structure_of(config: PruneConfig, model: nn.Module, pattern: Pattern | Channels) -> Structure:
+    """Return what a run prunes as a whole.
+
+    With ``pattern=channels``, the groups of channels are read from the cache, or found and written to it. They depend
+    on the architecture and the size of the images, but not on the weights.
+
+    Args:
+        config: The configuration, for the architecture, the size of the images, and the folder of the cache.
+        model: The network. Unless channels are pruned, its weights may be on the ``meta`` device.
+        pattern: The pattern of the masks.
+
+    Raises:
+        MmpError: if no group of channels can be removed.
+    """
+    if isinstance(pattern, Pattern):
+        layers = find_layers(model)
+        return SingleWeights(layers, pattern, Sizes.of(model, layers), sum(p.numel() for p in model.parameters()))
+    image = torch.zeros(1, config.model.in_chans, *[image_size(config)] * 2)
+    chosen = [config.model.name, config.model.num_classes, config.model.kwargs, list(image.shape)]
+    key = digest([chosen, torch.__version__, timm.__version__, own_source_digest("pruning/channels", "models")])
+    path = Path(config.paths.cache) / "channels" / f"{key[:16]}.safetensors"
+    with evaluating(model):
+        found, _ = cached_tensors(path, lambda: _as_tensors(channel_groups(model, image)))
+    return WholeChannels.of(model, image, pattern, _from_tensors(found))
+
+
+def image_size(config: PruneConfig) -> int:
+    """Return the height and width of the images of a configuration, whose data may be missing in a plan."""
+    stated = timm.get_pretrained_cfg(config.model.name)
+    sizes = [
+        config.data and config.data.image_size,
+        config.model.kwargs.get("img_size"),
+        config.model.image_size,
+        stated and stated.input_size[-1],
+    ]
+    return next((int(size) for size in sizes if isinstance(size, int)), 224)
+
+
+def _as_tensors(groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+    """Return groups as tensors for a file; the numbers in front keep their order."""
+    return {
+        f"{number:05d} {place:05d} {part.side} {part.name}": channels
+        for number, group in enumerate(groups)
+        for place, (part, channels) in enumerate(group.channels.items())
+    } or {"none": torch.empty(0)}
+
+
+def _from_tensors(tensors: Mapping[str, Tensor]) -> list[ChannelGroup]:
+    groups: dict[str, dict[Part, Tensor]] = {}
+    for key in sorted(tensors.keys() - {"none"}):
+        number, _, side, name = key.split(" ", 3)
+        groups.setdefault(number, {})[Part(name, side)] = tensors[key]
+    return [ChannelGroup(channels) for channels in groups.values()]
