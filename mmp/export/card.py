@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmp.export.latency import Latency
-from mmp.export.result import ExportResult, FileSizes
+from mmp.export.result import ExportResult, FileSizes, WeightCounts
 from mmp.markdown import escaped, table_of
 from mmp.pruning.sizes import MEGABYTE
 
@@ -12,10 +12,12 @@ MOST_CLASSES, FIRST = 20, 10  # the most names of classes that a card lists, and
 
 def as_line(result: ExportResult) -> str:
     """Return an export in one line."""
-    accuracy, sizes = result.accuracy, result.bytes
+    accuracy, sizes, network = result.accuracy, result.bytes, result.network
+    share = f"{sizes.file / sizes.dense_fp32:.3f} of dense float32"
+    left = f"{network.parameters / network.dense_parameters:.3f} of the parameters, " if result.channels.removed else ""
     return (
         f"{result.run} as {result.target}: {sizes.file / MEGABYTE:.3f} MB "
-        f"({sizes.file / sizes.dense_fp32:.3f} of dense float32), sparsity {100 * result.weights.sparsity:.2f} %, "
+        f"({share}), {left}sparsity {100 * result.weights.sparsity:.2f} %, "
         f"test accuracy {100 * accuracy.file:.2f} % ({accuracy.difference:+.2f} points against PyTorch)"
     )
 
@@ -27,7 +29,7 @@ def as_card(result: ExportResult, usage: str) -> str:
         result: The export.
         usage: Lines of Python that load the file and run it on ``images``.
     """
-    accuracy, weights = result.accuracy, result.weights
+    accuracy = result.accuracy
     lines = [
         f"# {escaped(result.run)} as {result.target}",
         "",
@@ -44,11 +46,11 @@ def as_card(result: ExportResult, usage: str) -> str:
         "",
         f"Weights of the dense model: {result.dense_weights}.",
         "",
+        "## Network",
+        *_network(result),
+        "",
         "## Weights",
-        f"Of {weights.prunable} prunable weights, {weights.nonzero} are not zero in the file: sparsity "
-        f"{100 * weights.sparsity:.2f} %. The masks prune {100 * weights.sparsity_of_masks:.2f} %, and every weight "
-        f"that they prune is zero in the file. In addition, {weights.rounded_to_zero} kept weights are zero. The "
-        f"weights are stored as {' and '.join(weights.types)}.",
+        _weights(result.weights, bool(result.channels.removed)),
         "",
         "## Latency",
         *_latency(result),
@@ -64,6 +66,41 @@ def as_card(result: ExportResult, usage: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _network(result: ExportResult) -> list[str]:
+    network, channels = result.network, result.channels
+    rows = [
+        ("parameters", network.parameters, network.dense_parameters),
+        ("multiply-adds", network.multiply_adds, network.dense_multiply_adds),
+    ]
+    cells = [[name, f"{ours:,}", f"{dense:,}", f"{ours / dense:.3f}"] for name, ours, dense in rows]
+    lines = [table_of(["", "this file", "dense model", "ratio"], cells), ""]
+    lines += ["Multiply-adds are those of linear layers and convolutions, for one image.", ""]
+    if not channels.removed:
+        lines += ["The file has all channels of the dense model."]
+    else:
+        removed = [[f"`{name}`", str(gone), str(of)] for name, (gone, of) in channels.removed.items()]
+        lines += ["Sets of channels that nothing reads are removed, by the first layer that writes them:", ""]
+        lines += [table_of(["first layer", "removed", "of"], removed)]
+    if channels.kept:
+        kept = [[f"`{name}`", escaped(reason)] for name, reason in channels.kept.items()]
+        lines += ["", "Nothing reads some sets of these groups, either, but they are in the file:", ""]
+        lines += [table_of(["first layer", "why"], kept)]
+    return lines
+
+
+def _weights(weights: WeightCounts, removed: bool) -> str:
+    counted = "; a removed weight counts as pruned" if removed else ""
+    zero = "zero in the file or removed" if removed else "zero in the file"
+    text = (
+        f"Of {weights.prunable} prunable weights, {weights.nonzero} are not zero in the file: sparsity "
+        f"{100 * weights.sparsity:.2f} %{counted}. The masks prune {100 * weights.sparsity_of_masks:.2f} %, and every "
+        f"weight that they prune is {zero}. In addition, {weights.rounded_to_zero} kept weights are zero"
+    )
+    if removed:
+        text += f", and {weights.removed} kept weights are removed, since nothing reads their channels"
+    return f"{text}. The weights are stored as {' and '.join(weights.types)}."
 
 
 def _usage(result: ExportResult, usage: str) -> list[str]:

@@ -11,21 +11,23 @@ from torch import Tensor, nn
 
 from mmp.errors import MmpError
 from mmp.export.latency import Latency, compare_latency
-from mmp.export.result import FileSizes, WeightCounts
+from mmp.export.result import FileSizes, NetworkSizes, WeightCounts
 from mmp.export.targets import Engine, Exportable
+from mmp.pruning.channels.costs import Costs, positions_of
 from mmp.pruning.masks import Masks
 
 BATCHES = (1, 32)  # batch sizes at which latency is measured
 _ZSTD_LEVEL = 10
 
 
-def weight_counts(weights: dict[str, Tensor], masks: Masks, where: str) -> WeightCounts:
+def weight_counts(weights: dict[str, Tensor], masks: Masks, where: str, whole: Masks | None = None) -> WeightCounts:
     """Count the weights that are not zero in a file, and compare them with the masks.
 
     Args:
         weights: The weight under each mask, read from the file.
-        masks: The masks.
+        masks: The masks of the file's network.
         where: A description of the file, for the error message.
+        whole: The masks of the network with all channels; None if the file has all of them.
 
     Raises:
         MmpError: if a weight that the masks prune is not zero in the file.
@@ -39,15 +41,38 @@ def weight_counts(weights: dict[str, Tensor], masks: Masks, where: str) -> Weigh
                 f"{where}: {revived} pruned weights of {name!r} are not zero in the file; nothing was written"
             )
         nonzero += int(alive.count_nonzero())
-    kept = masks.total - sum(masks.pruned.values())
+    whole = masks if whole is None else whole
+    kept, kept_in_file = _kept(whole), _kept(masks)
     return WeightCounts(
-        prunable=masks.total,
+        prunable=whole.total,
         kept=kept,
+        removed=kept - kept_in_file,
         nonzero=nonzero,
-        rounded_to_zero=kept - nonzero,
-        sparsity=1 - nonzero / max(masks.total, 1),
-        sparsity_of_masks=masks.sparsity,
+        rounded_to_zero=kept_in_file - nonzero,
+        sparsity=1 - nonzero / max(whole.total, 1),
+        sparsity_of_masks=whole.sparsity,
         types=sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()}),
+    )
+
+
+def _kept(masks: Masks) -> int:
+    return masks.total - sum(masks.pruned.values())
+
+
+def network_sizes(model: nn.Module, dense: nn.Module, image: Tensor) -> NetworkSizes:
+    """Return the parameters and multiply-adds of a network and of the dense network.
+
+    Args:
+        model: The network.
+        dense: The dense network.
+        image: One image, (1, C, H, W).
+    """
+    costs, dense_costs = (Costs.of(one, (), positions_of(one, image)) for one in (model, dense))
+    return NetworkSizes(
+        parameters=costs.parameters,
+        dense_parameters=dense_costs.parameters,
+        multiply_adds=costs.multiply_adds,
+        dense_multiply_adds=dense_costs.multiply_adds,
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmp.export.latency import Latency
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,53 @@ class FileSizes:
 
 
 @dataclass(frozen=True)
-class WeightCounts:
-    """Weights of the prunable layers, counted in the file.
+class NetworkSizes:
+    """What the network of a file has and computes, and the dense network.
 
     Attributes:
-        prunable: All of them.
+        parameters: Number of parameters.
+        dense_parameters: The same of the dense network.
+        multiply_adds: Multiply-adds of linear layers and convolutions for one image.
+        dense_multiply_adds: The same of the dense network.
+    """
+
+    parameters: int
+    dense_parameters: int
+    multiply_adds: int
+    dense_multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels that nothing reads.
+
+    Attributes:
+        removed: Number of sets of channels that the file lacks, and of all sets, by the first layer of their group.
+        kept: Why sets of a group are in the file although nothing reads them, by the first layer of the group.
+    """
+
+    removed: dict[str, Sequence[int]]
+    kept: dict[str, str]
+
+
+@dataclass(frozen=True)
+class WeightCounts:
+    """Weights of the prunable layers, counted in the file. Fractions are of all prunable weights of the dense network.
+
+    Attributes:
+        prunable: All of them, in the dense network.
         kept: Those that the masks keep.
+        removed: Those that the masks keep and that the file lacks, since their channels are removed.
         nonzero: Those that are not zero in the file.
         rounded_to_zero: Those that the masks keep and that are zero in the file.
-        sparsity: Fraction of prunable weights that are zero in the file.
-        sparsity_of_masks: Fraction of prunable weights that the masks prune.
+        sparsity: Fraction that is zero in the file or removed.
+        sparsity_of_masks: Fraction that the masks prune.
         types: The data types that the weights are stored in.
     """
 
     prunable: int
     kept: int
+    removed: int
     nonzero: int
     rounded_to_zero: int
     sparsity: float
@@ -85,6 +117,8 @@ class ExportResult:
         classes: Names of the classes, in the order of the logits; None if they are unknown.
         accuracy: Test accuracy of the file and of the run.
         logits_differ: Largest difference of a logit from PyTorch's, divided by the largest logit.
+        network: Parameters and multiply-adds of the file's network and of the dense network.
+        channels: The channels that were removed, and those that could not be.
         bytes: Sizes of the file and of the dense model.
         weights: Zeros in the file.
         latency: Latency against the dense model, for each batch size; empty if not measured.
@@ -106,6 +140,8 @@ class ExportResult:
     classes: list[str] | None
     accuracy: Accuracy
     logits_differ: float
+    network: NetworkSizes
+    channels: Channels
     bytes: FileSizes
     weights: WeightCounts
     latency: list[Latency]
@@ -124,6 +160,8 @@ class ExportResult:
         """
         parts = {
             "accuracy": Accuracy(**content["accuracy"]),
+            "network": NetworkSizes(**content["network"]),
+            "channels": Channels(**content["channels"]),
             "bytes": FileSizes(**content["bytes"]),
             "weights": WeightCounts(**content["weights"]),
             "latency": [Latency(**one) for one in content["latency"]],

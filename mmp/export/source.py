@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,8 @@ from mmp.export.targets import Exportable
 from mmp.files import file_digest
 from mmp.models.timm_models import build_bare
 from mmp.models.weights import load_weights
-from mmp.pruning.masks import check_zeros, clear_pruned, load_masks
+from mmp.pruning.channels.shrink import shrink
+from mmp.pruning.masks import Masks, check_zeros, clear_pruned, load_masks
 from mmp.report.fields import value_at
 from mmp.runs.store import CONFIG, MASKS, RESULT, WEIGHTS, RunFolder
 from mmp.training.dense import dense_file
@@ -29,6 +31,7 @@ from mmp.training.dense import dense_file
 log = logging.getLogger(__name__)
 
 DATA_KEYS = ("root", "workers", "eval_batch_size")  # settings of a run's data that may differ on another machine
+_CHECKED = 16  # calibration images on which the smaller network must have the same logits
 _RANDOM = "random where the run pruned them, the others scaled"
 
 
@@ -66,8 +69,14 @@ class ExportedRun:
         return data
 
     @cached_property
-    def source(self) -> Exportable:
-        """The pruned model.
+    def preparation(self) -> dict[str, Any]:
+        """Channels, size and normalisation of the images, and as ``recipe`` how to prepare them."""
+        settings = {key: getattr(self.config.data, key) for key in ("channels", "image_size", "mean", "std")}
+        return {**settings, "recipe": self.data.recipe}
+
+    @cached_property
+    def pruned(self) -> Exportable:
+        """The pruned model, with all channels.
 
         Raises:
             MmpError: if weights or masks are damaged, or are not those that the run has written.
@@ -80,7 +89,22 @@ class ExportedRun:
         self._require_original(masks.digest())
         batches, names = _Calibration(self.data), self.result.get("classes")
         scratch = _new_folder(self._scratch / "pruned")
-        return Exportable(self.config.model, model.eval(), masks, batches, scratch, names)
+        return Exportable(self.config.model, model.eval(), masks, batches, scratch, names, self.preparation)
+
+    @cached_property
+    def source(self) -> Exportable:
+        """The pruned model without the channels that nothing reads."""
+        whole = self.pruned
+        try:
+            model, removal = shrink(whole.model, next(iter(whole.batches))[:_CHECKED])
+        except Exception as error:  # a network that none of the experiments was made for can raise any exception
+            reason = first_line(error)
+            log.warning("%s: exported with all channels, since unread ones cannot be found (%s)", whole.name, reason)
+            return whole
+        if not removal.removed:
+            return replace(whole, removal=removal)
+        masks, scratch = Masks(removal.narrowed(whole.masks)), _new_folder(self._scratch / "smaller")
+        return replace(whole, model=model, masks=masks, removal=removal, scratch=scratch)
 
     @cached_property
     def dense(self) -> tuple[Exportable, str]:
@@ -89,13 +113,13 @@ class ExportedRun:
         If its trained weights are unavailable, they are random: latency and size do not depend on their values.
         """
         model, origin = self._dense_model()
-        return self.source.with_weights(model, _new_folder(self._scratch / "dense")), origin
+        return self.pruned.with_weights(model, _new_folder(self._scratch / "dense")), origin
 
     def _dense_model(self) -> tuple[nn.Module, str]:
         _, path = dense_file(self.config, self.data)
         origin = _RANDOM
         if path.is_file():
-            model = copy.deepcopy(self.source.model)
+            model = copy.deepcopy(self.pruned.model)
             weights_key = self.config.model.weights_key if self.config.model.checkpoint else None
             try:
                 load_weights(model, path, weights_key=weights_key)
@@ -104,8 +128,8 @@ class ExportedRun:
                 origin = f"{_RANDOM}, because the trained ones cannot be read"
             else:
                 return model, "trained"
-        model = copy.deepcopy(self.source.model)
-        fill_pruned(model, self.source.masks)
+        model = copy.deepcopy(self.pruned.model)
+        fill_pruned(model, self.pruned.masks)
         return model, origin
 
     def _require_original(self, masks_hash: str) -> None:

@@ -15,8 +15,8 @@ import torch
 
 from mmp.errors import MmpError
 from mmp.export.card import as_card
-from mmp.export.measure import accuracy_of, file_sizes, latencies, processor, weight_counts
-from mmp.export.result import SCHEMA_VERSION, Accuracy, ExportResult
+from mmp.export.measure import accuracy_of, file_sizes, latencies, network_sizes, processor, weight_counts
+from mmp.export.result import SCHEMA_VERSION, Accuracy, Channels, ExportResult
 from mmp.export.source import ExportedRun, completed_result
 from mmp.export.targets import Engine, Target, export_error, logit_difference
 from mmp.files import file_digest, replaced_folder, write_json, write_text
@@ -89,7 +89,7 @@ def runs_to_export(folder: Path, conditions: str | None) -> list[Path]:
         raise MmpError(
             f"{folder}: contains {len(runs)} runs; select with select=pareto, select='drop<0.5' or select=all"
         )
-    return [folder / run.folder for run in select(runs, conditions)]
+    return [folder / run.folder for run in select(runs, conditions, folder)]
 
 
 def export_run(folder: Path, targets: Sequence[Target], options: Options) -> Iterator[Outcome]:
@@ -146,10 +146,11 @@ def write_export(
         MmpError: if the target does not support the model, the engine cannot execute the file, its accuracy differs
             from the run's, or a pruned weight is not zero in it.
     """
-    source = run.source
+    source = run.pruned if getattr(target, "whole", False) else run.source
     paths = [folder / name for name in target.files]
     target.write(source, paths[0])
-    weights = weight_counts(target.weights(paths[0], source), source.masks, f"{source.name} as target={target.name}")
+    where, stored = f"{source.name} as target={target.name}", target.weights(paths[0], source)
+    weights = weight_counts(stored, source.masks, where, run.pruned.masks)
     engine = target.open(paths[0], source)
     logits_differ = logit_difference(engine, source, target)
     accuracy = _measured_accuracy(run, engine, target)
@@ -163,13 +164,12 @@ def write_export(
         files={path.name: file_digest(path) for path in paths},
         engine=target.engine,
         model={key: getattr(run.config.model, key) for key in ("name", "label", "num_classes", "in_chans", "kwargs")},
-        images={
-            **{key: getattr(run.config.data, key) for key in ("channels", "image_size", "mean", "std")},
-            "recipe": run.data.recipe,
-        },
+        images=run.preparation,
         classes=run.result.get("classes"),
         accuracy=accuracy,
         logits_differ=logits_differ,
+        network=network_sizes(source.model, dense.model, source.images[:1]),
+        channels=Channels(dict(source.removal.removed), source.removal.kept),
         bytes=file_sizes(run.path / WEIGHTS, paths, dense_paths),
         weights=weights,
         latency=latencies(engine, target.open(dense_paths[0], dense), source, seconds),

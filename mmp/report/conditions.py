@@ -1,7 +1,7 @@
 """Conditions that select runs of a sweep: ``pareto``, or comparisons of documented fields such as ``drop<0.5``.
 
 A condition is parsed and never evaluated as code. Accuracies are those on the validation split, because the test split
-must not select anything.
+must not select anything. Latencies are those that exports of the runs have measured.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
 
 from mmp.errors import MmpError, nearest
 from mmp.pruning.patterns import UNSTRUCTURED
 from mmp.report.groups import Group, groups_of
+from mmp.report.latencies import LATENCY, latencies_of, ratios_of
 from mmp.report.results import Run
 
 PARETO, ALL = "pareto", "all"
@@ -37,6 +39,10 @@ FIELDS: dict[str, tuple[str, Callable[[Run], float | str]]] = {
     "finetune": ("name of the fine-tuning recipe", lambda run: run.finetune),
     "seed": ("seed, a number", lambda run: run.seed),
 }
+_LATENCIES = {
+    LATENCY: "measured latency over the dense model's, for one image, of the run's fastest export",
+    f"{LATENCY}_onnx": f"the same of target=onnx, and so on ({LATENCY}_openvino)",
+}
 _COMPARE: dict[str, Callable[[float | str, float | str], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -48,16 +54,20 @@ _COMPARE: dict[str, Callable[[float | str, float | str], bool]] = {
 }
 
 
-def select(runs: Iterable[Run], conditions: str) -> list[Run]:
+def select(runs: Iterable[Run], conditions: str, folder: Path | None = None) -> list[Run]:
     """Return the completed runs that meet all conditions.
 
     Args:
         runs: Runs of a sweep.
         conditions: Conditions separated by commas, such as ``pareto,drop<0.5``. Each is ``all``, ``pareto`` (efficient
             among all runs, by validation accuracy), or a field of `FIELDS`, one of ``< <= > >= = !=`` and a value.
+            The fields ``latency``, of a run's fastest export, and ``latency_onnx`` and so on, of one target, leave out
+            runs without such a measurement, with a warning.
+        folder: The sweep's folder, for the measured latencies.
 
     Raises:
-        MmpError: if a condition is malformed, no run is completed, or no run meets all conditions.
+        MmpError: if a condition is malformed, no run is completed, no run has a latency that a condition compares, or
+            no run meets all conditions.
     """
     groups = groups_of(runs)
     completed = [run for group in groups for run in group.runs]
@@ -65,7 +75,9 @@ def select(runs: Iterable[Run], conditions: str) -> list[Run]:
         raise MmpError(f"select={conditions}: the sweep has no completed run")
     efficient = _efficient_folders(groups)
     try:
-        tests = [_test_of(condition.strip(), efficient) for condition in conditions.split(",")]
+        timed = completed if folder and LATENCY in conditions else []
+        measured = {run.folder: latencies_of(Path(folder or "", run.folder)) for run in timed}
+        tests = [_test_of(condition.strip(), efficient, measured) for condition in conditions.split(",")]
     except MmpError as error:
         raise MmpError(f"select={conditions}: {error}") from None
     chosen = [run for run in completed if all(meets(run) for meets in tests)]
@@ -80,48 +92,56 @@ def _efficient_folders(groups: Iterable[Group]) -> set[str]:
     return {run.folder for one in configurations if one.efficient for run in one.runs}
 
 
-def _test_of(condition: str, efficient: Container[str]) -> Callable[[Run], bool]:
+def _test_of(
+    condition: str, efficient: Container[str], measured: Mapping[str, Mapping[str, float]]
+) -> Callable[[Run], bool]:
     """Return the function that tests a run for a condition.
 
     Args:
         condition: One condition.
         efficient: The folders of the Pareto-efficient runs.
+        measured: The latency of each target, by the run's folder.
     """
     if condition == ALL:
         return lambda _: True
     if condition == PARETO:
         return lambda run: run.folder in efficient
-    return _comparison(condition)
+    return _comparison(condition, measured)
 
 
-def _comparison(condition: str) -> Callable[[Run], bool]:
+def _comparison(condition: str, measured: Mapping[str, Mapping[str, float]]) -> Callable[[Run], bool]:
     """Return the function that compares a field of a run, for a condition such as ``drop<0.5``."""
     match = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(\S+)", condition)
     if match is None:
         word = re.match(r"\w*", condition)
-        hint = nearest(word.group() if word else "", [PARETO, ALL, *FIELDS])
+        hint = nearest(word.group() if word else "", [PARETO, ALL, *FIELDS, LATENCY])
         raise MmpError(f"{condition!r} must be {PARETO}, {ALL}, or a comparison such as drop<0.5; {hint}")
     field, sign, text = match.groups()
+    if field.partition("_")[0] == LATENCY:
+        limit, ratios = _number(field, text), ratios_of(field, measured)
+        return lambda run: run.folder in ratios and _COMPARE[sign](ratios[run.folder], limit)
     if field not in FIELDS:
-        raise MmpError(f"no such field {field!r}; {nearest(field, FIELDS)}")
+        raise MmpError(f"no such field {field!r}; {nearest(field, [*FIELDS, LATENCY])}")
     value = FIELDS[field][1]
     wanted: float | str = text
     if not isinstance(value(Run("", "")), str):
-        wanted = _number(text)
-        if math.isnan(wanted):
-            raise MmpError(f"{field} must be compared with a number, not with {text!r}")
+        wanted = _number(field, text)
     elif sign not in ("=", "==", "!="):
         raise MmpError(f"{field} is a name and must be compared with = or !=")
     return lambda run: _COMPARE[sign](value(run), wanted)
 
 
-def _number(text: str) -> float:
+def _number(field: str, text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        return math.nan
+        value = math.nan
+    if math.isnan(value):
+        raise MmpError(f"{field} must be compared with a number, not with {text!r}")
+    return value
 
 
 def conditions_help(indent: str = "  ") -> str:
     """Return the fields that can be compared, one per line, for the help of a command."""
-    return "\n".join(f"{indent}{name:<14}{meaning}" for name, (meaning, _) in FIELDS.items())
+    meanings = {**{name: meaning for name, (meaning, _) in FIELDS.items()}, **_LATENCIES}
+    return "\n".join(f"{indent}{name:<16}{meaning}" for name, meaning in meanings.items())

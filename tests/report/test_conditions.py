@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,85 @@ def test_conditions_that_are_wrong(runs: list[Any], conditions: str, parts: list
 def test_a_sweep_without_a_completed_run(runs: list[Any]) -> None:
     with pytest.raises(MmpError, match="has no completed run"):
         select([run for run in runs if run.status != "completed"], "all")
+
+
+def timed(folder: Path, target: str, ratio: object, **more: object) -> None:
+    """Write the part of an export.json that has the latencies."""
+    latency = [{"batch": 32, "ratio": 0.01}, {"batch": 1, "ratio": ratio}]
+    place = folder / "export" / target / "export.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"latency": latency, **more}))
+
+
+@pytest.fixture
+def timed_runs(tmp_path: Path, runs: list[Any]) -> list[Any]:
+    """Two runs that are measured as onnx, one of them as openvino, too, and two that are not measured."""
+    folders = {run.strategy: tmp_path / run.folder for run in runs}
+    timed(folders["p30"], "onnx", 0.9)
+    timed(folders["p50"], "onnx", 0.6)
+    timed(folders["p50"], "openvino", 0.4)
+    timed(folders["p70"], "onnx", 0.2, latency=[])
+    timed(folders["p90"], "onnx", "fast")
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("conditions", "chosen"),
+    [
+        ("latency<0.95", ["p30", "p50"]),
+        ("latency<0.5", ["p50"]),
+        ("latency>=0.5", ["p30"]),
+        ("latency!=0.5", ["p30", "p50"]),
+        ("latency_onnx<0.7", ["p50"]),
+        ("latency_openvino<0.5,drop<5", ["p50"]),
+        ("latency<1,drop<1.5", ["p30"]),
+    ],
+)
+def test_latency_is_that_of_the_exports(
+    timed_runs: list[Any], tmp_path: Path, conditions: str, chosen: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sorted(run.strategy for run in select(timed_runs, conditions, tmp_path)) == chosen
+    (line,) = [record.getMessage() for record in caplog.records]
+    count, target = (3, "openvino") if "openvino" in conditions else (2, "onnx")
+    assert line.startswith(f"{count} of 4 runs, such as ")
+    assert line.endswith(f"are left out; measure it by mmp-export FOLDER target={target} select=all")
+
+
+def test_other_conditions_need_no_latency(timed_runs: list[Any], tmp_path: Path, caplog: Any) -> None:
+    assert len(select(timed_runs, "all", tmp_path)) == 4
+    assert not caplog.records
+
+
+def test_latencies_that_nothing_has_measured(timed_runs: list[Any], tmp_path: Path) -> None:
+    for conditions, part in (
+        (
+            "latency_onnx_int8<1",
+            "no run has this latency; compare latency_onnx, latency_openvino, or measure it",
+        ),
+        ("latency_onnx_int8<1", "measure it by mmp-export FOLDER target=onnx_int8 select=all"),
+        ("latency<fast", "latency must be compared with a number, not with 'fast'"),
+        ("latency<0.1", "no run meets this"),
+        ("latency", "must be pareto"),
+        ("latensy<1", "did you mean 'latency'?"),
+    ):
+        with pytest.raises(MmpError) as raised:
+            select(timed_runs, conditions, tmp_path)
+        assert part in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_without_any_export_the_way_to_measure_is_named(runs: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(MmpError, match="latency: no run has this latency; measure it by mmp-export FOLDER target=onnx"):
+        select(runs, "latency<1", tmp_path)
+
+
+def test_the_latency_of_earlier_weights_is_none(tmp_path: Path) -> None:
+    digests = {"model.safetensors": "new", "masks.safetensors": "same"}
+    runs = load_runs(write(tmp_path, {**result("p30", 0.3, 0.990, 0.5), "digests": digests}))
+    for weights, measured in (("old", False), ("new", True)):
+        timed(tmp_path / runs[0].folder, "onnx", 0.4, origin={**digests, "model.safetensors": weights})
+        if measured:
+            assert select(runs, "latency<0.5", tmp_path) == runs
+        else:
+            with pytest.raises(MmpError, match="no run has this latency"):
+                select(runs, "latency<0.5", tmp_path)

@@ -1,24 +1,26 @@
 """Targets: the kinds of files that a pruned model is exported to.
 
 A target is one class in one file, and a line in `TARGETS`. It implements :class:`Target` and needs no base class.
-:mod:`mmp.export` measures and describes the files that it writes.
+:mod:`mmp.export` measures and describes the files that it writes. A target gets the model without the channels that
+nothing reads. With an attribute ``whole = True``, it gets the model with all channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mmp.config.schema import ModelConfig
 from mmp.errors import MmpError, nearest
+from mmp.pruning.channels.removal import Removal
 from mmp.pruning.layers.eval_mode import forget_cached
 from mmp.pruning.masks import Masks
 
@@ -28,6 +30,7 @@ TARGETS = {
     "openvino": "mmp.export.targets.openvino_ir:OpenVino",
     "executorch": "mmp.export.targets.executorch_xnnpack:ExecuTorch",
     "sparse": "mmp.export.targets.sparse:Sparse",
+    "shrunk": "mmp.export.targets.shrunk:Shrunk",
 }
 
 Engine = Callable[[Tensor], Tensor]
@@ -45,6 +48,8 @@ class Exportable:
         batches: Normalised calibration images (B, C, H, W). They can be iterated over several times.
         scratch: A folder for intermediate files of this model only.
         classes: Names of the classes, in the order of the logits; None if they are unknown.
+        preparation: Channels, size and normalisation of the images, and as ``recipe`` how to prepare them.
+        removal: The channels that were removed from the model and its masks, because nothing reads them.
     """
 
     config: ModelConfig
@@ -53,6 +58,8 @@ class Exportable:
     batches: Iterable[Tensor]
     scratch: Path
     classes: Sequence[str] | None = None
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+    removal: Removal = field(default_factory=Removal)
 
     @property
     def name(self) -> str:
@@ -77,13 +84,13 @@ class Exportable:
         return self.model
 
     def with_weights(self, model: nn.Module, scratch: Path) -> Exportable:
-        """Return the same architecture with other weights and without masks.
+        """Return the same architecture with other weights, with all channels and without masks.
 
         Args:
             model: The model with the other weights.
             scratch: A folder for its intermediate files.
         """
-        return replace(self, model=model.eval(), masks=Masks({}), scratch=scratch)
+        return replace(self, model=model.eval(), masks=Masks({}), scratch=scratch, removal=Removal())
 
 
 class Target(Protocol):

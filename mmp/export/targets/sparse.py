@@ -23,6 +23,7 @@ class Sparse:
     packages: tuple[str, ...] = ()
     extra = "export"
     exact = True
+    whole = True  # so that the weights fit timm's model
 
     def write(self, source: Exportable, path: Path) -> None:
         """Write the state_dict, then read it back and compare.
