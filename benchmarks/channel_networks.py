@@ -12,10 +12,12 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmp import ChannelGroup, MaskEnforcer, channel_masks, prunable_layers, prunable_parameters
-from mmp.pruning.channels.masks import MULTIPLE
+from mmp.pruning.channels.costs import Costs
+from mmp.pruning.channels.masks import sets_per_step
 from mmp.pruning.channels.removal import Removal
 from mmp.pruning.channels.shrink import remove
-from mmp.pruning.channels.unread import unread_sets
+from mmp.pruning.channels.unread import removable
+from mmp.pruning.patterns import MULTIPLE
 
 CLASSES = 1000
 STEPS = 12  # of the bisection of a sparsity
@@ -61,11 +63,13 @@ def difference_of(smaller: nn.Module, masked: nn.Module, images: Tensor) -> floa
 class Shrinker:
     """Removes whole channels of a network, those with the lowest magnitudes.
 
+    Every group loses the same share of its channels, and its width is then rounded down to a multiple.
+
     Args:
         network: The network. It is not changed.
         groups: Its groups of channels.
         images: A batch (B, C, H, W).
-        multiple: Layers keep multiples of this number of channels.
+        multiple: Layers keep multiples of this number of channels. A narrower layer keeps all.
     """
 
     def __init__(
@@ -74,39 +78,48 @@ class Shrinker:
         self.network, self.groups, self.images, self.multiple = network, groups, images, multiple
         weights = prunable_parameters(network, prunable_layers(network))
         self._scores = {key: weight.detach().abs() for key, weight in weights.items()}
+        self._steps = [min(sets_per_step(group, multiple), len(group)) for group in groups]
+        self._left = Costs.of(network, groups, {}).parameters_left
 
-    def at(self, sparsities: Sequence[float]) -> tuple[nn.Module, nn.Module, Removal]:
-        """Return the smaller network, the masked network and the removal, by the sparsity of each group."""
-        wanted = dict(zip((group.name for group in self.groups), sparsities, strict=True))
-        masks = channel_masks(self.groups, self._scores, wanted, self.multiple)
-        masked = copy.deepcopy(self.network)
-        enforcer = MaskEnforcer(prunable_parameters(masked, prunable_layers(masked)))
-        enforcer.set(masks)
-        unread = {group: unread_sets(masked, group) for group in self.groups}
-        chosen = {group: sets for group, sets in unread.items() if len(sets)}
-        return masked, *remove(masked, chosen, self.images)
+    def with_share(self, share: float) -> tuple[nn.Module, nn.Module, Removal]:
+        """Remove a share of the channels of every group; return what :meth:`without` returns."""
+        return self._removed(self._pruned(share))
 
     def without(self, gone: float) -> tuple[nn.Module, nn.Module, Removal]:
-        """Return the networks and the removal of a share of the network's parameters.
+        """Remove a share of the network's parameters.
 
-        All groups have the lowest common sparsity that removes the share. The groups that are nearest to the output
-        then get back what is too much, so that the share is met within a multiple of channels of one group.
+        All groups have the lowest common share that removes so many. The groups that are nearest to the output then
+        get back what is too much, so that the parameters are met within a multiple of channels of one group.
+
+        Returns:
+            The masked network, the smaller network, and what was removed.
         """
         most = (1 - gone) * parameters_of(self.network)
-        count = len(self.groups)
         low, high = 0.0, 1.0
         for _ in range(STEPS):
             middle = (low + high) / 2
-            low, high = (low, middle) if self._left([middle] * count) <= most else (middle, high)
-        first, last = 0, count  # of the groups with the higher sparsity
+            low, high = (low, middle) if self._left(self._pruned(middle)) <= most else (middle, high)
+        fewer, more = self._pruned(low), self._pruned(high)
+        first, last = 0, len(more)  # last: the number of groups that lose the larger share
         while last - first > 1:
-            middle_group = (first + last) // 2
-            enough = self._left(self._mixed(low, high, middle_group)) <= most
-            first, last = (first, middle_group) if enough else (middle_group, last)
-        return self.at(self._mixed(low, high, last))
+            half = (first + last) // 2
+            first, last = (first, half) if self._left(more[:half] + fewer[half:]) <= most else (half, last)
+        return self._removed(more[:last] + fewer[last:])
 
-    def _mixed(self, low: float, high: float, count: int) -> list[float]:
-        return [high] * count + [low] * (len(self.groups) - count)
+    def _pruned(self, share: float) -> list[int]:
+        """Return the number of sets that each group loses."""
+        counts = []
+        for group, step in zip(self.groups, self._steps, strict=True):
+            wanted = int(share * len(group))
+            kept = max(step, (len(group) - wanted) // step * step) if wanted else len(group)
+            counts.append(len(group) - kept)
+        return counts
 
-    def _left(self, sparsities: Sequence[float]) -> int:
-        return parameters_of(self.at(sparsities)[1])
+    def _removed(self, counts: Sequence[int]) -> tuple[nn.Module, nn.Module, Removal]:
+        pairs = zip(self.groups, counts, strict=True)
+        sparsities = {group.name: count / len(group) for group, count in pairs}
+        masks = channel_masks(self.groups, self._scores, sparsities, self.multiple)
+        masked = copy.deepcopy(self.network)
+        enforcer = MaskEnforcer(prunable_parameters(masked, prunable_layers(masked)))
+        enforcer.set(masks)
+        return masked, *remove(masked, removable(masked, self.groups), self.images)

@@ -1,11 +1,8 @@
-"""Whole channels: what their removal saves in parameters and in latency, and what it costs in accuracy.
+"""Whole channels: what their removal costs in accuracy. Their latency is in :mod:`benchmarks.channels_latency`.
 
-``python -m benchmarks.channels latency resnet18 deit_small_patch16_224`` prunes half and 70 % of the prunable weights
-of timm models with random weights, by whole channels of all groups with one sparsity, and prints a row for each.
-Without names it takes `MODELS`. Latency is that of one image and one thread, as a share of the dense network's in the
-same engine.
-``python -m benchmarks.channels accuracy cnn vit`` prunes trained models of digits in the same way, without any training
-afterwards, and prints test accuracies: the mean and the standard deviation over `SEEDS`.
+``python -m benchmarks.channels accuracy cnn vit`` prunes trained models of digits by whole channels of all groups with
+one sparsity, without any training afterwards, and prints test accuracies: the mean and the standard deviation over
+`SEEDS`.
 """
 
 from __future__ import annotations
@@ -13,17 +10,11 @@ from __future__ import annotations
 import copy
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import timm
 import torch
-from torch import nn
 
 from benchmarks.reconstruction import configured
-from benchmarks.timing import machine
 from mmp import (
     ChannelGroup,
     MaskEnforcer,
@@ -35,10 +26,7 @@ from mmp import (
     reconstruct,
     shrink,
 )
-from mmp.config.schema import ModelConfig
 from mmp.data.module import ImageData
-from mmp.export.latency import compare_latency
-from mmp.export.targets import Engine, Exportable, load_target
 from mmp.markdown import table_of
 from mmp.pruning.channels.masks import MULTIPLE
 from mmp.pruning.signals import PAPER_SIGNALS
@@ -46,27 +34,8 @@ from mmp.runs.calibration import Calibration
 from mmp.training.dense import dense_model
 from mmp.training.evaluation import accuracy, device_of
 
-MODELS = (
-    "resnet18",
-    "resnet50",
-    "deit_small_patch16_224",
-    "convnext_tiny",
-    "regnety_008",
-    "mobilenetv3_large_100",
-)
-GONE = (0.5, 0.7)  # of the prunable weights, for latency
-GONE_TRAINED = (0.3, 0.5, 0.7)  # for accuracy
+GONE_TRAINED = (0.3, 0.5, 0.7)  # of the prunable weights
 SEEDS = (0, 1, 2)
-TARGETS = ("onnx", "openvino")
-SECONDS = 5.0
-
-
-def latency(names: Sequence[str]) -> str:
-    """Return the table of several models."""
-    torch.set_num_threads(1)
-    rows = [row for name in names or MODELS for row in rows_of(name)]
-    headings = ["model", "seconds to find groups", "groups", "parameters gone %", *TARGETS, "kept back"]
-    return table_of(headings, rows) + f"\n\n{machine()}"
 
 
 def accuracies(names: Sequence[str]) -> str:
@@ -107,39 +76,6 @@ def spread_of(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def rows_of(name: str) -> list[list[str]]:
-    """Return the rows of one model."""
-    torch.manual_seed(0)
-    network = timm.create_model(name).eval()
-    images = torch.randn(2, 3, 224, 224)
-    start = time.perf_counter()
-    groups = channel_groups(network, images[:1])
-    seconds = time.perf_counter() - start
-    weights = prunable_parameters(network, prunable_layers(network))
-    scores = {key: weight.detach().abs() for key, weight in weights.items()}
-    total = sum(parameter.numel() for parameter in network.parameters())
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        dense = engines(network, images, Path(scratch) / "dense")
-        for gone in GONE:
-            pruned = timm.create_model(name).eval()
-            pruned.load_state_dict(network.state_dict())
-            masks = masks_for(groups, scores, gone)
-            enforcer = MaskEnforcer(prunable_parameters(pruned, prunable_layers(pruned)))
-            enforcer.set(masks)
-            smaller, removal = shrink(pruned, images)
-            left = sum(parameter.numel() for parameter in smaller.parameters())
-            ratios = [
-                compare_latency(fast, slow, images[:1], SECONDS)
-                for fast, slow in zip(engines(smaller, images, Path(scratch) / str(gone)), dense, strict=True)
-            ]
-            cells = [f"{one.ratio:.2f} ({one.quartiles[0]:.2f} to {one.quartiles[1]:.2f})" for one in ratios]
-            share = f"{100 * (1 - left / total):.1f}"
-            rows.append([name, f"{seconds:.0f}", str(len(groups)), share, *cells, str(len(removal.kept))])
-            sys.stderr.write(" | ".join(rows[-1]) + "\n")
-    return rows
-
-
 def masks_for(
     groups: Sequence[ChannelGroup], scores: dict[str, torch.Tensor], gone: float, multiple: int = MULTIPLE
 ) -> Masks:
@@ -153,20 +89,6 @@ def masks_for(
     return channel_masks(groups, scores, dict.fromkeys(names, high), multiple)
 
 
-def engines(network: nn.Module, images: torch.Tensor, scratch: Path) -> list[Engine]:
-    """Return the network in each engine."""
-    scratch.mkdir()
-    config = ModelConfig(name="network", num_classes=1000)
-    source = Exportable(config, network, Masks({}), [images], scratch)
-    found = []
-    for name in TARGETS:
-        target = load_target(name)
-        path = scratch / target.files[0]
-        target.write(source, path)
-        found.append(target.open(path, source))
-    return found
-
-
 if __name__ == "__main__":
-    command, *chosen = sys.argv[1:] or ["latency"]
-    print({"latency": latency, "accuracy": accuracies}[command](chosen))  # noqa: T201
+    command, *chosen = sys.argv[1:] or ["accuracy"]
+    print({"accuracy": accuracies}[command](chosen))  # noqa: T201

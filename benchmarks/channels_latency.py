@@ -201,8 +201,7 @@ def _float_table(rows: dict[tuple[Any, ...], Row]) -> str:
         found = [rows.get(case.key(target)) for target in FLOAT]
         first = next((row for row in found if row), None)
         if first:
-            limit = case.most[FLOAT[0]]
-            ratios = [row["ratio"] for row in found if row]
+            ratios = [row["ratio"] if row else None for row in found]
             lines.append(
                 [
                     case.model,
@@ -210,7 +209,7 @@ def _float_table(rows: dict[tuple[Any, ...], Row]) -> str:
                     f"{100 * first['parameters']:.1f}",
                     f"{100 * first['multiply_adds']:.1f}",
                     *(_cell(row) for row in found),
-                    "" if limit is None else f"{limit:.2f}: {'pass' if max(ratios) <= limit else '**miss**'}",
+                    _verdict(case.most[FLOAT[0]], ratios),
                     f"{first['difference']:.0e}",
                 ]
             )
@@ -224,10 +223,19 @@ def _other_table(rows: dict[tuple[Any, ...], Row]) -> str:
         for target, limit in case.most.items():
             row = rows.get(case.key(target))
             if row and target not in FLOAT:
-                verdict = "" if limit is None else f"{limit:.2f}: {'pass' if row['ratio'] <= limit else '**miss**'}"
                 share = f"{100 * row['parameters']:.1f}"
+                verdict = _verdict(limit, [row["ratio"]])
                 lines.append([case.model, case.tool, share, TARGETS[target], _cell(row), verdict])
     return table_of(["model", "by", "parameters gone %", "engine", "over dense float32", "at most"], lines)
+
+
+def _verdict(limit: float | None, ratios: Sequence[float | None]) -> str:
+    if limit is None:
+        return ""
+    known = [ratio for ratio in ratios if ratio is not None]
+    if any(ratio > limit for ratio in known):
+        return f"{limit:.2f}: **miss**"
+    return f"{limit:.2f}: " + ("pass" if len(known) == len(ratios) else "not measured")
 
 
 def _cell(row: Row | None) -> str:
