@@ -270,4 +270,4 @@ def _groups(probe: Probe, nodes: _Nodes) -> list[ChannelGroup]:
         for signature, members in _alike(nodes, nodes.labels()).items()
     ]
     order_of = {name: i for i, name in enumerate(probe.products)}
-    return sorted((group for group in groups if group.readers), key=lambda group: order_of[group.name])
+    return sorted((group for group in groups if group.readers), key=lambda group: order_of[group.writer.name])

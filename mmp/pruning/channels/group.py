@@ -33,8 +33,17 @@ class ChannelGroup:
 
     @property
     def name(self) -> str:
+        """The first weight that writes the channels, and the first of them in brackets, as in ``conv1.weight[26]``.
+
+        Groups may share their first weight, as in Res2Net. Without brackets, the first channel is 0.
+        """
+        first = int(self.channels[self.writer].min())
+        return f"{self.writer.name}[{first}]" if first else self.writer.name
+
+    @property
+    def writer(self) -> Part:
         """The first weight that writes the channels."""
-        return next(part.name for part in self.channels if part.side == "out")
+        return next(part for part in self.channels if part.side == "out")
 
     def __len__(self) -> int:
         """Return the number of sets."""

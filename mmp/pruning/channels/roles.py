@@ -33,7 +33,7 @@ def group_layers(
     by_name = {layer.name: layer for layer in layers}
     found = []
     for group in groups:
-        first = by_name.get(group.name) or next(by_name[part.name] for part in group.channels if part.name in by_name)
+        first = by_name.get(group.writer.name) or next(by_name[part.name] for part in group.channels if part.name in by_name)
         size = weights_per_set(group, {layer.name: layer.shape for layer in layers})
         role = _role(group, by_name, positions)
         found.append(Layer(group.name, first.module, role, first.stage, first.depth, (len(group), size)))
