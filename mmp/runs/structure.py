@@ -64,7 +64,7 @@ def image_size(config: PruneConfig) -> int:
 def _as_tensors(groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
     """Return groups as tensors for a file; the numbers in front keep their order."""
     return {
-        f"{number:05d} {place:05d} {part.side} {part.name}": channels
+        f"{number:05d} {place:05d} {'pass' if part.name in group.passed else 'read'} {part.side} {part.name}": channels
         for number, group in enumerate(groups)
         for place, (part, channels) in enumerate(group.channels.items())
     } or {"none": torch.empty(0)}
@@ -72,7 +72,9 @@ def _as_tensors(groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
 
 def _from_tensors(tensors: Mapping[str, Tensor]) -> list[ChannelGroup]:
     groups: dict[str, dict[Part, Tensor]] = {}
+    passed: dict[str, set[str]] = {}
     for key in sorted(tensors.keys() - {"none"}):
-        number, _, side, name = key.split(" ", 3)
+        number, _, how, side, name = key.split(" ", 4)
         groups.setdefault(number, {})[Part(name, side)] = tensors[key]
-    return [ChannelGroup(channels) for channels in groups.values()]
+        passed.setdefault(number, set()).update({name} if how == "pass" else ())
+    return [ChannelGroup(channels, frozenset(passed[number])) for number, channels in groups.items()]

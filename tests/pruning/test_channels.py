@@ -63,6 +63,32 @@ class Concatenated(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Squeezed(nn.Module):
+    """Channels with a gate that one dense layer makes of their means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.head = nn.Conv2d(3, 12, 3), nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        return self.head((x * self.gate(x.mean((2, 3))).sigmoid()[:, :, None, None]).mean((2, 3)))
+
+
+class Scales(nn.Module):
+    """A depthwise convolution that runs on features of two sizes, next to hidden units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.fc1, self.fc2 = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        small = F.relu(self.shared(F.max_pool2d(x, 2)))
+        return self.fc2(F.gelu(self.fc1(F.relu(self.shared(x)).mean((2, 3)) + small.mean((2, 3)))))
+
+
 class Shuffled(nn.Module):
     """A convolution with groups behind a shuffle of its channels."""
 
@@ -97,6 +123,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "gated": (Gated, (6,)),
     "attention": (Attention, IMAGE),
     "concatenation": (Concatenated, IMAGE),
+    "squeezed": (Squeezed, IMAGE),
+    "scales": (Scales, IMAGE),
     "resnet": (lambda: timm_model("resnet18", layers=[1, 2, 1, 1], channels=[8, 16, 24, 32], stem_width=8), IMAGE),
     "bottleneck": (lambda: timm_model("resnet50", layers=[1, 1, 1, 1], channels=[8, 8, 16, 16], stem_width=8), IMAGE),
     "densenet": (lambda: timm_model("densenet121", growth_rate=8, block_config=(2, 2)), IMAGE),
@@ -118,6 +146,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ghostnet": (lambda: timm_model("ghostnet_050"), (3, 64, 64)),
 }
 EXPECTED = {"mlp": [(16, "0.weight")], "gated": [(12, "fc1.weight")], "attention": [(4, "qkv.weight")]}
+EXPECTED |= {"squeezed": [(12, "conv.weight")], "scales": [(32, "fc1.weight")]}
 
 
 def prune_sets(network: nn.Module, groups: list[ChannelGroup], share: float = 0.5) -> dict[ChannelGroup, Tensor]:

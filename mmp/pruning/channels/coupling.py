@@ -19,6 +19,9 @@ from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.moved import Moved
 from mmp.pruning.channels.probe import Probe, Product
 
+_MOST = (
+    0.6  # if each channel changes more than this share of a layer's inputs, it changes all: small changes are missed
+)
 _BLOCK = 8  # the most channels of a test that is not checked for channels of two heads
 
 Channels = Sequence[int] | Tensor | np.ndarray
@@ -126,7 +129,7 @@ def _find(probe: Probe, weight: str, nodes: _Nodes) -> None:
     if not readers:
         return
     alone = look[1:].changed()
-    mixed = {part: changed.all(0) for part, changed in alone.items()}
+    mixed = {part: changed.all(0) | (changed.float().mean(1).median() > _MOST) for part, changed in alone.items()}
     if reaches_output or all(part in mixed and mixed[part].all() for part in readers):
         nodes.join(written, [0], written, range(count))
         for part in readers:
@@ -265,9 +268,10 @@ def _alike(nodes: _Nodes, labels: np.ndarray) -> dict[tuple[tuple[Part, int], ..
 
 
 def _groups(probe: Probe, nodes: _Nodes) -> list[ChannelGroup]:
-    groups = [
-        ChannelGroup({p: torch.from_numpy(np.stack([found[p] for found in members.values()])) for p, _ in signature})
-        for signature, members in _alike(nodes, nodes.labels()).items()
-    ]
+    grouped = {name for name, product in probe.products.items() if product.groups > 1}
+    groups = []
+    for signature, members in _alike(nodes, nodes.labels()).items():
+        channels = {p: torch.from_numpy(np.stack([found[p] for found in members.values()])) for p, _ in signature}
+        groups.append(ChannelGroup(channels, frozenset(p.name for p in channels) & grouped))
     order_of = {name: i for i, name in enumerate(probe.products)}
     return sorted((group for group in groups if group.readers), key=lambda group: order_of[group.writer.name])

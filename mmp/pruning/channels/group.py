@@ -27,9 +27,11 @@ class ChannelGroup:
 
     Attributes:
         channels: The channels of every set in every part, int64 (sets, channels of one set in this part).
+        passed: Names of the weights of grouped convolutions, which pass channels on: their inputs are no columns.
     """
 
     channels: dict[Part, Tensor]
+    passed: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -52,5 +54,4 @@ class ChannelGroup:
     @property
     def readers(self) -> list[Part]:
         """The parts that read the channels, except grouped convolutions, which pass them on."""
-        written = {part.name for part in self.channels if part.side == "out"}
-        return [part for part in self.channels if part.side == "in" and part.name not in written]
+        return [part for part in self.channels if part.side == "in" and part.name not in self.passed]

@@ -78,15 +78,16 @@ class Probe:
         self._shared = {name for name, tensor in self.tensors.items() if uses[id(tensor)] > 1}
         # Modules that keep tensors they made of their parameters, as LeViT's attention biases, drop them in `train`.
         self._caching = [module for module in self.network.modules() if type(module).train is not nn.Module.train]
-        self._frozen: dict[str, Tensor] = {}
-        self._inputs: dict[Part, Tensor] = {}  # of products and batch norms, when nothing is changed
+        # Outputs of products, and inputs of products and batch norms when nothing is changed; by the input's shape, too,
+        # since a layer that runs several times may have inputs of several sizes.
+        self._frozen: dict[tuple[str, torch.Size], Tensor] = {}
+        self._inputs: dict[tuple[Part, torch.Size], Tensor] = {}
+        self._widths: dict[Part, int] = {}
         with torch.no_grad():
             self._run(_Recording(self), 1)
-            for name, output in self._frozen.items():
-                frozen = torch.empty_like(output).uniform_(-_SPREAD, _SPREAD)
-                positions = frozen.movedim(self.products[name].channel, -1)
+            for (name, _), output in self._frozen.items():
+                positions = output.uniform_(-_SPREAD, _SPREAD).movedim(self.products[name].channel, -1)
                 positions[(0,) * (positions.dim() - 1)] = 1.0  # no activation and no gate hides a channel here
-                self._frozen[name] = frozen
             self._shortcuts = Shortcuts(self.network, self.image)
             self._output = self._shortcuts.record(
                 lambda images: first_tensor(self._run(_Replaying(self, images if images > 1 else 0), images))
@@ -94,8 +95,7 @@ class Probe:
 
     def width(self, part: Part) -> int:
         """Return the number of channels of a part that reads."""
-        channel = self.products[part.name].channel if part.side == "in" else 1
-        return self._inputs[part].shape[channel]
+        return self._widths[part]
 
     def change(self, weight: str, channels: Sequence[Tensor], readers: Set[Part] = frozenset()) -> Moved:
         """Change output channels of a product.
@@ -105,12 +105,13 @@ class Probe:
             channels: For each of T tests, the channels to change.
             readers: The parts of interest. If given, each pass ends once all of them are seen.
         """
-        output, parts = self._frozen[weight], []
-        positions = output.numel() // output.shape[self.products[weight].channel]
+        parts = []
+        positions = min(output.numel() for (name, _), output in self._frozen.items() if name == weight)
+        positions //= self.products[weight].outputs
         for first in range(0, len(channels), self._batch):
             chosen = channels[first : first + self._batch]
             with self._shortcuts.around(weight.rpartition(".")[0], len(chosen)):
-                parts += [self._both(positions, lambda signs: self._pass(len(chosen), weight, chosen, signs, readers))]
+                parts.append(self._both(positions, partial(self._pass, len(chosen), weight, chosen, readers)))
         return Moved.stacked(parts)
 
     def change_tensor(self, name: str, dim: int, where: Sequence[Tensor]) -> Moved:
@@ -147,8 +148,8 @@ class Probe:
         tests: int,
         weight: str | None = None,
         channels: Sequence[Tensor] = (),
-        signs: tuple[float, float] = (1.0, 1.0),
         readers: Set[Part] = frozenset(),
+        signs: tuple[float, float] = (1.0, 1.0),
     ) -> Moved:
         mode = _Replaying(self, tests, weight, channels, signs, readers)
         moved = torch.zeros(tests, dtype=torch.bool)
@@ -183,16 +184,17 @@ class _Recording(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func in _PRODUCTS and (call := _arguments(func, args, kwargs)):
-            _, weight, bias, groups = call
+            inputs, weight, bias, groups = call
             name = self._probe.name_of(weight)
             if name and weight.shape == self._probe.tensors[name].shape:
                 if name in self._probe.products:
                     self._probe.unusual.add(name)
-                inputs = weight.shape[1] * groups
                 channel = -1 if func is F.linear else 1
-                product = Product(name, self._probe.name_of(bias), weight.shape[0], inputs, groups, channel)
+                product = Product(
+                    name, self._probe.name_of(bias), weight.shape[0], weight.shape[1] * groups, groups, channel
+                )
                 self._probe.products[name] = product
-                self._probe._frozen[name] = output
+                self._probe._frozen[name, inputs.shape[1:]] = output.clone()
         return output
 
 
@@ -218,22 +220,24 @@ class _Replaying(TorchFunctionMode):
         if func in _PRODUCTS and (call := _arguments(func, args, kwargs)):
             inputs, weight, _, _ = call
             name = probe.name_of(weight)
-            if name in probe._frozen and weight.shape == probe.tensors[name].shape:
+            shape = inputs.shape[1:]
+            if name and (name, shape) in probe._frozen and weight.shape == probe.tensors[name].shape:
                 channel = probe.products[name].channel
                 self._see(Part(name, "in"), inputs, channel)
-                return self._output(name, channel)
+                return self._output(name, shape, channel)
         if func is F.batch_norm and (name := probe.name_of(_argument(args, kwargs, 1, "running_mean"))):
             self._see(Part(name.rpartition(".")[0], "norm"), args[0], 1)
         return func(*args, **kwargs)
 
     def _see(self, part: Part, inputs: Tensor, channel: int) -> None:
         if not self._tests:
-            self._probe._inputs[part] = inputs.clone()
+            self._probe._inputs[part, inputs.shape[1:]] = inputs.clone()
+            self._probe._widths[part] = inputs.shape[channel]
             return
         if self._readers and part not in self._readers:
             return
-        before = self._probe._inputs[part]
-        if inputs.shape != (self._tests * len(before), *before.shape[1:]):
+        before = self._probe._inputs.get((part, inputs.shape[1:]))
+        if before is None or inputs.shape != (self._tests * len(before), *before.shape[1:]):
             self._probe.unusual.add(part.name)
             return
         moved = differs(inputs, before, self._tests).movedim(channel if channel < 0 else channel + 1, -1)
@@ -244,8 +248,8 @@ class _Replaying(TorchFunctionMode):
             if not self._unseen:
                 raise OverError
 
-    def _output(self, name: str, channel: int) -> Tensor:
-        output = repeated(self._probe._frozen[name], max(self._tests, 1))
+    def _output(self, name: str, shape: torch.Size, channel: int) -> Tensor:
+        output = repeated(self._probe._frozen[name, shape], max(self._tests, 1))
         if name != self._weight:
             return output
         each = len(output) // self._tests
