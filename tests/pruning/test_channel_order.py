@@ -121,7 +121,6 @@ def test_more_sets_than_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) ->
     inputs, weight = correlated(400, 40), torch.randn(6, 40)
     arguments = group_of(one_each(40), "a"), {"a": weight}, covariances(a=inputs)
     exact = removal_order(*arguments)
-    monkeypatch.setattr(module, "_NEAR", 16)
     monkeypatch.setattr(module, "_ROUND", 4)
     rounds = removal_order(*arguments)
     assert sorted(rounds.tolist()) == [i / 40 for i in range(40)]
@@ -186,6 +185,18 @@ def test_outputs_with_large_gradients_count_more() -> None:
     assert removal_order(group, {"a": weight}, statistics, fisher=True)[7] == 0  # an output without gradient matters
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_weights_on_a_gpu_have_the_same_order() -> None:
+    inputs, weight = correlated(300, 100), torch.randn(5, 100)
+    group, statistics = group_of(one_each(100), "a"), covariances(a=inputs)
+    statistics["squared_output_gradient"] = {"a": torch.rand(5)}
+    expected = removal_order(group, {"a": weight}, statistics, fisher=True)
+    moved = {kind: {"a": values["a"].cuda()} for kind, values in statistics.items()}
+    order = removal_order(group, {"a": weight.cuda()}, moved, fisher=True)
+    assert order.device.type == "cpu"
+    assert order.equal(expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened(dtype: torch.dtype) -> None:
     inputs, weight = correlated(200, 8), torch.randn(5, 8).to(dtype)
@@ -218,5 +229,5 @@ def test_mistakes_are_one_line() -> None:
         removal_order(group, {"a": torch.randn(4, 7)}, statistics)
     with pytest.raises(MmpError, match=r"^'a' or its statistics hold NaN or infinity"):
         removal_order(group, {"a": torch.full((4, 8), torch.nan)}, statistics)
-    with pytest.raises(MmpError, match="not positive definite"):
+    with pytest.raises(MmpError, match=r"^input_covariance: that of 'a' is not positive definite"):
         removal_order(group, weights, {"input_covariance": {"a": torch.ones(1, 8, 8) - 0.5 * torch.eye(8)}})

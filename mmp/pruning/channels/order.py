@@ -23,8 +23,9 @@ from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.optimal_brain_surgeon import damped, regularised
 from mmp.pruning.row_systems import cholesky_or_nan
 
-_NEAR = 64  # the cheapest sets, which are compared one by one; the order of as many sets is exact
-_ROUND = 16  # sets that go before all others are scored again
+_ROUND = 16  # the least number of sets that go before all others are scored again
+_SHARE = 1 / 32  # of the remaining sets, goes in one round if that is more
+_NEAR = 4  # for each set that goes, the cheapest sets that are compared one by one; all of them, if there are no more
 _WIDEST = 8192  # columns that are solved together; for more, H is divided into diagonal blocks
 
 
@@ -54,12 +55,16 @@ def removal_order(
     systems = [system for reader in group.readers for system in _systems(group, reader, weights, statistics, fisher)]
     left, order = torch.arange(len(group)), torch.zeros(len(group), dtype=torch.float64)
     while len(left):
-        near = left[_costs(systems, len(group))[left].argsort(stable=True)[:_NEAR]].sort().values
-        going = _cheapest([system.only(near) for system in systems], near, _ROUND if len(left) > _NEAR else len(left))
+        count = max(_ROUND, int(_SHARE * len(left)))
+        near = left[_costs(systems, len(group))[left].argsort(stable=True)[: _NEAR * count]].sort().values
+        count = count if len(left) > len(near) else len(left)
+        going = _cheapest([system.only(near) for system in systems], near, count)
         gone = len(group) - len(left)
         order[going] = torch.arange(gone, gone + len(going), dtype=torch.float64) / len(group)
-        systems = [system.without(going) for system in systems]
         left = left[~torch.isin(left, going)]
+        for system in systems:
+            system.remove(going)
+        systems = [system.only(left) for system in systems]
     return order
 
 
@@ -84,26 +89,28 @@ class _System:
         return half.square().sum((1, 2))
 
     def only(self, sets: Tensor) -> _System:
-        """Return the system of some sets, while the others stay."""
-        return self._part(torch.isin(self.sets, sets))
+        """Return a copy of the system of some sets."""
+        own = torch.isin(self.sets, sets)
+        at = own.nonzero().flatten().to(self.inverse.device)
+        weight = self.weight[at]
+        return _System(self.sets[own], weight, self._block(at).view(*weight.shape[:2], *weight.shape[:2]))
 
-    def without(self, sets: Tensor) -> _System:
-        """Return the re-solved system of the other sets, after the removal of some."""
-        gone = torch.isin(self.sets, sets)
-        removed, others = self._part(gone), self._part(~gone)
-        if not len(removed.sets) or not len(others.sets):
-            return others
-        at = gone.to(self.inverse.device)
-        lower = cholesky_or_nan(_matrix(removed.inverse))
-        half = torch.linalg.solve_triangular(lower, _matrix(self.inverse[at][:, :, ~at]), upper=False)
-        part = torch.linalg.solve_triangular(lower, removed.weight.flatten(0, 1), upper=False)
-        others.weight.flatten(0, 1).addmm_(half.T, part, alpha=-1)
-        _matrix(others.inverse).addmm_(half.T, half, alpha=-1)
-        return others
+    def remove(self, sets: Tensor) -> None:
+        """Remove some sets and re-solve the others, in place; the numbers of the removed sets have no meaning then."""
+        at = torch.isin(self.sets, sets).nonzero().flatten().to(self.inverse.device)
+        if not len(at):
+            return
+        lower = cholesky_or_nan(self._block(at))
+        half = torch.linalg.solve_triangular(lower, _matrix(self.inverse[at]), upper=False)
+        part = torch.linalg.solve_triangular(lower, self.weight[at].flatten(0, 1), upper=False)
+        self.weight.flatten(0, 1).addmm_(half.T, part, alpha=-1)
+        _matrix(self.inverse).addmm_(half.T, half, alpha=-1)
 
-    def _part(self, chosen: Tensor) -> _System:
-        at = chosen.to(self.inverse.device)
-        return _System(self.sets[chosen], self.weight[at], self.inverse[at][:, :, at].contiguous())
+    def _block(self, at: Tensor) -> Tensor:
+        """Return H^-1 on the columns of some sets as a matrix."""
+        width = self.weight.shape[1]
+        columns = (at.unsqueeze(1) * width + torch.arange(width, device=at.device)).flatten()
+        return _matrix(self.inverse)[columns.unsqueeze(1), columns]
 
 
 def _matrix(inverse: Tensor) -> Tensor:
@@ -113,11 +120,12 @@ def _matrix(inverse: Tensor) -> Tensor:
 
 
 def _cheapest(systems: Sequence[_System], sets: Tensor, count: int) -> Tensor:
-    """Return the sets that go next, one by one, (count,)."""
+    """Return the sets that go next, one by one, (count,). The systems change."""
     total, going = int(sets.max()) + 1, []
     for _ in range(count):
         first = sets[_costs(systems, total)[sets].argmin()].view(1)
-        systems = [system.without(first) for system in systems]
+        for system in systems:
+            system.remove(first)
         sets = sets[sets != first]
         going.append(first)
     return torch.cat(going)
@@ -161,9 +169,9 @@ def _systems(
     columns = (group.channels[reader].unsqueeze(2) * kernel + torch.arange(kernel)).flatten(1).to(h.device)
     sets = torch.arange(len(group))
     if len(h) <= _WIDEST:
-        return [_System(sets, weight.T[columns], _inverse(h)[columns][..., columns])]
+        return [_System(sets, weight.T[columns], _inverse(h, reader)[columns][..., columns])]
     return [
-        _System(some, weight.T[own], _inverse(h[own.flatten()][:, own.flatten()]).view(*own.shape, *own.shape))
+        _System(some, weight.T[own], _inverse(h[own.flatten()][:, own.flatten()], reader).view(*own.shape, *own.shape))
         for some in sets.tensor_split(math.ceil(columns.numel() / _WIDEST))
         for own in [columns[some.to(h.device)]]
     ]
@@ -175,8 +183,10 @@ def _of(reader: Part, group: ChannelGroup, kind: str, values: Mapping[str, Tenso
     return values[reader.name]
 
 
-def _inverse(h: Tensor) -> Tensor:
+def _inverse(h: Tensor, reader: Part) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(h)
     if failed:
-        raise MmpError("input_covariance: the covariance of a weight's inputs is not positive definite; collect it")
+        raise MmpError(
+            f"input_covariance: that of {reader.name!r} is not positive definite; collect it for this weight"
+        )
     return torch.cholesky_inverse(lower)
