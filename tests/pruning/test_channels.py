@@ -359,3 +359,11 @@ def test_without_any_sound_removal_the_network_is_a_copy(monkeypatch: pytest.Mon
     assert removal.removed == {}
     assert list(removal.kept) == ["0.weight"]
     assert smaller[0].weight.shape == (6, 4)
+
+
+def test_groups_do_not_depend_on_the_mode_of_the_network() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten())
+    found = [channel_groups(network.train(mode), torch.randn(1, 1, 8, 8)) for mode in (True, False)]
+    assert [(group.name, len(group)) for group in found[0]] == [("0.weight", 6)]
+    assert [group.channels.keys() for group in found[0]] == [group.channels.keys() for group in found[1]]
+    assert network.training is False

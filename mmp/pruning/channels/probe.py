@@ -78,8 +78,8 @@ class Probe:
         self._shared = {name for name, tensor in self.tensors.items() if uses[id(tensor)] > 1}
         # Modules that keep tensors they made of their parameters, as LeViT's attention biases, drop them in `train`.
         self._caching = [module for module in self.network.modules() if type(module).train is not nn.Module.train]
-        # Outputs of products, and inputs of products and batch norms when nothing is changed; by the input's shape, too,
-        # since a layer that runs several times may have inputs of several sizes.
+        # Outputs of products, and inputs of products and batch norms when nothing is changed. The key has the shape of
+        # the input, too, since a layer that runs several times may have inputs of several sizes.
         self._frozen: dict[tuple[str, torch.Size], Tensor] = {}
         self._inputs: dict[tuple[Part, torch.Size], Tensor] = {}
         self._widths: dict[Part, int] = {}
@@ -264,7 +264,7 @@ def _randomised(network: nn.Module) -> nn.Module:
 
     Norms and scales get random values, since a scale of zero would hide the channels behind it.
     """
-    network = copy.deepcopy(network).cpu().float()
+    network = copy.deepcopy(network).cpu().float().eval()
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() <= 1:
