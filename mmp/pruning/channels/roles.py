@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.channels.masks import weights_per_set
 from mmp.pruning.layers.layer import Layer
 
@@ -33,7 +33,7 @@ def group_layers(
     by_name = {layer.name: layer for layer in layers}
     found = []
     for group in groups:
-        first = by_name.get(group.writer.name) or next(by_name[part.name] for part in group.channels if part.name in by_name)
+        first = next(by_name[part.name] for part in (group.writer, *group.channels) if part.name in by_name)
         size = weights_per_set(group, {layer.name: layer.shape for layer in layers})
         role = _role(group, by_name, positions)
         found.append(Layer(group.name, first.module, role, first.stage, first.depth, (len(group), size)))
@@ -42,7 +42,7 @@ def group_layers(
 
 def _role(group: ChannelGroup, layers: Mapping[str, Layer], positions: Mapping[str, int]) -> str:
     roles = {layers[part.name].role for part in group.channels if part.name in layers}
-    writers = [part for part in group.channels if part.side == "out" and Part(part.name, "in") not in group.channels]
+    writers = [part for part in group.channels if part.side == "out" and part.name not in group.passed]
     if roles & _ATTENTION and any(layers[part.name].role == "attn_qkv" for part in writers if part.name in layers):
         return "attn_heads"
     most = max((positions.get(part.name, 0) for part in writers), default=0)
