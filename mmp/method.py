@@ -47,7 +47,7 @@ from mmp.pruning.plan import Plan
 from mmp.pruning.ranges import RangeTable
 from mmp.pruning.reconstruction.reconstruct import dense_targets
 from mmp.pruning.reconstruction.reconstruct import reconstruct as reconstruct_layers
-from mmp.pruning.result import PruneResult
+from mmp.pruning.result import MOST_IMAGES, PruneResult
 from mmp.pruning.signals import Scorer, score
 from mmp.pruning.sizes import MEGABYTE, Sizes
 from mmp.pruning.strategies import Strategy
@@ -382,6 +382,7 @@ class _Dense:
         """Yield a copy under the masks of each strategy, its kept weights re-solved if that is set."""
         solving, targets = self.settings.solving, None
         images = self.data.first(solving.images)
+        few = self.data.images[0][:MOST_IMAGES].clone() if self.data.images else None  # without the memory of the batch
         for strategy, masks in grid.items():
             pruned, reports = self._copy(), []
             if solving.name == "none":
@@ -390,7 +391,7 @@ class _Dense:
                 if targets is None:  # the outputs of the dense layers, which all strategies share
                     targets = dense_targets(self.model, masks, images, solving.cache_megabytes * MEGABYTE)
                 reports = reconstruct_layers(pruned, masks, images, solving.ridge, self.model, targets)
-            yield strategy, PruneResult(pruned, masks, plan, strategy, signal, tuple(reports))
+            yield strategy, PruneResult(pruned, masks, plan, strategy, signal, tuple(reports), few)
 
     def _copy(self) -> nn.Module:
         """Return a copy in the same mode, without tensors that the model keeps from its last evaluation."""

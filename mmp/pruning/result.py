@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
+from mmp.errors import MmpError
+from mmp.pruning.calibration_images import CalibrationImages, Images
+from mmp.pruning.channels.shrink import shrink
 from mmp.pruning.counts import pruned_count
 from mmp.pruning.masks import Masks
 from mmp.pruning.patterns import UNSTRUCTURED, Channels
@@ -15,6 +18,8 @@ from mmp.pruning.plan_text import aligned
 from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.pruning.reconstruction.reconstruct import summary_of
 from mmp.pruning.sizes import MEGABYTE
+
+MOST_IMAGES = 16  # that a result keeps, for the check of a smaller network
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,6 +34,7 @@ class PruneResult:
         signal: Name of the signal that scored the weights; None if the criterion scored them.
         reports: For each layer its output error before and after re-solving, in forward order; empty without
             re-solving.
+        images: The first images of the call, at most 16, (B, C, H, W); None if it had none.
     """
 
     model: nn.Module
@@ -37,6 +43,40 @@ class PruneResult:
     strategy: str
     signal: str | None
     reports: tuple[LayerReport, ...] = ()
+    images: Tensor | None = None
+
+    def smaller(self, images: Images | None = None) -> nn.Module:
+        """Return a copy of the model without the channels that nothing reads.
+
+        It has the same logits, up to 1e-5 of the largest. ``mmp.shrink(result.model, result.images)`` returns the same
+        network and what was removed.
+
+        Args:
+            images: A few images for the experiments and the check, of the size and normalisation of the training. None
+                takes those of the call.
+
+        Returns:
+            The smaller network, in eval mode.
+
+        Raises:
+            MmpError: if there are no images, neither here nor in the call, or if the model does not accept them.
+
+        Example:
+            >>> import mmp, torch
+            >>> from torch import nn
+            >>> _ = torch.manual_seed(0)
+            >>> head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+            >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), *head)
+            >>> result = mmp.prune(model, budget=0.5, images=torch.randn(64, 3, 8, 8), pattern="channels")
+            >>> result.smaller()[2]
+            Conv2d(48, 32, kernel_size=(3, 3), stride=(1, 1))
+        """
+        given = self.images if images is None else images
+        if given is None:
+            raise MmpError("smaller: the call of mmp.prune had no images; pass a few, as smaller(images)")
+        (batch, *_) = CalibrationImages.read(self.model, given).images
+        network, _ = shrink(self.model, batch[:MOST_IMAGES])
+        return network
 
     @property
     def sparsity(self) -> float:
