@@ -24,6 +24,7 @@ from mmp.models.timm_models import build_bare
 from mmp.models.weights import load_weights
 from mmp.pruning.channels.shrink import shrink
 from mmp.pruning.masks import Masks, check_zeros, clear_pruned, load_masks
+from mmp.pruning.patterns import MULTIPLE, Channels, parse
 from mmp.report.fields import value_at
 from mmp.runs.store import CONFIG, MASKS, RESULT, WEIGHTS, RunFolder
 from mmp.training.dense import dense_file
@@ -96,7 +97,7 @@ class ExportedRun:
         """The pruned model without the channels that nothing reads."""
         whole = self.pruned
         try:
-            model, removal = shrink(whole.model, next(iter(whole.batches))[:_CHECKED])
+            model, removal = shrink(whole.model, next(iter(whole.batches))[:_CHECKED], self._multiple)
         except Exception as error:  # a network that none of the experiments was made for can raise any exception
             reason = first_line(error)
             log.warning("%s: exported with all channels, since unread ones cannot be found (%s)", whole.name, reason)
@@ -105,6 +106,12 @@ class ExportedRun:
             return replace(whole, removal=removal)
         masks, scratch = Masks(removal.narrowed(whole.masks)), _new_folder(self._scratch / "smaller")
         return replace(whole, model=model, masks=masks, removal=removal, scratch=scratch)
+
+    @property
+    def _multiple(self) -> int:
+        """The number of channels that convolutions keep a multiple of, so that no engine becomes slower."""
+        pattern = parse(self.config.pattern)
+        return pattern.multiple if isinstance(pattern, Channels) else MULTIPLE
 
     @cached_property
     def dense(self) -> tuple[Exportable, str]:

@@ -208,3 +208,52 @@ def test_attributes_that_count_no_channels_are_refused(attributes: dict[str, dic
     with pytest.raises(MmpError, match=part):
         set_attributes(network, attributes)
     assert network[0].out_features == 6
+
+
+class Convolutions(nn.Module):
+    """Hidden widths of 32 and 24 channels of convolutions, and of 32 units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 24, 1), nn.Conv2d(24, 20, 1)
+        self.d, self.e = nn.Linear(20, 32), nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.c(F.relu(self.b(F.relu(self.a(x))))))
+        return self.e(F.relu(self.d(x.mean((2, 3)))))
+
+
+@pytest.mark.parametrize(
+    ("multiple", "left"),
+    [(1, (29, 21, 17, 29)), (4, (32, 24, 20, 29)), (16, (32, 24, 20, 29))],
+)
+def test_widths_of_convolutions_stay_multiples(multiple: int, left: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network, images = Convolutions(), torch.randn(2, 3, 4, 4)
+    for layer in (network.b, network.c, network.d, network.e):
+        layer.weight.data[:, :3] = 0
+    smaller, removal = shrink(network, images, multiple=multiple)
+    widths = (smaller.a.out_channels, smaller.b.out_channels, smaller.c.out_channels, smaller.d.out_features)
+    assert widths == left
+    assert not removal.kept
+    torch.testing.assert_close(smaller(images), network(images))
+
+
+def test_as_many_channels_go_as_fill_multiples() -> None:
+    torch.manual_seed(0)
+    network, images = Convolutions(), torch.randn(2, 3, 4, 4)
+    for layer, unread in ((network.b, 20), (network.c, 17), (network.d, 9)):
+        layer.weight.data[:, :unread] = 0
+    smaller, _ = shrink(network, images, multiple=16)
+    # 12 of 32 are read, so 16 stay; 7 of 24, so 8; 11 of 20, so 12
+    assert (smaller.a.out_channels, smaller.b.out_channels, smaller.c.out_channels) == (16, 8, 12)
+    torch.testing.assert_close(smaller(images), network(images))
+    network.b.weight.data.zero_()
+    smaller, _ = shrink(network, images, multiple=16)
+    assert smaller.a.out_channels == 16
+    assert shrink(network, images)[0].a.out_channels == 1
+
+
+def test_a_multiple_below_one_is_an_error() -> None:
+    with pytest.raises(MmpError, match="multiple=0: must be at least 1"):
+        shrink(nn.Sequential(nn.Linear(4, 2)), torch.randn(2, 4), multiple=0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from mmp.pruning.channels.group import ChannelGroup
+from mmp.pruning.channels.masks import sets_per_step
 from mmp.pruning.channels.removal import tensors_of
 
 
@@ -21,17 +23,24 @@ def unread_sets(network: nn.Module, group: ChannelGroup) -> Tensor:
     return _unread(_nonzero(network), group)
 
 
-def removable(network: nn.Module, groups: Iterable[ChannelGroup]) -> dict[ChannelGroup, Tensor]:
+def removable(network: nn.Module, groups: Iterable[ChannelGroup], multiple: int = 1) -> dict[ChannelGroup, Tensor]:
     """Return the numbers of the sets that nothing reads, by group, for the groups that have some.
 
     A channel that only unread channels read is unread, too. If nothing reads any set of a group, one set stays, since a
     layer needs a channel.
+
+    Args:
+        network: The network.
+        groups: Its groups.
+        multiple: Widths of convolutions stay divisible by what they share with it, so some unread sets stay. With 16,
+            64 channels can become 48, and 40 can become 32.
     """
     nonzero, groups = _nonzero(network), list(groups)
+    steps = {group: _step(group, nonzero, multiple) for group in groups}
     found: dict[ChannelGroup, Tensor] = {}
     while True:
         now = {group: _unread(nonzero, group) for group in groups}
-        now = {group: sets[len(sets) == len(group) :] for group, sets in now.items()}
+        now = {group: sets[_stay(len(group), len(sets), steps[group]) :] for group, sets in now.items()}
         if sum(map(len, now.values())) == sum(map(len, found.values())):
             return {group: sets for group, sets in now.items() if len(sets)}
         found = now
@@ -39,6 +48,20 @@ def removable(network: nn.Module, groups: Iterable[ChannelGroup]) -> dict[Channe
             for part, channels in group.channels.items():
                 if part.side == "out":
                     nonzero[part.name][channels[sets].flatten()] = False
+
+
+def _step(group: ChannelGroup, nonzero: dict[str, Tensor], multiple: int) -> int:
+    """Return the number of sets that stay or go together."""
+    if not any(part.side in ("in", "out") and nonzero[part.name].dim() > 2 for part in group.channels):
+        return 1
+    widths = [channels.numel() for part, channels in group.channels.items() if part.side == "out"]
+    step = sets_per_step(group, math.gcd(multiple, *widths))
+    return 1 if len(group) % step else step
+
+
+def _stay(sets: int, unread: int, step: int) -> int:
+    """Return how many unread sets stay, so that a multiple of a step stays, and at least one set."""
+    return -max(sets - unread, 1) % step + (unread == sets)
 
 
 def _nonzero(network: nn.Module) -> dict[str, Tensor]:
