@@ -13,7 +13,7 @@ from mmp.cache import cached_tensors
 from mmp.config.identity import digest
 from mmp.config.schema import PruneConfig
 from mmp.config.source_code import own_source_digest
-from mmp.pruning.channels.coupling import channel_groups
+from mmp.pruning.channels.confirmed import confirmed_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.layers.eval_mode import evaluating
@@ -45,7 +45,7 @@ def structure_of(config: PruneConfig, model: nn.Module, pattern: Pattern | Chann
     key = digest([chosen, torch.__version__, timm.__version__, own_source_digest("pruning/channels", "models")])
     path = Path(config.paths.cache) / "channels" / f"{key[:16]}.safetensors"
     with evaluating(model):
-        found, _ = cached_tensors(path, lambda: _as_tensors(channel_groups(model, image)))
+        found, _ = cached_tensors(path, lambda: _as_tensors(confirmed_groups(model, image)))
     return WholeChannels.of(model, image, pattern, _from_tensors(found))
 
 

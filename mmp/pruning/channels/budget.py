@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmp.errors import MmpError
-from mmp.pruning.budgets import BUDGET_CEILING, Budget
+from mmp.pruning.budgets import BUDGET_CEILING, Budget, inwards
 from mmp.pruning.channels.costs import Costs
 from mmp.pruning.channels.masks import whole_steps
 from mmp.pruning.counts import floor_product
@@ -24,18 +24,18 @@ class Allowance:
     Attributes:
         key: The setting, for messages.
         most: The highest cost.
-        dense: The cost of the dense network.
         left: Returns the cost, given the number of sets that each group loses.
-        unit: What the cost counts, in words.
-        scale: Number of these in one unit of a message.
+        value: Returns the value of the setting that allows a cost.
+        unit: What that value counts, in words.
+        digits: Decimal places of the value in messages.
     """
 
     key: str
     most: int
-    dense: int
     left: Callable[[Sequence[int]], int]
+    value: Callable[[int], float]
     unit: str
-    scale: int = 1
+    digits: int = 4
 
     @classmethod
     def of(cls, budget: Budget, strategy: str, costs: Costs) -> Allowance | None:
@@ -47,16 +47,18 @@ class Allowance:
             costs: The costs of the network.
         """
         if budget.megabytes is not None:
-            most = floor_product(budget.megabytes, MEGABYTE)
-            return cls(f"budget.megabytes={budget.megabytes:g}", most, costs.bytes, costs.bytes_left, "MB", MEGABYTE)
+            key, most = f"budget.megabytes={budget.megabytes:g}", floor_product(budget.megabytes, MEGABYTE)
+            unit = f"MB (the dense network has {costs.bytes / MEGABYTE:.3f} MB)"
+            return cls(key, most, costs.bytes_left, lambda cost: cost / MEGABYTE, unit, 3)
         if budget.macs is not None:
-            most, key = floor_product(budget.macs, costs.multiply_adds), f"budget.macs={budget.macs:g}"
-            return cls(key, most, costs.multiply_adds, costs.multiply_adds_left, "multiply-adds")
+            key, most = f"budget.macs={budget.macs:g}", floor_product(budget.macs, costs.multiply_adds)
+            unit = "of the multiply-adds"
+            return cls(key, most, costs.multiply_adds_left, lambda cost: cost / costs.multiply_adds, unit)
         sparsity = budget.of(strategy)
         if sparsity is None:
             return None
-        most = floor_product(1 - sparsity, costs.parameters)
-        return cls(f"budget={sparsity:g}", most, costs.parameters, costs.parameters_left, "parameters")
+        key, most = f"budget={sparsity:g}", floor_product(1 - sparsity, costs.parameters)
+        return cls(key, most, costs.parameters_left, lambda cost: 1 - cost / costs.parameters, "of all parameters")
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,11 @@ class ChannelShift:
         """
         least, most = (allowance.left(self.counts(sparsities, offset)) for offset in (1.0, -1.0))
         if not least <= allowance.most <= most:
-            low, high = least / allowance.scale, most / allowance.scale
-            digits = ",.3f" if allowance.scale > 1 else ",.0f"
+            low, high = sorted(map(allowance.value, (least, most)))
+            limits = inwards(low, high, allowance.digits)
             raise MmpError(
-                f"{allowance.key} is out of reach: it leaves {allowance.most / allowance.scale:{digits}} "
-                f"{allowance.unit}, but {subject} can be shifted to {low:{digits}} to {high:{digits}} {allowance.unit} "
-                f"(the dense network has {allowance.dense / allowance.scale:{digits}}), since only channels in "
-                "groups are removed, in whole multiples"
+                f"{allowance.key} is out of reach: {subject} can be shifted to {limits} {allowance.unit}, since only "
+                f"channels in groups are removed, in whole multiples{self._rules()}"
             )
         low, high = -1.0, 1.0
         for _ in range(_HALVINGS):
@@ -146,6 +146,15 @@ class ChannelShift:
             if not fitting:
                 return counts
             counts = max(fitting)[1]
+
+    def _rules(self) -> str:
+        """Return the rules that limit the shift further, in words."""
+        rules = []
+        if self.ceiling < BUDGET_CEILING:
+            rules.append(f"no group loses more than {100 * self.ceiling:g} % (ranges.constraints.ceiling)")
+        if self.fixed:
+            rules.append(f"small groups stay (ranges.constraints.small_below=0 turns this off): {len(self.fixed)}")
+        return "".join(f"; {rule}" for rule in rules)
 
     def _moved(self, counts: Sequence[int], number: int, steps: int) -> list[int]:
         """Return the counts after a group has lost one more step (1), or one step less (-1)."""

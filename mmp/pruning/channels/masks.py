@@ -135,8 +135,8 @@ def whole_steps(share: float, sets: int, step: int) -> int:
 
 
 def sets_per_step(group: ChannelGroup, multiple: int) -> int:
-    """Return the smallest number of sets whose channels fill whole multiples in every layer that writes them."""
-    widths = [channels.shape[1] for part, channels in group.channels.items() if part.side == "out"]
+    """Return the smallest number of sets whose channels fill whole multiples in every layer that has them."""
+    widths = [channels.shape[1] for part, channels in group.channels.items() if part.side in ("in", "out")]
     return math.lcm(*(multiple // math.gcd(multiple, width) for width in widths))
 
 

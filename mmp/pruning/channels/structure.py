@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mmp.errors import MmpError
 from mmp.pruning.budgets import Budget
 from mmp.pruning.channels.budget import Allowance, ChannelShift
+from mmp.pruning.channels.confirmed import confirmed_groups
 from mmp.pruning.channels.costs import Costs, positions_of
-from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.channels.masks import masks_of_sets, pruned_sets, set_scores, sets_per_step
 from mmp.pruning.channels.roles import group_layers
@@ -76,7 +76,7 @@ class WholeChannels:
             network: Any network. It is not changed.
             image: One image of the network's real size, (1, C, H, W).
             pattern: The multiple; 16 if None.
-            groups: The groups of :func:`mmp.pruning.channels.coupling.channel_groups`, if they are known already.
+            groups: The groups of :func:`mmp.pruning.channels.confirmed.confirmed_groups`, if they are known already.
 
         Raises:
             MmpError: if no group can lose a channel.
@@ -85,7 +85,7 @@ class WholeChannels:
         weights = find_layers(network)
         prunable = {layer.name for layer in weights}
         with evaluating(network):
-            found = channel_groups(network, image) if groups is None else groups
+            found = confirmed_groups(network, image) if groups is None else groups
         kept = tuple(group for group in found if all(part.name in prunable for part in group.readers))
         _require_channels(network, kept, pattern)
         positions = positions_of(network, image.to(_device_of(network)))
