@@ -12,15 +12,17 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmp import ChannelGroup, MaskEnforcer, channel_masks, prunable_layers, prunable_parameters
-from mmp.pruning.channels.costs import Costs
+from mmp.pruning.channels.costs import Costs, positions_of
 from mmp.pruning.channels.masks import sets_per_step
 from mmp.pruning.channels.removal import Removal
+from mmp.pruning.channels.roles import group_layers
 from mmp.pruning.channels.shrink import remove
 from mmp.pruning.channels.unread import removable
 from mmp.pruning.patterns import MULTIPLE
 
 CLASSES = 1000
-STEPS = 12  # of the bisection of a sparsity
+STEPS = 12  # of the bisection of a share
+SHARED = 0.25
 
 
 def network_of(name: str, images: Tensor) -> nn.Module:
@@ -63,7 +65,9 @@ def difference_of(smaller: nn.Module, masked: nn.Module, images: Tensor) -> floa
 class Shrinker:
     """Removes whole channels of a network, those with the lowest magnitudes.
 
-    Every group loses the same share of its channels, and its width is then rounded down to a multiple.
+    Every group loses the same share of its channels, except that widths which several blocks share lose `SHARED` of it:
+    in a block of a RegNet, the grouped convolution takes most of the time, and only the block's own width narrows it.
+    The widths are then rounded down to multiples.
 
     Args:
         network: The network. It is not changed.
@@ -79,17 +83,19 @@ class Shrinker:
         weights = prunable_parameters(network, prunable_layers(network))
         self._scores = {key: weight.detach().abs() for key, weight in weights.items()}
         self._steps = [min(sets_per_step(group, multiple), len(group)) for group in groups]
+        records = group_layers(groups, prunable_layers(network), positions_of(network, images[:1]))
+        self._factors = [SHARED if record.role == "stage_width" else 1.0 for record in records]
         self._left = Costs.of(network, groups, {}).parameters_left
 
     def with_share(self, share: float) -> tuple[nn.Module, nn.Module, Removal]:
-        """Remove a share of the channels of every group; return what :meth:`without` returns."""
-        return self._removed(self._pruned(share))
+        """Remove the same share of the channels of every group, and return the same as :meth:`without`."""
+        return self._removed(self._pruned(share, [1.0] * len(self.groups)))
 
     def without(self, gone: float) -> tuple[nn.Module, nn.Module, Removal]:
         """Remove a share of the network's parameters.
 
-        All groups have the lowest common share that removes so many. The groups that are nearest to the output then
-        get back what is too much, so that the parameters are met within a multiple of channels of one group.
+        The common share of all groups is the lowest that removes so many. The groups that are nearest to the output
+        then get back what is too much, so that the parameters are met within a multiple of channels of one group.
 
         Returns:
             The masked network, the smaller network, and what was removed.
@@ -98,19 +104,19 @@ class Shrinker:
         low, high = 0.0, 1.0
         for _ in range(STEPS):
             middle = (low + high) / 2
-            low, high = (low, middle) if self._left(self._pruned(middle)) <= most else (middle, high)
-        fewer, more = self._pruned(low), self._pruned(high)
+            low, high = (low, middle) if self._left(self._pruned(middle, self._factors)) <= most else (middle, high)
+        fewer, more = self._pruned(low, self._factors), self._pruned(high, self._factors)
         first, last = 0, len(more)  # last: the number of groups that lose the larger share
         while last - first > 1:
             half = (first + last) // 2
             first, last = (first, half) if self._left(more[:half] + fewer[half:]) <= most else (half, last)
         return self._removed(more[:last] + fewer[last:])
 
-    def _pruned(self, share: float) -> list[int]:
+    def _pruned(self, share: float, factors: Sequence[float]) -> list[int]:
         """Return the number of sets that each group loses."""
         counts = []
-        for group, step in zip(self.groups, self._steps, strict=True):
-            wanted = int(share * len(group))
+        for group, step, factor in zip(self.groups, self._steps, factors, strict=True):
+            wanted = int(factor * share * len(group))
             kept = max(step, (len(group) - wanted) // step * step) if wanted else len(group)
             counts.append(len(group) - kept)
         return counts
