@@ -1,7 +1,8 @@
 """``python -m mmp.report``: which pruned model of a sweep to ship, as ten lines, a page, tables and a picture.
 
 ``python -m mmp.report SWEEP_FOLDER`` reads every ``result.json`` below the folder and writes ``report/`` into it.
-``python -m mmp.report A B`` compares two sweeps. The result files are the only source.
+``python -m mmp.report A B`` compares two sweeps. The result files are the only source, besides the latencies that
+exports have measured.
 """
 
 from __future__ import annotations

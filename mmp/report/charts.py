@@ -32,17 +32,19 @@ def colours_of(groups: Iterable[Group]) -> dict[str, str]:
 
 
 def front_of(group: Group) -> list[tuple[float, float, str]]:
-    """Return the Pareto-efficient points of a group: sparsity, validation accuracy, and the strategies there."""
+    """Return the Pareto-efficient points of a group: reduction, validation accuracy, and the strategies there."""
     names: dict[tuple[float, float], list[str]] = {}
     for one in group.configurations:
         if one.efficient:
-            key = (round(one.mean("sparsity"), 7), round(one.mean("validation"), 7))
+            key = (round(one.mean("reduction"), 7), round(one.mean("validation"), 7))
             names.setdefault(key, []).append(one.runs[0].strategy)
     return [(x, y, " = ".join(dict.fromkeys(strategies))) for (x, y), strategies in sorted(names.items())]
 
 
 def draw_picture(groups: Sequence[Group], path: Path) -> None:
-    """Draw validation and test accuracy against sparsity: means and standard deviations over seeds, a row per group.
+    """Draw validation and test accuracy against sparsity, or against the share of parameters that is removed.
+
+    There is a row per group, with means and standard deviations over seeds.
 
     Args:
         groups: Completed runs by model and data set.
@@ -80,7 +82,8 @@ def _draw_panel(axis: Any, group: Group, split: str, colours: dict[str, str]) ->
     axis.set_ylim(*_limits(group))
     if split == "validation":
         _draw_front(axis, front_of(group))
-    axis.set_xlabel("sparsity (% of prunable weights)")
+    removed = "parameters removed (% of all parameters)"
+    axis.set_xlabel(removed if group.whole_channels else "sparsity (% of prunable weights)")
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelleft=True)
@@ -108,7 +111,7 @@ def _draw_front(axis: Any, front: Sequence[tuple[float, float, str]]) -> None:
 
 
 def _coordinates(configurations: Iterable[Configuration], split: str) -> tuple[list[float], list[float]]:
-    points = [(100 * one.mean("sparsity"), 100 * one.mean(split)) for one in configurations]
+    points = [(100 * one.mean("reduction"), 100 * one.mean(split)) for one in configurations]
     return [x for x, _ in points], [y for _, y in points]
 
 

@@ -37,7 +37,7 @@ class Comparison:
         """Why the two cannot be compared; empty if they can."""
         if any(a.dense_test != b.dense_test for a, b in self.pairs):
             return "different dense models"
-        return "different sparsities" if any(abs(a.sparsity - b.sparsity) >= _EQUAL for a, b in self.pairs) else ""
+        return "different sparsities" if any(abs(a.reduction - b.reduction) >= _EQUAL for a, b in self.pairs) else ""
 
     @property
     def words(self) -> str:
@@ -112,7 +112,7 @@ def _compare(a: Group, b: Group) -> GroupComparison:
     for sweep, only in (("A", ours.keys() - theirs.keys()), ("B", theirs.keys() - ours.keys())):
         if only:
             left_out.append(f"Only in {sweep}: {listed(sorted(only), most=6)}.")
-    found.sort(key=lambda comparison: comparison.pairs[0][0].sparsity)
+    found.sort(key=lambda comparison: comparison.pairs[0][0].reduction)
     return GroupComparison(a.title, tuple(found), tuple(left_out))
 
 

@@ -1,5 +1,8 @@
 """Groups and configurations: runs by model and data set, then by all settings except the seed.
 
+Runs that prune whole channels are a group of their own. A removed parameter saves memory and time, and a pruned weight
+is zero, so equal shares of the two are not the same.
+
 Pareto-efficient configurations are chosen by validation accuracy. Test accuracy is reported and never used to choose.
 """
 
@@ -29,7 +32,7 @@ class Configuration:
             same `SETTINGS`.
         varied: The `SETTINGS` that vary within its group.
         efficient: Whether it is Pareto-efficient among the configurations of its group with the most seeds: no other
-            has at least its sparsity and at most its validation drop, and is better in one of the two.
+            has at least its :attr:`Run.reduction` and at most its validation drop, and is better in one of the two.
         twins: Names of other configurations with identical masks for every seed.
     """
 
@@ -60,6 +63,11 @@ class Configuration:
         """Return the mean over seeds of an attribute of the runs."""
         return statistics.fmean(getattr(run, what) for run in self.runs)
 
+    def known_mean(self, what: str) -> float | None:
+        """Return the mean over the seeds that have an attribute; None if none has it."""
+        values = [value for run in self.runs if (value := getattr(run, what)) is not None]
+        return statistics.fmean(values) if values else None
+
     def spread(self, what: str = "drop") -> float | None:
         """Return the standard deviation over seeds of an attribute of the runs; None for a single run."""
         return statistics.stdev(getattr(run, what) for run in self.runs) if len(self.runs) > 1 else None
@@ -72,13 +80,13 @@ class Configuration:
 
 @dataclass
 class Group:
-    """The completed runs of one model on one data set.
+    """The completed runs of one model on one data set, with whole channels or without.
 
     Attributes:
         model: Name of the model.
         data: Name of the data set.
         runs: Completed runs.
-        configurations: The same runs by configuration, sorted by sparsity.
+        configurations: The same runs by configuration, sorted by :attr:`Run.reduction`.
         seeds: Number of seeds.
     """
 
@@ -89,7 +97,7 @@ class Group:
     seeds: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.runs = sorted(self.runs, key=lambda run: (run.sparsity, run.configuration, run.seed, run.folder))
+        self.runs = sorted(self.runs, key=lambda run: (run.reduction, run.configuration, run.seed, run.folder))
         self.seeds = len({run.seed for run in self.runs})
         by_name: dict[tuple[str, ...], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in self.runs:
@@ -100,7 +108,7 @@ class Group:
             for namesakes in by_name.values()
             for runs, other in zip(namesakes.values(), _distinctions(list(namesakes.values())), strict=True)
         ]
-        found.sort(key=lambda one: (one.mean("sparsity"), one.name))
+        found.sort(key=lambda one: (one.mean("reduction"), one.name))
         self.configurations = [
             replace(one, efficient=efficient, twins=twins)
             for one, efficient, twins in zip(found, _efficient(found), _twins(found), strict=True)
@@ -108,8 +116,13 @@ class Group:
 
     @property
     def title(self) -> str:
-        """Model and data set."""
-        return f"{self.model} on {self.data}"
+        """Model and data set, and whether whole channels are pruned."""
+        return f"{self.model} on {self.data}{', whole channels' if self.whole_channels else ''}"
+
+    @property
+    def whole_channels(self) -> bool:
+        """Whether the runs prune whole channels."""
+        return self.runs[0].whole_channels
 
     def dense(self, split: str) -> list[float]:
         """Return the accuracies of the dense models on ``validation`` or ``test``, one per seed, as fractions."""
@@ -137,12 +150,12 @@ class Group:
 
 
 def groups_of(runs: Iterable[Run]) -> list[Group]:
-    """Return the completed runs by model and data set."""
-    grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    """Return the completed runs by model and data set; those with whole channels apart."""
+    grouped: dict[tuple[str, str, bool], list[Run]] = defaultdict(list)
     for run in runs:
         if run.status == "completed":
-            grouped[run.model, run.data].append(run)
-    return [Group(model, data, members) for (model, data), members in sorted(grouped.items())]
+            grouped[run.model, run.data, run.whole_channels].append(run)
+    return [Group(model, data, members) for (model, data, _), members in sorted(grouped.items())]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -167,7 +180,7 @@ def _efficient(configurations: Sequence[Configuration]) -> list[bool]:
     """Mark the Pareto-efficient ones among those with the most seeds; rounded, because sums depend on their order."""
     most = max((one.seeds for one in configurations), default=0)
     complete = [one for one in configurations if one.seeds == most]
-    points = [(round(one.mean("sparsity"), 7), -round(one.validation_drop / 100, 7)) for one in complete]
+    points = [(round(one.mean("reduction"), 7), -round(one.validation_drop / 100, 7)) for one in complete]
     chosen = {id(one) for one, good in zip(complete, pareto_front(points), strict=True) if good}
     return [id(one) in chosen for one in configurations]
 

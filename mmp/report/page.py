@@ -13,6 +13,7 @@ import re
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,22 @@ from mmp.report.compare import GroupComparison
 from mmp.report.content import Report
 from mmp.report.groups import Configuration, Group
 from mmp.report.results import SETTINGS, Run
-from mmp.report.tables import Table, comparison_table, verdicts_table
+from mmp.report.tables import Table, comparison_table, latencies_table, verdicts_table
+from mmp.report.timings import Timing
 
-_SCRIPTS = ("charts.js", "tables.js", "detail.js", "page.js")  # in this order: page.js uses all others
+_SCRIPTS = ("charts.js", "latency.js", "tables.js", "detail.js", "page.js")  # in this order: page.js uses all others
 _CURVE = ("epoch", "train/loss", "val/loss", "val/accuracy", "sparsity")
 _RUN_VALUES = (
-    "seed", "folder", "sparsity", "sparsity_all", "megabytes", "dense_megabytes", "validation", "test", "pruned_test",
-    "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs", "choice", "seconds",
+    "seed", "folder", "sparsity", "sparsity_all", "reduction", "multiply_adds", "megabytes", "dense_megabytes",
+    "validation", "test", "pruned_test", "reconstructed_test", "dense_validation", "dense_test", "drop", "epochs",
+    "choice", "seconds",
 )  # fmt: skip
 
 
 def page_of(report: Report) -> str:
     """Return the page of one sweep."""
     groups = [
-        _group([(report, group, "")], summary, verdicts_table(group))
+        _group([(report, group, "")], summary, [latencies_table(group), verdicts_table(group)])
         for group, summary in zip(report.groups, report.summaries, strict=True)
     ]
     return _page(f"Sweep {report.folder.name}", f"Runs: {report.counts}.", groups, [(report, "")])
@@ -58,7 +61,7 @@ def comparison_page(a: Report, b: Report, compared: Sequence[GroupComparison]) -
             for group in report.groups
             if group.title == comparison.title
         ]
-        groups.append(_group(sweeps, comparison.summary(), comparison_table(comparison)))
+        groups.append(_group(sweeps, comparison.summary(), [comparison_table(comparison)]))
     subtitle = f"A: {a.folder} (runs: {a.counts}). B: {b.folder} (runs: {b.counts})."
     return _page(f"{a.folder.name} and {b.folder.name}", subtitle, groups, [(a, "in A"), (b, "in B")])
 
@@ -104,18 +107,21 @@ def _without_result(report: Report, where: str) -> str:
 # --- the data of the scripts
 
 
-def _group(sweeps: Sequence[tuple[Report, Group, str]], summary: Sequence[str], table: Table) -> dict[str, Any]:
+def _group(
+    sweeps: Sequence[tuple[Report, Group, str]], summary: Sequence[str], tables: Sequence[Table]
+) -> dict[str, Any]:
     """Return the data of one model on one data set.
 
     Args:
         sweeps: Report, group and name of each sweep.
         summary: The findings.
-        table: A table to show below the configurations, if it has rows.
+        tables: Tables to show below the configurations; those without rows are left out.
     """
     group = sweeps[0][1]
     ranges: dict[Any, int] = {}
     return {
         "title": group.title,
+        "prunes": "channels" if group.whole_channels else "weights",
         "summary": list(summary),
         "noise": {
             **{split: _rounded(group.noise(split)) for split in ("validation", "test")},
@@ -132,7 +138,7 @@ def _group(sweeps: Sequence[tuple[Report, Group, str]], summary: Sequence[str], 
         ],
         "tables": [
             {"title": one.title, "headings": one.headings, "rows": one.rows, "words": sorted(one.words)}
-            for one in (table,)
+            for one in tables
             if one.rows
         ],
     }
@@ -172,7 +178,12 @@ def _run(run: Run, sweep_folder: Path, ranges: dict[Any, int]) -> dict[str, Any]
         "ranges": ranges.setdefault(allowed, len(ranges)),
         "layers": [_rounded(layer.sparsity) for layer in run.layers],
         "history": [[_rounded(epoch.get(what)) for what in _CURVE] for epoch in run.history],
+        "timings": [_timing(timing) for timing in run.timings],
     }
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    return {name: _rounded(value) for name, value in asdict(timing).items()}
 
 
 def _rerun_command(run: Run) -> str:

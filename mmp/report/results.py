@@ -1,29 +1,32 @@
-"""Results: every ``result.json`` below a folder, as the report reads it. The report has no other source."""
+"""Results: every ``result.json`` below a folder, as the report reads it, with the timings of the run's exports."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmp.errors import MmpError
+from mmp.pruning.patterns import Channels
 from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.pruning.sizes import MEGABYTE
 from mmp.report.fields import number, objects, text, texts, value_at
+from mmp.report.json_files import content_of
+from mmp.report.timings import Timing, timings_of
 from mmp.runs.store import RESULT, STATUS, RunFolder
 
 REPORT = "report"  # the folder in a sweep's folder that reports are written to
 # Settings that may differ between the runs of a sweep besides signal and strategy; shown where they do.
 SETTINGS = ("ranges", "schedule", "pattern", "reconstruct", "finetune", "budget")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """One layer of a run: its role, allowed range [lo, hi] and sparsity as fractions, and its number of weights."""
+    """One layer of a run: its role, allowed range [lo, hi] and sparsity as fractions, and its number of weights.
+
+    With ``pattern=channels``, it is a group of channels, and ``total`` is its number of sets.
+    """
 
     name: str
     role: str
@@ -47,9 +50,11 @@ class Run:
         protocol: Hash of the settings of its training.
         settings: Hash of all settings except the seed.
         overrides: The command line's overrides.
-        megabytes: Bytes of the kept weights and the masks, in units of 10^6.
+        parameters_left: Parameters of the network without the removed channels; None unless whole channels are pruned.
+        multiply_adds: Multiply-adds of that network over the dense network's; None unless whole channels are pruned.
+        megabytes: Bytes of the kept weights and the masks, or of that network, in units of 10^6.
         sparsity: Pruned weights over prunable weights.
-        sparsity_all: Pruned weights over all parameters.
+        sparsity_all: Pruned weights, or removed parameters, over all parameters.
         validation: Validation accuracy after fine-tuning.
         test: Test accuracy after fine-tuning.
         pruned_test: Test accuracy of the masked model, before reconstruction and fine-tuning.
@@ -58,6 +63,7 @@ class Run:
         choice: How ``finetune=auto`` decided.
         history: The metrics of each epoch, under Lightning's names.
         layer_reports: The reconstruction report on each layer.
+        timings: The measured latency of each export.
     """
 
     folder: str
@@ -80,6 +86,8 @@ class Run:
     overrides: tuple[str, ...] = ()
     seed: int = 0
     parameters: int = 0
+    parameters_left: int | None = None
+    multiply_adds: float | None = None
     megabytes: float = 0.0
     dense_megabytes: float = 0.0
     sparsity: float = 0.0
@@ -100,6 +108,7 @@ class Run:
     layers: tuple[LayerSparsity, ...] = ()
     history: tuple[dict[str, float], ...] = ()
     layer_reports: tuple[LayerReport, ...] = ()
+    timings: tuple[Timing, ...] = ()
 
     @classmethod
     def of(cls, content: Mapping[str, Any], folder: str) -> Run:
@@ -112,18 +121,19 @@ class Run:
         Raises:
             MmpError: naming the first key that is missing or has a value of the wrong type.
         """
-        resolved = value_at(content, "accuracy.reconstructed.test")
         return cls(
             folder=folder,
             status="completed",
             **_settings(content),
             parameters=number(content, "parameters"),
+            parameters_left=_optional(content, "parameters_left"),
+            multiply_adds=_multiply_adds(content),
             sparsity=number(content, "sparsity"),
             sparsity_all=number(content, "sparsity_all"),
             validation=number(content, "accuracy.finetuned.validation"),
             test=number(content, "accuracy.finetuned.test"),
             pruned_test=number(content, "accuracy.pruned.test"),
-            reconstructed_test=None if resolved is None else number(content, "accuracy.reconstructed.test"),
+            reconstructed_test=_optional(content, "accuracy.reconstructed.test"),
             layer_reports=tuple(map(_layer_report, objects(content, "reconstruction.layers"))),
             dense_validation=number(content, "accuracy.dense.validation"),
             dense_test=number(content, "accuracy.dense.test"),
@@ -144,6 +154,16 @@ class Run:
     def configuration(self) -> str:
         """Signal and strategy; of a baseline, the criterion and the strategy whose sparsity it was pruned to."""
         return f"{self.signal}/{self.strategy}"
+
+    @property
+    def whole_channels(self) -> bool:
+        """Whether whole channels are pruned, which are then removed."""
+        return self.pattern.partition(":")[0] == str(Channels())
+
+    @property
+    def reduction(self) -> float:
+        """The fraction by which runs are compared: their sparsity, or with whole channels, ``sparsity_all``."""
+        return self.sparsity_all if self.whole_channels else self.sparsity
 
 
 def load_runs(folder: Path) -> list[Run]:
@@ -183,36 +203,15 @@ def _read(path: Path, root: Path) -> Run | None:
     """Return the run that a result or a status describes; None for a dense model."""
     folder = str(path.parent.relative_to(root))
     try:
-        content = _content_of(path)
+        content = content_of(path)
         if content.get("kind") == "dense":
             return None
         status = text(content, "status")
         if path.name == RESULT and status == "completed":
-            return Run.of(content, folder)
+            return replace(Run.of(content, folder), timings=timings_of(path.parent))
         return Run(folder, status, _reason(content, path.parent), **_settings(content))
     except MmpError as error:
         return Run(folder, "failed", f"{path.name} cannot be read: {error}")
-
-
-def _content_of(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MmpError(f"{type(error).__name__}: {error}") from error
-    if not isinstance(content, dict):
-        raise MmpError("not a JSON object")
-    return _cleaned(content)
-
-
-def _cleaned(content: Any) -> Any:
-    """Replace control characters and lone surrogates in all strings, which files and terminals cannot take."""
-    if isinstance(content, str):
-        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", content)
-    if isinstance(content, list):
-        return [_cleaned(value) for value in content]
-    if isinstance(content, dict):
-        return {_cleaned(key): _cleaned(value) for key, value in content.items()}
-    return content
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,6 +236,21 @@ def _budget(content: Mapping[str, Any]) -> str:
     if value_at(content, "budget_macs") is not None:
         return f"{number(content, 'budget_macs'):g} of multiply-adds"
     return f"{number(content, 'budget_megabytes'):g} MB" if value_at(content, "budget_megabytes") is not None else ""
+
+
+def _optional(content: Mapping[str, Any], key: str) -> Any:
+    """Return a number; None if there is no such key."""
+    return None if value_at(content, key) is None else number(content, key)
+
+
+def _multiply_adds(content: Mapping[str, Any]) -> float | None:
+    """Return the share of the multiply-adds that is left; None if the result does not state them."""
+    if value_at(content, "multiply_adds") is None:
+        return None
+    dense = number(content, "multiply_adds.dense")
+    if dense <= 0:
+        raise MmpError(f"multiply_adds.dense={dense} must be positive")
+    return float(number(content, "multiply_adds.pruned") / dense)
 
 
 def _layers(content: Mapping[str, Any]) -> tuple[LayerSparsity, ...]:

@@ -15,6 +15,7 @@ from mmp.report.groups import Configuration, Group
 from mmp.report.verdict import Verdict, difference, outcome, verdicts
 
 _EDGES = (0.5, 0.7, 0.8, 0.9)  # between the sparsity bands in which the best configuration is named
+_EDGES_OF_CHANNELS = (0.4, 0.6, 0.8)  # the same for the share of parameters that is removed
 _SLACK = 0.005  # by which a sparsity may exceed the upper edge of its band: a target of 90 % is not met exactly
 _MOST_NAMES = 6
 
@@ -84,10 +85,10 @@ def _noise(group: Group) -> str:
 
 def _bands(group: Group) -> list[tuple[tuple[float, float], list[Configuration]]]:
     bands: dict[tuple[float, float], list[Configuration]] = defaultdict(list)
-    edges = (0.0, *_EDGES, 1.0)
+    edges = (0.0, *(_EDGES_OF_CHANNELS if group.whole_channels else _EDGES), 1.0)
     for one in group.configurations:
-        sparsity = one.mean("sparsity") - _SLACK
-        bands[next(pair for pair in pairwise(edges) if sparsity < pair[1])].append(one)
+        share = one.mean("reduction") - _SLACK
+        bands[next(pair for pair in pairwise(edges) if share < pair[1])].append(one)
     return sorted(bands.items())
 
 
@@ -100,10 +101,19 @@ def _best(low: float, high: float, members: Sequence[Configuration]) -> str:
         if other is not best:
             by_standing[standing(best, other)].append(other)
     return (
-        f"Best on validation, {100 * low:.0f} to {100 * high:.0f} % sparsity: {best.name} at "
-        f"{100 * best.mean('sparsity'):.1f} %, drop {points(best)} points, {best.mean('megabytes'):.2f} MB. "
-        f"{_others(by_standing)}."
+        f"Best on validation, {100 * low:.0f} to {100 * high:.0f} % {_kind_of_share(best)}: {best.name} at "
+        f"{100 * best.mean('reduction'):.1f} %, {_left(best)}drop {points(best)} points, "
+        f"{best.mean('megabytes'):.2f} MB. {_others(by_standing)}."
     )
+
+
+def _kind_of_share(configuration: Configuration) -> str:
+    return "of the parameters removed" if configuration.runs[0].whole_channels else "sparsity"
+
+
+def _left(configuration: Configuration) -> str:
+    share = configuration.known_mean("multiply_adds")
+    return "" if share is None else f"{100 * share:.1f} % of the multiply-adds left, "
 
 
 def _others(by_standing: Mapping[str, Sequence[Configuration]]) -> str:

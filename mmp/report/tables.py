@@ -15,6 +15,7 @@ from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.report.compare import GroupComparison
 from mmp.report.groups import Configuration, Group
 from mmp.report.results import SETTINGS, Run
+from mmp.report.timings import Timing
 from mmp.report.verdict import verdicts
 
 _RUN_COLUMNS = (
@@ -23,6 +24,7 @@ _RUN_COLUMNS = (
     "epochs", "choice", "seconds",
 )  # fmt: skip
 _COLUMNS_WITHOUT_RESULT = _RUN_COLUMNS.index("status") + 1
+_COLUMNS_OF_CHANNELS = ("parameters", "parameters_left", "multiply_adds")  # only where whole channels are pruned
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,25 @@ class Table:
 def results_csv(groups: Sequence[Group], ended: Sequence[Run]) -> str:
     """Return all runs as CSV. Sparsities and accuracies are fractions, the drop is in points.
 
+    If a run prunes whole channels, there are the columns ``parameters``, ``parameters_left``, and ``multiply_adds``,
+    the share that is left.
+
     Args:
         groups: Completed runs by model and data set.
         ended: Runs without a result; of these, the settings and the reason are written.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_RUN_COLUMNS, "other", "pareto", "identical_to", "folder", "reason"])
+    columns = (*_RUN_COLUMNS, *(_COLUMNS_OF_CHANNELS if any(group.whole_channels for group in groups) else ()))
+    writer.writerow([*columns, "other", "pareto", "identical_to", "folder", "reason"])
     for group in groups:
         for one in group.configurations:
             for run in one.runs:
-                cells = [getattr(run, column) for column in _RUN_COLUMNS]
+                cells = [getattr(run, column) for column in columns]
                 writer.writerow([*cells, one.other, int(one.efficient), "; ".join(one.named_twins), run.folder, ""])
     for run in ended:
         cells = [getattr(run, column) for column in _RUN_COLUMNS[:_COLUMNS_WITHOUT_RESULT]]
-        blank = [""] * (len(_RUN_COLUMNS) - _COLUMNS_WITHOUT_RESULT + 3)
+        blank = [""] * (len(columns) - _COLUMNS_WITHOUT_RESULT + 3)
         writer.writerow([*cells, *blank, run.folder, run.reason])
     return out.getvalue()
 
@@ -78,7 +84,8 @@ def reconstruction_csv(groups: Iterable[Group]) -> str:
 
 def tables_of(group: Group) -> list[Table]:
     """Return the tables of a group that have rows."""
-    return [table for table in (configurations_table(group), verdicts_table(group)) if table.rows]
+    tables = (configurations_table(group), latencies_table(group), verdicts_table(group))
+    return [table for table in tables if table.rows]
 
 
 def configurations_table(group: Group) -> Table:
@@ -91,6 +98,8 @@ def configurations_table(group: Group) -> Table:
         "other": lambda one: one.other,
         "sparsity %": _percent("sparsity"),
         "of all %": _percent("sparsity_all"),
+        "removed %": _percent("sparsity_all"),
+        "MACs %": _known_percent("multiply_adds"),
         "MB": lambda one: f"{one.mean('megabytes'):.2f}",
         "val %": _percent("validation"),
         "test %": _percent("test"),
@@ -98,7 +107,7 @@ def configurations_table(group: Group) -> Table:
         "sd": _deviation,
         "seeds": lambda one: str(one.seeds),
         "masked %": _percent("pruned_test"),
-        "re-solved %": _reconstructed,
+        "re-solved %": _known_percent("reconstructed_test"),
         "epochs": lambda one: f"{one.mean('epochs'):.3g} {_choices(one)}".strip(),
         "seconds": lambda one: f"{one.mean('seconds'):.1f}",
         "front": lambda one: "*" if one.efficient else "",
@@ -107,6 +116,10 @@ def configurations_table(group: Group) -> Table:
     is_shown = {
         **{what: group.varies(what) for what in SETTINGS},
         "other": any(one.other for one in group.configurations),
+        "sparsity %": not group.whole_channels,
+        "of all %": not group.whole_channels,
+        "removed %": group.whole_channels,
+        "MACs %": group.whole_channels,
         "sd": several,
         "seeds": several,
         "re-solved %": any(run.reconstructed_test is not None for run in group.runs),
@@ -130,13 +143,35 @@ def _deviation(one: Configuration) -> str:
     return "" if spread is None else f"{spread:.2f}"
 
 
-def _reconstructed(one: Configuration) -> str:
-    values = [run.reconstructed_test for run in one.runs if run.reconstructed_test is not None]
-    return f"{100 * statistics.fmean(values):.2f}" if values else ""
+def _known_percent(what: str) -> Callable[[Configuration], str]:
+    return lambda one: "" if (mean := one.known_mean(what)) is None else f"{100 * mean:.2f}"
 
 
 def _choices(one: Configuration) -> str:
     return " ".join(dict.fromkeys(run.choice for run in one.runs if run.choice))
+
+
+def latencies_table(group: Group) -> Table:
+    """Return the measured latency of each exported run, as a share of the dense model's; no rows without exports."""
+    share = "removed %" if group.whole_channels else "sparsity %"
+    headings = ["configuration", "seed", "export", "latency / dense", "quartiles", share, "test %", "drop"]
+    rows = [
+        [one.name, str(run.seed), *_latency(timing), f"{100 * run.reduction:.2f}", *_accuracy(run)]
+        for one in group.configurations
+        for run in one.runs
+        for timing in run.timings
+    ]
+    title = f"{group.title}: measured latency of one image, as a share of the dense model's"
+    return Table(title, headings, rows, frozenset({"configuration", "export", "quartiles"}))
+
+
+def _latency(timing: Timing) -> list[str]:
+    quartiles = f"{timing.lower:.2f} to {timing.upper:.2f}" if timing.lower < timing.upper else ""
+    return [timing.target, f"{timing.latency:.2f}", quartiles]
+
+
+def _accuracy(run: Run) -> list[str]:
+    return [f"{100 * run.test:.2f}", f"{run.drop:+.2f}"]
 
 
 def verdicts_table(group: Group) -> Table:
@@ -157,10 +192,12 @@ def verdicts_table(group: Group) -> Table:
 
 def comparison_table(compared: GroupComparison) -> Table:
     """Return each configuration of two sweeps side by side."""
+    runs_of_a = [a for comparison in compared.comparisons for a, _ in comparison.pairs]
+    share = "removed" if any(run.whole_channels for run in runs_of_a) else "sparsity"
     headings = [
         "configuration",
-        "sparsity A %",
-        "sparsity B %",
+        f"{share} A %",
+        f"{share} B %",
         "drop A",
         "drop B",
         "B better by",
@@ -171,7 +208,7 @@ def comparison_table(compared: GroupComparison) -> Table:
     rows = []
     for comparison in compared.comparisons:
         sides = list(zip(*comparison.pairs, strict=True))
-        sparsities = [f"{100 * statistics.fmean(run.sparsity for run in runs):.2f}" for runs in sides]
+        sparsities = [f"{100 * statistics.fmean(run.reduction for run in runs):.2f}" for runs in sides]
         drops = [f"{statistics.fmean(run.drop for run in runs):+.2f}" for runs in sides]
         better = [f"{comparison.better:+.2f}", f"{comparison.noise:.2f}", str(len(comparison.pairs)), comparison.words]
         rows.append([comparison.name, *sparsities, *drops, *better])

@@ -17,7 +17,7 @@ _MOST_RUNS = 12  # lines for failed runs, and for unfinished ones
 _MOST_REASON = 240  # characters of a reason
 _LEAST_WIDTH = {"configuration": 20}  # characters of a column in a narrow terminal
 _LEFT_OUT = {"of all %", "epochs", "seconds", "same masks as"}  # columns without room in a terminal
-_LEFT_OUT_IF_NARROW = {"val %", "seeds", "masked %"}
+_LEFT_OUT_IF_NARROW = {"val %", "seeds", "masked %", "quartiles"}
 _NARROW = 100  # characters of a terminal
 
 

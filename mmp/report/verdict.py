@@ -68,8 +68,8 @@ def verdicts(runs: Sequence[Run]) -> list[Verdict]:
 def bands(runs: Iterable[Run]) -> list[list[Run]]:
     """Divide runs into groups whose sparsities differ by at most `BAND`."""
     found: list[list[Run]] = []
-    for run in sorted(runs, key=lambda run: run.sparsity):
-        if not found or run.sparsity - found[-1][0].sparsity > BAND + 1e-9:
+    for run in sorted(runs, key=lambda run: run.reduction):
+        if not found or run.reduction - found[-1][0].reduction > BAND + 1e-9:
             found.append([])
         found[-1].append(run)
     return found
@@ -112,7 +112,7 @@ def _compare(protocol: tuple[str, ...], strategies: Sequence[Run], baselines: Se
     if not pairs:
         return []
     better, noise = difference(pairs)
-    sparsities = [run.sparsity for pair in pairs for run in pair]
+    sparsities = [run.reduction for pair in pairs for run in pair]
     ours, theirs = zip(*pairs, strict=True)
     return [Verdict((min(sparsities), max(sparsities)), protocol, ours, theirs, better, noise)]
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmp.config.identity import digest
 from mmp.config.schema import is_wandb
 from mmp.report.results import REPORT
+from mmp.report.timings import LATENCY_PICTURE
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ def _log_sweep(node: Mapping[str, Any], settings: Mapping[str, Any], folder: Pat
         report = folder / REPORT
         columns, rows = _read_table(report / "results.csv")
         content: dict[str, Any] = {"results": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}
-        if (picture := report / "pareto.png").is_file():  # missing if all runs failed
-            content["pareto"] = wandb.Image(str(picture))
+        for name in ("pareto.png", LATENCY_PICTURE):  # missing if all runs failed, or no latency was measured
+            if (picture := report / name).is_file():
+                content[picture.stem] = wandb.Image(str(picture))
         run.log({**content, "report": wandb.Html(str(report / "index.html"))})
         run.summary.update({"runs": len(rows), "failed": failed})
         exit_code = 1 if failed else 0

@@ -14,12 +14,14 @@ from mmp.report.results import REPORT
 from mmp.report.tables import reconstruction_csv, results_csv
 from mmp.report.terminal import print_comparison, print_report
 from mmp.report.text import comparison_markdown, report_markdown
+from mmp.report.timings import LATENCIES, LATENCY_PICTURE, timings_csv
 
 
 def write_report(folder: Path, console: Console | None = None, tables: bool = False) -> Report:
     """Write results.csv, results.md, pareto.png and index.html to ``report/`` in a sweep's folder.
 
-    If a run was reconstructed, write reconstruction.csv, too: the errors of each layer before and after.
+    If a run was reconstructed, write reconstruction.csv, too: the errors of each layer before and after. If the latency
+    of an export was measured, write latency.csv and latency.png.
 
     Args:
         folder: The sweep's folder.
@@ -33,6 +35,7 @@ def write_report(folder: Path, console: Console | None = None, tables: bool = Fa
         MmpError: if the folder is missing, contains no result, or cannot be written.
     """
     from mmp.report.charts import draw_picture  # drawing libraries are slow to import
+    from mmp.report.latency_chart import draw_latencies
     from mmp.report.page import page_of
 
     report = build_report(folder)
@@ -43,6 +46,12 @@ def write_report(folder: Path, console: Console | None = None, tables: bool = Fa
         write_text(target / "reconstruction.csv", reconstruction_csv(report.groups))
     if report.groups:
         draw_picture(report.groups, target / "pareto.png")
+    if timings := {run.folder: run.timings for group in report.groups for run in group.runs if run.timings}:
+        write_text(target / LATENCIES, timings_csv(timings))
+        draw_latencies(report.groups, target / LATENCY_PICTURE)
+    else:  # of an earlier report
+        for name in (LATENCIES, LATENCY_PICTURE):
+            (target / name).unlink(missing_ok=True)
     write_text(target / "index.html", page_of(report))
     if console is not None:
         print_report(report, console, tables)

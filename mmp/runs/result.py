@@ -99,12 +99,17 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         result: The content of ``result.json``, its head included.
+
+    Returns:
+        The numbers. ``sparsity/NAME`` is the share of weights that a layer loses, or with ``pattern=channels`` the
+        share of sets that a group loses.
     """
     final = result["accuracy"]["finetuned"]
     per_layer = {f"sparsity/{layer['name']}": layer["pruned"] / layer["total"] for layer in result["layers"]}
     return {
         "sparsity": result["sparsity"],
         "sparsity_all": result["sparsity_all"],
+        **_left(result),
         "accuracy": final["test"],
         "val_accuracy": final["validation"],
         "drop": result["drop"],
@@ -115,6 +120,14 @@ def summarise(result: Mapping[str, Any]) -> dict[str, Any]:
         **{key: result[key] for key in ("strategy", "model", "data", "seed")},
         **per_layer,
     }
+
+
+def _left(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the smaller network of a run with whole channels has: its parameters, its share of multiply-adds."""
+    if "multiply_adds" not in result:
+        return {}
+    costs = result["multiply_adds"]
+    return {"parameters_left": result["parameters_left"], "multiply_adds": costs["pruned"] / costs["dense"]}
 
 
 def head_of(config: PruneConfig) -> dict[str, Any]:

@@ -105,3 +105,25 @@ def full_sweep(
                     )
                 )
     return write(folder, *contents, *more)
+
+
+def channel_result(strategy: str, removed: float, validation: float, test: float, **changes: Any) -> dict[str, Any]:
+    """Return the content of ``result.json`` of a run with ``pattern=channels``: 1,000 parameters, 10,000 operations."""
+    channels = {
+        "pattern": "channels",
+        "ranges": "channels",
+        "sparsity_all": removed,
+        "parameters_left": round(1000 * (1 - removed)),
+        "multiply_adds": {"dense": 10_000, "pruned": round(10_000 * (1 - removed / 2))},
+        "bytes": {"dense": 4_000_000, "pruned": round(4_000_000 * (1 - removed))},
+        "masks_hash": f"channels {strategy}",
+    }
+    return {**result(strategy, removed / 2, validation, test), **channels, **changes}
+
+
+def timed(run: Path, target: str, ratio: object, **more: object) -> None:
+    """Write the part of an ``export.json`` of a run that has the latencies."""
+    latency = [{"batch": 32, "ratio": 0.01, "quartiles": [0.01, 0.01]}, {"batch": 1, "ratio": ratio}]
+    place = run / "export" / target / "export.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"latency": latency, **more}))

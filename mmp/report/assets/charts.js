@@ -14,6 +14,7 @@ const colour = name => getComputedStyle(document.documentElement).getPropertyVal
 const title = text => ({text, standoff: 8});
 const plain = text => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const short = text => text.length > 40 ? `${text.slice(0, 39)}…` : text;
+const capital = text => text[0].toUpperCase() + text.slice(1);
 const wrapped = text => (text.match(/.{1,60}/gsu) ?? []).map(plain).join("<br>");
 const layerName = name => plain(name.replace(/\.weight$/, ""));
 
@@ -39,6 +40,7 @@ function plot(id, label, traces, layout) {
     responsive: true,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   });
+  by(id).style.minHeight = `${layout.height}px`;  // when the window is resized, Plotly makes the height relative
   by(id).setAttribute("role", "group");
   by(id).setAttribute("aria-label", label);
 }
@@ -70,7 +72,8 @@ function hover(one) {
   const seeds = one.runs.length > 1 ? counted(one.runs.length, "seed") : `seed ${one.runs[0].seed}`;
   return [
     `<b>${wrapped(fullName(one))}</b>`,
-    `sparsity ${fixed(100 * one.sparsity)} %, ${fixed(one.megabytes)} MB`,
+    `${words().share} ${fixed(100 * one.reduction)} %, ${fixed(one.megabytes)} MB`,
+    ...(one.multiply_adds === null ? [] : [`multiply-adds left ${fixed(100 * one.multiply_adds)} %`]),
     `test ${fixed(100 * one.test)} %, drop ${signed(one.drop)}${spread} points`,
     `validation ${fixed(100 * one.validation)} %, ${seeds}`,
     ...(one.twins.length ? [wrapped(`same masks as ${one.twins.join(", ")}`)] : []),
@@ -81,12 +84,13 @@ function hover(one) {
 
 function drawOverview() {
   drawPareto();
+  drawLatency();
   drawEffect();
   drawHeat();
 }
 
 function drawPareto() {
-  const measure = MEASURES[state.y], axis = AXES[state.x];
+  const measure = MEASURES[state.y], axis = words().axes[state.x];
   const meanOf = one => mean(one.runs.map(measure.value));
   const markers = (members, rest) => (
     {x: members.map(axis.value), y: members.map(meanOf), mode: "markers", hoverinfo: "skip", ...rest}
@@ -124,13 +128,17 @@ function drawPareto() {
     xaxis: {title: title(axis.label)},
     yaxis: {title: title(measure.label), autorange: state.y === "drop" ? "reversed" : true},
   });
-  by("pareto").removeAllListeners("plotly_click");
-  by("pareto").on("plotly_click", ({points}) => {
+  selectOnClick("pareto");
+  by("pareto-note").textContent = noteOnPareto();
+}
+
+function selectOnClick(chart) {
+  by(chart).removeAllListeners("plotly_click");
+  by(chart).on("plotly_click", ({points}) => {
     if (points[0].customdata === undefined) return;
     select(points[0].customdata);
     if (matchMedia("(max-width: 800px)").matches) by("detail").scrollIntoView();
   });
-  by("pareto-note").textContent = noteOnPareto();
 }
 
 function denseAndNoise(measure) {
@@ -149,7 +157,7 @@ function denseAndNoise(measure) {
 function noteOnPareto() {
   const some = test => shown.some(test);
   return [
-    "Rings mark Pareto-efficient configurations: no other one shown is at least as sparse and at least as accurate on",
+    `Rings mark Pareto-efficient configurations: no other one shown ${words().sparser} and is at least as accurate on`,
     "validation, and better in one of the two. Test accuracy is only reported, never used to choose.",
     some(one => one.fewerSeeds) && "Configurations with fewer seeds than others get no ring.",
     some(one => one.runs.length > 1) && "Error bars are standard deviations over seeds.",
@@ -161,14 +169,14 @@ function noteOnPareto() {
 function drawEffect() {
   const stems = {x: [], y: []};
   for (const one of shown) {
-    stems.x.push(100 * one.sparsity, 100 * one.sparsity, null);
+    stems.x.push(100 * one.reduction, 100 * one.reduction, null);
     stems.y.push(100 * one.pruned_test, 100 * one.test, null);
   }
   const colours = shown.map(one => report.colours[one.signal]);
   const text = shown.map(hover);
   const markers = (name, value, marker) => ({
     name, marker, text, mode: "markers", hoverinfo: "text+y",
-    x: shown.map(one => 100 * one.sparsity),
+    x: shown.map(one => 100 * one.reduction),
     y: shown.map(one => one[value] === null ? null : 100 * one[value]),
   });
   const traces = [
@@ -177,8 +185,9 @@ function drawEffect() {
     markers("re-solved", "resolved", {symbol: "diamond-open", size: 8, color: colours}),
     markers("fine-tuned", "test", {size: 8, color: colours}),
   ].filter(trace => trace.name !== "re-solved" || shown.some(one => one.resolved !== null));
-  plot("effect", "Test accuracy before and after fine-tuning, against sparsity; the table has the numbers", traces, {
-    height: 380, xaxis: {title: title("sparsity (% of prunable weights)")}, yaxis: {title: title("test accuracy (%)")},
+  const {label} = words().axes.reduction;
+  plot("effect", `Test accuracy before and after fine-tuning, against ${label}; the table has the numbers`, traces, {
+    height: 380, xaxis: {title: title(label)}, yaxis: {title: title("test accuracy (%)")},
   });
 }
 
@@ -191,7 +200,8 @@ function drawHeat() {
   const places = columns.map((column, i) => i);
   const named = 16 * columns.length <= (printing ? PAPER.width : by("heat").clientWidth);
   const longest = named ? Math.max(0, ...columns.map(column => column.name.length)) : 0;
-  const label = `Sparsity of ${counted(layers.length, "layer")} in ${counted(columns.length, "configuration")}`;
+  const counts = `${counted(layers.length, words().layer)} in ${counted(columns.length, "configuration")}`;
+  const label = `${capital(words().share)}: ${counts}`;
   const heads = columns.map(column => `<b>${wrapped(fullName(column.one))}</b>`);
   plot("heat", label, [{
     type: "heatmap", zmin: 0, zmax: 100, colorscale: "Viridis", reversescale: true, hoverinfo: "text",
@@ -199,7 +209,7 @@ function drawHeat() {
     y: layers.map(layerName),
     z: layers.map(layer => columns.map(column => percent(column, layer))),
     text: layers.map(layer => columns.map(
-      (column, i) => `${heads[i]}<br>${plain(layer)}<br>sparsity ${fixed(percent(column, layer))} %`,
+      (column, i) => `${heads[i]}<br>${plain(layer)}<br>${words().share} ${fixed(percent(column, layer))} %`,
     )),
     colorbar: {title: {text: "%"}, thickness: 12, lenmode: "pixels", len: 130, y: 1, yanchor: "top"},
   }], {
@@ -228,13 +238,14 @@ function drawLayers(one) {
   }
   const text = layers.map(layer => [
     `<b>${layerName(layer.name)}</b>`,
-    `${plain(layer.role)}, ${layer.total.toLocaleString("en")} weights`,
-    `sparsity ${fixed(100 * layer.sparsity)} %${layer.runs > 1 ? `, mean over ${counted(layer.runs, "seed")}` : ""}`,
+    `${plain(layer.role)}, ${layer.total.toLocaleString("en")} ${words().unit}`,
+    `${words().share} ${fixed(100 * layer.sparsity)} %`
+      + (layer.runs > 1 ? `, mean over ${counted(layer.runs, "seed")}` : ""),
     `range ${fixed(100 * layer.lo, 0)} to ${fixed(100 * layer.hi, 0)} %${layer.differs ? " over all seeds" : ""}`,
   ].join("<br>"));
   const common = {type: "bar", orientation: "h", text, hoverinfo: "text", textposition: "none"};
   const y = layers.map(layer => layerName(layer.name));
-  plot("layers", `Sparsity of ${counted(layers.length, "layer")} against their ranges`, [
+  plot("layers", `${capital(words().share)}: ${counted(layers.length, words().layer)} against their ranges`, [
     {
       ...common, y, name: "range", width: .85,
       base: layers.map(layer => 100 * layer.lo),
@@ -242,7 +253,7 @@ function drawLayers(one) {
       marker: {color: GREY, line: {color: colour("faint"), width: 1}},
     },
     {
-      ...common, y, name: "sparsity", width: .4,
+      ...common, y, name: words().share, width: .4,
       x: layers.map(layer => 100 * layer.sparsity),
       marker: {color: report.colours[one.signal]},
     },

@@ -21,7 +21,7 @@ function drawDetail() {
       make("button", {type: "button", textContent: "Copy", onclick: () => copy(commands, copied)}), " ", copied),
     heading("Export to ONNX"),
     make("pre", {id: "export", textContent: one.runs.map(run => run.export).join("\n")}),
-    heading("Sparsity and allowed range of each layer"),
+    heading(words().layers),
     make("div", {id: "layers", className: "chart"}),
     heading("Fine-tuning"),
     make("div", {id: "curve", className: "chart"}),
@@ -43,10 +43,18 @@ function factsOf(one) {
   const settings = report.settings.filter(what => one[what]).map(what => (
     what === "other" ? one.other : `${what} ${one[what]}`
   ));
+  const channels = report.groups[state.group].prunes === "channels";
   const facts = {
-    Sparsity: `${fixed(100 * one.sparsity)} % of prunable weights, `
-      + `${fixed(100 * one.sparsity_all)} % of all parameters`,
-    Size: `${fixed(one.megabytes)} MB for kept weights and masks; dense model ${fixed(run.dense_megabytes)} MB`,
+    ...(channels ? {
+      Removed: `${fixed(100 * one.reduction)} % of all parameters`,
+      "Multiply-adds": one.multiply_adds === null ? "" : `${fixed(100 * one.multiply_adds)} % of the dense model's`,
+    } : {
+      Sparsity: `${fixed(100 * one.sparsity)} % of prunable weights, `
+        + `${fixed(100 * one.sparsity_all)} % of all parameters`,
+    }),
+    Size: `${fixed(one.megabytes)} MB for ${channels ? "the smaller network" : "kept weights and masks"}; `
+      + `dense model ${fixed(run.dense_megabytes)} MB`,
+    Latency: one.runs.flatMap(each => each.timings.map(latencyText)).join("; "),
     "Test accuracy": `${fixed(100 * one.test)} % (${seeds}); dense model ${fixed(100 * dense)} %`,
     Drop: `${signed(one.drop)} points${one.spread === null ? "" : ` ± ${fixed(one.spread)} (standard deviation)`}`,
     "Validation accuracy": `${fixed(100 * one.validation)} %`,

@@ -5,9 +5,27 @@
 const report = JSON.parse(document.getElementById("data").textContent);
 const FILTERS = {kind: "Kind", sweep: "Sweep", signal: "Signal", strategy: "Strategy"};
 for (const what of report.settings) FILTERS[what] = what[0].toUpperCase() + what.slice(1);
-const AXES = {
-  sparsity: {label: "sparsity (% of prunable weights)", value: one => 100 * one.sparsity},
-  megabytes: {label: "size (MB of kept weights and masks)", value: one => one.megabytes},
+// The words and horizontal axes of a group: of single weights that are pruned, or of whole channels that are removed.
+const KINDS = {
+  weights: {
+    overview: "Accuracy against sparsity", heat: "Sparsity of each layer",
+    layers: "Sparsity and allowed range of each layer", share: "sparsity", layer: "layer", unit: "weights",
+    sparser: "is at least as sparse", sort: "sparsity %",
+    axes: {
+      reduction: {label: "sparsity (% of prunable weights)", value: one => 100 * one.sparsity},
+      megabytes: {label: "size (MB of kept weights and masks)", value: one => one.megabytes},
+    },
+  },
+  channels: {
+    overview: "Accuracy against removed parameters", heat: "Removed channels of each group",
+    layers: "Removed channels and allowed range of each group", share: "removed", layer: "group",
+    unit: "sets of channels", sparser: "removes at least as many parameters", sort: "removed %",
+    axes: {
+      reduction: {label: "parameters removed (% of all parameters)", value: one => 100 * one.reduction},
+      multiply_adds: {label: "multiply-adds left (% of the dense model's)", value: one => percentOf(one.multiply_adds)},
+      megabytes: {label: "size (MB of the smaller network)", value: one => one.megabytes},
+    },
+  },
 };
 const MEASURES = {
   test: {
@@ -29,9 +47,10 @@ const MEASURES = {
 };
 // `selected` is the ID of a configuration; `hidden` has for each filter the set of values that it hides.
 const state = {
-  group: 0, x: "sparsity", y: "test", hidden: {}, selected: null, sort: {column: "sparsity %", up: true},
+  group: 0, x: "reduction", y: "test", hidden: {}, selected: null, sort: {column: "sparsity %", up: true},
 };
 let shown = [];
+const words = () => KINDS[report.groups[state.group].prunes];
 
 // --- helpers
 
@@ -65,16 +84,29 @@ function summarised(configuration) {
   const runs = configuration.runs.filter(run => !hidden.has(String(run.seed)));
   if (!runs.length) return null;
   const means = {};
-  for (const what of ["sparsity", "sparsity_all", "megabytes", "validation", "test", "drop", "pruned_test", "epochs",
-    "seconds"]) means[what] = mean(runs.map(run => run[what]));
-  const resolved = runs.map(run => run.reconstructed_test).filter(value => value !== null);
+  for (const what of ["sparsity", "sparsity_all", "reduction", "megabytes", "validation", "test", "drop", "pruned_test",
+    "epochs", "seconds"]) means[what] = mean(runs.map(run => run[what]));
+  const known = what => {
+    const values = runs.map(run => run[what]).filter(value => value !== null);
+    return values.length ? mean(values) : null;
+  };
   return {
     ...configuration, ...means, runs,
-    resolved: resolved.length ? mean(resolved) : null,
+    resolved: known("reconstructed_test"),
+    multiply_adds: known("multiply_adds"),
     validation_drop: mean(runs.map(run => run.dense_validation - run.validation)),
     spread: deviation(runs.map(run => run.drop)),
     choices: unique(runs.map(run => run.choice).filter(choice => choice)).join(" "),
   };
+}
+
+// Marks as efficient those of which no other has at least their gain and at most their loss, and is better in one.
+function markEfficient(points) {
+  let least = Infinity, largest = -Infinity;
+  for (const one of [...points].sort((a, b) => b.gain - a.gain || a.loss - b.loss)) {
+    one.efficient = one.loss < least || (one.loss === least && one.gain === largest);
+    if (one.efficient) { least = one.loss; largest = one.gain; }
+  }
 }
 
 // With fewer seeds, chance matters more, so only configurations with the most seeds of a sweep can be efficient.
@@ -87,14 +119,9 @@ function markFront(configurations) {
       one.fewerSeeds = one.runs.length < most;
       // Rounded, because sums of floats depend on their order: equal masks must give equal means.
       one.loss = Math.round(1e7 * one.validation_drop);
-      one.gain = Math.round(1e7 * one.sparsity);
+      one.gain = Math.round(1e7 * one.reduction);
     }
-    let least = Infinity, sparsest = -Infinity;
-    const candidates = members.filter(one => !one.fewerSeeds);
-    for (const one of candidates.sort((a, b) => b.gain - a.gain || a.loss - b.loss)) {
-      one.efficient = one.loss < least || (one.loss === least && one.gain === sparsest);
-      if (one.efficient) { least = one.loss; sparsest = one.gain; }
-    }
+    markEfficient(members.filter(one => !one.fewerSeeds));
   }
 }
 
@@ -148,11 +175,16 @@ function select(id) {
   history.replaceState(null, "", `#${id}`);
   drawTable();
   drawDetail();
-  if (window.Plotly) drawPareto();
+  if (window.Plotly) { drawPareto(); drawLatency(); }
 }
 
 function enter(group) {
   Object.assign(state, {group, hidden: {}, selected: null});
+  if (!(state.x in words().axes)) state.x = "reduction";
+  if (Object.values(KINDS).some(({sort}) => sort === state.sort.column)) state.sort.column = words().sort;
+  for (const kind of Object.keys(KINDS)) by(`note-${kind}`).hidden = report.groups[group].prunes !== kind;
+  by("pareto-title").textContent = words().overview;
+  by("heat-title").textContent = words().heat;
 }
 
 function followAddress() {
@@ -193,7 +225,7 @@ function drawFilters() {
   by("axes").replaceChildren(
     ...(groups.length > 1 ? [pick("Model and data", "group", groups, state.group, pickGroup)] : []),
     pick("Vertical axis", "measure", labels(MEASURES), state.y, value => { state.y = value; draw(); }),
-    pick("Horizontal axis", "axis", labels(AXES), state.x, value => { state.x = value; draw(); }),
+    pick("Horizontal axis", "axis", labels(words().axes), state.x, value => { state.x = value; draw(); }),
   );
   const {configurations} = report.groups[state.group];
   by("filter-boxes").replaceChildren(
@@ -236,11 +268,12 @@ for (const group of report.groups) {
 if (report.groups.length) {
   by("explorer").hidden = false;
   by("choices").open = matchMedia("(min-width: 800px)").matches;
+  enter(0);
   followAddress();
   addEventListener("hashchange", followAddress);
   document.addEventListener("DOMContentLoaded", () => {
     drawPareto();
-    setTimeout(() => { drawEffect(); drawHeat(); drawSelected(); });
+    setTimeout(() => { drawLatency(); drawEffect(); drawHeat(); drawSelected(); });
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { drawOverview(); drawSelected(); });
   addEventListener("beforeprint", () => drawForPaper(true));

@@ -38,7 +38,7 @@ function drawSorted(box, columns, rows, sort, {content = () => null, mark = () =
 
 // --- the table of the shown configurations
 
-function columnsOf({configurations, varying}) {
+function columnsOf({configurations, varying, prunes}) {
   const several = configurations.some(one => one.runs.length > 1);
   const some = test => configurations.some(one => one.runs.some(test));
   const words = (heading, value) => ({heading, value, text: value, words: true});
@@ -50,8 +50,8 @@ function columnsOf({configurations, varying}) {
     ...(configurations.some(one => one.sweep) ? [words("sweep", one => one.sweep)] : []),
     words("configuration", one => one.name),
     ...varying.map(what => words(what, one => one[what])),
-    percent("sparsity %", "sparsity"),
-    percent("of all %", "sparsity_all"),
+    ...(prunes === "channels" ? [percent("removed %", "reduction"), percent("MACs %", "multiply_adds")]
+      : [percent("sparsity %", "sparsity"), percent("of all %", "sparsity_all")]),
     number("MB", one => one.megabytes),
     percent("val %", "validation"),
     percent("test %", "test"),
