@@ -89,6 +89,24 @@ class Scales(nn.Module):
         return self.fc2(F.gelu(self.fc1(F.relu(self.shared(x)).mean((2, 3)) + small.mean((2, 3)))))
 
 
+class Positions(nn.Module):
+    """A convolution, with an MLP of the positions that is added to its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc1, self.fc2, self.head = (
+            nn.Conv2d(3, 8, 3),
+            nn.Linear(2, 16),
+            nn.Linear(16, 8),
+            nn.Linear(8, 4),
+        )
+        self.register_buffer("grid", torch.rand(1, 30, 30, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = self.fc2(F.relu(self.fc1(self.grid))).permute(0, 3, 1, 2)
+        return self.head(F.relu(self.conv(x) + added.repeat(len(x), 1, 1, 1)).mean((2, 3)))
+
+
 class Shuffled(nn.Module):
     """A convolution with groups behind a shuffle of its channels."""
 
@@ -125,6 +143,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "concatenation": (Concatenated, IMAGE),
     "squeezed": (Squeezed, IMAGE),
     "scales": (Scales, IMAGE),
+    "positions": (Positions, IMAGE),
     "resnet": (lambda: timm_model("resnet18", layers=[1, 2, 1, 1], channels=[8, 16, 24, 32], stem_width=8), IMAGE),
     "bottleneck": (lambda: timm_model("resnet50", layers=[1, 1, 1, 1], channels=[8, 8, 16, 16], stem_width=8), IMAGE),
     "densenet": (lambda: timm_model("densenet121", growth_rate=8, block_config=(2, 2)), IMAGE),
@@ -145,8 +164,14 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "ghostnet": (lambda: timm_model("ghostnet_050"), (3, 64, 64)),
 }
-EXPECTED = {"mlp": [(16, "0.weight")], "gated": [(12, "fc1.weight")], "attention": [(4, "qkv.weight")]}
-EXPECTED |= {"squeezed": [(12, "conv.weight")], "scales": [(32, "fc1.weight")]}
+EXPECTED = {
+    "mlp": [(16, "0.weight")],
+    "gated": [(12, "fc1.weight")],
+    "attention": [(4, "qkv.weight")],
+    "squeezed": [(12, "conv.weight")],
+    "scales": [(32, "fc1.weight")],
+    "positions": [(16, "fc1.weight"), (8, "fc2.weight")],
+}
 
 
 def prune_sets(network: nn.Module, groups: list[ChannelGroup], share: float = 0.5) -> dict[ChannelGroup, Tensor]:

@@ -201,7 +201,8 @@ def _find_tensors(probe: Probe, nodes: _Nodes) -> None:
     for name, tensor in probe.tensors.items():
         if name in used or name.rpartition(".")[0] in norms or not tensor.is_floating_point() or not tensor.dim():
             continue
-        if _sets(probe.change_tensor(name, 0, [torch.arange(len(tensor))]), 0, nodes, labels) & removable:
+        whole = probe.change_tensor(name, 0, [torch.arange(len(tensor))])
+        if len(_sets(whole, 0, nodes, labels) & removable) > 1:
             for dim, size in enumerate(tensor.shape):
                 if size > 1:
                     _find_dimension(probe, name, dim, nodes, labels)

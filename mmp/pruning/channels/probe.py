@@ -64,6 +64,7 @@ class Probe:
     Attributes:
         products: The weights that one product uses, by name, in forward order.
         unusual: The weights that are used more than once, or whose input has another form in a batch.
+        constant: The weights whose input does not depend on the image, as that of an MLP of positions.
         tensors: All parameters and buffers by name.
     """
 
@@ -72,6 +73,7 @@ class Probe:
         self.image, self._batch = image.detach().float().cpu(), batch
         self.products: dict[str, Product] = {}
         self.unusual: set[str] = set()
+        self.constant: set[str] = set()
         self.tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         self._names = {_address(tensor): name for name, tensor in self.tensors.items() if tensor.numel()}
         uses = Counter(id(parameter) for _, parameter in self.network.named_parameters(remove_duplicate=False))
@@ -108,8 +110,9 @@ class Probe:
         parts = []
         positions = min(output.numel() for (name, _), output in self._frozen.items() if name == weight)
         positions //= self.products[weight].outputs
-        for first in range(0, len(channels), self._batch):
-            chosen = channels[first : first + self._batch]
+        batch = 1 if weight in self.constant else self._batch
+        for first in range(0, len(channels), batch):
+            chosen = channels[first : first + batch]
             with self._shortcuts.around(weight.rpartition(".")[0], len(chosen)):
                 parts.append(self._both(positions, partial(self._pass, len(chosen), weight, chosen, readers)))
         return Moved.stacked(parts)
@@ -237,6 +240,9 @@ class _Replaying(TorchFunctionMode):
         if self._readers and part not in self._readers:
             return
         before = self._probe._inputs.get((part, inputs.shape[1:]))
+        if before is not None and self._tests > 1 and inputs.shape == before.shape:
+            self._probe.constant.add(part.name)
+            return
         if before is None or inputs.shape != (self._tests * len(before), *before.shape[1:]):
             self._probe.unusual.add(part.name)
             return
@@ -249,7 +255,8 @@ class _Replaying(TorchFunctionMode):
                 raise OverError
 
     def _output(self, name: str, shape: torch.Size, channel: int) -> Tensor:
-        output = repeated(self._probe._frozen[name, shape], max(self._tests, 1))
+        repeats = 1 if name in self._probe.constant else max(self._tests, 1)
+        output = repeated(self._probe._frozen[name, shape], repeats)
         if name != self._weight:
             return output
         each = len(output) // self._tests
