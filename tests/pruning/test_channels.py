@@ -392,3 +392,13 @@ def test_groups_do_not_depend_on_the_mode_of_the_network() -> None:
     assert [(group.name, len(group)) for group in found[0]] == [("0.weight", 6)]
     assert [group.channels.keys() for group in found[0]] == [group.channels.keys() for group in found[1]]
     assert network.training is False
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Hardswish(), nn.GELU(), nn.MaxPool2d(2), nn.Identity()])
+def test_channels_whose_positions_are_read_one_by_one_are_whole_groups(activation: nn.Module) -> None:
+    layers = [nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), activation, nn.Flatten()]
+    inputs = nn.Sequential(*layers).eval()(torch.randn(2, 3, 10, 10)).shape[1]
+    network = nn.Sequential(*layers, nn.Linear(inputs, 10))
+    (group,) = channel_groups(network, torch.randn(1, 3, 10, 10))
+    assert len(group) == 32
+    assert group.channels[Part("4.weight", "in")].shape == (32, inputs // 32)

@@ -29,7 +29,7 @@ from mmp.pruning.channels.shortcuts import OverError, Shortcuts, repeated
 _PRODUCTS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d}
 _SPREAD = 2.0  # frozen outputs are between -2 and 2: both sides of an activation, but no gate is fully shut
 _STEP = 6.0  # size of a change
-_MANY = 16  # changes of which some have each sign, if the signs are random
+_MANY = 16  # values of which some are negative and some are not
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Probe:
         tensor, parts = self.tensors[name].detach(), []
         before = tensor.clone()
 
-        def changed(indices: Tensor, signs: tuple[float, float]) -> Moved:
-            tensor.index_add_(dim, indices, noise(before.index_select(dim, indices).shape, signs))
+        def changed(indices: Tensor, sign: float) -> Moved:
+            tensor.index_add_(dim, indices, noise(before.index_select(dim, indices), sign))
             moved = self._pass(1)
             tensor.copy_(before)
             return moved
@@ -142,9 +142,9 @@ class Probe:
         return Moved.stacked(parts)
 
     @staticmethod
-    def _both(values: int, run: Callable[[tuple[float, float]], Moved]) -> Moved:
-        """Return what changes of either sign do: in one pass if there are many values, each with a random sign."""
-        return run((-1.0, 1.0)) if values >= _MANY else run((1.0, 1.0)) | run((-1.0, -1.0))
+    def _both(values: int, run: Callable[[float], Moved]) -> Moved:
+        """Return what changes of either sign do: in one pass if there are many values, each across zero."""
+        return run(0.0) if values >= _MANY else run(1.0) | run(-1.0)
 
     def _pass(
         self,
@@ -152,9 +152,9 @@ class Probe:
         weight: str | None = None,
         channels: Sequence[Tensor] = (),
         readers: Set[Part] = frozenset(),
-        signs: tuple[float, float] = (1.0, 1.0),
+        sign: float = 1.0,
     ) -> Moved:
-        mode = _Replaying(self, tests, weight, channels, signs, readers)
+        mode = _Replaying(self, tests, weight, channels, sign, readers)
         moved = torch.zeros(tests, dtype=torch.bool)
         with torch.no_grad(), suppress(OverError):
             output = first_tensor(self._run(mode, tests))
@@ -210,11 +210,11 @@ class _Replaying(TorchFunctionMode):
         tests: int = 0,
         weight: str | None = None,
         channels: Sequence[Tensor] = (),
-        signs: tuple[float, float] = (1.0, 1.0),
+        sign: float = 1.0,
         readers: Set[Part] = frozenset(),
     ) -> None:
         super().__init__()
-        self._probe, self._tests, self._weight, self._channels, self._signs = probe, tests, weight, channels, signs
+        self._probe, self._tests, self._weight, self._channels, self._sign = probe, tests, weight, channels, sign
         self._readers, self._unseen = readers, set(readers)
         self.moved: dict[Part, Tensor] = {}
 
@@ -262,7 +262,7 @@ class _Replaying(TorchFunctionMode):
         each = len(output) // self._tests
         for test, chosen in enumerate(self._channels):
             part = output[test * each : (test + 1) * each].movedim(channel, -1)
-            part[..., chosen] += noise((*part.shape[:-1], len(chosen)), self._signs)
+            part[..., chosen] += noise(part[..., chosen], self._sign)
         return output
 
 
@@ -282,10 +282,12 @@ def _randomised(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def noise(shape: Sequence[int], signs: tuple[float, float]) -> Tensor:
-    """Return random changes, each with one of two signs."""
-    size = _STEP * (torch.rand(shape) + 0.5)
-    return size * signs[0] if signs[0] == signs[1] else torch.where(torch.rand(shape) < 0.5, size, -size)
+def noise(values: Tensor, sign: float) -> Tensor:
+    """Return random changes of values: of one sign, or if that is 0, each to the other side of zero.
+
+    A value that crosses zero changes what is behind an activation, also where only one position reads it.
+    """
+    return _STEP * (torch.rand_like(values) + 0.5) * (sign or torch.where(values > 0, -1.0, 1.0))
 
 
 def _arguments(func: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any, int] | None:
