@@ -229,6 +229,13 @@ def test_a_configuration_of_another_command_is_refused(name: str) -> None:
 def test_overlays_take_precedence_over_the_defaults() -> None:
     assert composed("experiment=demo").sweep == "demo"
     assert composed("debug=fast").finetune.epochs == 1
+    channels = validate(composed("experiment=channels"), PruneConfig)
+    assert (channels.pattern, channels.ranges.name, channels.reconstruct.name) == (
+        "channels",
+        "channels",
+        "least_squares",
+    )
+    assert channels.budget.sparsity == 0.5
 
 
 def test_interpolations_reach_the_recipe() -> None:

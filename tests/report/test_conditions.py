@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from result_files import result, write
+from result_files import result, timed, write
 
 from mmp.errors import MmpError
 from mmp.report.conditions import select
@@ -83,14 +82,6 @@ def test_conditions_that_are_wrong(runs: list[Any], conditions: str, parts: list
 def test_a_sweep_without_a_completed_run(runs: list[Any]) -> None:
     with pytest.raises(MmpError, match="has no completed run"):
         select([run for run in runs if run.status != "completed"], "all")
-
-
-def timed(folder: Path, target: str, ratio: object, **more: object) -> None:
-    """Write the part of an export.json that has the latencies."""
-    latency = [{"batch": 32, "ratio": 0.01}, {"batch": 1, "ratio": ratio}]
-    place = folder / "export" / target / "export.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps({"latency": latency, **more}))
 
 
 @pytest.fixture
