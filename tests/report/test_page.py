@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from resources import CHROMIUM, needs
-from result_files import STRATEGIES, full_sweep, result, write
+from result_files import STRATEGIES, channel_result, full_sweep, result, timed, write
 
 from mmp.report.write import write_comparison, write_report
 
@@ -486,6 +486,78 @@ def test_a_comparison_shows_both_sweeps_apart(browser: Any, folder: Path, tmp_pa
         assert page.locator("#tables th[aria-sort=descending]").inner_text().startswith("B better by")
         page.locator("#filter-sweep label", has_text="A").click()
         assert page.locator("#table tbody tr").count() == 10
+
+
+@pytest.fixture
+def with_channels(tmp_path: Path) -> Path:
+    """Two runs without and three with whole channels; two files of the latter were timed, one of the former."""
+    layers = [{"name": "a.weight", "role": "conv_inner", "lo": 0.1, "hi": 0.5, "pruned": 16, "total": 64}]
+    place = write(
+        tmp_path,
+        result("p30", 0.3, 0.98, 0.97),
+        result("p70", 0.7, 0.96, 0.95),
+        channel_result("p30", 0.3, 0.98, 0.97, sparsity=0.9, layers=layers),
+        channel_result("p50", 0.5, 0.96, 0.95, sparsity=0.8, layers=layers),
+        channel_result("p70", 0.7, 0.97, 0.96, sparsity=0.7, multiply_adds=None),
+    )
+    timed(place / "run2", "onnx", 0, latency=[{"batch": 1, "ratio": 0.8, "quartiles": [0.7, 0.85]}])
+    timed(place / "run3", "onnx", 0.9)
+    timed(place / "run3", "openvino", 0.4)
+    write_report(place)
+    return place / "report" / "index.html"
+
+
+def test_whole_channels_have_axes_columns_and_words_of_their_own(browser: Any, with_channels: Path) -> None:
+    for page in opened(browser, with_channels):
+        axes = page.locator("#axis option")
+        assert [axis.split(" (")[0] for axis in axes.all_inner_texts()] == ["sparsity", "size"]
+        page.locator("#group").select_option("1")
+        labels = [axis.split(" (")[0] for axis in axes.all_inner_texts()]
+        assert labels == ["parameters removed", "multiply-adds left", "size"]
+        shown = table(page)
+        assert {name: (cells["removed %"], cells["MACs %"], cells["front"]) for name, cells in shown.items()} == {
+            "magnitude/p30": ("30.00", "85.00", "*"),
+            "magnitude/p50": ("50.00", "75.00", ""),
+            "magnitude/p70": ("70.00", "", "*"),
+        }
+        assert list(shown) == ["magnitude/p30", "magnitude/p50", "magnitude/p70"]  # sorted by what is removed
+        assert sorted(x for x, _ in points(page).values()) == pytest.approx([30, 50, 70])
+        choose(page, "magnitude/p50")
+        text = page.locator("#detail").inner_text()
+        for part in ("50.00 % of all parameters", "75.00 % of the dense model's", "onnx 0.90; openvino 0.40"):
+            assert part in text
+        page.wait_for_selector("#layers .main-svg")
+        assert "64 sets of channels" in page.evaluate("document.getElementById('layers').data[0].text[0]")
+        page.locator("#axis").select_option("multiply_adds")
+        assert sorted(x for x, _ in points(page).values() if x is not None) == pytest.approx([75, 85])
+        page.locator("#group").select_option("0")  # which has no such axis
+        assert page.locator("#axis").input_value() == "reduction"
+        assert "of all %" in page.locator("#table th").all_inner_texts()
+
+
+def test_measured_latencies_have_a_chart_of_their_own(browser: Any, with_channels: Path) -> None:
+    drawn = """() => Object.fromEntries(document.getElementById('latency').data.filter(t => t.customdata)
+        .map(t => [t.name, [t.x, t.y, t.text, t.error_x.array, t.error_x.arrayminus]]))"""
+    for page in opened(browser, with_channels):
+        assert page.locator("#latency").count() == 0  # nothing of the first group was timed
+        page.locator("#group").select_option("1")
+        page.wait_for_selector("#latency .main-svg")
+        found = page.evaluate(drawn)
+        assert found == {
+            "onnx: magnitude": [
+                [0.8, 0.9], pytest.approx([97, 95]), ["p30", "p50"], pytest.approx([0.05, 0]), pytest.approx([0.1, 0]),
+            ],
+            "openvino: magnitude": [[0.4], pytest.approx([95]), ["p50"], [0], [0]],
+        }  # fmt: skip
+        rings = page.evaluate("document.getElementById('latency').data[0].x")
+        assert sorted(rings) == [0.4, 0.8]  # in onnx, the second is slower and less accurate
+        assert "table has the numbers" in page.locator("#latency").get_attribute("aria-label")
+        for chart in ("latency", "effect"):  # in another window, as high as before, so that charts do not overlap
+            page.evaluate(f"Plotly.Plots.resize('{chart}')")
+            assert page.locator(f"#{chart}").bounding_box()["height"] >= 380
+        for _ in range(2):
+            page.locator("#filter-strategy button").click()
+        page.wait_for_selector("#latency .main-svg")
 
 
 def test_a_thousand_configurations(browser: Any, tmp_path: Path) -> None:
