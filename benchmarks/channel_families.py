@@ -109,7 +109,7 @@ def report() -> str:
         lines.append([family, model, *cells[0], *cells[1]])
     names = ["runs", "parameters gone %", "computes the same"]
     table = table_of(["family", "model", *(f"{tool}: {name}" for tool in (OURS, THEIRS) for name in names)], lines)
-    return "\n\n".join([table, *(_counted(rows, tool) for tool in (OURS, THEIRS))])
+    return "\n\n".join([table, *(_counted(rows, tool) for tool in (OURS, THEIRS) if any(by == tool for _, by in rows))])
 
 
 def _cells(row: Row | None) -> list[str]:

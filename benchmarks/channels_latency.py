@@ -4,7 +4,8 @@
 weights, and appends a row for each engine to ``benchmarks/results/channels_latency.jsonl``; measured rows are skipped.
 ``models=resnet18,resnet50`` measures only these, ``seconds=10`` times each pair of networks for so long, and
 ``force=true`` measures again.
-``python -m benchmarks.channels_latency report`` prints the tables.
+``python -m benchmarks.channels_latency report`` prints the tables and writes them into docs/channels.md, with those of
+:mod:`benchmarks.channel_families`.
 
 The two networks of a row are timed in turns, one image and one thread, by the processor time of the process, so that
 other load on the machine hardly matters.
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import RESULTS, torch_pruning
+from benchmarks import RESULTS, channel_families, torch_pruning
 from benchmarks.channel_networks import (
     CLASSES,
     Shrinker,
@@ -33,11 +34,13 @@ from benchmarks.channel_networks import (
     network_of,
     parameters_of,
 )
+from benchmarks.study_report import fill
 from benchmarks.timing import machine
 from mmp import Masks, MmpError, channel_groups
 from mmp.config.schema import ModelConfig
 from mmp.export.latency import compare_latency
 from mmp.export.targets import Engine, Exportable, load_target
+from mmp.files import write_text
 from mmp.markdown import table_of
 
 ROWS = RESULTS / "channels_latency.jsonl"
@@ -45,6 +48,8 @@ OURS, THEIRS = "mmp", "Torch-Pruning"
 FLOAT = ("onnx", "openvino")
 TARGETS = {"onnx": "onnxruntime", "openvino": "OpenVINO", "onnx_int8": "onnxruntime, int8", "executorch": "ExecuTorch"}
 DENSE = {"onnx_int8": "onnx"}  # the target of the dense network, where it is another one
+ANY_WIDTHS = ("mobilenetv3_large_100", 0.5, OURS)  # is measured with multiples of 1, too
+PAGE = Path("docs/channels.md")
 SECONDS = 5.0
 CHECKED = 4  # images of the check
 
@@ -92,7 +97,7 @@ def cases() -> list[Case]:
                 limits["executorch"] = None
             found.append(Case(model, asked, OURS, 16, limits))
             found.append(Case(model, asked, THEIRS, 16, dict.fromkeys(limits)))
-    found.append(Case("mobilenetv3_large_100", 0.5, OURS, 1, dict.fromkeys(FLOAT)))
+    found.append(Case(*ANY_WIDTHS, 1, dict.fromkeys(FLOAT)))
     return found
 
 
@@ -182,22 +187,29 @@ def engine_of(name: str, network: nn.Module, images: Tensor, scratch: Path) -> E
     return target.open(path, source)
 
 
-def report() -> str:
-    """Return the tables of all measured rows."""
+def tables() -> dict[str, str]:
+    """Return the tables of all measured rows, by their place in docs/channels.md."""
     rows = read_rows()
-    machines = sorted({row["machine"] for row in rows.values()})
-    lines = [
-        _float_table(rows),
-        _other_table(rows),
-        f"The slowest file takes {_slowest(rows)} of its dense network's time.",
-        "; ".join(machines),
-    ]
-    return "\n\n".join(lines)
+    slowest = f"The slowest file takes {_slowest(rows)} of its dense network's time."
+    machines = "; ".join(sorted({row["machine"] for row in rows.values()}))
+    return {
+        "latency": f"{_float_table(rows)}\n\n{slowest} {machines}",
+        "latency in eight bits": _other_table(rows),
+        "latency of any widths": _widths_table(rows),
+    }
+
+
+def write_page() -> None:
+    """Write all tables into their places in docs/channels.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in {**tables(), "families": channel_families.report()}.items():
+        text = fill(text, f"channels: {name}", table)
+    write_text(PAGE, text)
 
 
 def _float_table(rows: dict[tuple[Any, ...], Row]) -> str:
     lines = []
-    for case in cases():
+    for case in (case for case in cases() if case.multiple > 1):
         found = [rows.get(case.key(target)) for target in FLOAT]
         first = next((row for row in found if row), None)
         if first:
@@ -205,7 +217,7 @@ def _float_table(rows: dict[tuple[Any, ...], Row]) -> str:
             lines.append(
                 [
                     case.model,
-                    case.tool if case.multiple > 1 else f"{case.tool}, any widths",
+                    case.tool,
                     f"{100 * first['parameters']:.1f}",
                     f"{100 * first['multiply_adds']:.1f}",
                     *(_cell(row) for row in found),
@@ -215,6 +227,16 @@ def _float_table(rows: dict[tuple[Any, ...], Row]) -> str:
             )
     gone = ["parameters gone %", "multiply-adds gone %"]
     return table_of(["model", "by", *gone, *(TARGETS[name] for name in FLOAT), "at most", "difference"], lines)
+
+
+def _widths_table(rows: dict[tuple[Any, ...], Row]) -> str:
+    lines = []
+    for multiple in (16, 1):
+        found = [rows.get((*ANY_WIDTHS, multiple, target)) for target in FLOAT]
+        if first := next((row for row in found if row), None):
+            widths = f"multiples of {multiple}" if multiple > 1 else "any"
+            lines.append([first["model"], widths, f"{100 * first['parameters']:.1f}", *(_cell(row) for row in found)])
+    return table_of(["model", "widths", "parameters gone %", *(TARGETS[name] for name in FLOAT)], lines)
 
 
 def _other_table(rows: dict[tuple[Any, ...], Row]) -> str:
@@ -243,8 +265,10 @@ def _cell(row: Row | None) -> str:
 
 
 def _slowest(rows: dict[tuple[Any, ...], Row]) -> str:
-    row = max((row for row in rows.values() if row["tool"] == OURS), key=lambda row: row["ratio"])
-    return f"{row['ratio']:.2f} ({row['model']}, {TARGETS[row['target']]}, multiples of {row['multiple']})"
+    row = max(
+        (row for row in rows.values() if row["tool"] == OURS and row["multiple"] > 1), key=lambda row: row["ratio"]
+    )
+    return f"{row['ratio']:.2f} ({row['model']}, {TARGETS[row['target']]}, {100 * row['asked']:.0f} % asked)"
 
 
 def say(line: str) -> None:
@@ -257,7 +281,8 @@ def main(words: Sequence[str]) -> str:
     command, *settings = words or [""]
     chosen = dict(one.split("=", 1) for one in settings if "=" in one)
     if command == "report" and not settings and ROWS.is_file():
-        return report()
+        write_page()
+        return "\n\n".join(tables().values())
     if command != "measure" or len(chosen) != len(settings) or chosen.keys() - {"models", "seconds", "force"}:
         raise MmpError("python -m benchmarks.channels_latency measure [models=A,B seconds=5 force=true], then report")
     known = {case.model for case in cases()}
@@ -265,7 +290,7 @@ def main(words: Sequence[str]) -> str:
     if other := set(models) - known:
         raise MmpError(f"models={min(other)}: no model of this benchmark; choose from: {', '.join(sorted(known))}")
     measure(models, float(chosen.get("seconds", SECONDS)), chosen.get("force") == "true")
-    return report()
+    return "\n\n".join(tables().values())
 
 
 if __name__ == "__main__":

@@ -66,13 +66,19 @@ def test_the_report_compares_the_slower_engine_with_the_target(tmp_path: Path, m
     rows = [row("onnx", 0.9), row("onnx", 0.44), row("openvino", 0.56), row("onnx_int8", 0.19)]
     rows.append(row("onnx", 0.31, asked=0.7))
     channels_latency.ROWS.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(channels_latency, "PAGE", page)
+    monkeypatch.setattr(channel_families, "ROWS", tmp_path / "families.jsonl")
+    names = ("latency", "latency in eight bits", "latency of any widths", "families")
+    page.write_text("".join(f"<!-- channels: {name} -->\n\n<!-- end -->\n" for name in names))
     text = channels_latency.main(["report"])
+    assert all(table in page.read_text() for table in channels_latency.tables().values())
     assert (
         "| resnet18 | mmp | 50.2 | 60.0 | 0.44 (0.43 to 0.45) | 0.56 (0.55 to 0.57) | 0.55: **miss** | 2e-07 |" in text
     )
     assert "| resnet18 | mmp | 50.2 | 60.0 | 0.31 (0.30 to 0.32) |  | 0.36: not measured | 2e-07 |" in text
     assert "| resnet18 | mmp | 50.2 | onnxruntime, int8 | 0.19 (0.18 to 0.20) | 0.22: pass |" in text
-    assert "0.56 (resnet18, OpenVINO, multiples of 16)" in text
+    assert "0.56 (resnet18, OpenVINO, 50 % asked)" in text
 
 
 @pytest.mark.parametrize("words", [["measure", "model=resnet18"], ["measure", "models=resnet19"], [], ["report", "x"]])
