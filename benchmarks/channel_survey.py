@@ -99,7 +99,7 @@ def smallest_models() -> dict[str, str]:
     """Return the model with the fewest parameters of every timm module, by module; timm's test models do not count."""
     with MODELS.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if not row["model"].startswith("test_")]
-    rows.sort(key=lambda row: int(row["parameters"]), reverse=True)
+    rows.sort(key=lambda row: (int(row["parameters"]), row["model"]), reverse=True)
     found: dict[str, str] = {}
     for row in rows:
         found.pop(row["module"], None)

@@ -50,6 +50,32 @@ class Attention(nn.Module):
         return self.head((x + self.proj(y.transpose(1, 2).flatten(2))).mean(1))
 
 
+class Interleaved(Attention):
+    """Self-attention whose heads take every fourth channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.norm(x)).view(len(x), x.shape[1], 3, -1, self.heads).permute(2, 0, 4, 1, 3)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.head((x + self.proj(y.permute(0, 2, 3, 1).flatten(2))).mean(1))
+
+
+class NarrowKeys(nn.Module):
+    """Self-attention whose queries and keys are narrower than its values, head by head in one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.embed, self.norm = 4, nn.Conv2d(3, 24, 4, 4), nn.LayerNorm(24)
+        self.qkv, self.proj, self.head = nn.Linear(24, 96), nn.Linear(64, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, 24)).transpose(1, 2)
+        q, k, v = qkv.split([4, 4, 16], dim=-1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.head((x + self.proj(y.transpose(1, 2).flatten(2))).mean(1))
+
+
 class Concatenated(nn.Module):
     """Two convolutions whose outputs are joined, and normalised together."""
 
@@ -140,6 +166,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), (6,)),
     "gated": (Gated, (6,)),
     "attention": (Attention, IMAGE),
+    "interleaved": (Interleaved, IMAGE),
+    "narrow keys": (NarrowKeys, IMAGE),
     "concatenation": (Concatenated, IMAGE),
     "squeezed": (Squeezed, IMAGE),
     "scales": (Scales, IMAGE),
@@ -168,6 +196,8 @@ EXPECTED = {
     "mlp": [(16, "0.weight")],
     "gated": [(12, "fc1.weight")],
     "attention": [(4, "qkv.weight")],
+    "interleaved": [(4, "qkv.weight")],
+    "narrow keys": [(4, "qkv.weight")],
     "squeezed": [(12, "conv.weight")],
     "scales": [(32, "fc1.weight")],
     "positions": [(16, "fc1.weight"), (8, "fc2.weight")],

@@ -22,7 +22,6 @@ from mmp.pruning.channels.probe import Probe, Product
 _MOST = (
     0.6  # if each channel changes more than this share of a layer's inputs, it changes all: small changes are missed
 )
-_BLOCK = 8  # the most channels of a test that is not checked for channels of two heads
 
 Channels = Sequence[int] | Tensor | np.ndarray
 
@@ -158,8 +157,7 @@ def _distinguish(probe: Probe, weight: str, uncertain: dict[Part, Tensor], alike
     """Couple input channels that may have several causes, by tests of neighbouring channels.
 
     Channels that act alike, as those of an attention head, are as many as the channels that one of them changes, or a
-    divisor. Tests of several channels have the largest such size at which no two of them change a part of the same
-    channels: none of them has channels of two heads.
+    divisor. The tests have the largest such size at which none of them has channels of two heads.
 
     Args:
         probe: The experiments.
@@ -173,7 +171,7 @@ def _distinguish(probe: Probe, weight: str, uncertain: dict[Part, Tensor], alike
     while True:
         blocks = torch.arange(count).split(size)
         moved = probe.change(weight, blocks, set(uncertain)).changed()
-        if size <= _BLOCK or all(_apart(moved[part]) for part in uncertain if part in moved):
+        if size == 1 or all(_apart(moved[part], max(alike)) for part in uncertain if part in moved):
             break
         size = next(smaller for smaller in range(size // 2, 0, -1) if size % smaller == 0)
     members = torch.zeros(len(blocks), count, dtype=torch.bool)
@@ -186,10 +184,16 @@ def _distinguish(probe: Probe, weight: str, uncertain: dict[Part, Tensor], alike
                 nodes.join(Part(weight, "out"), causes, part, [j])
 
 
-def _apart(changed: Tensor) -> bool:
-    """Return whether the tests that change something change the same channels or none in common, two by two."""
-    distinct = changed[changed.any(1)].unique(dim=0)
-    return not bool((distinct.sum(0) > 1).any())
+def _apart(changed: Tensor, most: int) -> bool:
+    """Return whether no test has channels of two heads: what two of them change is disjoint, or one has the other's.
+
+    Args:
+        changed: Which inputs each test changes, bool (tests, inputs).
+        most: The most inputs that one channel changes.
+    """
+    distinct = changed.unique(dim=0).float()
+    size, common = distinct.sum(1), distinct @ distinct.T
+    return bool(((common == 0) | (common == torch.minimum(size, size[:, None]))).all() and size.max() <= most)
 
 
 def _find_tensors(probe: Probe, nodes: _Nodes) -> None:
