@@ -68,6 +68,8 @@ def make_plan(
     _require_known_strategies(checked, chosen)
     if isinstance(parsed, Channels):
         table = load_ranges("channels" if ranges is None else ranges)
+        if table.observed or observations is not None:
+            raise MmpError(no_channels(f"ranges={table.name} with observations", parsed))
         if structure is None:
             if image is None:
                 raise MmpError(f"pattern={parsed}: the channels that go together are found with an image; pass image")
@@ -185,6 +187,11 @@ def show(cfg: DictConfig) -> None:
     config = validate(cfg, PlanConfig)
     quiet()
     if any(sign in config.model.name for sign in "*?["):
+        if isinstance(parse(config.pattern), Channels):
+            raise MmpError(
+                f"pattern={config.pattern}: a survey shows single weights, but model.name={config.model.name} is a "
+                "pattern; set a single model.name, or pattern=none"
+            )
         if config.picture:
             raise MmpError(f"picture={config.picture}: a picture needs a single model, but model.name is a pattern")
         from mmp.models.survey import print_survey

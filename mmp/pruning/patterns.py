@@ -179,10 +179,10 @@ def parse(text: str) -> Pattern | Channels:
     """
     if found := _CHANNELS.fullmatch(text):
         return Channels(int(found["multiple"] or MULTIPLE))
-    if text.startswith("channels"):
+    if text.strip().lower().startswith("channels"):
         raise MmpError(
-            f"pattern={text}: whole channels are written channels (multiples of {MULTIPLE}) or channels:N, such as "
-            "channels:8 (in a YAML file, quote it)"
+            f"pattern={text}: whole channels are written channels (layers keep multiples of {MULTIPLE}), or channels:N "
+            "with a whole number N of at least 1, such as channels:8"
         )
     return Pattern.parse(text)
 

@@ -24,7 +24,7 @@ def confirmed_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
 
     Args:
         network: Any network. It is not changed.
-        image: One image of the network's real size, (1, C, H, W). Only its shape, data type and device are used.
+        image: One image of the network's real size, (1, C, H, W). Only its shape and data type are used.
     """
     with evaluating(network):
         groups, unread = channel_groups(network, image), copy.deepcopy(network)
@@ -36,6 +36,6 @@ def confirmed_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
             weight.index_fill_(1, columns.to(weight.device), 0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        noise = torch.randn(image.shape).to(image)
+        noise = torch.randn(image.shape).to(next(unread.parameters()).device, image.dtype)
     _, removal = remove(unread, chosen, noise)
     return [group for group in groups if group.name not in removal.kept]

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmp.errors import MmpError
+from mmp.errors import MmpError, first_line
 from mmp.pruning.budgets import Budget
 from mmp.pruning.channels.budget import Allowance, ChannelShift
 from mmp.pruning.channels.confirmed import confirmed_groups
@@ -79,16 +79,17 @@ class WholeChannels:
             groups: The groups of :func:`mmp.pruning.channels.confirmed.confirmed_groups`, if they are known already.
 
         Raises:
-            MmpError: if no group can lose a channel.
+            MmpError: if no group can lose a channel, or if the network does not run on the image.
         """
         pattern = pattern or Channels()
+        image = image[:1] if isinstance(image, Tensor) else image
+        positions = _positions(network, image, pattern)
         weights = find_layers(network)
         prunable = {layer.name for layer in weights}
         with evaluating(network):
             found = confirmed_groups(network, image) if groups is None else groups
         kept = tuple(group for group in found if all(part.name in prunable for part in group.readers))
         _require_channels(network, kept, pattern)
-        positions = positions_of(network, image.to(_device_of(network)))
         layers = group_layers(kept, weights, positions)
         return cls(pattern, weights, kept, layers, Costs.of(network, kept, positions))
 
@@ -164,7 +165,9 @@ class WholeChannels:
             statistics: The statistics of :func:`mmp.pruning.calibration_statistics.collect` that the signal needs.
         """
         if isinstance(scorer, SetScorer):
-            return {group.name: scorer.score_sets(group, weights, statistics) for group in self.groups}
+            found = {group.name: scorer.score_sets(group, weights, statistics) for group in self.groups}
+            _require_one_each(scorer, self.groups, found)
+            return found
         return self.sums(score(scorer, weights, statistics, normalised=True))
 
     def grid(
@@ -197,5 +200,29 @@ def _require_channels(network: nn.Module, groups: Sequence[ChannelGroup], patter
         )
 
 
-def _device_of(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+def _positions(network: nn.Module, image: Tensor, pattern: Channels) -> dict[str, int]:
+    """Return :func:`positions_of`, with an error of one line if the network has no values or does not run."""
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        raise MmpError(
+            f"pattern={pattern}: {type(network).__name__} is on the meta device, but groups of channels are found by "
+            "running it; build it on another device"
+        )
+    try:
+        return positions_of(network, image[[0]].to(device))  # raises if there is no image
+    except Exception as error:  # a forward pass can raise any exception
+        shape = tuple(image.shape) if isinstance(image, Tensor) else image
+        raise MmpError(
+            f"pattern={pattern}: {type(network).__name__} does not run on an image of the shape {shape} "
+            f"({first_line(error)}); pass an image of its real size, (1, C, H, W)"
+        ) from error
+
+
+def _require_one_each(scorer: Scorer, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> None:
+    for group in groups:
+        shape = tuple(scores[group.name].shape)
+        if shape != (len(group),):
+            raise MmpError(
+                f"signal={scorer.name}: score_sets returned scores of the shape {shape} for the {len(group)} sets of "
+                f"{group.name!r}; return one score for each set"
+            )
