@@ -32,7 +32,7 @@ KNOWN = {
     "accelerator": ["auto", "cpu", "gpu", "mps", "tpu", "cuda"],
     "monitor": ["val/accuracy", "val/loss", "train/loss", "val/acc", "sparsity", "epoch"],
     "mode": ["min", "max", "auto"],
-    "pattern": ["2:4", "4:8", "4x1", "1x4", "0:4", "5:4", "4:4", "-1x2", "999x999", "2:4:8"],
+    "pattern": ["2:4", "4:8", "4x1", "1x4", "0:4", "5:4", "4:4", "-1x2", "999x999", "2:4:8", "channels", "channels:4", "channels:0", "channels:1.5"],
     "name": ["strategy", "searched", "lamp", "mag", "resnet18", "convnext_atto", "hf-hub:a/b", "least_squares"],
     "image_size": ["1", "8", "16", "17", "32", "1000000000"],
     "source": ["rules", "observed"],
@@ -42,7 +42,16 @@ KNOWN = {
 def lines() -> st.SearchStrategy[list[str]]:
     """Return a strategy of lines of one to four overrides."""
     override = st.one_of(_of_keys(), _of_keys(), _of_keys(), _of_groups(), _removals(), _additions())
-    return st.lists(override, min_size=1, max_size=4)
+    some = st.lists(override, min_size=1, max_size=4)
+    return st.one_of(some, some, some, st.tuples(_channels(), some).map(lambda parts: [*parts[0], *parts[1]]))
+
+
+def _channels() -> st.SearchStrategy[list[str]]:
+    """Return a strategy of lines that prune whole channels, with the ranges for them or others, and with a budget."""
+    pattern = st.sampled_from(["pattern=channels", "pattern=channels:4", "pattern=channels:1"])
+    ranges = st.sampled_from(["ranges=channels", "ranges=channels", "ranges=generic"])
+    budgets = ["budget=null", "budget=0.5", "budget=0.97", "++budget.macs=0.5", "++budget={macs: 0.01}"]
+    return st.tuples(pattern, ranges, st.sampled_from(budgets)).map(list)
 
 
 def is_choice(override: str) -> bool:
@@ -53,7 +62,11 @@ def is_choice(override: str) -> bool:
 @functools.cache
 def keys() -> list[str]:
     """Return every key of ``mmp-prune``, with the sections that contain others."""
-    choices = ["finetune=strong", "schedule=cubic", "budget={sparsity: 0.8, megabytes: null, strategies: {}}"]
+    choices = [
+        "finetune=strong",
+        "schedule=cubic",
+        "budget={sparsity: 0.8, megabytes: null, strategies: {}, macs: null}",
+    ]
     found = dict.fromkeys(_walk(OmegaConf.to_container(compose("prune", choices), resolve=False)))
     found |= dict.fromkeys(_walk(OmegaConf.to_container(compose("prune", []), resolve=False)))
     return [key for key in found if not key.startswith(_UNSAFE)]

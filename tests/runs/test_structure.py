@@ -1,0 +1,73 @@
+"""The groups of channels of a run: found once for an architecture, and read from the cache by all others."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from places import CONF
+
+from mmp.config.registration import register
+from mmp.config.schema import PruneConfig
+from mmp.config.validate import validate
+from mmp.models.timm_models import build_bare
+from mmp.pruning.channels.structure import WholeChannels
+from mmp.pruning.patterns import Channels
+from mmp.runs import structure as module
+from mmp.runs.structure import structure_of
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PruneConfig:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("prune", ["model=vit", "data=digits", "pattern=channels", "ranges=channels"])
+    config = validate(cfg, PruneConfig)
+    config.paths.cache = str(tmp_path)
+    return config
+
+
+def groups_of(config: PruneConfig) -> WholeChannels:
+    found = structure_of(config, build_bare(config.model), Channels())
+    assert isinstance(found, WholeChannels)
+    return found
+
+
+def same(one: WholeChannels, other: WholeChannels) -> bool:
+    return one.layers == other.layers and all(
+        a.channels.keys() == b.channels.keys()
+        and a.passed == b.passed
+        and all(torch.equal(a.channels[part], b.channels[part]) for part in a.channels)
+        for a, b in zip(one.groups, other.groups, strict=True)
+    )
+
+
+def test_groups_are_found_once_and_do_not_depend_on_the_weights(
+    config: PruneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = groups_of(config)
+    monkeypatch.setattr(module, "confirmed_groups", None)  # is not called again
+    assert same(first, groups_of(config))
+
+
+def test_a_damaged_file_is_replaced(config: PruneConfig, caplog: pytest.LogCaptureFixture) -> None:
+    first = groups_of(config)
+    (file,) = Path(config.paths.cache).glob("channels/*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with caplog.at_level(logging.WARNING):
+        assert same(first, groups_of(config))
+    assert "computing it again" in caplog.text
+    assert file.read_bytes() == content
+
+
+def test_other_architectures_have_files_of_their_own(config: PruneConfig) -> None:
+    groups_of(config)
+    config.model.kwargs = {**config.model.kwargs, "depth": 1}
+    assert len(groups_of(config).groups) == 2
+    assert len([*Path(config.paths.cache).glob("channels/*.safetensors")]) == 2
