@@ -24,6 +24,7 @@ WORDS = ["null", "true", "false", "''", "nonsense", "'a b'", "ü", "'???'", "'${
 WORDS += ["none", "0x10", "'1'", "'", "builtins.dict", "mmp.pruning.signals.Magnitude", "math.pi", "1,2", "glob(*)"]
 LISTS = ["[]", "[0]", "[1,2]", "[1,2,0,0]", "[0.2,0.8]", "[nan]", "[a]", "[[1]]", "[null]", "[-1,5]", "[1", "[0.9,0.1]"]
 MAPPINGS = ["{}", "{a: 1}", "{name: x}", "{_target_: builtins.dict}", "{sparsity: 0.5}", "{0: 1}", "{a: {b: [1]}}"]
+CHANNELS = ["channels", "channels:4", "channels:0", "channels:1.5"]
 # Values with a meaning for keys of these names.
 KNOWN = {
     "optimizer": ["adamw", "sgd", "adahessian", "fusedadam", "bnbadam", "lamb", "lion", "lookahead_adamw", "muon"],
@@ -32,7 +33,7 @@ KNOWN = {
     "accelerator": ["auto", "cpu", "gpu", "mps", "tpu", "cuda"],
     "monitor": ["val/accuracy", "val/loss", "train/loss", "val/acc", "sparsity", "epoch"],
     "mode": ["min", "max", "auto"],
-    "pattern": ["2:4", "4:8", "4x1", "1x4", "0:4", "5:4", "4:4", "-1x2", "999x999", "2:4:8", "channels", "channels:4", "channels:0", "channels:1.5"],
+    "pattern": ["2:4", "4:8", "4x1", "1x4", "0:4", "5:4", "4:4", "-1x2", "999x999", "2:4:8", *CHANNELS],
     "name": ["strategy", "searched", "lamp", "mag", "resnet18", "convnext_atto", "hf-hub:a/b", "least_squares"],
     "image_size": ["1", "8", "16", "17", "32", "1000000000"],
     "source": ["rules", "observed"],
