@@ -24,7 +24,6 @@ GROUP_ROLES: tuple[str, ...] = (
     "mlp_hidden",
     "conv_inner",
     "attn_heads",
-    "attn_head_dims",
     "stage_width",
 )
 
