@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from mmp.pruning.channels.group import ChannelGroup
-from mmp.pruning.row_systems import factorise, with_ridge
+from mmp.pruning.channels.order import removal_order as sets_order
+from mmp.pruning.row_systems import damped, factorise, regularised
 
-_RIDGE = 0.01  # as a share of the inputs' mean variance, as in reconstruction
 _KEPT = 0.7  # share of the remaining weights that is left after a round
 _LAST = 0.02  # share of a layer's weights below which the rest is removed in one round
-_DAMPING = 0.1  # share of the mean importance that is added to each: an output without gradient also matters
 _WIDEST = 2048  # columns of a row that are solved together; for more, H is divided into diagonal blocks
 
 
@@ -45,9 +44,7 @@ class Obs:
         self, group: ChannelGroup, weights: Mapping[str, Tensor], statistics: Mapping[str, Mapping[str, Tensor]]
     ) -> Tensor:
         """Return the places of a group's sets of channels in the order of removal, in [0, 1)."""
-        from mmp.pruning.channels import order  # which needs this module
-
-        return order.removal_order(group, weights, statistics)
+        return sets_order(group, weights, statistics)
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,7 @@ class ObsFisher:
         self, group: ChannelGroup, weights: Mapping[str, Tensor], statistics: Mapping[str, Mapping[str, Tensor]]
     ) -> Tensor:
         """Return the places of a group's sets of channels in the order of removal, in [0, 1)."""
-        from mmp.pruning.channels import order  # which needs this module
-
-        return order.removal_order(group, weights, statistics, fisher=True)
+        return sets_order(group, weights, statistics, fisher=True)
 
 
 def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -99,17 +94,6 @@ def removal_order(weight: Tensor, covariance: Tensor, importance: Tensor | None 
         kept.view(-1)[going] = False
         gone += len(going)
     return order.view(weight.shape).float()
-
-
-def regularised(covariance: Tensor) -> Tensor:
-    """Return covariances (groups, columns, columns) with a ridge, so that they can be inverted."""
-    mean = covariance.diagonal(dim1=1, dim2=2).mean(1)
-    return with_ridge(covariance, torch.where(mean > 0, _RIDGE * mean, 1.0))
-
-
-def damped(importance: Tensor) -> Tensor:
-    """Return the importance of each output, (outputs,), with a share of their mean added."""
-    return importance + _DAMPING * importance.mean()
 
 
 def _parts(columns: int) -> list[slice]:

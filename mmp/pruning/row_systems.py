@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_RIDGE = 0.01  # as a share of the inputs' mean variance, as in reconstruction
+_DAMPING = 0.1  # share of the mean importance that is added to each: an output without gradient also matters
 _CACHED, _BLOCK = 2**20, 2**26  # numbers in a batch of systems, on a CPU (so that they fit its cache) and elsewhere
 
 
@@ -22,6 +24,17 @@ def with_ridge(a: Tensor, pull: Tensor) -> Tensor:
     a = a.clone()
     a.diagonal(dim1=1, dim2=2).add_(pull.unsqueeze(1))
     return a
+
+
+def regularised(covariance: Tensor) -> Tensor:
+    """Return covariances (groups, columns, columns) with a ridge, so that they can be inverted."""
+    mean = covariance.diagonal(dim1=1, dim2=2).mean(1)
+    return with_ridge(covariance, torch.where(mean > 0, _RIDGE * mean, 1.0))
+
+
+def damped(importance: Tensor) -> Tensor:
+    """Return the importance of each output, (outputs,), with a share of their mean added."""
+    return importance + _DAMPING * importance.mean()
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from mmp.errors import MmpError
 from mmp.pruning.channels.group import ChannelGroup, Part
-from mmp.pruning.optimal_brain_surgeon import damped, regularised
-from mmp.pruning.row_systems import cholesky_or_nan
+from mmp.pruning.row_systems import cholesky_or_nan, damped, regularised
 
 _ROUND = 16  # the least number of sets that go before all others are scored again
 _SHARE = 1 / 32  # of the remaining sets, goes in one round if that is more
