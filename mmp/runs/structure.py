@@ -16,7 +16,6 @@ from mmp.config.source_code import own_source_digest
 from mmp.pruning.channels.confirmed import confirmed_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.structure import WholeChannels
-from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.patterns import Channels, Pattern
 from mmp.pruning.sizes import Sizes
@@ -44,8 +43,7 @@ def structure_of(config: PruneConfig, model: nn.Module, pattern: Pattern | Chann
     chosen = [config.model.name, config.model.num_classes, config.model.kwargs, list(image.shape)]
     key = digest([chosen, torch.__version__, timm.__version__, own_source_digest("pruning/channels", "models")])
     path = Path(config.paths.cache) / "channels" / f"{key[:16]}.safetensors"
-    with evaluating(model):
-        found, _ = cached_tensors(path, lambda: _as_tensors(confirmed_groups(model, image)))
+    found, _ = cached_tensors(path, lambda: _as_tensors(confirmed_groups(model, image)))
     return WholeChannels.of(model, image, pattern, _from_tensors(found))
 
 

@@ -28,6 +28,8 @@ def test_groups_without_which_the_network_does_not_run_are_left_out(caplog: pyte
         groups = confirmed_groups(network, image)
     assert [group.name for group in groups] == ["a.weight"]
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["first.weight", "first.weight[16]"]
+    assert all("is not pruned, since half of it cannot be removed" in r.getMessage() for r in caplog.records)
+    assert "unread" not in caplog.text
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert network.training

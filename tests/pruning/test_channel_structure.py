@@ -133,9 +133,9 @@ def no_groups() -> nn.Module:
     [
         (lambda m, x: mmp.prune(m, 0.3, pattern="channels"), "pass images"),
         (lambda m, x: make_plan(m, pattern="channels"), "pass image"),
-        (lambda m, x: make_plan(m, pattern="channels", image=x[0]), r"does not run on an image of the shape"),
+        (lambda m, x: make_plan(m, pattern="channels", image=x[0]), r"does not run on images of the shape"),
         (lambda m, x: make_plan(m, pattern="channels", image=x[:, :1]), r"shape \(1, 1, 32, 32\) .*real size"),
-        (lambda m, x: make_plan(m, pattern="channels", image=torch.randn(1, 3, 40, 40)), r"real size, \(1, C, H, W\)"),
+        (lambda m, x: make_plan(m, pattern="channels", image=torch.randn(1, 3, 40, 40)), r"real size, \(B, C, H, W\)"),
         (lambda m, x: make_plan(m, pattern="channels", image=x[:0]), "real size"),
         (lambda m, x: make_plan(m, pattern="channels", image=[1]), "real size"),
         (lambda m, x: make_plan(copy.deepcopy(m).to("meta"), pattern="channels", image=x), "meta device"),

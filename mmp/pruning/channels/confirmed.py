@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.channels.removal import tensors_of
 from mmp.pruning.channels.shrink import remove
 from mmp.pruning.layers.eval_mode import evaluating
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -25,6 +28,9 @@ def confirmed_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
     Args:
         network: Any network. It is not changed.
         image: One image of the network's real size, (1, C, H, W). Only its shape and data type are used.
+
+    Raises:
+        MmpError: if the network does not run on the image.
     """
     with evaluating(network):
         groups, unread = channel_groups(network, image), copy.deepcopy(network)
@@ -38,4 +44,6 @@ def confirmed_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
         torch.manual_seed(0)
         noise = torch.randn(image.shape).to(next(unread.parameters()).device, image.dtype)
     _, removal = remove(unread, chosen, noise)
+    for name, reason in removal.kept.items():
+        log.warning("%s: this group of channels is not pruned, since half of it cannot be removed: %s", name, reason)
     return [group for group in groups if group.name not in removal.kept]

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.moved import Moved
 from mmp.pruning.channels.probe import Probe, Product
+from mmp.pruning.channels.running import device_to_run, running
+from mmp.pruning.layers.eval_mode import evaluating
 
 _MOST = (
     0.6  # if each channel changes more than this share of a layer's inputs, it changes all: small changes are missed
@@ -40,10 +42,15 @@ def channel_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
 
     Returns:
         The groups, in the order of the layers that write them.
+
+    Raises:
+        MmpError: if the network is on the ``meta`` device, or does not run on the image.
     """
-    with torch.random.fork_rng():
+    device_to_run(network, "groups of channels")
+    with evaluating(network), torch.random.fork_rng():
         torch.manual_seed(0)
-        probe = Probe(network, image)
+        with running(network, image, "groups of channels"):
+            probe = Probe(network, image)
         nodes = _Nodes(probe)
         for weight in probe.products:
             _find(probe, weight, nodes)

@@ -17,6 +17,7 @@ from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.probe import first_tensor
 from mmp.pruning.channels.removal import Indices, Removal, set_tensors, tensors_of
+from mmp.pruning.channels.running import device_to_run, running
 from mmp.pruning.channels.unread import may_have_unread, removable
 from mmp.pruning.layers.eval_mode import evaluating
 
@@ -47,7 +48,7 @@ def shrink(network: nn.Module, images: Tensor, multiple: int = 1) -> tuple[nn.Mo
         The smaller network in eval mode, and what was removed.
 
     Raises:
-        MmpError: if there are no images, or if the multiple is less than 1.
+        MmpError: if there are no images, if the network does not run on them, or if the multiple is less than 1.
 
     Example:
         >>> import torch
@@ -59,12 +60,16 @@ def shrink(network: nn.Module, images: Tensor, multiple: int = 1) -> tuple[nn.Mo
         >>> smaller[0].weight.shape, removal.removed
         (torch.Size([2, 4]), {'0.weight': (6, 8)})
     """
-    if not len(images):
-        raise MmpError("shrink: the batch of images is empty; pass at least one image")
+    if not isinstance(images, Tensor) or not images.numel():
+        raise MmpError("shrink: there are no images; pass a tensor of at least one image, (B, C, H, W)")
     if multiple < 1:
         raise MmpError(f"multiple={multiple}: must be at least 1; 1 allows any number of channels")
+    images = images.to(device_to_run(network, "shrink"))
     chosen = removable(network, channel_groups(network, images[:1]), multiple) if may_have_unread(network) else {}
-    return remove(network, chosen, images)
+    smaller, removal = remove(network, chosen, images)
+    for name, reason in removal.kept.items():
+        log.warning("%s: its unread channels are not removed: %s", name, reason)
+    return smaller, removal
 
 
 @torch.no_grad()
@@ -74,10 +79,14 @@ def remove(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor], images: Te
     Args:
         network: The network. It is not changed.
         chosen: The numbers of the sets to remove, by group.
-        images: The batch for the check, (B, C, H, W).
+        images: The batch for the check, (B, C, H, W), on the network's device.
+
+    Raises:
+        MmpError: if the network does not run on the images.
     """
     with evaluating(network):
-        logits = first_tensor(network(images))
+        with running(network, images, "shrink"):
+            logits = first_tensor(network(images))
         kept: dict[str, str] = {}
         groups = dict(chosen)
         smaller, indices, reason = _checked(network, groups, images, logits)
@@ -87,7 +96,6 @@ def remove(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor], images: Te
                 *_, reason = _checked(network, {**groups, group: sets}, images, logits)
                 if reason:
                     kept[group.name] = reason
-                    log.warning("%s: its unread channels are not removed: %s", group.name, reason)
                 else:
                     groups[group] = sets
             smaller, indices, _ = _checked(network, groups, images, logits)

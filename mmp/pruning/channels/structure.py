@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmp.errors import MmpError, first_line
+from mmp.errors import MmpError
 from mmp.pruning.budgets import Budget
 from mmp.pruning.channels.budget import Allowance, ChannelShift
 from mmp.pruning.channels.confirmed import confirmed_groups
@@ -18,8 +18,8 @@ from mmp.pruning.channels.costs import Costs, positions_of
 from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.channels.masks import masks_of_sets, pruned_sets, set_scores, sets_per_step
 from mmp.pruning.channels.roles import group_layers
+from mmp.pruning.channels.running import device_to_run, running
 from mmp.pruning.counts import sparsity_of
-from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.masks import Masks
@@ -83,11 +83,12 @@ class WholeChannels:
         """
         pattern = pattern or Channels()
         image = image[:1] if isinstance(image, Tensor) else image
-        positions = _positions(network, image, pattern)
+        device = device_to_run(network, f"pattern={pattern}")
+        with running(network, image, f"pattern={pattern}"):
+            positions = positions_of(network, image[[0]].to(device))  # raises if there is no image
         weights = find_layers(network)
         prunable = {layer.name for layer in weights}
-        with evaluating(network):
-            found = confirmed_groups(network, image) if groups is None else groups
+        found = confirmed_groups(network, image) if groups is None else groups
         kept = tuple(group for group in found if all(part.name in prunable for part in group.readers))
         _require_channels(network, kept, pattern)
         layers = group_layers(kept, weights, positions)
@@ -198,24 +199,6 @@ def _require_channels(network: nn.Module, groups: Sequence[ChannelGroup], patter
             f"pattern={pattern}: layers keep multiples of {pattern.multiple} channels, but no group of {name} has more "
             f"than {most}; use a smaller multiple, such as pattern=channels:{max(1, most // 4)}"
         )
-
-
-def _positions(network: nn.Module, image: Tensor, pattern: Channels) -> dict[str, int]:
-    """Return :func:`positions_of`, with an error of one line if the network has no values or does not run."""
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    if device.type == "meta":
-        raise MmpError(
-            f"pattern={pattern}: {type(network).__name__} is on the meta device, but groups of channels are found by "
-            "running it; build it on another device"
-        )
-    try:
-        return positions_of(network, image[[0]].to(device))  # raises if there is no image
-    except Exception as error:  # a forward pass can raise any exception
-        shape = tuple(image.shape) if isinstance(image, Tensor) else image
-        raise MmpError(
-            f"pattern={pattern}: {type(network).__name__} does not run on an image of the shape {shape} "
-            f"({first_line(error)}); pass an image of its real size, (1, C, H, W)"
-        ) from error
 
 
 def _require_one_each(scorer: Scorer, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> None:
