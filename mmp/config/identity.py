@@ -21,7 +21,7 @@ from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, ModelConfig, Tra
 from mmp.config.source_code import source_digest
 from mmp.errors import MmpError
 from mmp.files import Stamp, file_digest, stamp_of
-from mmp.pruning.patterns import UNSTRUCTURED
+from mmp.pruning.patterns import UNSTRUCTURED, parse
 
 Settings = dict[str, Any]
 
@@ -38,7 +38,7 @@ _INCIDENTAL_IN = {
 
 
 def settings_of(cfg: DictConfig | TrainConfig) -> Settings:
-    """Return a configuration as plain data, without the sections that change no number.
+    """Return a configuration as plain data, without the sections that change no number, its pattern in one spelling.
 
     Args:
         cfg: A configuration that Hydra composed, or a validated one. Interpolations are resolved.
@@ -47,8 +47,18 @@ def settings_of(cfg: DictConfig | TrainConfig) -> Settings:
         MissingMandatoryValue: if a key has no value (OmegaConf's ``???``).
     """
     if isinstance(cfg, DictConfig):
-        return with_home({str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL})
-    return {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
+        settings = with_home({str(key): _plain(cfg[key]) for key in cfg if key not in _INCIDENTAL})
+    else:
+        settings = {key: value for key, value in asdict(cfg).items() if key not in _INCIDENTAL}
+    return settings | ({"pattern": _one_spelling(settings["pattern"])} if "pattern" in settings else {})
+
+
+def _one_spelling(pattern: Any) -> Any:
+    """Return a pattern in its own spelling: ``channels:16`` is ``channels``."""
+    try:
+        return str(parse(pattern))
+    except (MmpError, TypeError):  # validation names the mistake
+        return pattern
 
 
 def _plain(node: Any) -> Any:

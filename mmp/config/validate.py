@@ -262,10 +262,11 @@ def _check_recipe(key: str, recipe: RecipeConfig, least_epochs: int) -> None:
 
 
 def _check_prune(config: PruneConfig) -> None:
-    """Check the keys of ``mmp-prune``. The budget becomes a ``BudgetConfig``."""
+    """Check the keys of ``mmp-prune``. The budget becomes a ``BudgetConfig``, and the pattern gets its own spelling."""
     _check_ranges(config.ranges)
     config.budget = read_budget(config.budget)
     pattern = parse(config.pattern)
+    config.pattern = str(pattern)
     if config.budget.macs is not None and not isinstance(pattern, Channels):
         raise MmpError(
             f"budget.macs={config.budget.macs}: zeros save no multiply-adds, only removed channels do; set "

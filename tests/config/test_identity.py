@@ -13,6 +13,7 @@ from hydra import compose
 from omegaconf import DictConfig
 
 from mmp.config.identity import identity, protocol_of, run_name, run_title, settings_of
+from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 
 pytestmark = pytest.mark.usefixtures("hydra")
@@ -45,6 +46,17 @@ def test_what_changes_the_numbers_changes_the_name(override: str) -> None:
 )  # fmt: skip
 def test_what_does_not_change_the_numbers_leaves_the_name(override: str) -> None:
     assert run_name(composed(override)) == run_name(composed())
+
+
+def test_a_pattern_has_one_spelling() -> None:
+    one, other, narrow = (composed(f"pattern={text}") for text in ("channels", "channels:16", "channels:8"))
+    assert run_name(one) == run_name(other) != run_name(narrow)
+    assert run_title(other) == run_title(one)
+    assert "-channelsof8-" in run_name(narrow)
+    checked = validate(composed("pattern=channels:16"), PruneConfig)
+    assert checked.pattern == "channels"
+    assert identity(settings_of(checked)) == identity(settings_of(validate(one, PruneConfig)))
+    assert run_name(composed("pattern=chanels"))  # validation names the mistake
 
 
 def test_a_checkpoint_counts_by_its_contents(tmp_path: Path) -> None:
