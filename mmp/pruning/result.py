@@ -138,21 +138,24 @@ class PruneResult:
         }
 
     def _totals(self) -> Iterator[str]:
-        plan, facts = self.plan, self.plan.summary(self.strategy)
-        shares = (
-            f"{100 * self.sparsity:.2f} %, or {100 * facts['sparsity_all']:.2f} % of all {plan.parameters:,} parameters"
-        )
-        yield f"Pruned: {sum(self.masks.pruned.values()):,} of {self.masks.total:,} prunable weights ({shares})."
+        plan, whole = self.plan, isinstance(self.plan.pattern, Channels)
+        facts = plan.summary(self.strategy)
+        of_all = f"{100 * facts['sparsity_all']:.2f} %"
+        if whole:
+            removed = plan.parameters - facts["parameters_left"]
+            yield f"Pruned: {removed:,} of {plan.parameters:,} parameters ({of_all}), in whole channels."
+        else:
+            shares = f"{100 * self.sparsity:.2f} %, or {of_all} of all {plan.parameters:,} parameters"
+            yield f"Pruned: {sum(self.masks.pruned.values()):,} of {self.masks.total:,} prunable weights ({shares})."
         if plan.coverage.missed:
             yield plan.coverage.describe(plan.coverage.missed)
         size, dense = facts["bytes"] / MEGABYTE, plan.sizes.dense / MEGABYTE
-        without = isinstance(plan.pattern, Channels)
-        how = "without the removed channels" if without else "with one bit per prunable weight for the masks"
+        how = "without the pruned channels" if whole else "with one bit per prunable weight for the masks"
         yield f"Size: {size:.3f} MB {how}; dense {dense:.3f} MB."
         if self.reports:
             mean = summary_of(self.reports)
             yield f"Re-solved: {mean['solved']} of {len(self.reports)} layers."
-            if mean["error_before"] is not None:
+            if mean["error_before"] is not None and not whole:  # the outputs of pruned channels would count as errors
                 errors = f"{_percent(mean['error_before'])} % to {_percent(mean['error_after'])} %"
                 yield f"Mean output error: from {errors} of the variance of the dense outputs."
         for report in self.reports:

@@ -40,6 +40,15 @@ def test_whole_channels_are_gone_and_the_logits_stay(model: nn.Module, images: T
     assert set(removal.removed) == {"0.weight", "3.weight"}
 
 
+def test_the_text_counts_the_parameters_that_are_removed(model: nn.Module, images: Tensor) -> None:
+    result = mmp.prune(model, images=images, pattern="channels")
+    before, after = parameters(model), parameters(result.smaller())
+    assert after < before
+    share = f"{100 * (1 - after / before):.2f} %"
+    assert f"Pruned: {before - after:,} of {before:,} parameters ({share}), in whole channels.\n" in str(result)
+    assert "output error" not in str(result)
+
+
 def test_dead_channels_of_single_weights_are_gone(model: nn.Module, images: Tensor) -> None:
     model[3].weight.data[:, :20] *= 1e-6
     result = mmp.prune(model, 0.5, images, reconstruct="none")
