@@ -134,18 +134,19 @@ class ChannelShift:
         than needed, other groups get steps back, the largest that fit first.
         """
         counts, goal = self.counts(sparsities, low), self.counts(sparsities, high)
-        while (excess := allowance.left(counts) - allowance.most) > 0:
+        while (cost := allowance.left(counts)) > allowance.most:
             steps = {n: self._moved(counts, n, 1) for n, count in enumerate(counts) if count < goal[n]}
-            saved = {n: allowance.left(counts) - allowance.left(after) for n, after in steps.items()}
-            enough = [n for n in saved if saved[n] >= excess]
+            saved = {n: cost - allowance.left(after) for n, after in steps.items()}
+            enough = [n for n in saved if saved[n] >= cost - allowance.most]
             counts = steps[min(enough, key=saved.__getitem__) if enough else max(saved, key=saved.__getitem__)]
         movable = [n for n, layer in enumerate(self.layers) if layer.name not in self.fixed]
-        while True:
-            backs = [self._moved(counts, n, -1) for n in movable if counts[n] > 0]
-            fitting = [(cost, after) for after in backs if (cost := allowance.left(after)) <= allowance.most]
-            if not fitting:
-                return counts
-            counts = max(fitting)[1]
+        while movable := [n for n in movable if counts[n] > 0]:
+            backs = [(allowance.left(after := self._moved(counts, n, -1)), after, n) for n in movable]
+            fitting = [back for back in backs if back[0] <= allowance.most]
+            movable = [n for *_, n in fitting]  # a step that does not fit now costs no less after others
+            if fitting:
+                _, counts, _ = max(fitting)
+        return counts
 
     def _rules(self) -> str:
         """Return the rules that limit the shift further, in words."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,45 +24,39 @@ _PRODUCTS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.con
 _OF_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """A dimension of a tensor that loses channels.
+@dataclass(frozen=True, eq=False)
+class _Tensors:
+    """The tensors of a network as arrays, so that a budget can try hundreds of widths in little time.
 
     Attributes:
-        width: Its size in the dense network.
-        groups: For each group whose channels it holds: the group's number and the channels of one set.
+        others: Number of elements of each tensor for each channel of its axes, int64 (tensors,).
+        axes: The axes of each tensor, as indices into the widths, int64 (tensors, 2 or more). An axis is a dimension
+            that loses channels. Missing ones have the index 0.
+        widths: Size of each axis in the dense network, int64 (axes,); the first is 1.
+        parts: For each group whose channels an axis holds: the axis, the group's number, and the channels of one set,
+            int64 (parts, 3).
+        positions: Positions at which each tensor is applied to one image; 0 if no product uses it, int64 (tensors,).
+        bytes: Bytes of one element of each tensor, int64 (tensors,).
+        trained: 1 for a parameter, 0 for a buffer, int64 (tensors,).
     """
 
-    width: int
-    groups: tuple[tuple[int, int], ...]
+    others: np.ndarray
+    axes: np.ndarray
+    widths: np.ndarray
+    parts: np.ndarray
+    positions: np.ndarray
+    bytes: np.ndarray
+    trained: np.ndarray
 
-    def left(self, removed: Sequence[int]) -> int:
-        return self.width - sum(removed[number] * channels for number, channels in self.groups)
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """What one tensor costs.
-
-    Attributes:
-        others: Number of its elements for each channel of its axes.
-        axes: The dimensions that lose channels.
-        positions: Positions at which it is applied to one image; 0 if no product uses it.
-        width: Bytes of one element.
-        trained: Whether it is a parameter, not a buffer.
-    """
-
-    others: int
-    axes: tuple[_Axis, ...]
-    positions: int
-    width: int
-    trained: bool
-
-    def elements(self, removed: Sequence[int]) -> int:
-        return self.others * math.prod(axis.left(removed) for axis in self.axes)
+    def elements(self, removed: Sequence[int]) -> np.ndarray:
+        """Return how many elements are left of each tensor, int64 (tensors,)."""
+        axis, group, channels = self.parts.T
+        left = self.widths.copy()
+        np.subtract.at(left, axis, np.asarray(removed, dtype=np.int64)[group] * channels)
+        return self.others * left[self.axes].prod(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Costs:
     """What a network costs if its groups lose given numbers of sets, in the order of the groups.
 
@@ -74,7 +69,7 @@ class Costs:
     parameters: int
     multiply_adds: int
     bytes: int
-    _tensors: tuple[_Cost, ...]
+    _tensors: _Tensors
 
     @classmethod
     def of(cls, network: nn.Module, groups: Sequence[ChannelGroup], positions: Mapping[str, int]) -> Costs:
@@ -85,17 +80,8 @@ class Costs:
             groups: Its groups of channels.
             positions: From :func:`positions_of`.
         """
-        axes, trained = _axes(network, groups), dict(network.named_parameters())
-        stored = {id(tensor): (name, tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
-        stored |= {id(tensor): (name, tensor) for name, tensor in trained.items()}
-        tensors = []
-        for name, tensor in stored.values():
-            own = {dim: _Axis(tensor.shape[dim], tuple(found)) for dim, found in axes.get(name, {}).items()}
-            others = math.prod(size for dim, size in enumerate(tensor.shape) if dim not in own)
-            cost = _Cost(others, tuple(own.values()), positions.get(name, 0), tensor.element_size(), name in trained)
-            tensors.append(cost)
+        costs = cls(0, 0, 0, _tensors(network, groups, positions))
         nothing = [0] * len(groups)
-        costs = cls(0, 0, 0, tuple(tensors))
         return replace(
             costs,
             parameters=costs.parameters_left(nothing),
@@ -105,15 +91,38 @@ class Costs:
 
     def parameters_left(self, removed: Sequence[int]) -> int:
         """Return the number of parameters that are left after each group has lost a number of sets."""
-        return sum(tensor.elements(removed) for tensor in self._tensors if tensor.trained)
+        return int(self._tensors.elements(removed) @ self._tensors.trained)
 
     def multiply_adds_left(self, removed: Sequence[int]) -> int:
         """Return the multiply-adds that are left."""
-        return sum(tensor.elements(removed) * tensor.positions for tensor in self._tensors)
+        return int(self._tensors.elements(removed) @ self._tensors.positions)
 
     def bytes_left(self, removed: Sequence[int]) -> int:
         """Return the bytes that are left."""
-        return sum(tensor.elements(removed) * tensor.width for tensor in self._tensors)
+        return int(self._tensors.elements(removed) @ self._tensors.bytes)
+
+
+def _tensors(network: nn.Module, groups: Sequence[ChannelGroup], positions: Mapping[str, int]) -> _Tensors:
+    found, trained = _axes(network, groups), dict(network.named_parameters())
+    stored = {id(tensor): (name, tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
+    stored |= {id(tensor): (name, tensor) for name, tensor in trained.items()}
+    widths, parts, axes = [1], [], []
+    for name, tensor in stored.values():
+        own = found.get(name, {})
+        axes.append(list(range(len(widths), len(widths) + len(own))))
+        parts += [(axis, *part) for axis, on in zip(axes[-1], own.values(), strict=True) for part in on]
+        widths += [tensor.shape[dim] for dim in own]
+    most = max([2, *map(len, axes)])
+    fixed = [[s for dim, s in enumerate(t.shape) if dim not in found.get(name, {})] for name, t in stored.values()]
+    return _Tensors(
+        np.array([math.prod(sizes) for sizes in fixed], dtype=np.int64),
+        np.array([[*own, *[0] * (most - len(own))] for own in axes], dtype=np.int64),
+        np.array(widths, dtype=np.int64),
+        np.array(parts, dtype=np.int64).reshape(-1, 3),
+        np.array([positions.get(name, 0) for name, _ in stored.values()], dtype=np.int64),
+        np.array([tensor.element_size() for _, tensor in stored.values()], dtype=np.int64),
+        np.array([name in trained for name, _ in stored.values()], dtype=np.int64),
+    )
 
 
 def _axes(network: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, dict[int, list[tuple[int, int]]]]:
