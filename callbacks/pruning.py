@@ -16,7 +16,7 @@ from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.schedules import Schedule
-from mmp.pruning.structure import SingleWeights, Structure, masks_at
+from mmp.pruning.structure import SingleWeights, Structure, masks_at, require_weights
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class MaskPruning(pl.Callback):
             (:class:`mmp.pruning.channels.structure.WholeChannels`). Scores and sparsities are then those of its groups.
 
     Raises:
-        MmpError: at the start of a fit that ends before the schedule does, or if a resumed run's masks do not fit the
-            scores.
+        MmpError: if the channels are those of another model; at the start of a fit that ends before the schedule does,
+            or if a resumed run's masks do not fit the scores.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class MaskPruning(pl.Callback):
     ) -> None:
         self._layers, self._scores, self._schedule = layers, scores, schedule
         self._structure = SingleWeights(layers, pattern) if isinstance(pattern, Pattern) else pattern
+        require_weights(self._structure, layers)
         self._configured = dict(sparsities)
         self._sparsities = dict(sparsities)
         self._fraction = 0.0

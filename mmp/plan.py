@@ -57,15 +57,18 @@ def make_plan(
         pattern: The pattern of the masks, such as ``2:4`` or ``channels``.
         image: With ``channels``, one image of the model's real size, (1, C, H, W), to find the channels that go
             together. The model must not be on ``meta`` then.
-        structure: The channels of the model, if they have been found already.
+        structure: The channels of the model, if they have been found already, with the same pattern.
 
     Raises:
-        MmpError: if the model has no prunable layer, the range table does not fit it, the budget cannot be reached, or
-            the table, a strategy of the budget or the pattern does not exist.
+        MmpError: if the model has no prunable layer, the range table does not fit it, the budget cannot be reached, the
+            structure is of another model or pattern, or the table, a strategy of the budget or the pattern does not
+            exist.
     """
     checked, parsed = load_budget(budget), parse(str(pattern))
     chosen = load_strategies() if strategies is None else list(strategies)
     _require_known_strategies(checked, chosen)
+    if structure is not None and structure.pattern != parsed:
+        raise MmpError(f"pattern={parsed}: the structure has pattern={structure.pattern}; pass the same pattern")
     if isinstance(parsed, Channels):
         table = load_ranges("channels" if ranges is None else ranges)
         if table.observed or observations is not None:

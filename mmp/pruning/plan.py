@@ -19,7 +19,7 @@ from mmp.pruning.plan_text import as_text
 from mmp.pruning.ranges import Range, RangeTable, constrain, resolve_groups, rule_ranges
 from mmp.pruning.sizes import Sizes
 from mmp.pruning.strategies import Strategy, layer_sparsities
-from mmp.pruning.structure import SingleWeights, Structure, ranges_of
+from mmp.pruning.structure import SingleWeights, Structure, ranges_of, require_weights
 
 _NO_BUDGET = Budget()
 
@@ -163,7 +163,8 @@ def plan_model(
             :class:`mmp.pruning.channels.structure.WholeChannels`.
 
     Raises:
-        MmpError: if the model has no prunable layer, the table does not fit it, or the budget is out of reach.
+        MmpError: if the model has no prunable layer, the table does not fit it, the structure is of another model, or
+            the budget is out of reach.
 
     Example:
         >>> from torch import nn
@@ -192,6 +193,7 @@ def plan_model(
     layers = find_layers(model)
     sizes, parameters = Sizes.of(model, layers), sum(p.numel() for p in model.parameters())
     structure = structure or SingleWeights(layers, pattern, sizes, parameters)
+    require_weights(structure, layers)
     seen = None if observations is None else list(observations)
     ranges = ranges_of(structure, table, seen)
     return Plan(

@@ -31,6 +31,10 @@ class Structure(Protocol):
         """What has a range, a sparsity and a tensor of scores."""
 
     @property
+    def weights(self) -> tuple[Layer, ...]:
+        """The model's prunable layers, which get the masks."""
+
+    @property
     def pattern(self) -> Pattern | Channels:
         """The pattern of the masks, as it is written on the command line."""
 
@@ -93,6 +97,11 @@ class SingleWeights:
     sizes: Sizes | None = None
     parameters: int = 0
 
+    @property
+    def weights(self) -> tuple[Layer, ...]:
+        """The model's prunable layers, which have ranges and masks."""
+        return self.layers
+
     def allowed(self, ranges: Mapping[str, Range]) -> dict[str, Range]:
         """Return ranges with lo raised to the lowest sparsity at which the pattern holds, in layers that reach it."""
         return allow_pattern(self.layers, ranges, self.pattern)
@@ -141,6 +150,22 @@ def masks_at(
 ) -> Masks:
     """Return the masks of one set of sparsities; the arguments are as in :meth:`Structure.grid`."""
     return structure.grid(scores, {"": sparsities}, fraction)[""]
+
+
+def require_weights(structure: Structure, layers: Iterable[Layer]) -> None:
+    """Check that a structure is one of a model with these prunable layers.
+
+    Raises:
+        MmpError: if the names or the shapes of the weights differ; the message names the first.
+    """
+    own, given = ({layer.name: tuple(layer.shape) for layer in of} for of in (structure.weights, layers))
+    for name in [*given, *own]:
+        if own.get(name) != given.get(name):
+            found, expected = (f"the shape {of[name]}" if name in of else "no such weight" for of in (given, own))
+            raise MmpError(
+                f"pattern={structure.pattern}: the structure is of another model: {name!r} has {expected} there, but "
+                f"this model has {found}; make the structure from this model"
+            )
 
 
 def ranges_of(

@@ -82,6 +82,13 @@ def test_a_width_that_no_multiple_fits_stays_whole() -> None:
     assert found.removed(dict.fromkeys(by_name, 1.0))[found.groups.index(by_name["1.weight"])] == 32
 
 
+def grid(family: str, damage: Callable[[dict[str, Tensor]], object]) -> object:
+    found = structure(family)
+    scores = scores_of(found)
+    damage(scores)
+    return found.grid(scores, {"all": {group.name: 0.5 for group in found.groups}})
+
+
 class Sets:
     """A signal with scores of its own for sets."""
 
@@ -149,6 +156,22 @@ def no_groups() -> nn.Module:
         (lambda m, x: mmp.prune(m, Budget(macs=0.5), x), "set pattern=channels"),
         (lambda m, x: mmp.prune(m, Budget(macs=0.5), x, criterion="lamp"), "set pattern=channels"),
         (lambda m, x: mmp.prune(m, Budget(0.3, macs=0.5), x, pattern="channels"), "only one"),
+        (
+            lambda m, x: make_plan(m, pattern="channels", structure=structure("resnet")),
+            "another model: 'patch_emb",
+        ),
+        (lambda m, x: make_plan(m, pattern="channels:8", structure=structure("vit")), "pass the same pattern"),
+        (lambda m, x: make_plan(m, structure=structure("vit")), "structure has pattern=channels"),
+        (
+            lambda m, x: grid("vit", lambda scores: scores.pop("blocks.0.mlp.fc1.weight")),
+            "different names: blocks.0.mlp",
+        ),
+        (lambda m, x: grid("vit", lambda scores: scores.update(other=torch.ones(2))), "different names: other; each"),
+        (
+            lambda m, x: grid("vit", lambda scores: scores.update(dict.fromkeys(scores, torch.ones(3, 2)))),
+            "shape \\(3, 2\\)",
+        ),
+        (lambda m, x: structure("vit").grid(scores_of(structure("vit")), {"a": {"b": 0.5}}), "sparsities and groups"),
         (lambda m, x: mmp.prune(m, 0.3, x, pattern="channels:1024"), "use a smaller multiple.*channels:48"),
     ],
 )
@@ -173,3 +196,12 @@ def test_scores_of_sets_are_sums_of_the_scores_of_weights() -> None:
     rows = scores["fc1.weight"].double().sum(1)
     expected = rows[:32] + rows[32:] + scores["fc2.weight"].double().sum(0)
     torch.testing.assert_close(found.score(Magnitude(), weights, {})[gated.name], expected)
+
+
+def test_a_structure_of_a_model_with_the_same_names_and_other_shapes() -> None:
+    one, other = (nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)) for n in (64, 96))
+    found = WholeChannels.of(one, torch.randn(1, 4))
+    make_plan(copy.deepcopy(one), pattern="channels", structure=found)
+    message = r"'0.weight' has the shape \(64, 4\) there, but this model has the shape \(96, 4\); make the structure"
+    with pytest.raises(MmpError, match=message):
+        make_plan(other, pattern="channels", structure=found)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmp.errors import MmpError
+from mmp.errors import MmpError, listed
 from mmp.pruning.budgets import Budget
 from mmp.pruning.channels.budget import Allowance, ChannelShift
 from mmp.pruning.channels.confirmed import confirmed_groups
@@ -167,7 +167,7 @@ class WholeChannels:
         """
         if isinstance(scorer, SetScorer):
             found = {group.name: scorer.score_sets(group, weights, statistics) for group in self.groups}
-            _require_one_each(scorer, self.groups, found)
+            _require_one_each(self.groups, found, f"signal={scorer.name}: score_sets returned ")
             return found
         return self.sums(score(scorer, weights, statistics, normalised=True))
 
@@ -177,9 +177,15 @@ class WholeChannels:
         strategies: Mapping[str, Mapping[str, float]],
         fraction: float = 1.0,
     ) -> dict[str, Masks]:
-        """Return the masks of several strategies from one score for each set (:meth:`score`)."""
+        """Return the masks of several strategies from one score for each set (:meth:`score`).
+
+        Raises:
+            MmpError: if scores or sparsities are not those of the groups.
+        """
+        _require_one_each(self.groups, scores)
         grid = {}
         for strategy, sparsities in strategies.items():
+            _require_names(self.groups, sparsities, "sparsities")
             kept = {layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in self.weights}
             scaled = {name: fraction * share for name, share in sparsities.items()}
             grid[strategy] = masks_of_sets(self.groups, kept, scores, scaled, self.pattern.multiple)
@@ -201,11 +207,18 @@ def _require_channels(network: nn.Module, groups: Sequence[ChannelGroup], patter
         )
 
 
-def _require_one_each(scorer: Scorer, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor]) -> None:
+def _require_names(groups: Sequence[ChannelGroup], given: Mapping[str, Any], subject: str) -> None:
+    names = {group.name for group in groups}
+    if names != given.keys():
+        odd = listed(sorted(names ^ given.keys()), 5)
+        raise MmpError(f"{subject} and groups of channels have different names: {odd}; each group needs one entry")
+
+
+def _require_one_each(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], subject: str = "") -> None:
+    _require_names(groups, scores, f"{subject}scores")
     for group in groups:
         shape = tuple(scores[group.name].shape)
         if shape != (len(group),):
             raise MmpError(
-                f"signal={scorer.name}: score_sets returned scores of the shape {shape} for the {len(group)} sets of "
-                f"{group.name!r}; return one score for each set"
+                f"{subject}scores of the shape {shape} for the {len(group)} sets of {group.name!r}; each set needs one"
             )
