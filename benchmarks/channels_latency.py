@@ -268,7 +268,8 @@ def _slowest(rows: dict[tuple[Any, ...], Row]) -> str:
     row = max(
         (row for row in rows.values() if row["tool"] == OURS and row["multiple"] > 1), key=lambda row: row["ratio"]
     )
-    return f"{row['ratio']:.2f} ({row['model']}, {TARGETS[row['target']]}, {100 * row['asked']:.0f} % asked)"
+    gone = f"{100 * row['parameters']:.0f} % of the parameters gone"
+    return f"{row['ratio']:.2f} ({row['model']}, {TARGETS[row['target']]}, {gone})"
 
 
 def say(line: str) -> None:

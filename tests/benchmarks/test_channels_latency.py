@@ -78,7 +78,7 @@ def test_the_report_compares_the_slower_engine_with_the_target(tmp_path: Path, m
     )
     assert "| resnet18 | mmp | 50.2 | 60.0 | 0.31 (0.30 to 0.32) |  | 0.36: not measured | 2e-07 |" in text
     assert "| resnet18 | mmp | 50.2 | onnxruntime, int8 | 0.19 (0.18 to 0.20) | 0.22: pass |" in text
-    assert "0.56 (resnet18, OpenVINO, 50 % asked)" in text
+    assert "0.56 (resnet18, OpenVINO, 50 % of the parameters gone)" in text
 
 
 @pytest.mark.parametrize("words", [["measure", "model=resnet18"], ["measure", "models=resnet19"], [], ["report", "x"]])
