@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from mmp.pruning.channels.group import ChannelGroup
+from mmp.pruning.channels.products import PRODUCTS, argument_of
 from mmp.pruning.layers.eval_mode import evaluating
 
-_PRODUCTS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d)
 _OF_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -166,8 +165,8 @@ class _Counting(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func in _PRODUCTS:
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        if func in PRODUCTS:
+            weight = argument_of(args, kwargs, 1, "weight")
             name = self._names.get(weight.data_ptr()) if isinstance(weight, Tensor) else None
             if name:
                 self.positions[name] = self.positions.get(name, 0) + output.numel() // len(weight)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.moved import Moved
-from mmp.pruning.channels.probe import Probe, Product
+from mmp.pruning.channels.probe import Probe
+from mmp.pruning.channels.products import Product
 from mmp.pruning.channels.running import device_to_run, running
 from mmp.pruning.layers.eval_mode import evaluating
 
-_MOST = (
-    0.6  # if each channel changes more than this share of a layer's inputs, it changes all: small changes are missed
-)
+# A channel that changes more than this share of a layer's inputs changes all of them: small changes are missed.
+_MOST = 0.6
 
 Channels = Sequence[int] | Tensor | np.ndarray
 

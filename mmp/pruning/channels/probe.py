@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,33 +23,12 @@ from torch.utils._pytree import tree_leaves
 
 from mmp.pruning.channels.group import Part
 from mmp.pruning.channels.moved import Moved, differs
+from mmp.pruning.channels.products import PRODUCTS, Product, argument_of, arguments_of
 from mmp.pruning.channels.shortcuts import OverError, Shortcuts, repeated
 
-_PRODUCTS = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d}
 _SPREAD = 2.0  # frozen outputs are between -2 and 2: both sides of an activation, but no gate is fully shut
 _STEP = 6.0  # size of a change
 _MANY = 16  # values of which some are negative and some are not
-
-
-@dataclass(frozen=True)
-class Product:
-    """A weight that is multiplied by one input.
-
-    Attributes:
-        weight: Its name in ``named_parameters``.
-        bias: Name of the bias that is added to the product; None without one.
-        outputs: Number of output channels.
-        inputs: Number of input channels, of all groups together.
-        groups: Groups of a convolution.
-        channel: Dimension of the channels in input and output: 1, or -1 for a linear layer.
-    """
-
-    weight: str
-    bias: str | None
-    outputs: int
-    inputs: int
-    groups: int
-    channel: int
 
 
 class Probe:
@@ -186,7 +164,7 @@ class _Recording(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func in _PRODUCTS and (call := _arguments(func, args, kwargs)):
+        if func in PRODUCTS and (call := arguments_of(func, args, kwargs)):
             inputs, weight, bias, groups = call
             name = self._probe.name_of(weight)
             if name and weight.shape == self._probe.tensors[name].shape:
@@ -220,7 +198,7 @@ class _Replaying(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, probe = kwargs or {}, self._probe
-        if func in _PRODUCTS and (call := _arguments(func, args, kwargs)):
+        if func in PRODUCTS and (call := arguments_of(func, args, kwargs)):
             inputs, weight, _, _ = call
             name = probe.name_of(weight)
             shape = inputs.shape[1:]
@@ -228,7 +206,7 @@ class _Replaying(TorchFunctionMode):
                 channel = probe.products[name].channel
                 self._see(Part(name, "in"), inputs, channel)
                 return self._output(name, shape, channel)
-        if func is F.batch_norm and (name := probe.name_of(_argument(args, kwargs, 1, "running_mean"))):
+        if func is F.batch_norm and (name := probe.name_of(argument_of(args, kwargs, 1, "running_mean"))):
             self._see(Part(name.rpartition(".")[0], "norm"), args[0], 1)
         return func(*args, **kwargs)
 
@@ -288,19 +266,6 @@ def noise(values: Tensor, sign: float) -> Tensor:
     A value that crosses zero changes what is behind an activation, also where only one position reads it.
     """
     return _STEP * (torch.rand_like(values) + 0.5) * (sign or torch.where(values > 0, -1.0, 1.0))
-
-
-def _arguments(func: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any, int] | None:
-    """Return input, weight, bias and groups of a product; None if they are no tensors."""
-    inputs, weight = (_argument(args, kwargs, i, name) for i, name in enumerate(("input", "weight")))
-    if not isinstance(inputs, Tensor) or not isinstance(weight, Tensor):
-        return None
-    groups = 1 if func is F.linear else _argument(args, kwargs, 6, "groups") or 1
-    return inputs, weight, _argument(args, kwargs, 2, "bias"), groups
-
-
-def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)
 
 
 def _address(tensor: Tensor) -> int:
