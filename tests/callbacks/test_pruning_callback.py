@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
+import short_training
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from short_training import Crash, Watch, checkpoints, fit
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from callbacks.pruning import ELEMENTWISE, MaskPruning
 from callbacks.selection import CheckpointAtTarget, EarlyStoppingAtTarget
-from mmp.config.schema import RecipeConfig
-from mmp.data.loader import EpochLoader, EpochShuffle, Split
 from mmp.errors import MmpError
 from mmp.pruning.counts import pruned_count
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
@@ -24,7 +23,6 @@ from mmp.pruning.masks import check_zeros, make_masks
 from mmp.pruning.patterns import UNSTRUCTURED, Pattern
 from mmp.pruning.schedules import Cubic, OneShot, Stepwise
 from mmp.pruning.topk import satisfies
-from mmp.training.classifier import Classifier
 
 pytestmark = pytest.mark.slow
 
@@ -47,40 +45,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def digits() -> TensorDataset:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images[:320]).float().unsqueeze(1) / 16
-    return TensorDataset(images, torch.from_numpy(bunch.target[:320]))
-
-
-class Watch(Callback):
-    """Records the sparsity of each epoch, and how often a pruned weight is nonzero after a step."""
-
-    def __init__(self, pruning: MaskPruning) -> None:
-        self.pruning = pruning
-        self.sparsities: list[float] = []
-        self.revived = 0
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self.pruning.masks:
-            weights = dict(pl_module.model.named_parameters())
-            for name, mask in self.pruning.masks.items():
-                self.revived += int((weights[name][~mask] != 0).sum())
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.sparsities.append(self.pruning.masks.sparsity if self.pruning.masks else 0.0)
-
-
-class Crash(Callback):
-    """Ends a training in the middle of an epoch."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.current_epoch == self.epoch:
-            raise RuntimeError("power cut")
+    return short_training.digits()
 
 
 def pruning_of(
@@ -89,36 +54,6 @@ def pruning_of(
     layers = prunable_layers(model)
     scores = {name: p.detach().abs() for name, p in prunable_parameters(model, layers).items()}
     return MaskPruning(layers, scores, dict.fromkeys(scores, sparsity), schedule, pattern)
-
-
-def fit(
-    model: nn.Module,
-    data: TensorDataset,
-    callbacks: list[Callback],
-    folder: Path,
-    epochs: int = 4,
-    recipe: dict[str, Any] | None = None,
-    ckpt_path: Path | None = None,
-    **options: Any,
-) -> pl.Trainer:
-    settings = {"optimizer": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1, "scheduler": "cosine"}
-    module = Classifier(model, RecipeConfig(name="test", epochs=epochs, **{**settings, **(recipe or {})}), 10)
-    train = EpochLoader(Split(data, range(len(data))), 64, EpochShuffle(len(data), seed=0))
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        deterministic=True,
-        default_root_dir=folder,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        **options,
-    )
-    trainer.fit(module, train, DataLoader(data, batch_size=320), ckpt_path=ckpt_path, weights_only=True)
-    return trainer
 
 
 @pytest.mark.parametrize(
@@ -219,13 +154,6 @@ def test_elementwise_optimizers_ignore_gradients_of_pruned_weights(optimizer: st
         assert type(trainer.optimizers[0]) in ELEMENTWISE
     for left, right in zip(*(model.state_dict().values() for model in models), strict=True):
         assert torch.equal(left, right)
-
-
-def checkpoints(folder: Path) -> list[Callback]:
-    return [
-        CheckpointAtTarget(folder, filename="best", monitor="val/accuracy", mode="max", enable_version_counter=False),
-        ModelCheckpoint(folder, filename="last", enable_version_counter=False),
-    ]
 
 
 @pytest.mark.parametrize("text", ["2:4", "4x2"])
