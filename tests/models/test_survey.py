@@ -80,7 +80,9 @@ def test_a_good_plan_has_no_problem() -> None:
 
 def test_a_missing_layer_and_a_norm_are_found() -> None:
     model = Net()
-    assert problems(model, layers=make_plan(model).layers[:2]) == ["fc is a Linear, but not a prunable layer"]
+    structure = make_plan(model).structure
+    first = replace(structure, layers=structure.layers[:2])  # type: ignore[type-var]
+    assert problems(model, structure=first) == ["fc is a Linear, but not a prunable layer"]
     assert problems(Net(Norm2d(40, 40, 3))) == ["middle is a Norm2d, but a prunable layer"]
 
 
