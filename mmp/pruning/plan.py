@@ -100,9 +100,9 @@ class Plan:
         Returns:
             ``sparsity`` (of the prunable weights) and ``sparsity_all`` (of all parameters), fractions;
             ``parameters_left``; ``bytes`` of the pruned model; with a pattern also ``patterned``, the share of the
-            prunable weights that are in layers with the pattern. With ``pattern=channels`` all of these are those of
-            the smaller network, both sparsities are the share of all parameters that is removed, and
-            ``multiply_adds`` is the share of the dense network's that is left.
+            prunable weights that are in layers with the pattern. With ``pattern=channels``, all of these are of the
+            smaller network: ``sparsity_all`` is the share of all parameters that is removed, which a budget refers to,
+            and ``multiply_adds`` is the share of the dense network's that is left.
         """
         return self.structure.summary(self.sparsities[strategy])
 

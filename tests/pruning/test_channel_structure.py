@@ -60,6 +60,7 @@ def test_layers_keep_multiples_and_masks_of_rising_fractions_contain_each_other(
         for group in found.groups
         for r in group.readers[:1]
     ]
+    assert found.summary(sparsities)["sparsity"] == pytest.approx(before.sparsity)
     assert set(before) == {layer.name for layer in mmp.prunable_layers(network)}
 
 

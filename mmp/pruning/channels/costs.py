@@ -7,7 +7,7 @@ and of weights with values, have no parameters and are not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ class _Tensors:
         positions: Positions at which each tensor is applied to one image; 0 if no product uses it, int64 (tensors,).
         bytes: Bytes of one element of each tensor, int64 (tensors,).
         trained: 1 for a parameter, 0 for a buffer, int64 (tensors,).
+        prunable: 1 for the weight of a prunable layer, 0 for others, int64 (tensors,).
     """
 
     others: np.ndarray
@@ -46,6 +47,7 @@ class _Tensors:
     positions: np.ndarray
     bytes: np.ndarray
     trained: np.ndarray
+    prunable: np.ndarray
 
     def elements(self, removed: Sequence[int]) -> np.ndarray:
         """Return how many elements are left of each tensor, int64 (tensors,)."""
@@ -71,15 +73,22 @@ class Costs:
     _tensors: _Tensors
 
     @classmethod
-    def of(cls, network: nn.Module, groups: Sequence[ChannelGroup], positions: Mapping[str, int]) -> Costs:
+    def of(
+        cls,
+        network: nn.Module,
+        groups: Sequence[ChannelGroup],
+        positions: Mapping[str, int],
+        prunable: Collection[str] = (),
+    ) -> Costs:
         """Measure a network.
 
         Args:
             network: The network.
             groups: Its groups of channels.
             positions: From :func:`positions_of`.
+            prunable: Names of the weights of its prunable layers; only :meth:`weights_left` needs them.
         """
-        costs = cls(0, 0, 0, _tensors(network, groups, positions))
+        costs = cls(0, 0, 0, _tensors(network, groups, positions, prunable))
         nothing = [0] * len(groups)
         return replace(
             costs,
@@ -92,6 +101,10 @@ class Costs:
         """Return the number of parameters that are left after each group has lost a number of sets."""
         return int(self._tensors.elements(removed) @ self._tensors.trained)
 
+    def weights_left(self, removed: Sequence[int]) -> int:
+        """Return the number of weights of prunable layers that are left, which are those that the masks keep."""
+        return int(self._tensors.elements(removed) @ self._tensors.prunable)
+
     def multiply_adds_left(self, removed: Sequence[int]) -> int:
         """Return the multiply-adds that are left."""
         return int(self._tensors.elements(removed) @ self._tensors.positions)
@@ -101,7 +114,9 @@ class Costs:
         return int(self._tensors.elements(removed) @ self._tensors.bytes)
 
 
-def _tensors(network: nn.Module, groups: Sequence[ChannelGroup], positions: Mapping[str, int]) -> _Tensors:
+def _tensors(
+    network: nn.Module, groups: Sequence[ChannelGroup], positions: Mapping[str, int], prunable: Collection[str]
+) -> _Tensors:
     found, trained = _axes(network, groups), dict(network.named_parameters())
     stored = {id(tensor): (name, tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
     stored |= {id(tensor): (name, tensor) for name, tensor in trained.items()}
@@ -121,6 +136,7 @@ def _tensors(network: nn.Module, groups: Sequence[ChannelGroup], positions: Mapp
         np.array([positions.get(name, 0) for name, _ in stored.values()], dtype=np.int64),
         np.array([tensor.element_size() for _, tensor in stored.values()], dtype=np.int64),
         np.array([name in trained for name, _ in stored.values()], dtype=np.int64),
+        np.array([name in prunable for name, _ in stored.values()], dtype=np.int64),
     )
 
 

@@ -20,7 +20,7 @@ from mmp.pruning.channels.masks import masks_of_sets, pruned_sets, set_scores, s
 from mmp.pruning.channels.roles import group_layers
 from mmp.pruning.channels.running import device_to_run, running
 from mmp.pruning.counts import sparsity_of
-from mmp.pruning.layers.layer import Layer
+from mmp.pruning.layers.layer import Layer, count_weights
 from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.masks import Masks
 from mmp.pruning.patterns import Channels
@@ -92,7 +92,7 @@ class WholeChannels:
         kept = tuple(group for group in found if all(part.name in prunable for part in group.readers))
         _require_channels(network, kept, pattern)
         layers = group_layers(kept, weights, positions)
-        return cls(pattern, weights, kept, layers, Costs.of(network, kept, positions))
+        return cls(pattern, weights, kept, layers, Costs.of(network, kept, positions, prunable))
 
     @cached_property
     def steps(self) -> list[int]:
@@ -134,7 +134,7 @@ class WholeChannels:
         costs, removed = self.costs, self.removed(sparsities)
         left = costs.parameters_left(removed)
         return {
-            "sparsity": 1 - left / costs.parameters,
+            "sparsity": 1 - costs.weights_left(removed) / count_weights(self.weights),
             "sparsity_all": 1 - left / costs.parameters,
             "parameters_left": left,
             "bytes": costs.bytes_left(removed),
