@@ -19,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS
 from benchmarks.study_report import fill
+from mmp.errors import MmpError
 from mmp.export.latency import compare_latency
 from mmp.export.source import ExportedRun
 from mmp.export.targets import load_target
@@ -268,12 +269,21 @@ def draw(rows: Sequence[Row]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one of the commands of the module's description."""
-    command, *rest = arguments
-    options: Mapping[str, str] = dict(argument.split("=", 1) for argument in rest)
+    """Run one of the commands of the module's description.
+
+    Raises:
+        MmpError: if there is no such command or setting.
+    """
+    command, *rest = arguments or [""]
+    settings = dict(argument.partition("=")[::2] for argument in rest)
+    data, seeds = (list(filter(None, settings.get(key, "").split(","))) for key in ("data", "seeds"))
+    known = command in ("measure", "latency", "report") and (not settings or command == "measure")
+    names, numbers = set(DATA), set(map(str, SEEDS))
+    if not known or settings.keys() - {"data", "seeds"} or set(data) - names or set(seeds) - numbers:
+        example = f"measure [data={','.join(DATA)} seeds={','.join(map(str, SEEDS))}]"
+        raise MmpError(f"python -m benchmarks.channels_accuracy {example}, then latency, then report")
     if command == "measure":
-        data = options["data"].split(",") if "data" in options else DATA
-        measure(data, [int(seed) for seed in options["seeds"].split(",")] if "seeds" in options else SEEDS)
+        measure(data or DATA, [int(seed) for seed in seeds] or SEEDS)
     elif command == "latency":
         latency()
     else:

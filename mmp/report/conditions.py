@@ -21,8 +21,14 @@ from mmp.report.results import Run
 PARETO, ALL = "pareto", "all"
 FIELDS: dict[str, tuple[str, Callable[[Run], float | str]]] = {
     "sparsity": ("pruned weights over prunable weights, in [0, 1]", lambda run: run.sparsity),
-    "sparsity_all": ("pruned weights over all parameters, in [0, 1]", lambda run: run.sparsity_all),
-    "size_mb": ("size of kept weights and masks, in MB", lambda run: run.megabytes),
+    "sparsity_all": (
+        "pruned weights, or removed parameters, over all parameters, in [0, 1]",
+        lambda run: run.sparsity_all,
+    ),
+    "size_mb": (
+        "size of kept weights and masks, or of the network without removed channels, in MB",
+        lambda run: run.megabytes,
+    ),
     "accuracy": ("validation accuracy, in [0, 1]", lambda run: run.validation),
     "drop": (
         "validation accuracy lost against the dense model, in points",
