@@ -399,6 +399,11 @@ def test_half_precision() -> None:
     assert smaller[0].weight.dtype is torch.bfloat16
 
 
+def dense(network: nn.Module) -> nn.Module:
+    """Return a network without zeros, in which `shrink` looks for no groups."""
+    return network.apply(lambda module: [parameter.data.fill_(1.0) for parameter in module.parameters()])
+
+
 @pytest.mark.parametrize("find", [channel_groups, shrink])
 @pytest.mark.parametrize(
     ("damage", "images", "message"),
@@ -406,6 +411,7 @@ def test_half_precision() -> None:
         (lambda m: m.to("meta"), torch.randn(1, 6), "is on the meta device"),
         (lambda m: m[2].to("meta") and m, torch.randn(1, 6), "is on the meta device"),
         (lambda m: m, torch.randn(1, 5), r"does not run on images of the shape \(1, 5\) \(.*real size"),
+        (dense, torch.randn(1, 5), r"does not run on images of the shape \(1, 5\)"),
         (lambda m: m, torch.zeros(0, 6), "images"),
         (lambda m: m, [1.0], "images"),
         (lambda m: m, None, "images"),
