@@ -115,7 +115,13 @@ def test_mistakes_are_one_line() -> None:
         channel_masks(groups, scores, {"0.wait": 0.5})
     with pytest.raises(MmpError, match=r"sparsity 1.5 is outside \[0, 1\]"):
         channel_masks(groups, scores, {"0.weight": 1.5})
-    with pytest.raises(MmpError, match="multiple=0: must be at least 1"):
-        channel_masks(groups, scores, {"0.weight": 0.5}, multiple=0)
+    for multiple in (0, 1.5, "16"):
+        with pytest.raises(MmpError, match=f"multiple={multiple!r}: must be a whole number of at least 1"):
+            channel_masks(groups, scores, {"0.weight": 0.5}, multiple=multiple)
+    for wrong in (torch.rand(2, 6), torch.rand(2)):
+        with pytest.raises(MmpError, match=r"those of '[02].weight' have the shape .*; pass scores of the shape"):
+            channel_masks(groups, {**scores, "0.weight": wrong}, {"0.weight": 0.5})
+        with pytest.raises(MmpError, match=r"those of '2.weight' have the shape .*; pass scores of the shape"):
+            channel_masks(groups, {**scores, "2.weight": wrong}, {"0.weight": 0.5})
     with pytest.raises(MmpError, match=r"'2.weight' reads channels of '0.weight' but has no scores"):
         channel_masks(groups, {"0.weight": scores["0.weight"]}, {"0.weight": 0.5})

@@ -254,6 +254,14 @@ def test_as_many_channels_go_as_fill_multiples() -> None:
     assert shrink(network, images)[0].a.out_channels == 1
 
 
-def test_a_multiple_below_one_is_an_error() -> None:
-    with pytest.raises(MmpError, match="multiple=0: must be at least 1"):
-        shrink(nn.Sequential(nn.Linear(4, 2)), torch.randn(2, 4), multiple=0)
+@pytest.mark.parametrize("multiple", [0, 1.5, "16"])
+def test_a_multiple_that_is_no_positive_whole_number_is_an_error(multiple: object) -> None:
+    with pytest.raises(MmpError, match=f"multiple={multiple!r}: must be a whole number of at least 1"):
+        shrink(nn.Sequential(nn.Linear(4, 2)), torch.randn(2, 4), multiple=multiple)
+
+
+def test_outputs_that_are_not_finite_are_an_error() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    network[2].weight.data[:, :4] = 0
+    with pytest.raises(MmpError, match="the network's outputs hold NaN or infinity; check its weights and the images"):
+        shrink(network, torch.full((2, 4), torch.nan))

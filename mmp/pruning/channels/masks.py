@@ -37,8 +37,8 @@ def channel_masks(
         multiple: The number of channels that a layer keeps is divisible by it. A narrower layer is not pruned.
 
     Raises:
-        MmpError: if a sparsity is for no group or outside [0, 1], if a reader of a group's channels has no scores, or
-            if the multiple is less than 1.
+        MmpError: if a sparsity is for no group or outside [0, 1], if scores are missing or do not fit a group, or if
+            the multiple is no whole number of at least 1.
 
     Example:
         >>> import torch
@@ -51,8 +51,7 @@ def channel_masks(
         >>> [int(mask.count_nonzero()) for mask in masks.values()]
         [16, 8]
     """
-    if multiple < 1:
-        raise MmpError(f"multiple={multiple}: must be at least 1; 1 allows any number of channels")
+    require_multiple(multiple)
     names = [group.name for group in groups]
     for name in sparsities:
         if name not in names:
@@ -91,6 +90,16 @@ def masks_of_sets(
             chosen = channels[sets].flatten().to(kept[part.name].device)
             kept[part.name].index_fill_(0 if part.side == "out" else 1, chosen, False)
     return Masks(kept)
+
+
+def require_multiple(multiple: int) -> None:
+    """Raise unless a number of channels can be a multiple of this.
+
+    Raises:
+        MmpError: if it is no whole number of at least 1.
+    """
+    if type(multiple) is not int or multiple < 1:
+        raise MmpError(f"multiple={multiple!r}: must be a whole number of at least 1; 1 allows any number of channels")
 
 
 def set_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Tensor:
@@ -174,3 +183,10 @@ def _require_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> None:
             f"scores: {missing[0]!r} reads channels of {group.name!r} but has no scores, so they would not become "
             "unread; add its scores, or leave out the sparsity of this group"
         )
+    for part, channels in scored_parts(group, scores):
+        shape, dim = tuple(scores[part.name].shape), 0 if part.side == "out" else 1
+        if len(shape) <= dim or shape[dim] <= int(channels.max()):
+            raise MmpError(
+                f"scores: those of {part.name!r} have the shape {shape}, but {group.name!r} has its channel "
+                f"{int(channels.max())}; pass scores of the shape of the weight"
+            )

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from mmp.errors import MmpError, first_line
 from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.channels.masks import require_multiple
 from mmp.pruning.channels.probe import first_tensor
 from mmp.pruning.channels.removal import Indices, Removal, set_tensors, tensors_of
 from mmp.pruning.channels.running import device_to_run, running
 from mmp.pruning.channels.unread import may_have_unread, removable
 from mmp.pruning.layers.eval_mode import evaluating
+from mmp.tensors import all_finite
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def shrink(network: nn.Module, images: Tensor, multiple: int = 1) -> tuple[nn.Mo
         The smaller network in eval mode, and what was removed.
 
     Raises:
-        MmpError: if there are no images, if the network does not run on them, or if the multiple is less than 1.
+        MmpError: if there are no images, if the network does not run on them or its outputs are not finite, or if the
+            multiple is no whole number of at least 1.
 
     Example:
         >>> import torch
@@ -62,8 +65,7 @@ def shrink(network: nn.Module, images: Tensor, multiple: int = 1) -> tuple[nn.Mo
     """
     if not isinstance(images, Tensor) or not images.numel():
         raise MmpError("shrink: there are no images; pass a tensor of at least one image, (B, C, H, W)")
-    if multiple < 1:
-        raise MmpError(f"multiple={multiple}: must be at least 1; 1 allows any number of channels")
+    require_multiple(multiple)
     images = images.to(device_to_run(network, "shrink"))
     chosen = removable(network, channel_groups(network, images[:1]), multiple) if may_have_unread(network) else {}
     smaller, removal = remove(network, chosen, images)
@@ -82,11 +84,13 @@ def remove(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor], images: Te
         images: The batch for the check, (B, C, H, W), on the network's device.
 
     Raises:
-        MmpError: if the network does not run on the images.
+        MmpError: if the network does not run on the images, or if its outputs are not finite.
     """
     with evaluating(network):
         with running(network, images, "shrink"):
             logits = first_tensor(network(images))
+        if not all_finite(logits):
+            raise MmpError("shrink: the network's outputs hold NaN or infinity; check its weights and the images")
         kept: dict[str, str] = {}
         groups = dict(chosen)
         smaller, indices, reason = _checked(network, groups, images, logits)
