@@ -62,7 +62,7 @@ def test_a_result_has_the_numbers_of_the_exported_network(strategy: str, sweep: 
     folder, result = runs_of(sweep)[strategy]
     run("-m", "mmp.export", str(folder), "target=shrunk")
     network = mmp.load_shrunk(folder / "export/shrunk/model.shrunk.safetensors").eval()
-    parameters, multiply_adds = costs_of(network, torch.zeros(1, 1, 8, 8))
+    parameters, multiply_adds = costs_of(network, torch.zeros(1, 1, 16, 16))
     assert parameters == result["parameters_left"]
     assert multiply_adds == result["multiply_adds"]["pruned"] < result["multiply_adds"]["dense"]
     assert result["sparsity_all"] == 1 - parameters / result["parameters"] >= 0.5
