@@ -400,10 +400,13 @@ def run_job(run: RunFolder, config: PruneConfig, cfg: DictConfig) -> dict[str, A
 
 def _log_result(name: str, result: Mapping[str, Any]) -> None:
     final, dense = result["accuracy"]["finetuned"]["test"], result["accuracy"]["dense"]["test"]
+    pruned = f"sparsity {100 * result['sparsity']:.1f} %"
+    if "parameters_left" in result:  # without whole channels
+        pruned = f"{100 * result['sparsity_all']:.1f} % of the parameters removed"
     log.info(
-        "%s: sparsity %.1f %%, test accuracy %.2f %% (dense %.2f %%, drop %.2f points), %.1f s",
+        "%s: %s, test accuracy %.2f %% (dense %.2f %%, drop %.2f points), %.1f s",
         name,
-        100 * result["sparsity"],
+        pruned,
         100 * final,
         100 * dense,
         result["drop"],

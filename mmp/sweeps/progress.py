@@ -59,8 +59,11 @@ class JobProgress:
             return f"FAILED {self.name}: {self.reason}"
         accuracy = self.result.get("accuracy", {})
         reached = accuracy.get("finetuned", accuracy.get("dense", {})).get("test")
+        pruned = (self.result.get("sparsity"), "sparsity {:.1%}")
+        if "parameters_left" in self.result:  # without whole channels
+            pruned = (self.result.get("sparsity_all"), "{:.1%} of the parameters removed")
         parts = [
-            (self.result.get("sparsity"), "sparsity {:.1%}"),
+            pruned,
             (reached, "test {:.2%}"),
             (self.result.get("drop"), "drop {:.2f} points"),
             (self.result.get("seconds", {}).get("total"), "{:.1f} s"),

@@ -87,6 +87,12 @@ def test_jobs_are_counted_as_they_start_and_end(tmp_path: Path) -> None:
     assert following.state.line == "3 of 4 done (1 skipped), 1 failed"
 
 
+def test_a_run_with_whole_channels_shows_the_removed_parameters(tmp_path: Path) -> None:
+    result = {"sparsity": 0.5, "sparsity_all": 0.45, "parameters_left": 550}
+    job = JobProgress(tmp_path, "run0", "completed", 0.0, result=result)
+    assert job.line == "done run0: 45.0 % of the parameters removed"
+
+
 def test_earlier_runs_and_other_sweeps_are_not_counted(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     sweep.complete(0, 3.0)
