@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.models.timm_models import build_bare
+from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.patterns import Channels
 from mmp.runs import structure as module
@@ -53,6 +57,20 @@ def test_groups_are_found_once_and_do_not_depend_on_the_weights(
     first = groups_of(config)
     monkeypatch.setattr(module, "confirmed_groups", None)  # is not called again
     assert same(first, groups_of(config))
+
+
+def test_two_runs_at_the_same_time_find_the_groups_once(config: PruneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, calls = module.confirmed_groups, []
+
+    def slow(*arguments: Any) -> list[ChannelGroup]:
+        calls.append(time.sleep(0.3))
+        return find(*arguments)
+
+    monkeypatch.setattr(module, "confirmed_groups", slow)
+    with ThreadPoolExecutor(2) as workers:
+        first, second = workers.map(groups_of, [config, config])
+    assert len(calls) == 1
+    assert same(first, second)
 
 
 def test_a_damaged_file_is_replaced(config: PruneConfig, caplog: pytest.LogCaptureFixture) -> None:
