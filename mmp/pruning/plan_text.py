@@ -10,6 +10,7 @@ from mmp.pruning.sizes import MEGABYTE
 
 if TYPE_CHECKING:
     from mmp.pruning.layers.layer import Layer
+    from mmp.pruning.patterns import Pattern
     from mmp.pruning.plan import Plan
 
 _LAYER_HEADINGS = ("layer", "role", "stage", "weights", "range (%)")
@@ -55,18 +56,18 @@ def layer_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:
     if plan.pattern == UNSTRUCTURED:
         return _LAYER_HEADINGS, rows
     return (*_LAYER_HEADINGS, "pattern"), [
-        [*row, _pattern_of(plan, layer)] for row, layer in zip(rows, plan.layers, strict=True)
+        [*row, _pattern_of(plan, plan.pattern, layer)] for row, layer in zip(rows, plan.layers, strict=True)
     ]
 
 
-def _pattern_of(plan: Plan, layer: Layer) -> str:
+def _pattern_of(plan: Plan, pattern: Pattern, layer: Layer) -> str:
     """Return the pattern of a layer, or the reason why it has none."""
-    if isinstance(plan.pattern, Channels) or not plan.pattern.fits(layer):
+    if not pattern.fits(layer):
         return "no: shape"
     taken, strategies = sum(plan.patterned(layer, name) for name in plan.sparsities), len(plan.sparsities)
     if not taken:
         return "no: range"
-    return str(plan.pattern) if taken == strategies else f"{plan.pattern} in {taken} of {strategies}"
+    return str(pattern) if taken == strategies else f"{pattern} in {taken} of {strategies}"
 
 
 def strategy_table(plan: Plan) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -41,7 +41,8 @@ def structure_of(config: PruneConfig, model: nn.Module, pattern: Pattern | Chann
         return SingleWeights(layers, pattern, Sizes.of(model, layers), sum(p.numel() for p in model.parameters()))
     image = torch.zeros(1, config.model.in_chans, *[image_size(config)] * 2)
     chosen = [config.model.name, config.model.num_classes, config.model.kwargs, list(image.shape)]
-    key = digest([chosen, torch.__version__, timm.__version__, own_source_digest("pruning/channels", "models")])
+    source = own_source_digest("pruning/channels", "pruning/layers", "models")
+    key = digest([chosen, torch.__version__, timm.__version__, source])
     path = Path(config.paths.cache) / "channels" / f"{key[:16]}.safetensors"
     found, _ = cached_tensors(path, lambda: _as_tensors(confirmed_groups(model, image)))
     return WholeChannels.of(model, image, pattern, _from_tensors(found))
