@@ -189,4 +189,4 @@ def parse(text: str) -> Pattern | Channels:
 
 def no_channels(setting: str, pattern: Channels) -> str:
     """Return the message for a setting that ranks or observes single weights, and so does not fit whole channels."""
-    return f"{setting}: is for single weights, but pattern={pattern} prunes whole channels; set one of the two"
+    return f"{setting} is for single weights, but pattern={pattern} prunes whole channels; set one of the two"
