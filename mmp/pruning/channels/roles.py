@@ -5,7 +5,7 @@
 | ``mlp_hidden`` | hidden units of an MLP, gated or not |
 | ``conv_inner`` | channels between two convolutions of a block, with a depthwise convolution and a gate between them |
 | ``attn_heads`` | attention heads |
-| ``stage_width`` | channels that several blocks add to or read, as in a stage of a residual network |
+| ``stage_width`` | channels that several blocks add to, as in a stage of a residual network |
 """
 
 from __future__ import annotations
