@@ -103,6 +103,7 @@ def note_of(plan: Plan) -> str:
         return (
             "A group is named after the first weight that writes its channels. A set of its channels is removed as a "
             f"whole, and layers keep multiples of {plan.pattern.multiple} channels.\n"
+            "Weights: those that write or read the group's channels. A weight between two groups is counted in both.\n"
             "MB (10^6 bytes): all tensors of the smaller network. Multiply-adds: of layers with weights. "
             f"Dense: {plan.sizes.dense / MEGABYTE:.2f} MB."
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmp.files import write_atomically
 from mmp.markdown import table_of
+from mmp.pruning.patterns import Channels
 from mmp.pruning.plan_text import as_text, layer_table, note_of, strategy_table, title_of
 
 if TYPE_CHECKING:
@@ -43,26 +44,31 @@ def as_markdown(plan: Plan) -> str:
 def as_csv(plan: Plan) -> str:
     """Return a plan as CSV: one row per layer, with its range and its sparsity under every strategy, as fractions.
 
+    With ``pattern=channels``, a row is a group of channels, with its number of sets.
     Weights that no layer covers follow, one row per reason, with the role ``none``, the reason in place of a name, and
     no range.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     strategies = plan.by_sparsity()
-    writer.writerow(["layer", "role", "stage", "weights", "lo", "hi", *strategies])
+    channels = isinstance(plan.pattern, Channels)
+    headings = ["group" if channels else "layer", "role", "stage", "weights", *["sets"] * channels, "lo", "hi"]
+    writer.writerow([*headings, *strategies])
     for layer in plan.layers:
         allowed = plan.ranges[layer.name]
         sparsities = [plan.sparsities[name][layer.name] for name in strategies]
-        writer.writerow([layer.name, layer.role, layer.stage, layer.size, allowed.lo, allowed.hi, *sparsities])
+        facts = [layer.name, layer.role, layer.stage, layer.size, *[layer.shape[0]] * channels]
+        writer.writerow([*facts, allowed.lo, allowed.hi, *sparsities])
     for part in plan.coverage.missed:
         reason = f"{part.reason.text}, e.g. {part.example}"
-        writer.writerow([reason, "none", "", part.parameters, "", "", *[""] * len(strategies)])
+        writer.writerow([reason, "none", "", part.parameters, *[""] * (len(headings) - 4 + len(strategies))])
     return text.getvalue()
 
 
 def draw_plan(plan: Plan, path: Path) -> None:
     """Draw every layer's range beside a heat map of its sparsity under every strategy, as PNG.
 
+    With ``pattern=channels``, these are the groups of channels, and a strategy's share is that of all parameters.
     Observed ranges are drawn below the ranges of the rule table.
 
     Args:
@@ -90,11 +96,14 @@ def draw_plan(plan: Plan, path: Path) -> None:
         for column, value in enumerate(line):
             colour = "white" if value < 60 else "black"
             right.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    headings = [f"{name}\n{100 * plan.summary(name)['sparsity']:.1f} %" for name in strategies]
+    channels = isinstance(plan.pattern, Channels)
+    total = "sparsity_all" if channels else "sparsity"  # what a budget sets
+    headings = [f"{name}\n{100 * plan.summary(name)[total]:.1f} %" for name in strategies]
     right.set_xticks(range(len(strategies)), headings, fontsize=8, rotation=40, ha="left", rotation_mode="anchor")
     right.xaxis.tick_top()
     right.tick_params(length=0)
-    figure.colorbar(image, ax=right, label="sparsity of the layer (%)", fraction=0.03, pad=0.01)
+    label = "channels removed (%)" if channels else "sparsity of the layer (%)"
+    figure.colorbar(image, ax=right, label=label, fraction=0.03, pad=0.01)
     figure.suptitle(title_of(plan), fontsize=11, x=0.01, ha="left")
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
@@ -111,7 +120,8 @@ def _draw_ranges(axis: Any, plan: Plan) -> None:
         axis.barh(rows, widths, left=starts, height=height, color=colour, label=label)
         axis.scatter(starts, rows, s=8, color=colour, marker="|")  # makes a range of width zero visible
     axis.set_xlim(0, 100)
-    axis.set_xlabel("sparsity allowed (%)")
+    whole = isinstance(plan.pattern, Channels)
+    axis.set_xlabel("channels that may be removed (%)" if whole else "sparsity allowed (%)")
     axis.grid(axis="x", color="0.9")
     axis.set_axisbelow(True)
     if plan.rules is not None:
