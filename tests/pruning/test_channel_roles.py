@@ -40,11 +40,20 @@ ROLES: dict[str, dict[str, str]] = {
     "grouped convolution": {r"[04]\.weight": "conv_inner"},
     "vit": {r"blocks\.\d\.attn\.qkv\.weight": "attn_heads", r"blocks\.\d\.mlp\.fc1\.weight": "mlp_hidden"},
     "swin": {r"layers.*\.attn\.qkv\.weight": "attn_heads", r"layers.*\.mlp\.fc1\.weight": "mlp_hidden"},
+    "levit": {
+        r"stem\.conv[123]\.linear\.weight": "conv_inner",
+        r"stem\.conv4\.linear\.weight": "stage_width",
+        r"stages\.\d\.downsample\.attn_downsample\.proj\.ln\.linear\.weight": "stage_width",
+        r"stages\..*\.(qkv|kv)\.linear\.weight": "attn_heads",
+        r"stages\..*\.mlp\.ln1\.linear\.weight": "mlp_hidden",
+    },
     "gated MLP": {r"stem\.weight": "conv_inner", r"fc1\.weight": "mlp_hidden"},
     "convnext": {r"stages\.\d\.blocks\.\d\.mlp\.fc1\.weight": "mlp_hidden"},
     "flattened": {r"[03]\.weight": "conv_inner", r"7\.weight": "mlp_hidden"},
     "densenet": {r"features\..*\.weight": "conv_inner"},
 }  # fmt: skip
+
+SLOW = ("swin", "levit")
 
 
 def require_roles(found: tuple[Layer, ...], expected: dict[str, str]) -> None:
@@ -55,7 +64,7 @@ def require_roles(found: tuple[Layer, ...], expected: dict[str, str]) -> None:
         assert [r for pattern, r in expected.items() if re.fullmatch(pattern, name)] == [role], name
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.slow if f == "swin" else ()) for f in ROLES])
+@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.slow if f in SLOW else ()) for f in ROLES])
 def test_roles_of_small_networks(family: str) -> None:
     require_roles(groups_of(build(family), image_of(family)), ROLES[family])
 
