@@ -146,7 +146,10 @@ def signed(tensors: dict[str, Tensor], notes: dict[str, Any]) -> bytes:
         (lambda t, n: n["model"].update(name="resnet50"), r"tensor 'layer.*' of ResNet is missing"),
         (lambda t, n: n["model"]["kwargs"].update(checkpoint_path="/x"), "must not load weights"),
         (lambda t, n: n["model"]["kwargs"].update(pretrained=True), "must not load weights"),
-        (lambda t, n: n["model"].update(num_classes=4), r"'fc.(bias|weight)' has shape \(5,.*, but ResNet has at most \(4,"),
+        (
+            lambda t, n: n["model"].update(num_classes=4),
+            r"'fc.(bias|weight)' has shape \(5,.*, but ResNet has at most \(4,",
+        ),
         (lambda t, n: n["model"].update(odd=4), "not a well-formed shrunk file"),
         (lambda t, n: n.pop("model"), "not a well-formed shrunk file"),
         (lambda t, n: n.pop("attributes"), "not a well-formed shrunk file"),
