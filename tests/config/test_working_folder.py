@@ -138,7 +138,7 @@ def test_a_sweep_prunes_with_the_users_strategy_and_signal(folder: Path) -> None
     [
         ("strategy=mnie", "strategy=mnie: no such choice; did you mean 'mine'?"),
         ("signal=mien", "signal=mien: no such choice; did you mean 'mine'?"),
-        ("experiment=f", "choose from: demo, e, paper/"),
+        ("experiment=f", "choose from: channels, demo, e, paper/"),
     ],
 )
 def test_a_typo_is_answered_with_the_users_choices(mistake: str, hint: str, folder: Path) -> None:
