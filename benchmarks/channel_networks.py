@@ -94,8 +94,8 @@ class Shrinker:
     def without(self, gone: float) -> tuple[nn.Module, nn.Module, Removal]:
         """Remove a share of the network's parameters.
 
-        The common share of all groups is the lowest that removes so many. The groups that are nearest to the output
-        then get back what is too much, so that the parameters are met within a multiple of channels of one group.
+        All groups lose the same share of their sets: the lowest at which the network has few enough parameters. The
+        groups nearest to the output then lose one step of sets less, as many groups as the parameters allow.
 
         Returns:
             The masked network, the smaller network, and what was removed.

@@ -32,6 +32,7 @@ from mmp.config.schema import (
     TrainerConfig,
 )
 from mmp.errors import MmpError, nearest
+from mmp.pruning.budgets import NEEDS_CHANNELS
 from mmp.pruning.patterns import Channels, parse
 
 RECONSTRUCTIONS = ("none", "least_squares")
@@ -268,10 +269,7 @@ def _check_prune(config: PruneConfig) -> None:
     pattern = parse(config.pattern)
     config.pattern = str(pattern)
     if config.budget.macs is not None and not isinstance(pattern, Channels):
-        raise MmpError(
-            f"budget.macs={config.budget.macs}: zeros save no multiply-adds, only removed channels do; set "
-            "pattern=channels, or another budget"
-        )
+        raise MmpError(f"budget.macs={config.budget.macs}: {NEEDS_CHANNELS}")
     _check_recipe("finetune", config.finetune, least_epochs=0)
     _check_finetune(config.finetune)
     _check_callbacks(config)

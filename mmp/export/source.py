@@ -96,8 +96,9 @@ class ExportedRun:
     def source(self) -> Exportable:
         """The pruned model without the channels that nothing reads."""
         whole = self.pruned
+        images = next(iter(whole.batches))[:_CHECKED]
         try:
-            model, removal = shrink(whole.model, next(iter(whole.batches))[:_CHECKED], self._multiple)
+            model, removal = shrink(whole.model, images, self._multiple)
         except Exception as error:  # a network that none of the experiments was made for can raise any exception
             reason = first_line(error)
             log.warning("%s: exported with all channels, since unread ones cannot be found (%s)", whole.name, reason)

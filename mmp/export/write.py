@@ -89,7 +89,7 @@ def runs_to_export(folder: Path, conditions: str | None) -> list[Path]:
         raise MmpError(
             f"{folder}: contains {len(runs)} runs; select with select=pareto, select='drop<0.5' or select=all"
         )
-    return [folder / run.folder for run in select(runs, conditions, folder)]
+    return [folder / run.folder for run in select(runs, conditions)]
 
 
 def export_run(folder: Path, targets: Sequence[Target], options: Options) -> Iterator[Outcome]:

@@ -16,6 +16,7 @@ from mmp.pruning.ranges import RangeTable
 from mmp.pruning.sizes import MEGABYTE, Sizes
 
 BUDGET_CEILING = 0.98  # no budget makes a layer sparser than this
+NEEDS_CHANNELS = "zeros save no multiply-adds, only removed channels do; set pattern=channels, or another budget"
 _ROUNDING = 1e-9  # global sparsities that differ by no more than this are equal
 
 
@@ -55,10 +56,7 @@ class Budget:
             MmpError: if the budget counts multiply-adds.
         """
         if self.macs is not None:
-            raise MmpError(
-                f"budget.macs={self.macs:g}: zeros save no multiply-adds, only removed channels do; set "
-                "pattern=channels, or another budget"
-            )
+            raise MmpError(f"budget.macs={self.macs:g}: {NEEDS_CHANNELS}")
         if self.megabytes is not None:
             return Target(sizes.sparsity_for(floor_product(self.megabytes, MEGABYTE)), sizes, self.megabytes)
         sparsity = self.of(strategy)

@@ -6,19 +6,20 @@ must not select anything. Latencies are those that exports of the runs have meas
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from mmp.errors import MmpError, nearest
 from mmp.pruning.patterns import UNSTRUCTURED
 from mmp.report.groups import Group, groups_of
-from mmp.report.latencies import LATENCY, latencies_of, ratios_of
 from mmp.report.results import Run
 
-PARETO, ALL = "pareto", "all"
+log = logging.getLogger(__name__)
+
+PARETO, ALL, LATENCY = "pareto", "all", "latency"
 FIELDS: dict[str, tuple[str, Callable[[Run], float | str]]] = {
     "sparsity": ("pruned weights over prunable weights, in [0, 1]", lambda run: run.sparsity),
     "sparsity_all": (
@@ -60,7 +61,7 @@ _COMPARE: dict[str, Callable[[float | str, float | str], bool]] = {
 }
 
 
-def select(runs: Iterable[Run], conditions: str, folder: Path | None = None) -> list[Run]:
+def select(runs: Iterable[Run], conditions: str) -> list[Run]:
     """Return the completed runs that meet all conditions.
 
     Args:
@@ -69,7 +70,6 @@ def select(runs: Iterable[Run], conditions: str, folder: Path | None = None) -> 
             among all runs, by validation accuracy), or a field of `FIELDS`, one of ``< <= > >= = !=`` and a value.
             The fields ``latency``, of a run's fastest export, and ``latency_onnx`` and so on, of one target, leave out
             runs without such a measurement, with a warning.
-        folder: The sweep's folder, for the measured latencies.
 
     Raises:
         MmpError: if a condition is malformed, no run is completed, no run has a latency that a condition compares, or
@@ -81,9 +81,7 @@ def select(runs: Iterable[Run], conditions: str, folder: Path | None = None) -> 
         raise MmpError(f"select={conditions}: the sweep has no completed run")
     efficient = _efficient_folders(groups)
     try:
-        timed = completed if folder and LATENCY in conditions else []
-        measured = {run.folder: latencies_of(Path(folder or "", run.folder)) for run in timed}
-        tests = [_test_of(condition.strip(), efficient, measured) for condition in conditions.split(",")]
+        tests = [_test_of(condition.strip(), efficient, completed) for condition in conditions.split(",")]
     except MmpError as error:
         raise MmpError(f"select={conditions}: {error}") from None
     chosen = [run for run in completed if all(meets(run) for meets in tests)]
@@ -98,24 +96,22 @@ def _efficient_folders(groups: Iterable[Group]) -> set[str]:
     return {run.folder for one in configurations if one.efficient for run in one.runs}
 
 
-def _test_of(
-    condition: str, efficient: Container[str], measured: Mapping[str, Mapping[str, float]]
-) -> Callable[[Run], bool]:
+def _test_of(condition: str, efficient: Container[str], completed: Sequence[Run]) -> Callable[[Run], bool]:
     """Return the function that tests a run for a condition.
 
     Args:
         condition: One condition.
         efficient: The folders of the Pareto-efficient runs.
-        measured: The latency of each target, by the run's folder.
+        completed: The completed runs.
     """
     if condition == ALL:
         return lambda _: True
     if condition == PARETO:
         return lambda run: run.folder in efficient
-    return _comparison(condition, measured)
+    return _comparison(condition, completed)
 
 
-def _comparison(condition: str, measured: Mapping[str, Mapping[str, float]]) -> Callable[[Run], bool]:
+def _comparison(condition: str, completed: Sequence[Run]) -> Callable[[Run], bool]:
     """Return the function that compares a field of a run, for a condition such as ``drop<0.5``."""
     match = re.fullmatch(r"(\w+)\s*(<=|>=|==|!=|<|>|=)\s*(\S+)", condition)
     if match is None:
@@ -124,7 +120,7 @@ def _comparison(condition: str, measured: Mapping[str, Mapping[str, float]]) -> 
         raise MmpError(f"{condition!r} must be {PARETO}, {ALL}, or a comparison such as drop<0.5; {hint}")
     field, sign, text = match.groups()
     if field.partition("_")[0] == LATENCY:
-        limit, ratios = _number(field, text), ratios_of(field, measured)
+        limit, ratios = _number(field, text), _latencies(field, completed)
         return lambda run: run.folder in ratios and _COMPARE[sign](ratios[run.folder], limit)
     if field not in FIELDS:
         raise MmpError(f"no such field {field!r}; {nearest(field, [*FIELDS, LATENCY])}")
@@ -135,6 +131,21 @@ def _comparison(condition: str, measured: Mapping[str, Mapping[str, float]]) -> 
     elif sign not in ("=", "==", "!="):
         raise MmpError(f"{field} is a name and must be compared with = or !=")
     return lambda run: _COMPARE[sign](value(run), wanted)
+
+
+def _latencies(field: str, completed: Sequence[Run]) -> dict[str, float]:
+    """Return the latency of each run, by its folder, of its fastest export or of one target. Others are left out."""
+    target = field.partition("_")[2]
+    chosen = {run.folder: [t.latency for t in run.timings if target in ("", t.target)] for run in completed}
+    latencies = {folder: min(found) for folder, found in chosen.items() if found}
+    way_out = f"measure it by mmp-export FOLDER target={target or 'onnx'} select=all"
+    if not latencies:
+        fields = ", ".join(sorted({f"{LATENCY}_{timing.target}" for run in completed for timing in run.timings}))
+        raise MmpError(f"{field}: no run has this latency; {f'compare {fields}, or ' if fields else ''}{way_out}")
+    if without := sorted(chosen.keys() - latencies.keys()):
+        which = f"{len(without)} of {len(completed)} runs, such as {without[0]}, have no {field} and are left out"
+        log.warning("%s; %s", which, way_out)
+    return latencies
 
 
 def _number(field: str, text: str) -> float:

@@ -208,7 +208,7 @@ def _read(path: Path, root: Path) -> Run | None:
             return None
         status = text(content, "status")
         if path.name == RESULT and status == "completed":
-            return replace(Run.of(content, folder), timings=timings_of(path.parent))
+            return replace(Run.of(content, folder), timings=timings_of(path.parent, content.get("digests")))
         return Run(folder, status, _reason(content, path.parent), **_settings(content))
     except MmpError as error:
         return Run(folder, "failed", f"{path.name} cannot be read: {error}")

@@ -13,8 +13,8 @@ from typing import Any
 from mmp.errors import MmpError
 from mmp.report.fields import number, objects, text
 from mmp.report.json_files import content_of
-from mmp.report.latencies import EXPORTS, latencies_of
 
+_EXPORTS = "export/*/export.json"  # in the folder of a run: an export of each target
 LATENCIES, LATENCY_PICTURE = "latency.csv", "latency.png"  # in the folder of a report, if there are timings
 
 
@@ -37,19 +37,17 @@ class Timing:
     place: str
 
 
-def timings_of(run: Path) -> tuple[Timing, ...]:
-    """Return the timings of a run's exports, by target. An export that was not timed or cannot be read has none.
+def timings_of(run: Path, digests: Any = None) -> tuple[Timing, ...]:
+    """Return the timings of a run's exports, by target.
+
+    An export has none if it was not timed, if it is of earlier weights of the run, or if it cannot be read.
 
     Args:
         run: The run's folder.
+        digests: The entry ``digests`` of its result: the checksums of its weights and masks, by file name.
     """
-    exports = {path.parent.name: path for path in run.glob(EXPORTS)}
-    latencies = latencies_of(run) if exports else {}
-    return tuple(
-        _timing(target, latency, content_of(exports[target]))
-        for target, latency in latencies.items()
-        if math.isfinite(latency)
-    )
+    found = (_timing(path, digests if isinstance(digests, dict) else {}) for path in sorted(run.glob(_EXPORTS)))
+    return tuple(timing for timing in found if timing is not None)
 
 
 def timings_csv(timings: Mapping[str, Iterable[Timing]]) -> str:
@@ -65,14 +63,24 @@ def timings_csv(timings: Mapping[str, Iterable[Timing]]) -> str:
     return out.getvalue()
 
 
-def _timing(target: str, latency: float, export: Mapping[str, Any]) -> Timing:
-    lower, upper = _quartiles(export, latency)
-    return Timing(target, latency, lower, upper, _place(export))
+def _timing(path: Path, digests: Mapping[str, Any]) -> Timing | None:
+    """Return the timing of an export for one image, None if there is none."""
+    try:
+        export = content_of(path)
+        first = next((one for one in objects(export, "latency") if one.get("batch") == 1), None)
+        latency = math.nan if first is None else float(number(first, "ratio"))
+    except MmpError:
+        return None
+    origin = export.get("origin")
+    origin = origin if isinstance(origin, dict) else {}
+    earlier = any(origin.get(file, digest) != digest for file, digest in digests.items())
+    if first is None or earlier or not 0 < latency < math.inf:
+        return None
+    return Timing(path.parent.name, latency, *_quartiles(first, latency), _place(export))
 
 
-def _quartiles(export: Mapping[str, Any], latency: float) -> tuple[float, float]:
-    first = next(one for one in objects(export, "latency") if one.get("batch") == 1)
-    match first.get("quartiles"):
+def _quartiles(measured: Mapping[str, Any], latency: float) -> tuple[float, float]:
+    match measured.get("quartiles"):
         case [int() | float() as lower, int() | float() as upper] if lower <= latency <= upper < math.inf:
             return float(lower), float(upper)
     return latency, latency

@@ -110,15 +110,14 @@ class Allocator:
         """Check, before anything is trained, that the model can satisfy ranges, budget, pattern and matched sweep.
 
         Args:
-            model: The network; its weights may be on the ``meta`` device. To find channels, it is built with values.
+            model: The network; its weights may be on the ``meta`` device.
 
         Raises:
             MmpError: for every reason for which :meth:`allocate` would raise one.
         """
         if isinstance(self.pattern, Channels):
             self._require_no_ranking(self.pattern)
-            real = build_bare(self.config.model)
-            plan_model(real, self.table, [self.strategy], self.own_budget, structure=self.structure(real))
+            plan_model(model, self.table, [self.strategy], self.own_budget, structure=self.structure(model))
             return
         layers = prunable_layers(model)
         fitting = self.pattern.fitting(layers)
@@ -139,8 +138,17 @@ class Allocator:
         return Budget() if self.config.allocation.name == SEARCHED else self.budget
 
     def structure(self, model: nn.Module) -> Structure:
-        """Return what is pruned as a whole in a model."""
-        return structure_of(self.config, model, self.pattern)
+        """Return what is pruned as a whole in a model.
+
+        Args:
+            model: The network; its weights may be on the ``meta`` device.
+        """
+        return self._channels if isinstance(self.pattern, Channels) else structure_of(self.config, model, self.pattern)
+
+    @cached_property
+    def _channels(self) -> Structure:
+        """The channels of the architecture. They are found by running a network, whatever its weights are."""
+        return structure_of(self.config, build_bare(self.config.model), self.pattern)
 
     def _require_no_ranking(self, pattern: Channels) -> None:
         """Raise if criteria decide anything; they compare single weights."""

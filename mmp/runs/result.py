@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmp.config.identity import configuration_of, identity, label, protocol_of, settings_of
 from mmp.config.schema import NO_CRITERION, SEARCHED, PruneConfig
@@ -48,18 +48,16 @@ def describe_sparsity(model: nn.Module, structure: Structure, allocation: Alloca
     }
     if isinstance(structure, WholeChannels):
         return {**entries, **_of_channels(structure, allocation)}
-    return {**entries, "layers": [_of_layer(layer, structure.pattern, allocation, masks) for layer in layers]}
-
-
-def _of_layer(layer: Layer, pattern: Pattern | Channels, allocation: Allocation, masks: Masks) -> dict[str, Any]:
-    mask = masks[layer.name]
-    patterned = isinstance(pattern, Pattern) and pattern != UNSTRUCTURED and satisfies(mask, pattern, layer.groups)
+    found = (_of_layer(layer, structure.pattern, masks[layer.name], pruned[layer.name]) for layer in layers)
     return {
-        **_of_range(layer, allocation),
-        "pruned": masks.pruned[layer.name],
-        "total": layer.size,
-        "pattern": str(pattern) if patterned else None,
+        **entries,
+        "layers": [{**_of_range(x, allocation), **entry} for x, entry in zip(layers, found, strict=True)],
     }
+
+
+def _of_layer(layer: Layer, pattern: Pattern | Channels, mask: Tensor, pruned: int) -> dict[str, Any]:
+    patterned = isinstance(pattern, Pattern) and pattern != UNSTRUCTURED and satisfies(mask, pattern, layer.groups)
+    return {"pruned": pruned, "total": layer.size, "pattern": str(pattern) if patterned else None}
 
 
 def _of_range(layer: Layer, allocation: Allocation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mmp.errors import MmpError
 from mmp.report.conditions import select
 from mmp.report.groups import groups_of
 from mmp.report.results import load_runs
+from mmp.report.timings import timings_of
 
 ODD = {"pattern": "2:4", "ranges": "vit", "schedule": "cubic", "reconstruct": "least_squares"}
 
@@ -93,7 +95,7 @@ def timed_runs(tmp_path: Path, runs: list[Any]) -> list[Any]:
     timed(folders["p50"], "openvino", 0.4)
     timed(folders["p70"], "onnx", 0.2, latency=[])
     timed(folders["p90"], "onnx", "fast")
-    return runs
+    return [replace(run, timings=timings_of(folders[run.strategy])) for run in runs]
 
 
 @pytest.mark.parametrize(
@@ -109,21 +111,21 @@ def timed_runs(tmp_path: Path, runs: list[Any]) -> list[Any]:
     ],
 )
 def test_latency_is_that_of_the_exports(
-    timed_runs: list[Any], tmp_path: Path, conditions: str, chosen: list[str], caplog: pytest.LogCaptureFixture
+    timed_runs: list[Any], conditions: str, chosen: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert sorted(run.strategy for run in select(timed_runs, conditions, tmp_path)) == chosen
+    assert sorted(run.strategy for run in select(timed_runs, conditions)) == chosen
     (line,) = [record.getMessage() for record in caplog.records]
     count, target = (3, "openvino") if "openvino" in conditions else (2, "onnx")
     assert line.startswith(f"{count} of 4 runs, such as ")
     assert line.endswith(f"are left out; measure it by mmp-export FOLDER target={target} select=all")
 
 
-def test_other_conditions_need_no_latency(timed_runs: list[Any], tmp_path: Path, caplog: Any) -> None:
-    assert len(select(timed_runs, "all", tmp_path)) == 4
+def test_other_conditions_need_no_latency(timed_runs: list[Any], caplog: Any) -> None:
+    assert len(select(timed_runs, "all")) == 4
     assert not caplog.records
 
 
-def test_latencies_that_nothing_has_measured(timed_runs: list[Any], tmp_path: Path) -> None:
+def test_latencies_that_nothing_has_measured(timed_runs: list[Any]) -> None:
     for conditions, part in (
         (
             "latency_onnx_int8<1",
@@ -136,23 +138,24 @@ def test_latencies_that_nothing_has_measured(timed_runs: list[Any], tmp_path: Pa
         ("latensy<1", "did you mean 'latency'?"),
     ):
         with pytest.raises(MmpError) as raised:
-            select(timed_runs, conditions, tmp_path)
+            select(timed_runs, conditions)
         assert part in str(raised.value)
         assert "\n" not in str(raised.value)
 
 
-def test_without_any_export_the_way_to_measure_is_named(runs: list[Any], tmp_path: Path) -> None:
+def test_without_any_export_the_way_to_measure_is_named(runs: list[Any]) -> None:
     with pytest.raises(MmpError, match="latency: no run has this latency; measure it by mmp-export FOLDER target=onnx"):
-        select(runs, "latency<1", tmp_path)
+        select(runs, "latency<1")
 
 
 def test_the_latency_of_earlier_weights_is_none(tmp_path: Path) -> None:
     digests = {"model.safetensors": "new", "masks.safetensors": "same"}
-    runs = load_runs(write(tmp_path, {**result("p30", 0.3, 0.990, 0.5), "digests": digests}))
+    write(tmp_path, {**result("p30", 0.3, 0.990, 0.5), "digests": digests})
     for weights, measured in (("old", False), ("new", True)):
-        timed(tmp_path / runs[0].folder, "onnx", 0.4, origin={**digests, "model.safetensors": weights})
+        timed(tmp_path / "run0", "onnx", 0.4, origin={**digests, "model.safetensors": weights})
+        runs = load_runs(tmp_path)
         if measured:
-            assert select(runs, "latency<0.5", tmp_path) == runs
+            assert select(runs, "latency<0.5") == runs
         else:
             with pytest.raises(MmpError, match="no run has this latency"):
-                select(runs, "latency<0.5", tmp_path)
+                select(runs, "latency<0.5")
