@@ -22,7 +22,7 @@ from mmp.pruning.patterns import MULTIPLE
 
 CLASSES = 1000
 STEPS = 12  # of the bisection of a share
-SHARED = 0.25
+SHARED, EARLY, MOST = 0.25, 1.5, 0.9  # factors of a share, and the largest share of a group
 
 
 def network_of(name: str, images: Tensor) -> nn.Module:
@@ -65,9 +65,10 @@ def difference_of(smaller: nn.Module, masked: nn.Module, images: Tensor) -> floa
 class Shrinker:
     """Removes whole channels of a network, those with the lowest magnitudes.
 
-    Every group loses the same share of its channels, except that widths which several blocks share lose `SHARED` of it:
-    in a block of a RegNet, the grouped convolution takes most of the time, and only the block's own width narrows it.
-    The widths are then rounded down to multiples.
+    Every group loses the same share of its channels, with two exceptions. Widths which several blocks share lose
+    `SHARED` of it: in a block of a RegNet, the grouped convolution takes most of the time, and only the block's own
+    width narrows it. Groups before the last stage lose `EARLY` times as much, but not more than `MOST` of their
+    channels: they have few parameters, but compute at many positions. The widths are then rounded down to multiples.
 
     Args:
         network: The network. It is not changed.
@@ -83,8 +84,14 @@ class Shrinker:
         weights = prunable_parameters(network, prunable_layers(network))
         self._scores = {key: weight.detach().abs() for key, weight in weights.items()}
         self._steps = [min(sets_per_step(group, multiple), len(group)) for group in groups]
-        records = group_layers(groups, prunable_layers(network), positions_of(network, images[:1]))
-        self._factors = [SHARED if record.role == "stage_width" else 1.0 for record in records]
+        positions = positions_of(network, images[:1])
+        records = group_layers(groups, prunable_layers(network), positions)
+        most = [max(positions.get(part.name, 0) for part in group.channels) for group in groups]
+        last = min((count for count in most if count > 1), default=1)  # a gate and a head after the pool have one
+        self._factors = [
+            SHARED if record.role == "stage_width" else EARLY if count > last else 1.0
+            for record, count in zip(records, most, strict=True)
+        ]
         self._left = Costs.of(network, groups, {}).parameters_left
 
     def with_share(self, share: float) -> tuple[nn.Module, nn.Module, Removal]:
@@ -116,7 +123,7 @@ class Shrinker:
         """Return the number of sets that each group loses."""
         counts = []
         for group, step, factor in zip(self.groups, self._steps, factors, strict=True):
-            wanted = int(factor * share * len(group))
+            wanted = int(min(factor * share, max(share, MOST)) * len(group))
             kept = max(step, (len(group) - wanted) // step * step) if wanted else len(group)
             counts.append(len(group) - kept)
         return counts

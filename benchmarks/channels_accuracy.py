@@ -3,7 +3,8 @@
 ``python -m benchmarks.channels_accuracy measure`` prunes a CNN and a ViT on digits and on Fashion-MNIST by all
 strategies, removes 30, 50 and 70 % of their parameters, re-solves the other weights, and trains. It runs the sweeps of
 ``prune.py`` in ``results/sweeps/channels_accuracy``, which skip what is completed. On Fashion-MNIST, only the strategy
-with the best validation accuracy before the training is trained. ``data=digits seeds=0,1`` measures only these.
+with the best validation accuracy before the training is trained. ``data=digits seeds=0,1 removed=0.5`` measures only
+these.
 
 Beside the best strategy stands the network that a practitioner would take: every group loses the same share, so that
 the network has as many multiply-adds. ``python -m benchmarks.channels_accuracy latency`` times both in onnxruntime, and
@@ -54,14 +55,14 @@ def sweep(*settings: str) -> None:
     subprocess.run([sys.executable, "prune.py", "-m", *SETTINGS, *settings], check=True)
 
 
-def measure(data: Sequence[str], seeds: Sequence[int]) -> None:
+def measure(data: Sequence[str], seeds: Sequence[int], shares: Sequence[float]) -> None:
     """Run everything that is missing."""
-    listed = ",".join(map(str, REMOVED))
+    listed = ",".join(map(str, shares))
     for name, seed in product(data, seeds):
         chosen = (f"data={name}", f"seed={seed}")
         training = TRAINED if name == "digits" else ("finetune=none",)
         sweep(*chosen, f"model={','.join(MODELS)}", "strategy=glob(*)", f"budget={listed}", *training)
-        for model, removed in product(MODELS, REMOVED):
+        for model, removed in product(MODELS, shares):
             found = [row for row in rows_of(FOLDER) if case_of(row) == (model, name, removed) and row["seed"] == seed]
             best = max((row for row in found if row["ranges"] == "channels"), key=validation)
             same = (*chosen, f"model={model}", *TRAINED)
@@ -275,15 +276,16 @@ def main(arguments: Sequence[str]) -> None:
         MmpError: if there is no such command or setting.
     """
     command, *rest = arguments or [""]
+    choices = {"data": list(DATA), "seeds": list(map(str, SEEDS)), "removed": list(map(str, REMOVED))}
     settings = dict(argument.partition("=")[::2] for argument in rest)
-    data, seeds = (list(filter(None, settings.get(key, "").split(","))) for key in ("data", "seeds"))
-    known = command in ("measure", "latency", "report") and (not settings or command == "measure")
-    names, numbers = set(DATA), set(map(str, SEEDS))
-    if not known or settings.keys() - {"data", "seeds"} or set(data) - names or set(seeds) - numbers:
-        example = f"measure [data={','.join(DATA)} seeds={','.join(map(str, SEEDS))}]"
-        raise MmpError(f"python -m benchmarks.channels_accuracy {example}, then latency, then report")
+    chosen = {key: settings[key].split(",") for key in settings}
+    known = command in ("measure", "latency", "report") and (not chosen or command == "measure")
+    if not known or any(set(values) - set(choices.get(key, ())) for key, values in chosen.items()):
+        example = " ".join(f"{key}={','.join(values)}" for key, values in choices.items())
+        raise MmpError(f"python -m benchmarks.channels_accuracy measure [{example}], then latency, then report")
     if command == "measure":
-        measure(data or DATA, [int(seed) for seed in seeds] or SEEDS)
+        data, seeds, shares = (choices | chosen).values()
+        measure(data, list(map(int, seeds)), list(map(float, shares)))
     elif command == "latency":
         latency()
     else:
