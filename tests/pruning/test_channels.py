@@ -348,6 +348,24 @@ def test_a_layer_that_runs_twice_keeps_its_channels() -> None:
     assert channel_groups(Recurrent(), torch.randn(1, 4)) == []
 
 
+def test_a_layer_that_runs_twice_hides_no_other_group() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = nn.Linear(6, 6)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)) for _ in range(2))
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = self.shared(x)
+                x = x + block(x)
+            return self.head(x)
+
+    groups = channel_groups(Twice(), torch.randn(1, 6))
+    assert [group.name for group in groups] == ["blocks.0.0.weight", "blocks.1.0.weight"]
+
+
 def test_heads_are_counted_in_the_smaller_network() -> None:
     torch.manual_seed(0)
     network, images = Attention(heads=3, width=24).eval(), torch.randn(2, *IMAGE)

@@ -8,7 +8,7 @@ attention, but not through another layer.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from functools import partial
@@ -61,7 +61,7 @@ class Probe:
         # Outputs of products, and inputs of products and batch norms when nothing is changed. The key has the shape of
         # the input, too, since a layer that runs several times may have inputs of several sizes.
         self._frozen: dict[tuple[str, torch.Size], Tensor] = {}
-        self._inputs: dict[tuple[Part, torch.Size], Tensor] = {}
+        self._inputs: dict[tuple[Part, torch.Size], list[Tensor]] = defaultdict(list)  # one for each run of the layer
         self._widths: dict[Part, int] = {}
         with torch.no_grad():
             self._run(_Recording(self), 1)
@@ -212,19 +212,22 @@ class _Replaying(TorchFunctionMode):
 
     def _see(self, part: Part, inputs: Tensor, channel: int) -> None:
         if not self._tests:
-            self._probe._inputs[part, inputs.shape[1:]] = inputs.clone()
+            self._probe._inputs[part, inputs.shape[1:]].append(inputs.clone())
             self._probe._widths[part] = inputs.shape[channel]
             return
         if self._readers and part not in self._readers:
             return
-        before = self._probe._inputs.get((part, inputs.shape[1:]))
-        if before is not None and self._tests > 1 and inputs.shape == before.shape:
+        before = self._probe._inputs.get((part, inputs.shape[1:]), [])
+        if before and self._tests > 1 and inputs.shape == before[0].shape:
             self._probe.constant.add(part.name)
             return
-        if before is None or inputs.shape != (self._tests * len(before), *before.shape[1:]):
+        if not before or inputs.shape != (self._tests * len(before[0]), *before[0].shape[1:]):
             self._probe.unusual.add(part.name)
             return
-        moved = differs(inputs, before, self._tests).movedim(channel if channel < 0 else channel + 1, -1)
+        # A pass may skip runs of a layer that runs several times, so its input is compared with the most similar one.
+        moved = torch.stack([differs(inputs, one, self._tests) for one in before])
+        nearest = moved.flatten(2).sum(2).argmin(0)
+        moved = moved[nearest, range(self._tests)].movedim(channel if channel < 0 else channel + 1, -1)
         moved = moved.reshape(self._tests, -1, moved.shape[-1]).any(1)
         self.moved[part] = self.moved[part] | moved if part in self.moved else moved
         if part in self._unseen:
