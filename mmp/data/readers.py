@@ -6,7 +6,6 @@ import gzip
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmp.config.schema import DataConfig
-from mmp.data.cifar_files import read_batch, read_names
+from mmp.data.cifar_files import CIFAR10, CIFAR100, CifarFiles
 from mmp.data.class_folders import evaluation_folders, training_folders
 from mmp.data.images import Images, Source, in_memory, of_files
 from mmp.data.split_folders import split_folders
@@ -112,76 +111,37 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
 
 
-@dataclass(frozen=True)
-class _Cifar:
-    """The layout of a CIFAR data set's Python version (Krizhevsky 2009).
-
-    Attributes:
-        reader: Name of torchvision's class.
-        folder: Name of the folder below ``data.root``.
-        train: Names of the training files.
-        test: Names of the test files.
-        labels: Key of the labels in each file.
-        meta: Name of the file with the names of the classes.
-        names: Key of these names.
-    """
-
-    reader: str
-    folder: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    labels: str
-    meta: str
-    names: str
-
-
-_CIFAR10 = _Cifar(
-    reader="CIFAR10",
-    folder="cifar-10-batches-py",
-    train=tuple(f"data_batch_{i}" for i in range(1, 6)),
-    test=("test_batch",),
-    labels="labels",
-    meta="batches.meta",
-    names="label_names",
-)
-_CIFAR100 = _Cifar(
-    reader="CIFAR100",
-    folder="cifar-100-python",
-    train=("train",),
-    test=("test",),
-    labels="fine_labels",
-    meta="meta",
-    names="fine_label_names",
-)
-
-
 def read_cifar10(cfg: DataConfig) -> Source:
-    """Read CIFAR-10's batches from ``<root>/cifar-10-batches-py``."""
-    return _read_cifar(cfg, _CIFAR10)
+    """Read CIFAR-10 from ``<root>/cifar-10-batches-py`` or from its binary version, ``<root>/cifar-10-batches-bin``."""
+    return _read_cifar(cfg, "CIFAR10", CIFAR10)
 
 
 def read_cifar100(cfg: DataConfig) -> Source:
-    """Read CIFAR-100's two files from ``<root>/cifar-100-python``, with the 100 fine labels."""
-    return _read_cifar(cfg, _CIFAR100)
+    """Read CIFAR-100, with the 100 fine labels, from ``<root>/cifar-100-python`` or ``<root>/cifar-100-binary``."""
+    return _read_cifar(cfg, "CIFAR100", CIFAR100)
 
 
-def _read_cifar(cfg: DataConfig, layout: _Cifar) -> Source:
+def _read_cifar(cfg: DataConfig, reader: str, versions: Sequence[CifarFiles]) -> Source:
+    """Read the first version that has a folder; ``reader`` is the name of torchvision's class."""
     import torchvision.datasets
 
     if cfg.download:
-        _download(getattr(torchvision.datasets, layout.reader), cfg, train=True)
-    folder = Path(cfg.root or ".") / layout.folder
-    way_out = f"set data.download=true on a machine with internet, or unpack {layout.reader}'s Python version there"
-    _require_folder(folder, way_out)
+        _download(getattr(torchvision.datasets, reader), cfg, train=True)
+    root = Path(cfg.root or ".")
+    files = next((files for files in versions if (root / files.folder).is_dir()), versions[0])
+    folder = root / files.folder
+    way_out = f"set data.download=true on a machine with internet, or unpack {reader}'s Python version there"
+    _require_folder(folder, f"{way_out} or its binary version as {root / versions[1].folder}")
 
     def part(names: Sequence[str]) -> tuple[Images, Images]:
-        batches = [read_batch(folder / name, layout.labels) for name in names]
+        batches = [files.read(folder / name) for name in names]
         pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in batches]))
         labels = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
         return in_memory(pixels, labels, cfg, resize_now=False)
 
-    classes = read_names(folder / layout.meta, layout.names)
-    return Source(*part(layout.train), part(layout.test)[1], classes=classes)
+    names = folder / files.names
+    classes = files.read_names(names) if names.is_file() else None  # a subset of the data may have no names
+    return Source(*part(files.train), part([files.test])[1], classes=classes)
 
 
 def read_gtsrb(cfg: DataConfig) -> Source:

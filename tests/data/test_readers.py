@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_files import write_cifar10, write_cifar_batch, write_gtsrb
+from small_files import write_cifar10, write_cifar_batch, write_cifar_records, write_gtsrb
 
 from mmp.config.schema import DataConfig
 from mmp.data.images import AugmentedImages, TensorImages, transform_of
@@ -49,6 +49,50 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
     assert data.samples == {"train": 800, "validation": 100, "calibration": 100, "test": 100}
     _, labels = next(iter(data.test_dataloader()))
     assert labels.max() == 99
+
+
+def test_the_binary_version_of_cifar10_is_the_same_data(tmp_path: Path) -> None:
+    pixels = write_cifar10(tmp_path / "python")
+    for name, images in pixels.items():
+        write_cifar_records(tmp_path / "binary/cifar-10-batches-bin" / f"{name}.bin", images, np.arange(60) % 10)
+    (tmp_path / "binary/cifar-10-batches-bin/batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
+    found, expected = (READERS["cifar10"](config("cifar10", tmp_path / version)) for version in ("binary", "python"))
+    for one, other in ((found.plain, expected.plain), (found.test, expected.test)):
+        assert isinstance(one, TensorImages)
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    assert found.classes == tuple("abcdefghij")
+
+
+def test_the_binary_version_of_cifar100_has_fine_labels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), np.uint8)
+    for name in ("train", "test"):
+        path = tmp_path / f"cifar-100-binary/{name}.bin"
+        write_cifar_records(path, pixels, np.arange(200) % 20, np.arange(200) % 100)
+    source = READERS["cifar100"](config("cifar100", tmp_path))
+    assert isinstance(source.test, TensorImages)
+    assert source.test.labels.tolist() == [i % 100 for i in range(200)]
+    assert source.classes is None
+
+
+def test_damaged_records_of_cifar_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        write_cifar_records(folder / name, np.zeros((20, 3, 32, 32), np.uint8), np.arange(20) % 10)
+    path = folder / "data_batch_2.bin"
+    content = path.read_bytes()
+    damaged = {
+        "has 61000 bytes, no multiple of the 3073": content[:61000],
+        "has 0 bytes": b"",
+        "has the label 255, but there are 10 classes": b"\xff" + content[1:],
+    }
+    for reason, changed in damaged.items():
+        path.write_bytes(changed)
+        with pytest.raises(MmpError, match=rf"data_batch_2\.bin: {reason}"):
+            READERS["cifar10"](config("cifar10", tmp_path))
+    path.unlink()
+    with pytest.raises(MmpError, match=r"data_batch_2\.bin: no such file"):
+        READERS["cifar10"](config("cifar10", tmp_path))
 
 
 def test_cifar_is_enlarged_for_a_model_with_larger_input(tmp_path: Path) -> None:

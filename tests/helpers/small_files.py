@@ -31,6 +31,13 @@ def write_cifar10(root: Path, protocol: int = 2, count: int = 60) -> dict[str, n
     return {name: write_cifar_batch(folder / name, count, {"labels": 10}, protocol, i) for i, name in enumerate(names)}
 
 
+def write_cifar_records(path: Path, pixels: np.ndarray, *labels: np.ndarray) -> None:
+    """Write a file of CIFAR's binary version: a byte for each label of a picture, and its pixels (N, 3, 32, 32)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = [np.asarray(column, np.uint8)[:, None] for column in labels]
+    path.write_bytes(np.concatenate([*columns, pixels.reshape(len(pixels), -1)], axis=1).tobytes())
+
+
 def write_gtsrb(root: Path, tracks: int = 4, frames: int = 4, classes: int = 43) -> None:
     """Write GTSRB as torchvision unpacks it: PPM files, one folder per class, and a table of the test images."""
     training, test = root / "gtsrb" / "GTSRB" / "Training", root / "gtsrb" / "GTSRB" / "Final_Test" / "Images"
