@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from mmp.pruning.patterns import Pattern
     from mmp.pruning.plan import Plan, plan_model
     from mmp.pruning.ranges import Constraints, Range, RangeTable, Rule, RuleTable, Selector
+    from mmp.pruning.reconstruction.joint import Tuning, reconstruct_jointly
+    from mmp.pruning.reconstruction.joint_report import JointReport
     from mmp.pruning.reconstruction.layer_report import LayerReport
     from mmp.pruning.reconstruction.reconstruct import reconstruct
     from mmp.pruning.result import PruneResult
@@ -68,6 +70,8 @@ _NAMES = {
     "mmp.pruning.patterns": ("Pattern",),
     "mmp.pruning.plan": ("Plan", "plan_model"),
     "mmp.pruning.ranges": ("Constraints", "Range", "RangeTable", "Rule", "RuleTable", "Selector"),
+    "mmp.pruning.reconstruction.joint": ("Tuning", "reconstruct_jointly"),
+    "mmp.pruning.reconstruction.joint_report": ("JointReport",),
     "mmp.pruning.reconstruction.layer_report": ("LayerReport",),
     "mmp.pruning.reconstruction.reconstruct": ("reconstruct",),
     "mmp.pruning.result": ("PruneResult",),
@@ -78,12 +82,13 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Budget", "ChannelGroup", "Constraints", "Cubic", "Fisher", "Gradient", "Layer", "LayerReport", "Magnitude",
-    "MaskEnforcer", "Masks", "MmpError", "Obs", "ObsFisher", "OneShot", "Pattern", "Plan", "Product", "PruneResult",
-    "Range", "RangeTable", "Removal", "Rule", "RuleTable", "Selector", "Stepwise", "Strategy", "channel_groups",
-    "channel_masks", "check_zeros", "collect", "criterion", "load_masks", "load_ranges", "load_shrunk", "load_sparse",
-    "load_strategies", "load_strategy", "make_grid", "make_masks", "make_plan", "plan_model", "prunable_layers",
-    "prunable_parameters", "prune", "prune_all", "reconstruct", "save_masks", "save_sparse", "score", "shrink",
+    "Budget", "ChannelGroup", "Constraints", "Cubic", "Fisher", "Gradient", "JointReport", "Layer", "LayerReport",
+    "Magnitude", "MaskEnforcer", "Masks", "MmpError", "Obs", "ObsFisher", "OneShot", "Pattern", "Plan", "Product",
+    "PruneResult", "Range", "RangeTable", "Removal", "Rule", "RuleTable", "Selector", "Stepwise", "Strategy", "Tuning",
+    "channel_groups", "channel_masks", "check_zeros", "collect", "criterion", "load_masks", "load_ranges",
+    "load_shrunk", "load_sparse", "load_strategies", "load_strategy", "make_grid", "make_masks", "make_plan",
+    "plan_model", "prunable_layers", "prunable_parameters", "prune", "prune_all", "reconstruct", "reconstruct_jointly",
+    "save_masks", "save_sparse", "score", "shrink",
 ]  # fmt: skip
 
 

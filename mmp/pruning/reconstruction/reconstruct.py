@@ -87,7 +87,7 @@ def reconstruct(
         >>> all(report.after < report.before for report in reports)
         True
     """
-    images = _small([_images_of(number, batch) for number, batch in enumerate(batches)])
+    images = _small([images_of(number, batch) for number, batch in enumerate(batches)])
     if torch.is_inference_mode_enabled():
         raise MmpError("reconstruction cannot work inside torch.inference_mode(); use torch.no_grad() there")
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -154,7 +154,7 @@ def pop_targets(targets: dict[str, Tensor], name: str, batches: int) -> Iterator
         yield found  # type: ignore[misc]
 
 
-def _images_of(number: int, batch: Any) -> Tensor:
+def images_of(number: int, batch: Any) -> Tensor:
     """Return the images of a batch."""
     images = batch[0] if isinstance(batch, list | tuple) and batch else batch
     if not isinstance(images, Tensor) or not images.dim():

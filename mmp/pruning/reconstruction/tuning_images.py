@@ -1,0 +1,102 @@
+"""The images of a joint tuning: those that are tuned on, and those that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmp.errors import MmpError
+from mmp.pruning.reconstruction.reconstruct import images_of
+from mmp.tensors import tensors_digest
+
+_SHARE, _LEAST = 0.1, 32  # of the images that are held out
+_BATCH = 64  # images
+
+
+Batches = Iterable[Tensor | Sequence[Tensor]]
+
+
+def divided(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the images to tune on, and a tenth of all images to hold out, but at least 32, in an order by chance.
+
+    Args:
+        images: Single images, (C, H, W) each. The same number of images is always divided in the same way.
+
+    Raises:
+        MmpError: if there are fewer than 64 images.
+    """
+    if len(images) < 2 * _LEAST:
+        raise MmpError(
+            f"joint tuning needs at least {2 * _LEAST} images, of which it holds out {_LEAST}, but there are "
+            f"{len(images)}; pass more (in a run: raise reconstruct.tuning.images or data.calibration)"
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
+    held = max(_LEAST, round(_SHARE * len(images)))
+    return [images[i] for i in order[held:]], [images[i] for i in order[:held]]
+
+
+def _single(batches: Batches) -> list[Tensor]:
+    return [image for number, batch in enumerate(batches) for image in images_of(number, batch).detach()]
+
+
+@dataclass(frozen=True)
+class TuningImages:
+    """Images of one size without labels. A single image is a view of its batch, so that nothing is copied.
+
+    Attributes:
+        tuned: Images to tune on, (C, H, W) each.
+        held: Images on which the tuning is judged.
+        device: The device of the batches that are made of them.
+    """
+
+    tuned: Sequence[Tensor]
+    held: Sequence[Tensor]
+    device: torch.device
+
+    @classmethod
+    def of(cls, batches: Batches, held: Batches | None, device: torch.device) -> TuningImages:
+        """Read the images.
+
+        Args:
+            batches: Batches (B, C, H, W), or pairs whose first element is one.
+            held: The same, of the images that are held out; None takes them from ``batches``, as :func:`divided` does.
+            device: The device of the network.
+
+        Raises:
+            MmpError: if there are too few images, or they differ in size.
+        """
+        images = _single(batches)
+        tuned, kept = divided(images) if held is None else (images, _single(held))
+        if not tuned or not kept:
+            raise MmpError("joint tuning needs images to tune on and images that are held out; one of the two is empty")
+        if len(sizes := {tuple(image.shape) for image in [*tuned, *kept]}) > 1:
+            raise MmpError(f"joint tuning needs images of one size, but there are {sorted(sizes)}; resize them")
+        return cls(tuned, kept, device)
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """Return the images of one step. Every image comes once before any comes again; odd steps are mirrored.
+
+        Args:
+            step: Number of the step, from 0.
+            size: Number of images, or all if there are fewer.
+        """
+        size = min(size, len(self.tuned))
+        turn, place = divmod(step, len(self.tuned) // size)
+        order = torch.randperm(len(self.tuned), generator=torch.Generator().manual_seed(turn))
+        images = self._together([self.tuned[i] for i in order[place * size : (place + 1) * size]])
+        return images.flip(3) if step % 2 and images.dim() == 4 else images
+
+    def held_batches(self, most: int = _BATCH) -> Iterator[Tensor]:
+        """Yield the images that are held out, in batches of at most ``most``."""
+        for start in range(0, len(self.held), most):
+            yield self._together(self.held[start : start + most])
+
+    def digest(self) -> str:
+        """Return a hash of all images and of how they are divided."""
+        return tensors_digest({str(i): image for i, image in enumerate([*self.held, *self.tuned])})
+
+    def _together(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(images)).to(self.device)

@@ -1,0 +1,122 @@
+"""The state of a tuning between two steps, which a checkpoint keeps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from mmp.errors import MmpError
+from mmp.tensors import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+
+
+@dataclass
+class TuningState:
+    """The parameters that are tuned, their moments, and the best parameters so far.
+
+    Attributes:
+        parameters: The parameters, by name.
+        optimizer: The optimizer of these parameters.
+        before: The loss of the held images before the first step.
+        best: A copy of the parameters with the lowest loss, by name.
+        best_loss: That loss.
+        best_step: The number of steps after which it was measured.
+        step: Number of steps so far.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: Adam
+    before: float
+    best: dict[str, Tensor]
+    best_loss: float
+    best_step: int = 0
+    step: int = 0
+
+    @classmethod
+    def new(cls, parameters: Mapping[str, nn.Parameter], loss: float) -> TuningState:
+        """Return the state before the first step.
+
+        Args:
+            parameters: The parameters to tune, by name.
+            loss: The loss of the held images.
+        """
+        return cls(parameters, Adam(parameters.values()), loss, _copies(parameters), loss)
+
+    def see(self, loss: float) -> None:
+        """Keep a copy of the parameters if their loss is the lowest so far."""
+        if loss < self.best_loss:  # false for NaN
+            self.best = _copies(self.parameters)
+            self.best_loss, self.best_step = loss, self.step
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Give the parameters their best values."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.best[name])
+
+    def save(self, path: Path, key: str) -> None:
+        """Write the state to a file.
+
+        Args:
+            path: The file, written atomically.
+            key: A hash of everything that decides the tuning.
+
+        Raises:
+            MmpError: if the file cannot be written.
+        """
+        numbers = [self.before, self.best_loss, self.best_step, self.step]
+        tensors = {"key": _bytes(key), "numbers": torch.tensor(numbers, dtype=torch.float64)}
+        for name, parameter in self.parameters.items():
+            tensors[f"weight/{name}"] = parameter
+            for moment, value in self.optimizer.state[parameter].items():
+                tensors[f"{moment}/{name}"] = value
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        save_tensors(path, tensors)
+
+    @torch.no_grad()
+    def load(self, path: Path, key: str) -> bool:
+        """Continue from a file of :meth:`save`, unless it is missing, damaged or of another tuning.
+
+        Args:
+            path: The file.
+            key: The same hash as at :meth:`save`.
+
+        Returns:
+            Whether the state is the state of the file.
+        """
+        if not path.is_file():
+            return False
+        try:
+            tensors = load_tensors(path)
+        except MmpError as error:
+            log.warning("the tuning begins again: %s", error)
+            return False
+        if not torch.equal(tensors["key"], _bytes(key)):
+            log.info("the tuning begins again: %s belongs to other settings", path)
+            return False
+        before, best_loss, best_step, step = tensors["numbers"].tolist()
+        self.before, self.best_loss, self.best_step, self.step = before, best_loss, int(best_step), int(step)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"weight/{name}"])
+            self.best[name].copy_(tensors[f"best/{name}"])
+            if f"step/{name}" in tensors:  # a parameter without a gradient has no moments
+                moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in _MOMENTS}
+                self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"], **moments}
+        return True
+
+
+def _copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _bytes(key: str) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(key)), dtype=torch.uint8)

@@ -1,0 +1,335 @@
+"""Joint reconstruction: what it lowers, what it leaves, and that an interruption changes no bit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from mmp.errors import MmpError
+from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
+from mmp.pruning.masks import Masks, check_zeros, make_masks
+from mmp.pruning.reconstruction import joint
+from mmp.pruning.reconstruction.imitation import Imitation, outputs_of
+from mmp.pruning.reconstruction.joint import Tuning, reconstruct_jointly
+from mmp.pruning.reconstruction.joint_report import JointReport
+from mmp.pruning.reconstruction.reconstruct import reconstruct
+from mmp.pruning.reconstruction.tuning_images import TuningImages, divided
+from mmp.pruning.reconstruction.tuning_state import TuningState
+from mmp.pruning.signals import Magnitude, score
+
+QUICK = Tuning(steps=40, learning_rate=5e-3, batch_size=32)
+IMAGES = torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+        y += x
+        return self.act(y)
+
+
+def dense() -> nn.Module:
+    """Return a network with two residual blocks, in-place sums, and norms with statistics."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), Block(), Block(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    model.train()
+    for _ in range(20):
+        model(IMAGES)
+    return model.eval()
+
+
+def masks_of(model: nn.Module, sparsity: float) -> Masks:
+    layers = prunable_layers(model)
+    scores = score(Magnitude(), prunable_parameters(model, layers), {})
+    return make_masks(scores, dict.fromkeys(scores, sparsity))
+
+
+def solved(model: nn.Module, masks: Masks, images: Tensor = IMAGES) -> nn.Module:
+    """Return a copy of a dense network that is pruned and re-solved layer by layer."""
+    pruned = copy.deepcopy(model)
+    reconstruct(pruned, masks, [images])
+    return pruned
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
+
+
+def errors(pruned: nn.Module, network: nn.Module) -> list[float]:
+    """Return the squared errors of both blocks and of the logits."""
+    with torch.no_grad():
+        pairs = zip(*(outputs_of(one, ("3", "4"), IMAGES) for one in (pruned, network)), strict=True)
+        return [float((a - b).square().mean()) for a, b in pairs]
+
+
+def test_tuning_brings_outputs_closer_under_exact_masks() -> None:
+    network = dense()
+    masks = masks_of(network, 0.7)
+    pruned = solved(network, masks)
+    before, buffers = errors(pruned, network), {name: b.clone() for name, b in pruned.named_buffers()}
+    untouched = copy.deepcopy(network)
+    report = reconstruct_jointly(pruned, masks, [IMAGES], network, QUICK)
+    assert report.status == "tuned"
+    assert report.after < 0.9 * report.before
+    assert all(after < start for after, start in zip(errors(pruned, network)[:2], before, strict=False))
+    assert (report.blocks, report.images, report.held, report.steps) == (2, 96, 32, 40)
+    check_zeros(pruned.state_dict(), masks)
+    weights = dict(pruned.named_parameters())
+    assert not any(torch.signbit(weights[name][~mask]).any() for name, mask in masks.items())  # +0.0
+    assert all(torch.equal(b, buffers[name]) for name, b in pruned.named_buffers())
+    assert same(network, untouched)
+
+
+def test_the_weight_of_the_logits_decides_between_blocks_and_logits() -> None:
+    network = dense()
+    masks = masks_of(network, 0.7)
+    of_blocks, of_logits = solved(network, masks), solved(network, masks)
+    reconstruct_jointly(of_blocks, masks, [IMAGES], network, replace(QUICK, logits=0.0))
+    reconstruct_jointly(of_logits, masks, [IMAGES], network, replace(QUICK, logits=1e4))
+    assert errors(of_logits, network)[2] < 0.5 * errors(of_blocks, network)[2]
+    assert errors(of_logits, network)[1] > errors(of_blocks, network)[1]
+
+
+def test_kept_weights_biases_and_norms_change_and_nothing_else() -> None:
+    network = timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=24, depth=2, num_heads=2)
+    masks = masks_of(network, 0.5)
+    pruned = solved(network, masks)
+    pruned.blocks[0].attn.qkv.weight.requires_grad_(False)
+    pruned.blocks[1].norm1.bias.requires_grad_(False)
+    pruned.train()
+    pruned.head.bias.grad = torch.ones_like(pruned.head.bias)
+    before = copy.deepcopy(pruned.state_dict())
+    report = reconstruct_jointly(pruned, masks, [IMAGES], network, QUICK)
+    assert report.status == "tuned"
+    left = {name for name, value in pruned.state_dict().items() if torch.equal(value, before[name])}
+    assert left == {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.1.norm1.bias"}
+    frozen = {name for name, parameter in pruned.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"blocks.0.attn.qkv.weight", "blocks.1.norm1.bias"}
+    assert pruned.training
+    assert torch.equal(pruned.head.bias.grad, torch.ones(1000))
+    assert pruned.blocks[0].mlp.fc1.weight.grad is None
+
+
+@pytest.mark.parametrize("rate", [30.0, 1e30])
+def test_a_harmful_tuning_leaves_every_bit_of_the_start(rate: float, caplog: pytest.LogCaptureFixture) -> None:
+    network = dense()
+    masks = masks_of(network, 0.5)
+    pruned = solved(network, masks)
+    start = copy.deepcopy(pruned)
+    report = reconstruct_jointly(pruned, masks, [IMAGES], network, Tuning(steps=20, learning_rate=rate))
+    assert same(pruned, start)
+    assert report.status != "tuned"
+    assert (report.after, report.best_step) == (report.before, 0)
+    assert [r.getMessage() for r in caplog.records if "joint" in r.getMessage()] == [
+        f"joint tuning leaves the weights as they were: {report.status}"
+    ]
+
+
+def test_the_best_weights_on_held_images_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([4.0, 3.0, 1.0, 2.0, 2.5])
+    kept: list[dict[str, Tensor]] = []
+    seen = TuningState.see
+
+    def see(self: TuningState, loss: float) -> None:
+        kept.append({name: parameter.detach().clone() for name, parameter in self.parameters.items()})
+        seen(self, loss)
+
+    monkeypatch.setattr(TuningState, "see", see)
+    monkeypatch.setattr(joint, "_MEASUREMENTS", 4)
+    monkeypatch.setattr(joint._Descent, "_held_loss", lambda *_: next(losses))
+    network = dense()
+    masks = masks_of(network, 0.5)
+    pruned = solved(network, masks)
+    report = reconstruct_jointly(pruned, masks, [IMAGES], network, QUICK)
+    assert (report.before, report.after, report.best_step) == (4.0, 1.0, 20)
+    assert all(torch.equal(parameter, kept[1][name]) for name, parameter in pruned.named_parameters())
+
+
+class StoppedError(Exception):
+    """Stands for an interruption."""
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise at one step of a tuning."""
+    whole = joint._Descent._step
+
+    def stopping(self: joint._Descent, state: TuningState, part: int) -> None:
+        if state.step == step:
+            raise StoppedError
+        whole(self, state, part)
+
+    monkeypatch.setattr(joint._Descent, "_step", stopping)
+
+
+def test_a_resumed_tuning_has_the_same_bits_as_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, file = dense(), tmp_path / "joint.safetensors"
+    masks = masks_of(network, 0.7)
+    first, second, third = (solved(network, masks) for _ in range(3))
+    whole = reconstruct_jointly(first, masks, [IMAGES], network, QUICK)
+    torch.manual_seed(1234)  # the global generator is not used
+    with monkeypatch.context() as patch:
+        stop_at(30, patch)
+        with pytest.raises(StoppedError):
+            reconstruct_jointly(second, masks, [IMAGES], network, QUICK, checkpoint=file)
+    second = solved(network, masks)
+    steps: list[int] = []
+    taken = joint._Descent._step
+    monkeypatch.setattr(joint._Descent, "_step", lambda *a: (steps.append(a[1].step), taken(*a)))
+    resumed = reconstruct_jointly(second, masks, [IMAGES], network, QUICK, checkpoint=file)
+    assert steps[0] == 28  # the last of ten measurements before the interruption
+    assert same(first, second)
+    assert replace(resumed, seconds=0.0) == replace(whole, seconds=0.0)
+    steps.clear()
+    again = reconstruct_jointly(third, masks, [IMAGES], network, QUICK, checkpoint=file)
+    assert not steps
+    assert same(first, third)
+    assert again.after == whole.after
+
+
+@pytest.mark.parametrize("change", ["settings", "masks", "images", "damage"])
+def test_a_checkpoint_of_another_tuning_is_not_continued(change: str, tmp_path: Path) -> None:
+    network, file = dense(), tmp_path / "joint.safetensors"
+    masks = masks_of(network, 0.7)
+    reconstruct_jointly(solved(network, masks), masks, [IMAGES], network, QUICK, checkpoint=file)
+    other, images = (masks_of(network, 0.6) if change == "masks" else masks), IMAGES
+    tuning = replace(QUICK, logits=1.0) if change == "settings" else QUICK
+    if change == "images":
+        images = IMAGES.flip(0)
+    if change == "damage":
+        file.write_bytes(file.read_bytes()[:-100])
+    expected, found = solved(network, other), solved(network, other)
+    reconstruct_jointly(expected, other, [images], network, tuning)
+    reconstruct_jointly(found, other, [images], network, tuning, checkpoint=file)
+    assert same(expected, found)
+
+
+def test_large_batches_are_taken_in_parts_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = dense()
+    masks = masks_of(network, 0.7)
+    sizes: list[int] = []
+    loss = Imitation.loss
+    monkeypatch.setattr(Imitation, "loss", lambda self, *a: (sizes.append(len(a[1])), loss(self, *a))[1])
+
+    def tuned(most: int, steps: int = 5) -> tuple[nn.Module, JointReport]:
+        monkeypatch.setattr(joint, "_MOST_SAVED", most)
+        sizes.clear()
+        pruned = solved(network, masks)
+        return pruned, reconstruct_jointly(pruned, masks, [IMAGES], network, replace(QUICK, steps=steps))
+
+    whole, report = tuned(2**30)
+    assert max(sizes) == 32
+    parts, in_parts = tuned(2**17)
+    assert 1 < max(sizes) < 16
+    assert in_parts.after == pytest.approx(report.after, rel=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    tuned(1, steps=1)
+    assert max(sizes) == 1
+
+
+def test_every_image_is_tuned_on_or_held_out() -> None:
+    images = TuningImages.of([IMAGES[:100], (IMAGES[100:], torch.zeros(28))], None, torch.device("cpu"))
+    assert (len(images.tuned), len(images.held)) == (96, 32)
+    together = torch.stack([*images.tuned, *images.held])
+    assert torch.equal(together.flatten(1).sum(1).sort().values, IMAGES.flatten(1).sum(1).sort().values)
+    turn = torch.cat([images.batch(step, 32).flip(3) if step % 2 else images.batch(step, 32) for step in range(3)])
+    assert torch.equal(turn.flatten(1).sum(1).sort().values, torch.stack(images.tuned).flatten(1).sum(1).sort().values)
+    assert not torch.equal(images.batch(0, 32), images.batch(3, 32).flip(3))  # another order in the next turn
+    assert len(images.batch(0, 1000)) == 96
+    assert len(divided([*IMAGES.repeat(4, 1, 1, 1)])[1]) == 51
+    stated = TuningImages.of([IMAGES[:100]], [IMAGES[100:]], torch.device("cpu"))
+    assert torch.equal(torch.stack(list(stated.tuned)), IMAGES[:100])
+    assert torch.equal(torch.cat([*stated.held_batches(10)]), IMAGES[100:])
+
+
+def test_blocks_are_stated_or_found_and_each_call_counts() -> None:
+    network = dense()
+    images = IMAGES[:4]
+    with torch.no_grad():
+        *blocks, logits = outputs_of(network, ("3", "4"), images)
+        assert torch.equal(logits, network(images))
+        assert [block.shape for block in blocks] == [(4, 8, 8, 8)] * 2
+        twice = nn.Sequential(network[3], network[3])
+        assert len(outputs_of(twice, ("0",), torch.randn(2, 8, 8, 8))) == 3
+    pruned = solved(network, masks_of(network, 0.5))
+    report = reconstruct_jointly(pruned, masks_of(network, 0.5), [IMAGES], network, QUICK, blocks=["4"])
+    assert report.blocks == 1
+
+
+def test_the_loss_is_a_share_of_the_dense_variance() -> None:
+    network = dense()
+    imitation = Imitation.of(network, ("3", "4"), 0.0, [IMAGES[:64], IMAGES[64:]])
+    with torch.no_grad():
+        assert float(imitation.loss(network, IMAGES)) == 0.0
+        *blocks, _ = outputs_of(network, ("3", "4"), IMAGES)
+        assert list(imitation.variances[:2]) == pytest.approx([float(b.var(correction=0)) for b in blocks], rel=1e-5)
+        constant = copy.deepcopy(network)
+        constant[4] = nn.Sequential(nn.Flatten(), nn.Linear(512, 512), nn.Unflatten(1, (8, 8, 8)))
+        constant[4][1].weight.zero_()
+        constant[4][1].bias.fill_(float(blocks[1].mean()))
+        share = float(imitation.loss(constant, IMAGES))
+    assert share == pytest.approx(0.5, rel=1e-3)  # 1 at the second block, 0 at the first, whose output is the dense one
+
+
+def test_an_output_that_never_changes_has_no_share() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    with torch.no_grad():
+        network[0].weight.zero_()
+    pruned = solved(network, masks_of(network, 0.5))
+    report = reconstruct_jointly(pruned, masks_of(network, 0.5), [IMAGES], network, QUICK)
+    assert report.before >= 0  # not NaN
+
+
+def test_what_cannot_be_tuned_is_refused_in_one_line() -> None:
+    network = dense()
+    masks = masks_of(network, 0.5)
+    pruned = solved(network, masks)
+
+    def tune(**changes: object) -> None:
+        arguments = {"model": pruned, "masks": masks, "batches": [IMAGES], "dense": network, "tuning": QUICK} | changes
+        reconstruct_jointly(**arguments)  # type: ignore[arg-type]
+
+    with pytest.raises(MmpError, match=r"at least 64 images.*there are 63"):
+        tune(batches=[IMAGES[:63]])
+    with pytest.raises(MmpError, match="one of the two is empty"):
+        tune(held=[])
+    with pytest.raises(MmpError, match=r"images of one size.*resize"):
+        tune(batches=[IMAGES, IMAGES[:, :, :4]])
+    with pytest.raises(MmpError, match="'nope' is no module"):
+        tune(blocks=["nope"])
+    with pytest.raises(MmpError, match="mask 'x' names no weight"):
+        tune(masks=Masks({"x": torch.ones(1, dtype=torch.bool)}))
+    with pytest.raises(MmpError, match="float16, too coarse"):
+        tune(model=copy.deepcopy(pruned).half())
+    with pytest.raises(MmpError, match="frozen"):
+        tune(model=copy.deepcopy(pruned).requires_grad_(False))
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        broken[7].weight.fill_(torch.nan)
+    with pytest.raises(MmpError, match="dense network are not finite"):
+        tune(dense=broken)
+    with torch.inference_mode(), pytest.raises(MmpError, match="inference_mode"):
+        tune()
+    with torch.no_grad():
+        tune(tuning=Tuning(steps=1))
+    for changes in ({"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"logits": -1.0}, {"logits": torch.nan}):
+        ((name, _),) = changes.items()
+        with pytest.raises(MmpError, match=rf"^{name}=.*must be "):
+            Tuning(**changes)  # type: ignore[arg-type]
