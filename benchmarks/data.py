@@ -31,7 +31,7 @@ from mmp.config.choices import choose
 from mmp.config.schema import DataConfig, FinetuneConfig, ModelConfig
 from mmp.data.images import TransformedImages, in_memory, transform_of
 from mmp.data.loader import EpochLoader, EpochShuffle, Split
-from mmp.models.timm_models import build_model
+from mmp.models.networks import build_model
 from mmp.training.classifier import Classifier
 
 GPU = torch.cuda.is_available()

@@ -38,7 +38,7 @@ from mmp.export.measure import compressed_size, fill_pruned, total_size, weight_
 from mmp.export.sparse_file import load_sparse, save_sparse
 from mmp.export.targets import TARGETS, Exportable, load_target, logit_difference
 from mmp.markdown import table_of
-from mmp.models.timm_models import build_model
+from mmp.models.networks import build_model
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, make_masks
 from mmp.pruning.sizes import MEGABYTE

@@ -38,7 +38,7 @@ from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.markdown import table_of
-from mmp.models.timm_models import fill_input
+from mmp.models.networks import fill_input
 from mmp.plan import load_strategy, make_plan
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_masks

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from benchmarks.timing import Claim, in_turns, ratios, table
 from mmp.config.choices import choose
 from mmp.config.schema import ModelConfig
-from mmp.models.timm_models import build_model
+from mmp.models.networks import build_model
 from mmp.pruning.calibration_statistics import Batches, collect
 from mmp.pruning.criteria import criterion
 from mmp.pruning.layers.eval_mode import evaluating

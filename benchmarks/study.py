@@ -30,7 +30,7 @@ from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
-from mmp.models.timm_models import fill_input
+from mmp.models.networks import fill_input
 from mmp.runs.prune import PruneJob, prune
 from mmp.runs.store import RunFolder, Stopwatch
 from mmp.tensors import save_tensors

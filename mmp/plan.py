@@ -136,7 +136,7 @@ def _require_known_strategies(budget: Budget, strategies: Iterable[Strategy]) ->
 
 def plan_of(config: PlanConfig) -> Plan:
     """Return the plan of a configuration. Observed ranges need a dense model, which is trained if it is not cached."""
-    from mmp.models.timm_models import build_bare, build_skeleton
+    from mmp.models.networks import build_bare, build_skeleton
 
     configured = build_strategy(config.strategy)  # with the command line's changes
     others = [load_strategy(name) for name in choices_of("strategy") if name != configured.name]
@@ -169,7 +169,7 @@ def plan_of(config: PlanConfig) -> Plan:
 def _observed(config: PlanConfig) -> tuple[nn.Module, list[dict[str, float]]]:
     """Return the dense model, and its layer sparsities under the criteria that observe its ranges."""
     from mmp.data.module import ImageData
-    from mmp.models.timm_models import fill_input
+    from mmp.models.networks import fill_input
     from mmp.runs.calibration import Calibration
     from mmp.training.dense import dense_model
     from mmp.training.evaluation import device_of

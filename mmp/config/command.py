@@ -44,8 +44,7 @@ def command(main: Callable[[], object], resumes: bool = False) -> None:
     folder = None
     printable_output()
     try:
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # last, so that no module there hides an installed one
+        import_from_working_folder()
         folder, sys.argv[1:] = with_users_folder(expand_arguments(sys.argv[1:]))
         require_names(sys.argv[1:])
         main()
@@ -62,6 +61,12 @@ def command(main: Callable[[], object], resumes: bool = False) -> None:
             raise
         sys.stderr.write(f"error: {explain(error, folder)}\n")
         sys.exit(1)
+
+
+def import_from_working_folder() -> None:
+    """Let modules of the working folder be imported. The folder is the last place, so it hides no installed module."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
 
 
 def with_users_folder(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -12,7 +12,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from yaml import MarkedYAMLError, YAMLError
 
 from mmp.config.choices import FOLDER
-from mmp.errors import nearest, one_line
+from mmp.errors import MmpError, nearest, one_line
 
 if TYPE_CHECKING:
     from hydra.errors import HydraException, MissingConfigException
@@ -44,6 +44,8 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
 def explain_key(error: OmegaConfBaseException) -> str:
     """Return one line that names the key of an OmegaConf error, what is wrong with it, and what to do."""
     for cause in _chain(error):  # an interpolation that needs a missing value, such as a folder's name, hides its key
+        if isinstance(cause, MmpError):
+            return str(cause)
         if isinstance(cause, MissingMandatoryValue) and cause.full_key:
             return f"{cause.full_key}: must be set, with {cause.full_key}=..."
     key, parent = error.full_key or "", error.parent_node

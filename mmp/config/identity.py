@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmp.config.home import with_home
 from mmp.config.matching import StrategyRun, matched_weights
-from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, ModelConfig, TrainConfig
+from mmp.config.schema import NO_CRITERION, NO_NETWORK, SEARCHED, STRATEGY, ModelConfig, TrainConfig
 from mmp.config.source_code import source_digest
 from mmp.errors import MmpError
 from mmp.files import Stamp, file_digest, stamp_of
@@ -95,7 +95,7 @@ def with_sources(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     described = {key: with_sources(value) for key, value in settings.items()}
-    if "_target_" in settings:
+    if settings.get("_target_") is not None:
         address = str(settings["_target_"])
         source = source_digest(address)
         described |= {"_target_": _class_name(address)} | ({"_source_": source[:16]} if source else {})
@@ -104,6 +104,13 @@ def with_sources(settings: Any) -> Any:
 
 def _class_name(address: str) -> str:
     return address.rpartition(".")[2] if address.startswith(("mmp.", "callbacks.")) else address
+
+
+def architecture(model: ModelConfig) -> Settings:
+    """Return what decides a network, apart from its weights: its name or the code of its class, and its arguments."""
+    keys = ("name", "_target_", "num_classes", "in_chans", "kwargs")
+    described: Settings = with_sources({key: getattr(model, key) for key in keys})
+    return described
 
 
 def _data_identity(data: Settings) -> Settings:
@@ -123,10 +130,11 @@ def _data_identity(data: Settings) -> Settings:
 def _model_identity(model: Settings) -> Settings:
     """Return the model settings with the digests of its weight files in place of their paths.
 
-    The key of the weights in them is left out if it is null, so that older hashes stay valid.
+    Keys added later are left out while they are null, so that older hashes stay valid.
     """
     files = {key: Path(model[key]) for key in ("checkpoint", "pretrained_file") if model[key]}
-    kept = {key: value for key, value in model.items() if key != "weights_key" or value is not None}
+    later = ("weights_key", "mean", "std", "_target_")
+    kept = {key: value for key, value in model.items() if key not in later or value is not None}
     return kept | {key: _file_digest(path, stamp_of(path)) for key, path in files.items() if path.is_file()}
 
 
@@ -175,7 +183,9 @@ def _match_identity(settings: Settings) -> Any:
 
 
 def _title(settings: Settings) -> str:
-    return ModelConfig(**settings["model"]).title
+    if title := ModelConfig(**settings["model"]).title:
+        return title
+    raise MmpError(NO_NETWORK)
 
 
 @lru_cache

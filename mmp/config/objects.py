@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from mmp.config.schema import BudgetConfig, ConstraintsConfig, RangesConfig, SelectorConfig, StrategyConfig
-from mmp.config.source_code import source_digest
-from mmp.errors import MmpError, nearest, one_line
+from mmp.config.source_code import module_of, source_digest
+from mmp.errors import MmpError, listed, nearest, one_line
 from mmp.pruning.budgets import Budget
 from mmp.pruning.ranges import Constraints, Range, RangeTable, Rule, RuleTable, Selector
 from mmp.pruning.strategies import Strategy
@@ -32,22 +34,60 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
     if "_target_" not in node:
         raise MmpError(f"{key}: has no _target_; set {key}._target_ to a class, or {key}=null")
     address = str(node["_target_"])
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    return call(resolve(address, key), arguments, address, key)
+
+
+def resolve(address: str, key: str) -> Callable[..., Any]:
+    """Return the class or function of an address.
+
+    Args:
+        address: The address, such as ``my_signals.Mine``.
+        key: The key of the configuration that has it as its ``_target_``, for error messages.
+
+    Raises:
+        MmpError: if it cannot be imported, or is neither a class nor a function.
+    """
     source_digest(address)  # before the import, so that the hash of the source is a hash of the code that runs
+    setting = f"{key}._target_={address}"
     try:
         target = pkgutil.resolve_name(address)
     except (ImportError, AttributeError, ValueError) as error:
         raise MmpError(
-            f"{key}._target_={address}: cannot be imported ({error}); correct the address of the class, or put its "
-            "module into the working folder"
+            f"{setting}: cannot be imported ({one_line(error)}); {_way_to_import(address, error)}"
         ) from error
-    except Exception as error:  # the module of a user can raise any exception while it is imported
+    except (Exception, SystemExit) as error:  # the module of a user can raise any exception while it is imported
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise MmpError(
-            f"{key}._target_={address}: its module fails while it is imported ({reason}); correct the module"
-        ) from error
+        raise MmpError(f"{setting}: its module fails while it is imported ({reason}); correct the module") from error
     if not callable(target):
-        raise MmpError(f"{key}._target_={address}: is no class; write module.Class")
-    arguments = {name: value for name, value in node.items() if name != "_target_"}
+        raise MmpError(f"{setting}: is a {type(target).__name__}, neither a class nor a function; write module.Class")
+    return cast(Callable[..., Any], target)
+
+
+def _way_to_import(address: str, error: Exception) -> str:
+    """Return the end of an error message: how an address that cannot be imported becomes one that can."""
+    module = module_of(address)
+    if isinstance(error, ModuleNotFoundError) and module and not f"{address}.".startswith(f"{error.name}."):
+        return f"{module} needs this module; install it, or correct the import"
+    loaded = sys.modules.get(module or "")
+    if isinstance(error, AttributeError) and loaded is not None:
+        names = [name for name, value in vars(loaded).items() if callable(value) and not name.startswith("_")]
+        return nearest(address.replace(":", ".").removeprefix(f"{module}."), names)
+    return f"correct the address of the class, or put its module into the working folder {Path.cwd()}"
+
+
+def call(target: Callable[..., Any], arguments: Mapping[str, Any], address: str, key: str) -> Any:
+    """Call a class or function with arguments of a configuration.
+
+    Args:
+        target: The class or function.
+        arguments: Its arguments by name.
+        address: Its address, for error messages.
+        key: The key of the configuration that has the arguments, for error messages.
+
+    Raises:
+        MmpError: if an argument is unknown or missing, or if the call fails.
+    """
     accepted = _parameters(target)
     if accepted is not None and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         for name in arguments:
@@ -57,7 +97,13 @@ def instantiate(node: Mapping[str, Any], key: str) -> Any:
         return target(**arguments)
     except MmpError:
         raise
-    except Exception as error:  # a class of a user or of another package can raise any exception
+    except (Exception, SystemExit) as error:  # a class of a user or of another package can raise any exception
+        missing = [name for name in _required(accepted or {}) if name not in arguments]
+        if missing and isinstance(error, TypeError):
+            settings = " ".join(f"+{key}.{name}=..." for name in missing)
+            raise MmpError(f"{key}: {address} needs the argument {listed(missing)}; set {settings}") from error
+        if not arguments:
+            raise MmpError(f"{key}: {address} fails without arguments ({one_line(error)}); correct it") from error
         raise MmpError(
             f"{key}: {address} does not accept {arguments} ({one_line(error)}); correct the arguments"
         ) from error
@@ -67,8 +113,18 @@ def _parameters(target: Any) -> Mapping[str, inspect.Parameter] | None:
     """Return the parameters of a class or function by name; None if it does not state them, as ``dict`` does not."""
     try:
         return inspect.signature(target).parameters
-    except ValueError:
+    except (ValueError, TypeError):
         return None
+
+
+def _required(accepted: Mapping[str, inspect.Parameter]) -> Iterator[str]:
+    """Yield the names of parameters that have no default."""
+    for name, parameter in accepted.items():
+        if parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            yield name
 
 
 def build_strategy(cfg: StrategyConfig) -> Strategy:

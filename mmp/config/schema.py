@@ -17,51 +17,64 @@ from omegaconf import MISSING
 # ruff: noqa: UP045
 
 NO_CRITERION = "none"  # the value of criterion.name where the run is no baseline
+NO_NETWORK = "model: names no network; set model.name to a model of timm, or model._target_ to a class of your own"
 STRATEGY, SEARCHED = "strategy", "searched"  # values of allocation.name; any other is the name of a criterion
 
 
 @dataclass
 class ModelConfig:
-    """A timm model.
+    """A timm model, or a network of the user.
 
     Attributes:
-        name: timm's name of the architecture.
-        label: A shorter name for folders and reports; null uses ``name``.
+        name: timm's name of the architecture; empty for a network of the user.
+        label: A shorter name for folders and reports; null uses ``name``, or the name of the class.
         num_classes: Number of classes; null takes it from the data.
         in_chans: Number of input channels.
         image_size: Size to which images are resized if the data set sets none; null is the size that timm states for
             the model.
+        mean: Mean of each channel that the network was trained with, for pixels in [0, 1]; null is the mean that timm
+            states for the model.
+        std: Standard deviation of each channel, in the same way.
         pretrained: Whether the dense training starts from timm's pretrained weights.
         pretrained_file: A file to read these weights from.
         checkpoint: A file with a dense model that is already trained on these data; the dense training is skipped.
         weights_key: Which weights of these files to take if a file holds several, such as ``state_dict_ema``; null
             takes those that were trained, not their average.
-        kwargs: Further arguments of ``timm.create_model``.
+        kwargs: Further arguments of ``timm.create_model``, or all arguments of ``_target_``.
+        _target_: The address of the user's class or function, such as ``my_models.ResNet20``; null for a timm model.
     """
 
-    name: str = MISSING
+    name: str = ""
     label: Optional[str] = None
     num_classes: Optional[int] = None
     in_chans: int = 3
     image_size: Optional[int] = None
+    mean: Optional[list[float]] = None
+    std: Optional[list[float]] = None
     pretrained: bool = False
     pretrained_file: Optional[str] = None
     checkpoint: Optional[str] = None
     weights_key: Optional[str] = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    _target_: Optional[str] = None
 
     @property
     def title(self) -> str:
-        """The model's name in folders, logs and reports: its label if it has one, else timm's name."""
-        return self.label or self.name
+        """The model's name in folders, logs and reports: its label, else timm's name or the name of the class."""
+        return self.label or (self._target_ or "").replace(":", ".").rpartition(".")[2] or self.name
+
+    @property
+    def setting(self) -> str:
+        """The setting that names the architecture, for error messages: ``model.name=resnet18``."""
+        return f"model._target_={self._target_}" if self._target_ else f"model.name={self.name}"
 
 
 @dataclass
 class DataConfig:
     """A data set, its preprocessing and its four disjoint splits.
 
-    If ``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` or ``crop_mode`` is null, the value that timm
-    states for the model is used.
+    If ``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` or ``crop_mode`` is null, the value that
+    ``model`` or timm states for the network is used.
 
     Attributes:
         name: Name of the data set.

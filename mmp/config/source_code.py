@@ -56,7 +56,7 @@ def source_digest(address: str) -> str | None:
         The hash, or None if the code is part of this project, of a framework below it or of Python, and if there is no
         such module.
     """
-    if address.partition(".")[0] in _FRAMEWORKS or not (root := _module_of(address)):
+    if address.partition(".")[0] in _FRAMEWORKS or not (root := module_of(address)):
         return None
     sources: dict[str, str] = {}
     followed: dict[str, bool] = {}  # of every module that was seen: whether modules inside it count, too
@@ -118,7 +118,24 @@ def _with_parents(name: str) -> Iterator[str]:
     return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
-def _module_of(address: str) -> str | None:
+def file_of(address: str) -> str | None:
+    """Return the file of the code that a ``_target_`` names, from its package on: ``my_models.py``, ``nets/resnet.py``.
+
+    Args:
+        address: The address of a class or function, such as ``my_models.ResNet20``.
+
+    Returns:
+        The file, or None if its module has none.
+    """
+    name = module_of(address)
+    place = _place_of(name) if name else None
+    if name is None or place is None or place.file is None:
+        return None
+    *_, folder = place.file.parents[: 1 + name.count(".") + (place.folders is not None)]
+    return place.file.relative_to(folder).as_posix()
+
+
+def module_of(address: str) -> str | None:
     """Return the module in the address of a class, which may be nested in another class."""
     module = None
     for name in _with_parents(address.replace(":", ".")):

@@ -14,6 +14,7 @@ from mmp.config.explain import explain_key
 from mmp.config.home import with_home
 from mmp.config.schema import (
     NO_CRITERION,
+    NO_NETWORK,
     STRATEGY,
     AllocationConfig,
     BudgetConfig,
@@ -185,9 +186,27 @@ def _check_nodes(config: TrainConfig) -> None:
 
 
 def _check_model(model: ModelConfig) -> None:
+    if not model.name and not model._target_:
+        raise MmpError(NO_NETWORK)
+    if model.name and model._target_:
+        raise MmpError(
+            f"model._target_={model._target_}: is a network of your own, but model.name={model.name} is one of timm; "
+            "set one of the two: model=own model._target_=..., or model=timm model.name=..."
+        )
     for key in ("num_classes", "in_chans", "image_size"):
         if getattr(model, key) is not None:
             _check(f"model.{key}", getattr(model, key), lambda v: v >= 1, "at least 1")
+    expected = f"a list of one number per channel (model.in_chans={model.in_chans})"
+    for key in ("mean", "std"):
+        _check(f"model.{key}", getattr(model, key), lambda v: v is None or len(v) == model.in_chans, expected)
+    _check("model.std", model.std, lambda v: v is None or min(v) > 0, "positive")
+    if model._target_ and model.pretrained:
+        raise MmpError(
+            f"model.pretrained=true: timm's weights are for timm's models, not for {model._target_}; set "
+            "model.pretrained_file or model.checkpoint to a file of weights"
+        )
+    if "_target_" in model.kwargs:
+        raise MmpError(f"model.kwargs._target_={model.kwargs['_target_']}: set model._target_ instead")
     has_file = bool(model.checkpoint or model.pretrained_file)
     expected = "null, since neither model.checkpoint nor model.pretrained_file is set"
     _check("model.weights_key", model.weights_key, lambda v: v is None or has_file, expected)

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mmp.config.command import import_from_working_folder
 from mmp.config.home import home_path
 from mmp.config.interruption import Interrupted, in_one_line
 from mmp.errors import MmpError, nearest
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 if every export succeeded or was up to date, 1 otherwise, 130 after Ctrl-C.
     """
     parsed = _parser().parse_args(arguments)
+    import_from_working_folder()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmp").setLevel(logging.INFO)  # shows if another process holds the run's lock
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from mmp.export.latency import Latency
 from mmp.export.result import ExportResult, FileSizes, WeightCounts
 from mmp.markdown import escaped, table_of
@@ -58,6 +61,7 @@ def as_card(result: ExportResult, usage: str) -> str:
         "## How to load it",
         *_usage(result, usage),
         "",
+        *_run(result),
         "## Classes",
         *class_lines(result),
         "",
@@ -77,6 +81,8 @@ def _network(result: ExportResult) -> list[str]:
     cells = [[name, f"{ours:,}", f"{dense:,}", f"{ours / dense:.3f}"] for name, ours, dense in rows]
     lines = [table_of(["", "this file", "dense model", "ratio"], cells), ""]
     lines += ["Multiply-adds are those of linear layers and convolutions, for one image.", ""]
+    if "code" in result.model:
+        lines += [f"The dense network is `{result.model['code']}`{_place(result.model)}.", ""]
     if not channels.removed:
         lines += ["The file has all channels of the dense model."]
     else:
@@ -88,6 +94,19 @@ def _network(result: ExportResult) -> list[str]:
         lines += ["", "Nothing reads some sets of these groups, either, but they are in the file:", ""]
         lines += [table_of(["first layer", "why"], kept)]
     return lines
+
+
+def _place(model: Mapping[str, Any]) -> str:
+    """Return where the class of a user is, and the hash of its code, where a run has one."""
+    file = f" of the file `{model['file']}`" if model["file"] else ""
+    return file + (f"; SHA-256 of the code and all that it imports: `{model['source']}`" if model["source"] else "")
+
+
+def _run(result: ExportResult) -> list[str]:
+    if not result.command:
+        return []
+    text = f"makes the same masks (digest `{result.masks_hash}`) in the folder in which the run was started:"
+    return ["## The run", f"This command {text}", "", "```bash", result.command, "```", ""]
 
 
 def _weights(weights: WeightCounts, removed: bool) -> str:

@@ -112,7 +112,8 @@ class ExportResult:
         run: Name of the run.
         files: SHA-256 of each file, by file name.
         engine: Name of the engine that executes the file.
-        model: The arguments that create the model in timm.
+        model: The arguments that create the model in timm; of a user's class, its address, its arguments as Python
+            code, its file, and a hash of its source.
         images: Channels, size and normalisation of the images, and as ``recipe`` how to prepare them.
         classes: Names of the classes, in the order of the logits; None if they are unknown.
         accuracy: Test accuracy of the file and of the run.
@@ -128,6 +129,8 @@ class ExportResult:
         origin: Checksums of the run's files and images, and versions of packages; if one changes, the export is
             repeated.
         versions: Versions of Python and of packages.
+        command: The command line that repeats the run; empty if it is unknown.
+        masks_hash: Digest of the masks that it makes.
     """
 
     schema_version: int
@@ -150,6 +153,8 @@ class ExportResult:
     dense_weights: str
     origin: dict[str, Any]
     versions: dict[str, str]
+    command: str = ""
+    masks_hash: str = ""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ExportResult:

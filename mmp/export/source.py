@@ -13,14 +13,16 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from mmp.config.schema import PruneConfig
+from mmp.config.objects import resolve
+from mmp.config.schema import ModelConfig, PruneConfig
+from mmp.config.source_code import file_of, source_digest
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.errors import MmpError, first_line
 from mmp.export.measure import fill_pruned
 from mmp.export.targets import Exportable
 from mmp.files import file_digest
-from mmp.models.timm_models import build_bare
+from mmp.models.networks import build_bare
 from mmp.models.weights import load_weights
 from mmp.pruning.channels.shrink import shrink
 from mmp.pruning.masks import Masks, check_zeros, clear_pruned, load_masks
@@ -52,6 +54,7 @@ class ExportedRun:
         self.path, self._scratch = path, scratch
         self.result = completed_result(RunFolder(path))
         self.config = load_config(path, changes)
+        _require_same_code(path, self.config.model, self.result.get("model_source"))
         self.origin = {name: file_digest(path / name) for name in (WEIGHTS, MASKS, CONFIG)}
 
     @cached_property
@@ -147,6 +150,18 @@ class ExportedRun:
         changed = [name for name in (MASKS, WEIGHTS) if digests.get(name, self.origin[name]) != self.origin[name]]
         if masks_hash != self.result["masks_hash"] or changed:
             raise MmpError(f"{self.path / (changed or [MASKS])[0]}: is not what the run has written; run it again")
+
+
+def _require_same_code(path: Path, model: ModelConfig, recorded: str | None) -> None:
+    """Raise if the code of a user's network is not the code that the run has pruned."""
+    if not model._target_:
+        return
+    resolve(model._target_, "model")
+    if recorded and source_digest(model._target_) != recorded:
+        raise MmpError(
+            f"{model.setting}: its code has changed since the run {path}; restore {file_of(model._target_)} and the "
+            "modules that it imports, or run again"
+        )
 
 
 class _Calibration:

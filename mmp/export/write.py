@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 
+from mmp.config.schema import ModelConfig
+from mmp.config.source_code import file_of, source_digest
 from mmp.errors import MmpError
 from mmp.export.card import as_card
 from mmp.export.measure import accuracy_of, file_sizes, latencies, network_sizes, processor, weight_counts
@@ -20,6 +23,7 @@ from mmp.export.result import SCHEMA_VERSION, Accuracy, Channels, ExportResult
 from mmp.export.source import ExportedRun, completed_result
 from mmp.export.targets import Engine, Target, export_error, logit_difference
 from mmp.files import file_digest, replaced_folder, write_json, write_text
+from mmp.models.networks import python_code
 from mmp.report.conditions import select
 from mmp.report.results import load_runs
 from mmp.runs.store import CONFIG, RESULT, WEIGHTS, RunFolder, versions
@@ -163,7 +167,7 @@ def write_export(
         run=run.result["run_name"],
         files={path.name: file_digest(path) for path in paths},
         engine=target.engine,
-        model={key: getattr(run.config.model, key) for key in ("name", "label", "num_classes", "in_chans", "kwargs")},
+        model=_described(run.config.model),
         images=run.preparation,
         classes=run.result.get("classes"),
         accuracy=accuracy,
@@ -178,10 +182,20 @@ def write_export(
         dense_weights=dense_weights,
         origin=origin,
         versions=origin["versions"],
+        command=shlex.join(["mmp-prune", *run.result.get("overrides", [])]),
+        masks_hash=run.result["masks_hash"],
     )
     write_json(folder / EXPORT_JSON, result.to_dict())
     write_text(folder / CARD, as_card(result, target.usage(source)))
     return result
+
+
+def _described(model: ModelConfig) -> dict[str, Any]:
+    described = {key: getattr(model, key) for key in ("name", "label", "num_classes", "in_chans", "kwargs")}
+    if model._target_:
+        address, (_, code) = model._target_, python_code(model)
+        described |= {"_target_": address, "code": code, "file": file_of(address), "source": source_digest(address)}
+    return described
 
 
 def _measured_accuracy(run: ExportedRun, engine: Engine, target: Target) -> Accuracy:

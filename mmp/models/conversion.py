@@ -9,13 +9,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mmp.pruning.layers.prunable import find_layers
+
 _OF_TABLES = (torch.int64, torch.bool)  # of buffers, such as counters, indices and masks
 _DEFAULT_SIZE = (3, 224, 224)  # of timm's descriptions
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the tensors of a timm model's last layers, as timm states them."""
-    return _tensors_of(model, "classifier")
+    """Return the names of the tensors of a model's last layers, as timm states them, or as their roles say."""
+    if getattr(model, "pretrained_cfg", None):
+        return _tensors_of(model, "classifier")
+    last = [layer.module for layer in find_layers(model) if layer.role == "classifier"][-1:]
+    return [name for name in model.state_dict() if name.rpartition(".")[0] in last]
 
 
 def stem_names(model: nn.Module) -> list[str]:

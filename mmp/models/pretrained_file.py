@@ -1,4 +1,4 @@
-"""A timm model whose training starts from the weights in a file: ``model.pretrained_file``."""
+"""A network whose training starts from the weights in a file: ``model.pretrained_file``."""
 
 from __future__ import annotations
 
@@ -55,6 +55,36 @@ def build_from_file(cfg: ModelConfig, options: Mapping[str, Any], untouched: nn.
     require_finite(model, source)
     log_use(_with_notes(found, state, before, [] if kept else heads), state, before, path)
     return model
+
+
+def start_from_file(network: nn.Module, cfg: ModelConfig) -> nn.Module:
+    """Load the weights of a file into a network of the user. A last layer of another number of classes is dropped.
+
+    Args:
+        network: The network; its weights are replaced.
+        cfg: The configuration of the model.
+
+    Returns:
+        The network.
+
+    Raises:
+        MmpError: if the file cannot be read, or holds the weights of another network.
+    """
+    path, expected, heads = Path(str(cfg.pretrained_file)), network.state_dict(), head_names(network)
+    source = f"model.pretrained_file={path}"
+    found = find_weights(path, source, expected, cfg.weights_key, optional=heads)
+    state = {name: value for name, value in found.tensors.items() if name in expected}
+    kept = all(name in state and state[name].shape == expected[name].shape for name in heads)
+    dropped = [] if kept else heads
+    needed = {name: value for name, value in expected.items() if name not in dropped}
+    taken = {name: value for name, value in found.tensors.items() if name not in dropped}
+    if problems := problems_of(replace(found, tensors=taken), needed):
+        reason = "; ".join(problems[:2])
+        raise MmpError(f"{source}: not the weights of {cfg.setting} ({reason}); correct one of them")
+    log_use(_with_notes(found, state, expected, dropped), state, expected, path)
+    network.load_state_dict({**expected, **{name: value for name, value in taken.items() if name in needed}})
+    require_finite(network, source)
+    return network
 
 
 def _own_tensors(found: WeightSet, expected: Mapping[str, Tensor], heads: Sequence[str]) -> dict[str, Tensor]:

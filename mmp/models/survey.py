@@ -23,7 +23,7 @@ from mmp.config.objects import build_budget, build_range_table
 from mmp.config.schema import PlanConfig
 from mmp.errors import MmpError, first_line
 from mmp.markdown import table_of
-from mmp.models.timm_models import build_skeleton
+from mmp.models.networks import build_skeleton
 from mmp.pruning.counts import pruned_count
 from mmp.pruning.layers.graph import Graph
 from mmp.pruning.layers.layer import Layer, count_weights

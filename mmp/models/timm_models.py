@@ -1,9 +1,9 @@
-"""Models of timm: building them, and the input that they expect."""
+"""Models of timm, and the input that timm states for them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import mmp.models.vgg  # noqa: F401 - registers the paper's VGG-11 with timm
-from mmp.config.schema import ModelConfig, TrainConfig
+from mmp.config.schema import ModelConfig
 from mmp.errors import MmpError
 from mmp.models.names import require_known
 from mmp.models.pretrained_file import build_from_file
@@ -22,7 +22,7 @@ _OF_CONFIG = frozenset({"num_classes", "in_chans"})
 _WITHOUT_CLASSES = frozenset({"features_only", "out_indices", "feature_cls"})
 
 
-def build_model(cfg: ModelConfig) -> nn.Module:
+def build_timm(cfg: ModelConfig) -> nn.Module:
     """Create a timm model, with pretrained weights if the configuration asks for them.
 
     Raises:
@@ -35,7 +35,7 @@ def build_model(cfg: ModelConfig) -> nn.Module:
     options: dict[str, Any] = {"num_classes": cfg.num_classes, "in_chans": cfg.in_chans, **cfg.kwargs}
     if cfg.pretrained_file:
         with torch.random.fork_rng():  # so that both models are initialised with the same numbers
-            untouched = build_bare(cfg)
+            untouched = build_timm(replace(cfg, pretrained=False, pretrained_file=None))
         return build_from_file(cfg, options, untouched)
     try:
         return timm.create_model(cfg.name, pretrained=cfg.pretrained, **options)
@@ -61,64 +61,48 @@ def _check_arguments(kwargs: Mapping[str, Any]) -> None:
             )
 
 
-def build_bare(cfg: ModelConfig) -> nn.Module:
-    """Create a timm model with random weights, which the caller overwrites.
+@dataclass(frozen=True)
+class StatedInput:
+    """The input for which a network was trained; None where nothing is stated.
 
-    Raises:
-        MmpError: if timm does not know the model, or the model does not accept an argument.
+    Attributes:
+        image_size: Height and width in pixels.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel.
+        interpolation: Interpolation of the resizing, by timm's name.
+        crop_pct: Fraction of the resized image that the centre crop keeps.
+        crop_mode: How images that are not square are cropped, by timm's name.
+        fixed_size: Whether the network reads images of this size only.
     """
-    return build_model(replace(cfg, pretrained=False, pretrained_file=None))
+
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    fixed_size: bool = False
 
 
-def build_skeleton(cfg: ModelConfig) -> nn.Module:
-    """Create a timm model on the ``meta`` device: its weights have names and shapes, but no memory.
-
-    Raises:
-        MmpError: if timm does not know the model, or the model does not accept an argument.
-    """
-    try:
-        with torch.device("meta"):
-            return build_bare(cfg)
-    except MmpError:
-        return build_bare(cfg)  # the constructor computes with values, or the configuration is wrong
-
-
-def fill_input(config: TrainConfig) -> None:
-    """Fill the data settings that are null with those that timm states for the model.
-
-    These are the image size, mean, standard deviation, interpolation and crop.
-
-    Args:
-        config: A validated configuration; ``data`` is changed in place.
-
-    Raises:
-        MmpError: if timm states nothing for this model or for this number of channels, or if the model is built for
-            another image size.
-    """
-    require_known(config.model.name)
-    data, model = config.data, config.model
-    stated = timm.get_pretrained_cfg(model.name)
-    if stated is None and None in (data.image_size, data.mean, data.std):
-        raise MmpError(
-            f"model.name={model.name}: timm states no input size for it; set data.image_size, data.mean and data.std"
-        )
+def stated_by_timm(name: str) -> StatedInput:
+    """Return the input that timm states for a model."""
+    stated = timm.get_pretrained_cfg(name)
     if stated is None:
-        return
-    for key in ("mean", "std"):
-        value = getattr(stated, key)
-        if getattr(data, key) is None and len(value) != data.channels:
-            raise MmpError(
-                f"data.{key}=null, but timm states {len(value)} channels for {model.name}, not {data.channels}; "
-                f"set data.{key}"
-            )
-    size = stated.input_size[-1]
-    data.image_size = data.image_size or size
-    data.mean, data.std = list(data.mean or stated.mean), list(data.std or stated.std)
-    data.interpolation = data.interpolation or stated.interpolation
-    data.crop_pct, data.crop_mode = data.crop_pct or stated.crop_pct, data.crop_mode or stated.crop_mode
-    built_for = model.kwargs.get("img_size") or size
-    if stated.fixed_input_size and built_for != data.image_size:
-        raise MmpError(
-            f"data.image_size={data.image_size}, but {model.name} is built for {built_for}; set data.image_size=null "
-            f"to resize images, or +model.kwargs.img_size={data.image_size} if the model takes it"
-        )
+        return StatedInput()
+    return StatedInput(
+        stated.input_size[-1],
+        list(stated.mean),
+        list(stated.std),
+        stated.interpolation,
+        stated.crop_pct,
+        stated.crop_mode,
+        stated.fixed_input_size,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("build_model", "build_bare", "build_skeleton", "fill_input"):
+        import mmp.models.networks
+
+        return getattr(mmp.models.networks, name)
+    raise AttributeError(name)

@@ -50,7 +50,7 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None, weight
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # a tensor cannot be copied
-        raise MmpError(f"{source}: not a checkpoint of this model ({one_line(error)}); check model.name") from error
+        raise MmpError(f"{source}: not a checkpoint of this model ({one_line(error)}); {_way_out(model)}") from error
     require_finite(model, source)
 
 
@@ -88,7 +88,12 @@ def _refusal(model: nn.Module, found: WeightSet, problems: list[str], path: Path
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return f"not a checkpoint of this model ({'; '.join(problems[:3])}{more}); check model.name and model.kwargs"
+    return f"not a checkpoint of this model ({'; '.join(problems[:3])}{more}); {_way_out(model)}"
+
+
+def _way_out(model: nn.Module) -> str:
+    key = "name" if getattr(model, "pretrained_cfg", None) else "_target_"
+    return f"check model.{key} and model.kwargs"
 
 
 def log_use(found: WeightSet, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:

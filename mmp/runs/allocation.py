@@ -19,7 +19,7 @@ from mmp.config.objects import build_budget, build_range_table, instantiate
 from mmp.config.schema import NO_CRITERION, SEARCHED, STRATEGY, PruneConfig
 from mmp.config.source_code import own_source_digest
 from mmp.errors import MmpError, nearest
-from mmp.models.timm_models import build_bare
+from mmp.models.networks import build_bare
 from mmp.pruning.budgets import Budget
 from mmp.pruning.criteria import CRITERIA, UNLIMITED, Criterion, criterion, ranked_sparsities, weights_to_prune
 from mmp.pruning.layers.layer import count_weights

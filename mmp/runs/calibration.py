@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmp.cache import cached_set, cached_tensors
-from mmp.config.identity import digest, with_sources
+from mmp.config.identity import architecture, digest, with_sources
 from mmp.config.schema import RangesConfig, ReconstructConfig, TrainConfig
 from mmp.config.source_code import own_source_digest
 from mmp.data.module import ImageData
@@ -70,10 +70,9 @@ class Calibration:
         batches = [(x.to(device), y.to(device)) for x, y in data.calibration_dataloader()]
         smoothing = config.dense.label_smoothing
         images = {f"{i}/{part}": t for i, batch in enumerate(batches) for part, t in zip("xy", batch, strict=True)}
-        architecture = [config.model.name, config.model.num_classes, config.model.in_chans, config.model.kwargs]
         contents = [tensors_digest(model.state_dict()), tensors_digest(images)]
         versions = [torch.__version__, timm.__version__]
-        key = digest([*contents, architecture, smoothing, config.seed, data.fingerprint, versions])
+        key = digest([*contents, architecture(config.model), smoothing, config.seed, data.fingerprint, versions])
         loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
         return cls(model, layers, batches, loss, Path(config.paths.cache), key)
 

@@ -18,6 +18,7 @@ from mmp.config.explain import explain
 from mmp.config.identity import digest, identity, run_name, settings_of
 from mmp.config.interruption import Interrupted
 from mmp.config.schema import TrainConfig
+from mmp.config.source_code import source_digest
 from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.files import write_text
@@ -92,6 +93,7 @@ def record_start(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: A
     Raises:
         MmpError: if a job of a multirun needs several devices, since parallel jobs would use the same ones.
     """
+    source = source_digest(config.model._target_) if config.model._target_ else None
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     run.head |= {
         "run_name": run_name(cfg),
@@ -100,6 +102,7 @@ def record_start(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: A
         "data": config.data.name,
         "seed": config.seed,
         "overrides": OmegaConf.to_container(HydraConfig.get().overrides.task),
+        **({"model_source": source} if source else {}),
         **head,
     }
     if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.devices > 1:

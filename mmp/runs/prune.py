@@ -23,7 +23,7 @@ from mmp.config.objects import build_strategy, instantiate
 from mmp.config.schema import PruneConfig
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
-from mmp.models.timm_models import build_skeleton, fill_input
+from mmp.models.networks import build_skeleton, fill_input
 from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.criteria import criterion
 from mmp.pruning.emptied import warn_of_emptied

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mmp.cache import cached_tensors
-from mmp.config.identity import digest
+from mmp.config.identity import architecture, digest
 from mmp.config.schema import PruneConfig
 from mmp.config.source_code import own_source_digest
+from mmp.models.networks import stated_input
 from mmp.pruning.channels.confirmed import confirmed_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.structure import WholeChannels
@@ -40,9 +41,8 @@ def structure_of(config: PruneConfig, model: nn.Module, pattern: Pattern | Chann
         layers = find_layers(model)
         return SingleWeights(layers, pattern, Sizes.of(model, layers), sum(p.numel() for p in model.parameters()))
     image = torch.zeros(1, config.model.in_chans, *[image_size(config)] * 2)
-    chosen = [config.model.name, config.model.num_classes, config.model.kwargs, list(image.shape)]
     source = own_source_digest("pruning/channels", "pruning/layers", "models")
-    key = digest([chosen, torch.__version__, timm.__version__, source])
+    key = digest([architecture(config.model), list(image.shape), torch.__version__, timm.__version__, source])
     path = Path(config.paths.cache) / "channels" / f"{key[:16]}.safetensors"
     found, _ = cached_tensors(path, lambda: _as_tensors(confirmed_groups(model, image)))
     return WholeChannels.of(model, image, pattern, _from_tensors(found))
@@ -50,12 +50,11 @@ def structure_of(config: PruneConfig, model: nn.Module, pattern: Pattern | Chann
 
 def image_size(config: PruneConfig) -> int:
     """Return the height and width of the images of a configuration, whose data may be missing in a plan."""
-    stated = timm.get_pretrained_cfg(config.model.name)
     sizes = [
         config.data and config.data.image_size,
         config.model.kwargs.get("img_size"),
         config.model.image_size,
-        stated and stated.input_size[-1],
+        stated_input(config.model).image_size,
     ]
     return next((int(size) for size in sizes if isinstance(size, int)), 224)
 

@@ -12,7 +12,7 @@ from callbacks.progress import WriteProgress
 from callbacks.requeue import saving_in_time
 from mmp.config.schema import TrainConfig
 from mmp.data.module import ImageData
-from mmp.models.timm_models import fill_input
+from mmp.models.networks import fill_input
 from mmp.runs.lifecycle import record_start
 from mmp.runs.loggers import Artifact, opened_loggers
 from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch, versions

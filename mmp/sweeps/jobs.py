@@ -86,7 +86,7 @@ class Sweep:
     def _fingerprint(self, index: int) -> str | None:
         """Return the fingerprint of a job's data as it is now, or None if this machine cannot read the data."""
         from mmp.data.module import ImageData  # imports torch, which a first launch does not need
-        from mmp.models.timm_models import fill_input
+        from mmp.models.networks import fill_input
 
         composed = copy.deepcopy(self.configs[index])
         with read_write(composed), open_dict(composed):

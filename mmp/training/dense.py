@@ -20,7 +20,7 @@ from mmp.config.schema import TrainConfig
 from mmp.config.source_code import own_source_digest
 from mmp.data.module import ImageData
 from mmp.files import locked
-from mmp.models.timm_models import build_model
+from mmp.models.networks import build_model
 from mmp.models.weights import load_weights, require_finite
 from mmp.tensors import tensors_digest
 from mmp.training.checkpoints import LAST, BestCheckpoint, last_checkpoint

@@ -7,38 +7,66 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from mmp.config.schema import ModelConfig, TrainConfig
 from mmp.errors import MmpError, one_line
-from mmp.models.timm_models import build_bare, build_skeleton
+from mmp.models.networks import build_bare, build_skeleton, stated_input
 from mmp.training.evaluation import device_of
 
 _SIZES = (*range(8, 129, 8), *range(160, 513, 32))  # image sizes to try where a model cannot read one
+_NOISE = 1e-3  # of the largest logit: two passes that differ by less differ by rounding only
 _COPIES = 4  # of the weights in a training: weights, gradients, and two moments of an optimizer such as Adam
 
 
 def require_logits(config: TrainConfig) -> None:
-    """Check that the model maps two images (2, C, H, W) to floating-point logits (2, classes).
+    """Check that the model maps images (B, C, H, W) to floating-point logits (B, classes), always to the same ones.
 
     Args:
         config: The configuration, validated and complete.
 
     Raises:
         MmpError: if the model needs more memory than the machine has, cannot read images of this size (the message
-            names one that works), or returns anything else (the message names the argument that is the reason).
+            names one that works), returns anything else (the message names the argument that is the reason), or
+            returns other logits when it reads the same images again.
     """
     _require_memory(config)
+    device = device_of(config)
     try:
-        wrong = _difference(config, build_bare(config.model).to(device_of(config)), device_of(config))
+        model = build_bare(config.model).to(device)
+        wrong = _difference(config, model, device)
     except MmpError:
         raise
     except Exception as error:  # a model can raise any exception
         raise _unreadable(config, one_line(error)) from error
     if wrong:
         raise MmpError(_wrong_output(config, wrong))
+    images = torch.randn(_images(config, "meta").shape, device=device)
+    if reason := _unusable(config, model, images):
+        raise MmpError(f"{config.model.setting}: {reason}")
+
+
+def _unusable(config: TrainConfig, model: nn.Module, images: Tensor) -> str | None:
+    """Return why the logits of a model cannot be used, or None: they depend on chance, or on the size of the batch."""
+    expected = (1, config.data.classes)
+    with torch.no_grad():
+        logits, again = model(images), model(images)
+        try:  # the last batch of a data set may have one image
+            alone = tuple(model(images[:1]).shape)
+        except Exception as error:  # a model can raise any exception
+            return f"fails on a batch of one image ({one_line(error)}); let it read batches of any size"
+    if alone != expected:
+        return (
+            f"returns a tensor of shape {alone} in place of {expected} for one image; keep the dimension of the batch"
+        )
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0])):
+        return "returns probabilities, which sum to 1; return the logits, without softmax"
+    if not torch.allclose(logits, again, rtol=0, atol=_NOISE * float(logits.abs().max()), equal_nan=True):
+        return (
+            "two passes over the same images give different logits in evaluation mode; let dropout depend on training"
+        )
+    return None
 
 
 def _difference(config: TrainConfig, model: nn.Module, device: torch.device | str) -> str | None:
@@ -59,7 +87,7 @@ def _images(config: TrainConfig, device: torch.device | str) -> Tensor:
 
 def _unreadable(config: TrainConfig, reason: str) -> MmpError:
     """Return the error about a model that fails on an image, with an image size or an argument that works."""
-    name, size = config.model.name, config.data.image_size
+    name, size = config.model.title, config.data.image_size
     for argument, model in _without_one_argument(config.model):
         if _works_on_meta(replace(config, model=model)):
             setting = f"model.kwargs.{argument}={config.model.kwargs[argument]}"
@@ -70,20 +98,23 @@ def _unreadable(config: TrainConfig, reason: str) -> MmpError:
                 f"data.image_size={size}: {name} cannot read images of this size ({reason}); "
                 f"set data.image_size={other}"
             )
-    stated = timm.get_pretrained_cfg(name)
-    hint = f"; timm states images of {stated.input_size[-1]}" if stated is not None else ""
+    stated, channels = stated_input(config.model).image_size, config.data.channels
+    hint = f"; images of {stated} pixels are stated for it" if stated else ""
     return MmpError(
-        f"data.image_size={size}: {name} fails on images of this size ({reason}); change data.image_size, model.name "
-        f"or model.kwargs{hint}"
+        f"data.image_size={size}: {name} fails on images of {channels} channels and this size ({reason}); change "
+        f"data.image_size, {config.model.setting.partition('=')[0]} or model.kwargs{hint}"
     )
 
 
 def _wrong_output(config: TrainConfig, found: str) -> str:
-    name, kwargs, classes = config.model.name, config.model.kwargs, config.data.classes
+    name, kwargs, classes = config.model.title, config.model.kwargs, config.data.classes
     expected = f"returns {found} for 2 images, in place of logits (2, {classes})"
     for argument, model in _without_one_argument(config.model):
         if _works_on_meta(replace(config, model=model)):
             return f"model.kwargs.{argument}={kwargs[argument]}: {name} {expected}; leave it out"
+    if config.model._target_:
+        way_out = f"return logits alone, and as many as there are classes, as with +model.kwargs.num_classes={classes}"
+        return f"{config.model.setting}: with model.kwargs={kwargs}, it {expected}; {way_out}"
     return f"model.name={name}: the model, with model.kwargs={kwargs}, {expected}; choose another model or other kwargs"
 
 
@@ -120,7 +151,7 @@ def _require_memory(config: TrainConfig) -> None:
     weights = _COPIES * sum(p.numel() * p.element_size() for p in skeleton.parameters())
     if weights > memory:
         raise MmpError(
-            f"model.name={config.model.name}: with {data.classes} classes and model.kwargs={config.model.kwargs}, its "
+            f"{config.model.setting}: with {data.classes} classes and model.kwargs={config.model.kwargs}, its "
             f"training {_needs(weights, memory)}; choose a smaller model or fewer classes"
         )
     needed = _size_of_outputs(skeleton.to("meta"), config)

@@ -23,13 +23,13 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmp.config.identity import digest
+from mmp.config.identity import digest, with_sources
 from mmp.config.schema import FinetuneConfig, TrainConfig
 from mmp.config.source_code import own_source_digest, source_digest
 from mmp.data.loader import EpochLoader, EpochShuffle
 from mmp.errors import MmpError, first_line
 from mmp.files import locked, write_json
-from mmp.models.timm_models import build_bare
+from mmp.models.networks import build_bare
 from mmp.training.classifier import Classifier
 from mmp.training.evaluation import accuracy, device_of
 from mmp.training.logits import require_logits
@@ -86,7 +86,7 @@ def _decisive(config: TrainConfig) -> dict[str, Any]:
     sections = ("model", "dense", "finetune", "trainer", "callbacks")
     data = {key: settings["data"][key] for key in ("classes", "channels", "image_size")}
     return {
-        **{section: settings[section] for section in sections if section in settings},
+        **with_sources({section: settings[section] for section in sections if section in settings}),
         "data": {**data, "batch_size": min(config.data.batch_size, 2)},
         "device": str(device_of(config)),
         "versions": [*_VERSIONS, own_source_digest("training", "models")],
@@ -168,7 +168,7 @@ class Trial:
         if isinstance(error, MmpError):
             return error
         return MmpError(
-            f"{self.section}: a training step of model.name={self.config.model.name} fails ({reason}); change the "
+            f"{self.section}: a training step of {self.config.model.setting} fails ({reason}); change the "
             f"settings of {self.section}, trainer or model.kwargs"
         )
 

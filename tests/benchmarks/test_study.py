@@ -22,7 +22,7 @@ from mmp.config.schema import TrainConfig
 from mmp.data import readers
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
-from mmp.models.timm_models import build_model
+from mmp.models.networks import build_model
 from mmp.runs.prune import PruneJob
 
 

@@ -15,7 +15,7 @@ from mmp.config.objects import build_strategy
 from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.errors import MmpError
-from mmp.models.timm_models import build_skeleton
+from mmp.models.networks import build_skeleton
 from mmp.runs.allocation import Allocator
 
 

@@ -13,7 +13,7 @@ from places import CONF
 
 from mmp.config.choices import require_names
 from mmp.config.explain import explain
-from mmp.config.schema import BudgetConfig, PlanConfig, PruneConfig, TrainConfig
+from mmp.config.schema import NO_NETWORK, BudgetConfig, PlanConfig, PruneConfig, TrainConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError, nearest
 
@@ -36,7 +36,8 @@ def choices() -> list[tuple[str, str]]:
     return [(path.parent.name, path.stem) for path in paths if path.parent.name != "hydra"]
 
 
-NEEDS = {"timm": ["model.name=resnet18"], "imagefolder": ["data.root=images", "data.classes=3"]}
+NEEDS = {"timm": ["model.name=resnet18"], "own": ["model._target_=my_models.ResNet20"]}
+NEEDS |= {"imagefolder": ["data.root=images", "data.classes=3"]}
 NEEDS |= {name: ["data=cifar10"] for name in ("vgg11", "resnet18", "levit_384", "swin_tiny")}
 PAPER = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 
@@ -209,11 +210,20 @@ def test_a_config_group_takes_the_name_of_a_choice(override: str) -> None:
     require_names(["strategy=p50", "seed=1", "-m", "strategy=glob(*)", "model=a,b", "strategy=[", "trainer.devices=1"])
 
 
-def test_a_missing_value_is_named_where_it_is_needed() -> None:
-    cfg = compose("prune", ["model=timm"], return_hydra_config=True)
+@pytest.mark.parametrize("model", ["timm", "own"])
+def test_a_model_without_a_name_is_named_where_it_is_needed(model: str) -> None:
+    cfg = compose("prune", [f"model={model}"], return_hydra_config=True)
     with pytest.raises(OmegaConfBaseException) as error:  # the name of the model is a part of the folder's name
         _ = cfg.hydra.run.dir
-    assert explain(error.value) == "model.name: must be set, with model.name=..."
+    assert explain(error.value) == NO_NETWORK
+
+
+def test_a_missing_value_is_named_where_it_is_needed() -> None:
+    cfg = compose("prune", return_hydra_config=True)
+    cfg.data.name = "???"
+    with pytest.raises(OmegaConfBaseException) as error:
+        _ = cfg.hydra.run.dir
+    assert explain(error.value) == "data.name: must be set, with data.name=..."
 
 
 def test_a_primary_configuration_that_does_not_exist_is_named() -> None:

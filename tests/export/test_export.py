@@ -39,7 +39,7 @@ from mmp.export.source import ExportedRun, load_config
 from mmp.export.targets import load_target
 from mmp.export.write import export_run
 from mmp.files import is_locked, replaced_folder
-from mmp.models.timm_models import build_model, fill_input
+from mmp.models.networks import build_model, fill_input
 from mmp.models.weights import load_weights
 from mmp.pruning.masks import load_masks
 from mmp.tensors import load_tensors, save_tensors

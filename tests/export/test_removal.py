@@ -22,7 +22,7 @@ from mmp.export.card import as_card, as_line
 from mmp.export.result import ExportResult
 from mmp.export.source import ExportedRun, load_config
 from mmp.export.targets import TARGETS, load_target
-from mmp.models.timm_models import build_bare
+from mmp.models.networks import build_bare
 from mmp.models.weights import load_weights
 from mmp.pruning.channels import shrink as shrinking
 from mmp.pruning.channels.group import ChannelGroup

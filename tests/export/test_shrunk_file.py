@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmp import MmpError, Removal, channel_groups, channel_masks, load_shrunk, load_sparse, save_sparse, shrink
 from mmp.config.schema import ModelConfig
 from mmp.export.shrunk_file import FORMAT, save_shrunk
-from mmp.models.timm_models import build_bare
+from mmp.models.networks import build_bare
 
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
 LEVIT = {"img_size": 128, "embed_dim": [16, 24, 32], "key_dim": 8, "num_heads": [2, 3, 4], "depth": [1, 1, 1]}

@@ -21,7 +21,7 @@ from mmp.export import targets
 from mmp.export.latency import FEWEST, compare_latency
 from mmp.export.measure import fill_pruned, weight_counts
 from mmp.export.targets import TARGETS, Exportable, load_target, logit_difference
-from mmp.models.timm_models import build_model
+from mmp.models.networks import build_model
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks, make_masks
 

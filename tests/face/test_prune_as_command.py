@@ -18,7 +18,7 @@ import mmp
 from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
-from mmp.models.timm_models import fill_input
+from mmp.models.networks import fill_input
 from mmp.training.dense import dense_model
 
 pytestmark = pytest.mark.slow

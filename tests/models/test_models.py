@@ -17,7 +17,7 @@ from torch import nn
 
 from mmp.config.schema import DataConfig, ModelConfig, TrainConfig
 from mmp.errors import MmpError
-from mmp.models.timm_models import build_model, build_skeleton, fill_input
+from mmp.models.networks import build_model, build_skeleton, fill_input
 from mmp.models.weights import load_weights
 from mmp.pruning.calibration_statistics import collect
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmp.config.schema import ModelConfig
 from mmp.errors import MmpError
-from mmp.models.timm_models import build_model
+from mmp.models.networks import build_model
 
 TINY = {"layers": [1, 1, 0, 0], "channels": [4, 8, 8, 8], "stem_width": 4}
 

@@ -169,7 +169,7 @@ def test_a_tensor_within_the_network_is_an_error_and_one_beside_it_is_logged(
     state, path = network().state_dict(), tmp_path / "x.pth"
     loaded({**under("net.", state), "loss.a": torch.ones(1), "loss.b": torch.ones(1)}, path)
     assert "weights of net; ignored 2 tensors such as loss.a" in caplog.text
-    with pytest.raises(MmpError, match=r"unexpected 2\.weight\); check model\.name"):
+    with pytest.raises(MmpError, match=r"unexpected 2\.weight\); check model\._target_"):
         loaded(under("net.", {**state, "2.weight": torch.ones(3)}), path)
 
 

@@ -23,7 +23,7 @@ from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
-from mmp.models.timm_models import build_skeleton
+from mmp.models.networks import build_skeleton
 from mmp.plan import make_plan
 from mmp.pruning.budgets import Shift, global_sparsity, with_pattern
 from mmp.pruning.counts import pruned_count, sparsity_of

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
-from mmp.models.timm_models import fill_input
+from mmp.models.networks import fill_input
 from mmp.runs.prune import PruneJob, prune
 from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch
 

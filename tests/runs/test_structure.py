@@ -17,7 +17,7 @@ from places import CONF
 from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
-from mmp.models.timm_models import build_bare
+from mmp.models.networks import build_bare
 from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.patterns import Channels

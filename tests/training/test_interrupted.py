@@ -22,7 +22,7 @@ from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.data.loader import EpochLoader, EpochShuffle, Split
 from mmp.data.module import ImageData
-from mmp.models.timm_models import fill_input
+from mmp.models.networks import fill_input
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.schedules import OneShot
 from mmp.runs import slurm

@@ -19,7 +19,7 @@ from mmp.config.registration import register
 from mmp.config.schema import FinetuneConfig
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
-from mmp.models.timm_models import build_model, fill_input
+from mmp.models.networks import build_model, fill_input
 from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.schedules import OneShot, Schedule, Stepwise
 from mmp.training.classifier import Classifier, distillation_loss

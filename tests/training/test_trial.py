@@ -21,7 +21,7 @@ from mmp.config.registration import register
 from mmp.config.schema import PruneConfig, TrainConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
-from mmp.models.timm_models import fill_input
+from mmp.models.networks import fill_input
 from mmp.runs.prune import PruneJob
 from mmp.training.finetune import reestimate_norms
 from mmp.training.monitors import check_monitors

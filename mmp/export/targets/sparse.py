@@ -1,4 +1,4 @@
-"""Target ``sparse``: the kept values and their positions, which timm's model loads back bit for bit."""
+"""Target ``sparse``: the kept values and their positions, which the network loads back bit for bit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from mmp.errors import MmpError
 from mmp.export.sparse_file import load_sparse, save_sparse
 from mmp.export.targets import Engine, Exportable
-from mmp.models.timm_models import build_bare
+from mmp.models.networks import build_bare, python_code
 from mmp.tensors import tensors_digest
 
 
 class Sparse:
-    """A compact sparse file (:mod:`mmp.export.sparse_file`), loaded into timm's model and executed by PyTorch."""
+    """A compact sparse file (:mod:`mmp.export.sparse_file`), loaded into the network and executed by PyTorch."""
 
     name = "sparse"
     files: tuple[str, ...] = ("model.sparse.safetensors",)
@@ -23,7 +23,7 @@ class Sparse:
     packages: tuple[str, ...] = ()
     extra = "export"
     exact = True
-    whole = True  # so that the weights fit timm's model
+    whole = True  # so that the weights fit the network
 
     def write(self, source: Exportable, path: Path) -> None:
         """Write the state_dict, then read it back and compare.
@@ -37,7 +37,7 @@ class Sparse:
             raise MmpError(f"{path}: differs from the model after reading it back; check the disk")
 
     def open(self, path: Path, source: Exportable) -> Engine:
-        """Return timm's model with the weights from the file."""
+        """Return the network with the weights from the file."""
         with torch.random.fork_rng():
             model = build_bare(source.config)
         model.load_state_dict(load_sparse(path))
@@ -50,13 +50,11 @@ class Sparse:
 
     def usage(self, source: Exportable) -> str:
         """Return the lines of Python that load the file."""
-        config = source.config
-        options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.kwargs}
-        arguments = ", ".join([repr(config.name), *(f"{key}={value!r}" for key, value in options.items())])
+        imports, network = python_code(source.config)
         return (
-            f"import timm{', mmp.models.vgg  # registers the model' if config.name == 'vgg11_bn_small' else ''}\n"
+            f"{imports}\n"
             "from mmp import load_sparse\n"
-            f"model = timm.create_model({arguments}).eval()\n"
+            f"model = {network}.eval()\n"
             f'model.load_state_dict(load_sparse("{self.files[0]}"))\n'
             "logits = model(images)"
         )

@@ -27,8 +27,7 @@ def checked_layers(model: Any, runs: bool = False) -> tuple[Layer, ...]:
     """
     if not isinstance(model, nn.Module):
         raise MmpError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    for name, module in model.named_modules():
-        _require_plain(f"model.{name}" if name else "model", module)
+    require_plain(model)
     layers = find_layers(model)
     for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
         if value.is_meta:
@@ -42,8 +41,17 @@ def checked_layers(model: Any, runs: bool = False) -> tuple[Layer, ...]:
     return layers
 
 
+def require_plain(model: nn.Module) -> None:
+    """Raise if a module of a model is compiled, scripted or replicated: hooks would not see its calls.
+
+    Raises:
+        MmpError: with the name of the module.
+    """
+    for name, module in model.named_modules():
+        _require_plain(f"model.{name}" if name else "model", module)
+
+
 def _require_plain(name: str, module: nn.Module) -> None:
-    """Raise if hooks on a module would not see its calls."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise MmpError(f"{name} is a {type(module).__name__}; pass the module inside it ({name}.module)")
     if isinstance(module, torch.jit.ScriptModule):
