@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from mmp.config.choices import choose
 from mmp.config.objects import build_range_table, instantiate
-from mmp.config.schema import RangesConfig, ReconstructConfig
+from mmp.config.schema import JOINT, RangesConfig, ReconstructConfig
 from mmp.config.validate import RECONSTRUCTIONS, read_ranges, read_reconstruct
 from mmp.errors import MmpError
 from mmp.plan import load_budget, load_ranges, load_strategies, load_strategy, make_plan
@@ -45,8 +46,10 @@ from mmp.pruning.masks import MaskEnforcer, Masks
 from mmp.pruning.patterns import Channels, Pattern, no_channels, parse
 from mmp.pruning.plan import Plan
 from mmp.pruning.ranges import RangeTable
+from mmp.pruning.reconstruction.joint import Tuning, reconstruct_jointly
 from mmp.pruning.reconstruction.reconstruct import dense_targets
 from mmp.pruning.reconstruction.reconstruct import reconstruct as reconstruct_layers
+from mmp.pruning.reconstruction.tuning_images import divided, singly, stacked
 from mmp.pruning.result import MOST_IMAGES, PruneResult
 from mmp.pruning.signals import Scorer, score
 from mmp.pruning.sizes import MEGABYTE, Sizes
@@ -90,8 +93,9 @@ def prune(
         pattern: A structure that masks satisfy: ``none``, N:M such as ``2:4``, blocks such as ``4x1``, or ``channels``,
             which needs images. Whole channels are pruned then, a budget is the share of all parameters, and
             ``result.smaller()`` is the network without them.
-        reconstruct: ``least_squares`` re-solves the kept weights on the first 512 images; ``none`` leaves them as they
-            are. None is ``least_squares`` if there are images.
+        reconstruct: ``least_squares`` re-solves the kept weights on the first 512 images; ``joint`` then tunes them
+            together on the first 3000, of which it holds out a tenth, for minutes; ``none`` leaves them as they are.
+            None is ``least_squares`` if there are images.
         criterion: A baseline in place of signal and strategy, such as ``lamp``: it ranks all weights of the model
             together and prunes to the budget. Without a budget it prunes as many weights as the strategy does. It
             scores the weights itself, so a signal beside it is an error; a command, whose signal always has a value,
@@ -289,7 +293,7 @@ class _Settings:
         if reconstruct is None:
             reconstruct = "none" if images is None else "least_squares"
         if not isinstance(reconstruct, str):
-            raise MmpError(f"reconstruct={reconstruct!r}: must be a word, {' or '.join(RECONSTRUCTIONS)}")
+            raise MmpError(f"reconstruct={reconstruct!r}: must be one of the words {', '.join(RECONSTRUCTIONS)}")
         if table.observed and isinstance(pattern, Channels):
             raise MmpError(no_channels(f"ranges={table.name}", pattern))
         if isinstance(pattern, Channels) and images is None:
@@ -339,6 +343,7 @@ class _Dense:
         if isinstance(settings.pattern, Pattern):
             settings.pattern.fitting(layers)  # raises if there are none
         data = CalibrationImages.read(model, images, labels, {**needs, **settings.needs}, settings.loss)
+        _divided(data, settings.solving)  # raises if there are too few
         return cls(model, layers, data, settings)
 
     def channels(self) -> WholeChannels | None:
@@ -381,17 +386,22 @@ class _Dense:
     def _under(self, grid: Mapping[str, Masks], plan: Plan, signal: str | None) -> Iterator[tuple[str, PruneResult]]:
         """Yield a copy under the masks of each strategy, its kept weights re-solved if that is set."""
         solving, targets = self.settings.solving, None
-        images = self.data.first(solving.images)
+        tuned, held = _divided(self.data, solving)
+        images = stacked(tuned, solving.images) if tuned else self.data.first(solving.images)
         few = self.data.images[0][:MOST_IMAGES].clone() if self.data.images else None  # without the memory of the batch
         for strategy, masks in grid.items():
-            pruned, reports = self._copy(), []
+            pruned, reports, joint = self._copy(), [], None
             if solving.name == "none":
                 MaskEnforcer(prunable_parameters(pruned, self.layers)).set(masks)
             else:
                 if targets is None:  # the outputs of the dense layers, which all strategies share
                     targets = dense_targets(self.model, masks, images, solving.cache_megabytes * MEGABYTE)
                 reports = reconstruct_layers(pruned, masks, images, solving.ridge, self.model, targets)
-            yield strategy, PruneResult(pruned, masks, plan, strategy, signal, tuple(reports), few)
+            if tuned:
+                joint = reconstruct_jointly(
+                    pruned, masks, singly(tuned), self.model, Tuning.of(solving.tuning), singly(held)
+                )
+            yield strategy, PruneResult(pruned, masks, plan, strategy, signal, tuple(reports), few, joint)
 
     def _copy(self) -> nn.Module:
         """Return a copy in the same mode, without tensors that the model keeps from its last evaluation."""
@@ -400,6 +410,13 @@ class _Dense:
         for module, original in zip(copied.modules(), self.model.modules(), strict=True):
             module.training = original.training
         return copied
+
+
+def _divided(data: CalibrationImages, solving: ReconstructConfig) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the single images that a joint tuning uses, and those that it holds out; empty without one."""
+    if solving.name != JOINT:
+        return [], []
+    return divided([*chain.from_iterable(data.first(solving.tuning.images))])
 
 
 def _scorer(group: str, choice: Any) -> Any:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmp.config.home import with_home
 from mmp.config.matching import StrategyRun, matched_weights
-from mmp.config.schema import NO_CRITERION, NO_NETWORK, SEARCHED, STRATEGY, ModelConfig, TrainConfig
+from mmp.config.schema import JOINT, NO_CRITERION, NO_NETWORK, SEARCHED, STRATEGY, ModelConfig, TrainConfig
 from mmp.config.source_code import source_digest
 from mmp.errors import MmpError
 from mmp.files import Stamp, file_digest, stamp_of
@@ -145,6 +145,8 @@ def _pruning_identity(settings: Settings) -> Settings:
         del kept["pattern"]  # so that hashes from before patterns existed stay valid
     if isinstance(kept["budget"], dict) and kept["budget"].get("macs") is None:
         kept["budget"] = {key: value for key, value in kept["budget"].items() if key != "macs"}
+    if kept["reconstruct"].get("name") != JOINT:
+        kept["reconstruct"] = {key: value for key, value in kept["reconstruct"].items() if key != "tuning"}
     baseline = _is_baseline(kept)
     if baseline:
         del kept["signal"]  # the criterion scores the weights

@@ -18,6 +18,7 @@ from omegaconf import MISSING
 
 NO_CRITERION = "none"  # the value of criterion.name where the run is no baseline
 NO_NETWORK = "model: names no network; set model.name to a model of timm, or model._target_ to a class of your own"
+JOINT = "joint"  # the value of reconstruct.name with a tuning
 STRATEGY, SEARCHED = "strategy", "searched"  # values of allocation.name; any other is the name of a criterion
 
 
@@ -299,21 +300,42 @@ class AllocationConfig:
 
 
 @dataclass
-class ReconstructConfig:
-    """Whether and how kept weights are re-solved after masking (``mmp.pruning.reconstruction.reconstruct``).
+class TuningConfig:
+    """How the kept weights of all layers are tuned together (``mmp.pruning.reconstruction.joint``).
 
     Attributes:
-        name: ``none`` or ``least_squares``.
+        images: Number of calibration images, at most. A tenth of them, at least 32, is held out.
+        steps: Number of steps.
+        learning_rate: Highest learning rate of Adam.
+        batch_size: Number of images of a step.
+        logits: Weight of the divergence of the logits, beside the mean error of the blocks' outputs.
+    """
+
+    images: int = 3000
+    steps: int = 1000
+    learning_rate: float = 2e-3
+    batch_size: int = 128
+    logits: float = 0.1
+
+
+@dataclass
+class ReconstructConfig:
+    """Whether and how kept weights are re-solved after masking (``mmp.pruning.reconstruction``).
+
+    Attributes:
+        name: ``none``, ``least_squares``, or ``joint``: least squares, then a tuning of all kept weights together.
         ridge: Strength of the pull towards the dense weights, as a share of a layer's mean squared input.
-        images: Number of calibration images, at most.
+        images: Number of calibration images for least squares, at most.
         cache_megabytes: Dense layer outputs up to this size (in units of 10^6 bytes) are stored in the cache and shared
             by the jobs of a sweep; 0 switches that off.
+        tuning: The tuning of ``joint``.
     """
 
     name: str = "none"
     ridge: float = 0.01
     images: int = 512
     cache_megabytes: float = 1000.0
+    tuning: TuningConfig = field(default_factory=TuningConfig)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from mmp.config.contents import check_containers, numbers_in
 from mmp.config.explain import explain_key
 from mmp.config.home import with_home
 from mmp.config.schema import (
+    JOINT,
     NO_CRITERION,
     NO_NETWORK,
     STRATEGY,
@@ -36,7 +37,7 @@ from mmp.errors import MmpError, nearest
 from mmp.pruning.budgets import NEEDS_CHANNELS
 from mmp.pruning.patterns import Channels, parse
 
-RECONSTRUCTIONS = ("none", "least_squares")
+RECONSTRUCTIONS = ("none", "least_squares", JOINT)
 FORMATS = ("table", "json", "md", "csv")
 SOURCES = ("rules", "observed")
 MAX_SEED = 2**32 - 1  # of NumPy's random numbers
@@ -386,6 +387,13 @@ def _check_reconstruct(reconstruct: ReconstructConfig) -> None:
     _check("reconstruct.ridge", reconstruct.ridge, lambda v: v > 0, "positive")
     _check("reconstruct.images", reconstruct.images, lambda v: v >= 1, "at least 1")
     _check("reconstruct.cache_megabytes", reconstruct.cache_megabytes, lambda v: v >= 0, "at least 0")
+    tuning = reconstruct.tuning
+    least = "at least 64, of which 32 are held out"
+    _check("reconstruct.tuning.images", tuning.images, lambda v: v >= 64, least)
+    _check("reconstruct.tuning.steps", tuning.steps, lambda v: v >= 1, "at least 1")
+    _check("reconstruct.tuning.learning_rate", tuning.learning_rate, lambda v: v > 0, "positive")
+    _check("reconstruct.tuning.batch_size", tuning.batch_size, lambda v: v >= 1, "at least 1")
+    _check("reconstruct.tuning.logits", tuning.logits, lambda v: v >= 0, "at least 0")
 
 
 def _check_criterion(config: PruneConfig) -> None:

@@ -15,6 +15,7 @@ from mmp.pruning.masks import Masks
 from mmp.pruning.patterns import UNSTRUCTURED, Channels
 from mmp.pruning.plan import Plan
 from mmp.pruning.plan_text import aligned
+from mmp.pruning.reconstruction.joint_report import JointReport
 from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.pruning.reconstruction.reconstruct import summary_of
 from mmp.pruning.sizes import MEGABYTE
@@ -35,6 +36,7 @@ class PruneResult:
         reports: For each layer its output error before and after re-solving, in forward order; empty without
             re-solving.
         images: The first images of the call, at most 16, (B, C, H, W); None if it had none.
+        joint: The report on the joint tuning, with ``reconstruct="joint"``.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class PruneResult:
     signal: str | None
     reports: tuple[LayerReport, ...] = ()
     images: Tensor | None = None
+    joint: JointReport | None = None
 
     def smaller(self, images: Images | None = None) -> nn.Module:
         """Return a copy of the model without the channels that nothing reads.
@@ -158,6 +161,8 @@ class PruneResult:
             if mean["error_before"] is not None and not whole:  # the outputs of pruned channels would count as errors
                 errors = f"{_percent(mean['error_before'])} % to {_percent(mean['error_after'])} %"
                 yield f"Mean output error: from {errors} of the variance of the dense outputs."
+        if self.joint:
+            yield self.joint.describe()
         for report in self.reports:
             if report.status != "solved":
                 yield f"Not re-solved: {report.name}, as {report.status}."

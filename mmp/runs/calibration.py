@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mmp.cache import cached_set, cached_tensors
 from mmp.config.identity import architecture, digest, with_sources
-from mmp.config.schema import RangesConfig, ReconstructConfig, TrainConfig
+from mmp.config.schema import JOINT, RangesConfig, ReconstructConfig, TrainConfig
 from mmp.config.source_code import own_source_digest
 from mmp.data.module import ImageData
 from mmp.pruning.calibration_statistics import collect
@@ -24,7 +25,10 @@ from mmp.pruning.criteria import Criterion, criterion, observe
 from mmp.pruning.layers.layer import Layer
 from mmp.pruning.layers.prunable import prunable_parameters
 from mmp.pruning.masks import Masks
+from mmp.pruning.reconstruction.joint import Tuning, reconstruct_jointly
+from mmp.pruning.reconstruction.joint_report import JointReport
 from mmp.pruning.reconstruction.reconstruct import LayerReport, dense_targets, reconstruct
+from mmp.pruning.reconstruction.tuning_images import divided, singly, stacked
 from mmp.pruning.signals import PAPER_SIGNALS, Scorer, score
 from mmp.pruning.sizes import MEGABYTE
 from mmp.tensors import tensors_digest
@@ -169,16 +173,17 @@ class Calibration:
         covariances, _ = cached_tensors(path, compute)
         return {name: covariances[name].to(p.device) for name, p in parameters.items()}
 
-    def targets(self, images: list[Tensor], megabytes: float) -> dict[str, Tensor]:
+    def targets(self, images: list[Tensor], megabytes: float, *chosen: Any) -> dict[str, Tensor]:
         """Return the outputs of every layer of the dense model, for reconstruction; all runs of a sweep share the file.
 
         Args:
-            images: Batches returned by :meth:`images`.
+            images: Batches of the calibration split.
             megabytes: The most that the outputs may need, in units of 10^6 bytes. If they need more, the result is
                 empty, and reconstruction computes them itself.
+            chosen: How the images were chosen, unless they are the first.
         """
         names, most = [layer.name for layer in self.layers], megabytes * MEGABYTE
-        key = digest([self.key, sum(map(len, images)), most, source_code()])
+        key = digest([self.key, sum(map(len, images)), most, *chosen, source_code()])
         path = self.cache / "targets" / f"{key[:16]}.safetensors"
         return cached_tensors(path, lambda: dense_targets(self.model, names, images, most))[0]
 
@@ -230,13 +235,36 @@ class Solver:
         self._config, self._calibration = config, calibration
 
     @cached_property
+    def _divided(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Images to tune on and images that are held out, (C, H, W) each."""
+        return divided([*chain.from_iterable(self._calibration.images(self._config.tuning.images))])
+
+    @cached_property
     def _data(self) -> tuple[list[Tensor], dict[str, Tensor]]:
-        images = self._calibration.images(self._config.images)
-        return images, self._calibration.targets(images, self._config.cache_megabytes)
+        """Batches of images for least squares, and the outputs of the dense layers for them."""
+        config, calibration = self._config, self._calibration
+        if config.name != JOINT:
+            images = calibration.images(config.images)
+            return images, calibration.targets(images, config.cache_megabytes)
+        tuned, _ = self._divided  # images that are held out would favour weights that were solved on them
+        images = stacked(tuned, config.images)
+        return images, calibration.targets(images, config.cache_megabytes, JOINT, config.tuning.images)
 
     def solve(self, masks: Masks) -> tuple[nn.Module, list[LayerReport]]:
-        """Return a pruned and re-solved copy of the dense model, and a report per layer."""
+        """Return a pruned copy of the dense model, re-solved layer by layer, and a report per layer."""
         images, targets = self._data
         dense = self._calibration.model
         model = copy.deepcopy(dense)
         return model, reconstruct(model, masks, images, self._config.ridge, dense, targets)
+
+    def tune(self, model: nn.Module, masks: Masks, checkpoint: Path) -> JointReport:
+        """Tune the kept weights of a model of :meth:`solve` together, in place.
+
+        Args:
+            model: The model.
+            masks: Its masks.
+            checkpoint: A file from which an interrupted tuning continues.
+        """
+        tuned, held = map(singly, self._divided)
+        tuning = Tuning.of(self._config.tuning)
+        return reconstruct_jointly(model, masks, tuned, self._calibration.model, tuning, held, checkpoint=checkpoint)

@@ -25,7 +25,7 @@ from mmp.files import write_text
 from mmp.runs.devices import gpu_slot
 from mmp.runs.memory import keep_freed_memory
 from mmp.runs.slurm import requeued_in_time, use_own_cores
-from mmp.runs.store import CONFIG, RunFolder
+from mmp.runs.store import CONFIG, JOINT_STATE, RunFolder
 from mmp.runs.terminal import is_shown
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -77,7 +77,8 @@ def _where_it_resumes(run: RunFolder, cache: Path) -> str:
 
     config = run.path / CONFIG
     dense = [path for path in cache.glob("dense/*.training/last.ckpt") if config.is_file() and age(path) >= age(config)]
-    found = [*run.path.glob("checkpoints/last.ckpt"), *sorted(dense, key=age, reverse=True)]
+    own = [*run.path.glob("checkpoints/last.ckpt"), *run.path.glob(f"checkpoints/{JOINT_STATE}")]
+    found = [*own, *sorted(dense, key=age, reverse=True)]
     return f"; the last checkpoint is {found[0]}" if found else f"; {run.path} has no checkpoint yet"
 
 

@@ -20,7 +20,7 @@ from callbacks.progress import WriteProgress
 from callbacks.pruning import MaskPruning
 from callbacks.requeue import saving_in_time
 from mmp.config.objects import build_strategy, instantiate
-from mmp.config.schema import PruneConfig
+from mmp.config.schema import JOINT, PruneConfig
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.networks import build_skeleton, fill_input
@@ -33,6 +33,7 @@ from mmp.pruning.layers.prunable import find_layers, prunable_parameters
 from mmp.pruning.masks import MaskEnforcer, Masks
 from mmp.pruning.patterns import UNSTRUCTURED, Channels, Pattern
 from mmp.pruning.reconstruction.reconstruct import summary_of
+from mmp.pruning.reconstruction.tuning_images import LEAST_IMAGES
 from mmp.pruning.schedules import OneShot, Schedule
 from mmp.pruning.signals import Scorer
 from mmp.pruning.structure import Structure, masks_at
@@ -45,7 +46,7 @@ from mmp.runs.measure import measure, save_model, validation_accuracy
 from mmp.runs.memory import peak_memory, reset_peak_memory
 from mmp.runs.result import describe_sparsity, head_of, summarise
 from mmp.runs.slurm import restarts
-from mmp.runs.store import LOGGERS, MASKS, WEIGHTS, RunFolder, Stopwatch, versions
+from mmp.runs.store import JOINT_STATE, LOGGERS, MASKS, WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.training.checkpoints import open_checkpoints
 from mmp.training.dense import dense_file, dense_model
 from mmp.training.evaluation import device_of
@@ -261,6 +262,10 @@ class Pruning:
                 return
             self.models["reconstructed"], reports = self.solver.solve(self.masks)
             self.reconstruction = {**summary_of(reports), "layers": [report.to_dict() for report in reports]}
+            if self.config.reconstruct.name == JOINT:
+                file = self.run.path / "checkpoints" / JOINT_STATE
+                report = self.solver.tune(self.models["reconstructed"], self.masks, file)
+                self.reconstruction["joint"] = report.to_dict()
 
     def finetune(self) -> None:
         """Fine-tune under the masks; a gradual schedule begins with the dense model."""
@@ -354,6 +359,16 @@ def _outputs(run: RunFolder) -> list[Artifact]:
     ]
 
 
+def _check_calibration(config: PruneConfig, data: ImageData) -> None:
+    """Check, before anything is trained, that there are enough images for a joint tuning."""
+    count = data.samples["calibration"]
+    if config.reconstruct.name == JOINT and count < LEAST_IMAGES:
+        raise MmpError(
+            f"reconstruct={JOINT} needs at least {LEAST_IMAGES} calibration images, but data.calibration="
+            f"{config.data.calibration} makes {count}; raise it"
+        )
+
+
 def _keep_metrics(folder: Path) -> None:
     """Rename the metrics of an interrupted attempt, since the CSV logger begins with an empty file."""
     metrics = folder / "metrics.csv"
@@ -385,6 +400,7 @@ def run_job(run: RunFolder, config: PruneConfig, cfg: DictConfig) -> dict[str, A
     with watch("data"):
         data = ImageData(config.data, config.seed, Path(config.paths.cache))
     run.head["data_fingerprint"] = data.fingerprint
+    _check_calibration(config, data)
     if not config.force and run.completed():
         _remove_checkpoints(run)
         run.write_status("skipped")

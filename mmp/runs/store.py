@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 RESULT, STATUS, MASKS, WEIGHTS = "result.json", "status.json", "masks.safetensors", "model.safetensors"
 CONFIG, LOCK = "config.yaml", ".lock"
+JOINT_STATE = "joint.safetensors"  # among the checkpoints
 LOGGERS = "loggers"  # time spent waiting for loggers; not counted in the total
 
 

@@ -130,6 +130,11 @@ def test_the_source_of_a_users_callback_counts_for_the_protocol(
             ["reconstruct=least_squares", "reconstruct.cache_megabytes=3"],
             "cnn-digits-magnitude-balanced-s0-28130fb9",
         ),
+        (
+            "prune",
+            ["reconstruct=least_squares", "reconstruct.tuning.steps=3"],
+            "cnn-digits-magnitude-balanced-s0-28130fb9",
+        ),
         ("prune", ["experiment=paper/swin_tiny_cifar100"], "swin_tiny-cifar100-magnitude-balanced-s0-1ef77510"),
     ],
     ids=str,

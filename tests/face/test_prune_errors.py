@@ -77,12 +77,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "pattern that nothing fits": ({"pattern": "3:7", "budget": 0.5}, "pattern=3:7 fits the shape of no layer"),
     "pattern that needs more": ({"pattern": "1:4", "budget": 0.1}, "pattern=1:4 needs layers that are 75 % sparse"),
     "reconstruct": ({"reconstruct": "least_square"}, "reconstruct=least_square: no such choice; did you mean 'least_s"),
-    "reconstruct that is a bool": ({"reconstruct": True}, "reconstruct=True: must be a word, none or least_squares"),
+    "reconstruct that is a bool": ({"reconstruct": True}, "reconstruct=True: must be one of the words none, least_"),
     "reconstruct that is false": (
         {"reconstruct": False, "images": IMAGES},
-        "reconstruct=False: must be a word, none or least_squares",
+        "reconstruct=False: must be one of the words none, least_squares, joint",
     ),
     "reconstruct that is empty": ({"reconstruct": "", "images": IMAGES}, "reconstruct=: no such choice"),
+    "joint with few images": (
+        {"reconstruct": "joint", "images": IMAGES},
+        "joint tuning needs at least 64 images, of which it holds out 32, but there are 16; pass more",
+    ),
     "signal and criterion": (
         {"signal": "magnitude", "criterion": "lamp", "budget": 0.5},
         "signal=magnitude: criterion=lamp scores the weights; set one of the two",
@@ -226,7 +230,7 @@ def test_inference_mode_is_refused_where_images_are_used() -> None:
         ("ranges", "pass a RangeTable"),
         ("signal", "pass an object with name, needs and score"),
         ("criterion", "pass a Criterion"),
-        ("reconstruct", "choose from: least_squares, none"),
+        ("reconstruct", "choose from: joint, least_squares, none"),
     ],
 )
 def test_a_file_that_only_commands_read_is_named(

@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -63,6 +63,11 @@ class Tuning:
     learning_rate: float = 2e-3
     batch_size: int = 128
     logits: float = 0.1
+
+    @classmethod
+    def of(cls, settings: object) -> Tuning:
+        """Return the settings among the attributes of an object, such as a section of a configuration."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):

@@ -37,6 +37,13 @@ class JointReport:
     held: int
     seconds: float
 
+    def describe(self) -> str:
+        """Return the report in one line."""
+        if self.status != TUNED:
+            return f"Not tuned together, since {self.status}."
+        loss = f"from {self.before:.4g} to {self.after:.4g}"
+        return f"Tuned together: loss {loss} on {self.held} held images, after {self.best_step} of {self.steps} steps."
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for ``result.json``."""
         return asdict(self)

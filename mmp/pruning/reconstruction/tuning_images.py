@@ -13,6 +13,7 @@ from mmp.pruning.reconstruction.reconstruct import images_of
 from mmp.tensors import tensors_digest
 
 _SHARE, _LEAST = 0.1, 32  # of the images that are held out
+LEAST_IMAGES = 2 * _LEAST  # that can be divided
 _BATCH = 64  # images
 
 
@@ -26,16 +27,32 @@ def divided(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         images: Single images, (C, H, W) each. The same number of images is always divided in the same way.
 
     Raises:
-        MmpError: if there are fewer than 64 images.
+        MmpError: if there are fewer than 64 images, or they differ in size.
     """
-    if len(images) < 2 * _LEAST:
+    _require_one_size(images)
+    if len(images) < LEAST_IMAGES:
         raise MmpError(
-            f"joint tuning needs at least {2 * _LEAST} images, of which it holds out {_LEAST}, but there are "
+            f"joint tuning needs at least {LEAST_IMAGES} images, of which it holds out {_LEAST}, but there are "
             f"{len(images)}; pass more (in a run: raise reconstruct.tuning.images or data.calibration)"
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     held = max(_LEAST, round(_SHARE * len(images)))
     return [images[i] for i in order[held:]], [images[i] for i in order[:held]]
+
+
+def stacked(images: Sequence[Tensor], most: int) -> list[Tensor]:
+    """Return the first ``most`` of single images in batches, as :func:`mmp.reconstruct` takes them."""
+    return list(torch.stack(list(images[:most])).split(_BATCH))
+
+
+def singly(images: Iterable[Tensor]) -> list[Tensor]:
+    """Return single images as batches of one, without a copy."""
+    return [image.unsqueeze(0) for image in images]
+
+
+def _require_one_size(images: Iterable[Tensor]) -> None:
+    if len(sizes := {tuple(image.shape) for image in images}) > 1:
+        raise MmpError(f"joint tuning needs images of one size, but there are {sorted(sizes)}; resize them")
 
 
 def _single(batches: Batches) -> list[Tensor]:
@@ -72,8 +89,7 @@ class TuningImages:
         tuned, kept = divided(images) if held is None else (images, _single(held))
         if not tuned or not kept:
             raise MmpError("joint tuning needs images to tune on and images that are held out; one of the two is empty")
-        if len(sizes := {tuple(image.shape) for image in [*tuned, *kept]}) > 1:
-            raise MmpError(f"joint tuning needs images of one size, but there are {sorted(sizes)}; resize them")
+        _require_one_size([*tuned, *kept])
         return cls(tuned, kept, device)
 
     def batch(self, step: int, size: int) -> Tensor:
