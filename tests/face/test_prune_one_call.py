@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import mmp
 import mmp.method
 from mmp.pruning.criteria import Lamp, global_masks
+from mmp.pruning.reconstruction.tuning_images import divided, singly, stacked
 from mmp.pruning.topk import satisfies
 
 CLASSES = 10
@@ -475,3 +476,26 @@ def _no_global_state() -> Iterator[None]:
     yield
     assert (torch.is_grad_enabled(), torch.get_default_dtype()) == before
     Counted.copies = 0
+
+
+def test_joint_re_solving_equals_its_parts(
+    model: nn.Module, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = mmp.method.read_reconstruct
+
+    def quick(node: Any) -> Any:
+        solving = read(node)
+        solving.tuning.steps = 10
+        return solving
+
+    monkeypatch.setattr(mmp.method, "read_reconstruct", quick)
+    result = mmp.prune(model, 0.9, batches, reconstruct="joint")
+    assert result.joint is not None
+    assert (result.joint.steps, result.joint.images, result.joint.held) == (10, 244, 32)
+    assert result.joint.describe() in str(result)
+
+    tuned, held = divided([*torch.cat(batches)])
+    by_parts = copy.deepcopy(model)
+    mmp.reconstruct(by_parts, result.masks, stacked(tuned, 512), dense=model)
+    mmp.reconstruct_jointly(by_parts, result.masks, singly(tuned), model, mmp.Tuning(steps=10), singly(held))
+    assert equal(result.model, by_parts)
