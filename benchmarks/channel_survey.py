@@ -38,7 +38,18 @@ SECONDS, BYTES = 900, 14 * 2**30  # the limits of one model, in processor time a
 ENOUGH = 0.6  # a model with a lower share has a reason
 
 # Why models of a module have a lower share, where the results alone do not say it.
-REASONS = {"pvt_v2": "attention reshapes its output to the width of its input, so all heads stay"}
+REASONS = {
+    "coat": "shared position convolutions read the heads; the MLPs of parallel blocks run several times",
+    "csatv2": "global response norms read the hidden units of most MLPs",
+    "gcvit": "attention takes the channels of a head from the width of its input, so the heads of local blocks stay",
+    "mambaout": "the gated layers are split at three widths that a tuple of the module states",
+    "mlp_mixer": "a layer norm reads half of the hidden units, and multiplies the other half",
+    "mobilenetv5": "RMS norms over channels read every expansion",
+    "nfnet": "weights are standardised over their inputs, so a network computes something else without some of them",
+    "pvt_v2": "attention reshapes its output to the width of its input, so all heads stay",
+    "sequencer": "most weights are in LSTMs",
+    "twins": "attention divides the width of its input by the number of heads, so all heads stay",
+}
 
 INTRODUCTION = """\
 # Whole channels of every timm module
