@@ -197,9 +197,6 @@ def _check_model(model: ModelConfig) -> None:
     for key in ("num_classes", "in_chans", "image_size"):
         if getattr(model, key) is not None:
             _check(f"model.{key}", getattr(model, key), lambda v: v >= 1, "at least 1")
-    expected = f"a list of one number per channel (model.in_chans={model.in_chans})"
-    for key in ("mean", "std"):
-        _check(f"model.{key}", getattr(model, key), lambda v: v is None or len(v) == model.in_chans, expected)
     _check("model.std", model.std, lambda v: v is None or min(v) > 0, "positive")
     if model._target_ and model.pretrained:
         raise MmpError(
@@ -244,6 +241,9 @@ def _join(model: ModelConfig, data: DataConfig) -> None:
             raise MmpError(
                 f"model.{key}={getattr(model, key)}, but data={data.name} has {other} {own}; set model.{key}={other}"
             )
+    for key in ("mean", "std"):
+        expected = f"a list of one number per channel (data.channels={data.channels})"
+        _check(f"model.{key}", getattr(model, key), lambda v: v is None or len(v) == data.channels, expected)
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:

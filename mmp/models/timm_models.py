@@ -98,11 +98,3 @@ def stated_by_timm(name: str) -> StatedInput:
         stated.crop_mode,
         stated.fixed_input_size,
     )
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("build_model", "build_bare", "build_skeleton", "fill_input"):
-        import mmp.models.networks
-
-        return getattr(mmp.models.networks, name)
-    raise AttributeError(name)

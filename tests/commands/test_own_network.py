@@ -48,6 +48,7 @@ class Nothing(nn.Module):
 """
 QUICK = ["data.workers=0", "trainer.enable_progress_bar=false", "logger=none", "dense.warmup_epochs=0"]
 QUICK += ["dense.epochs=3", "finetune.epochs=1", "data=digits", "data.mean=null", "data.std=null"]
+OWN = ["model=own", "data.mean=[0.3]", "data.std=[0.36]"]
 PRUNED = ["strategy=p70", "budget=0.7", "reconstruct=least_squares"]
 CHANNELS = ["strategy=p50", "budget=0.5", "pattern=channels:8", "ranges=channels", "reconstruct=least_squares"]
 
@@ -215,9 +216,9 @@ def test_an_edit_of_the_class_is_another_run_and_no_export(folder: Path, pruned:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=own"], "model: names no network; set model._target_"),
-        (["model=own", "model._target_=strangr.ResNet"], "model._target_=strangr.ResNet: cannot be imported"),
-        (["model=own", "model._target_=stranger.ResNet"], "stranger.ResNet needs the argument width; set +model"),
+        (["model=own"], "model: names no network; set model.name to a model"),
+        ([*OWN, "model._target_=strangr.ResNet"], "model._target_=strangr.ResNet: cannot be imported"),
+        ([*OWN, "model._target_=stranger.ResNet"], "stranger.ResNet needs the argument width; set +model"),
         (["model=my_resnet", "+model.kwargs.widht=3"], "model.kwargs.widht: stranger.ResNet has no such argument"),
         (["model=my_resnet", "model.name=resnet18"], "model._target_=stranger.ResNet: is a network of your own, but"),
         (["model=my_resnet", "model.pretrained=true"], "model.pretrained=true: timm's weights are for timm's models"),
@@ -226,7 +227,7 @@ def test_an_edit_of_the_class_is_another_run_and_no_export(folder: Path, pruned:
         (["model=my_resnet", "model.num_classes=7"], "model.num_classes=7, but data=digits has 10 classes"),
         (["model=my_resnet", "data.mean=[0.5]"], "data.mean=[0.5], but model.mean=[0.3]"),
         (["model=my_resnet", "model.mean=[0.1,0.2]"], "model.mean=[0.1, 0.2]: must be a list of one number"),
-        (["model=my_resnet", "model._target_=stranger.Nothing"], "model._target_=stranger.Nothing: Nothing has no"),
+        (["model=my_resnet", "model._target_=stranger.Nothing"], "Nothing has no prunable layer: no convolution"),
         (["model=my_resnet", "model.checkpoint=nowhere.pth"], "model.checkpoint=nowhere.pth: no such file"),
     ],
 )  # fmt: skip

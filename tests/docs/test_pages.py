@@ -24,7 +24,7 @@ from mmp.config.validate import validate
 from mmp.pruning.patterns import Channels
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMPLETE = ("README.md", "docs/own-model.md", "docs/choices.md", "docs/channels.md")
+COMPLETE = ("README.md", "docs/own-model.md", "docs/own_networks.md", "docs/choices.md", "docs/channels.md")
 RUNNING = [ROOT / page for page in COMPLETE]  # their Python needs nothing else
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
@@ -88,6 +88,8 @@ def first_values(overrides: list[str]) -> list[str]:
 @pytest.mark.parametrize("page", RUNNING, ids=name_of)
 def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    write_files(page, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     document = Document.parse(str(page), PythonCodeBlockParser())
     examples = list(document.examples())
     assert examples
@@ -104,6 +106,7 @@ def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(("page", "arguments"), starting_with("mmp-plan"))
 def test_plans_are_printed(page: Path, arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "docs/images").mkdir(parents=True)
+    write_files(page, tmp_path)
     done = warm.run(["-m", "mmp.plan", *arguments], os.environ, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "conservative" in done.stdout
@@ -123,7 +126,7 @@ def test_runs_are_valid_configurations(
         overrides.append(f"hydra.searchpath=[file://{tmp_path}/conf]")
     kind = "train" if "mmp-train" in request.node.name else "prune"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert validate(compose(kind, first_values(overrides))).model.name
+        assert validate(compose(kind, first_values(overrides))).model.title
 
 
 def test_other_commands_exist() -> None:

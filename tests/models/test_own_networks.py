@@ -20,6 +20,7 @@ from mmp.config.source_code import file_of
 from mmp.errors import MmpError
 from mmp.models.networks import build_model, build_skeleton, fill_input, python_code
 from mmp.models.weights import load_weights
+from mmp.pruning.layers.prunable import prunable_layers
 from mmp.training.logits import require_logits
 
 NET = """
@@ -141,6 +142,26 @@ def test_a_module_that_is_missing_is_named_with_the_folder_that_was_searched(add
         build_model(own("own_nowhere.Net"))
     with pytest.raises(MmpError, match=r"cannot be imported .*'own_nowhere'\); own_network_\d+ needs this module"):
         build_model(own(address("import own_nowhere\n")))
+
+
+def test_a_classifier_that_is_created_first_is_the_classifier(address: Address) -> None:
+    text = """
+class First(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 3)
+        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+        self.c = nn.Conv2d(4, 4, 3)
+        self.c.weight = self.b.weight
+    def forward(self, x):
+        return self.out(self.c(self.b(self.a(x))).mean((2, 3)))
+"""
+    layers = prunable_layers(build_model(own(address(text, "First"))))
+    assert {layer.name: layer.role for layer in layers} == {
+        "out.weight": "classifier",
+        "a.weight": "stem",
+        "b.weight": "conv",
+    }
 
 
 # --- what it returns ---

@@ -145,12 +145,20 @@ def float_file(source: Exportable, target: Target) -> Path:
 
 
 def _name_weights(content: onnx.ModelProto, source: Exportable) -> None:
-    """Give masked weights that are stored transposed their timm names, with the suffix `TRANSPOSED`."""
+    """Give masked weights the names of their masks; if they are stored transposed, with the suffix `TRANSPOSED`.
+
+    A weight that several layers share may be stored under the name of any of them.
+    """
     import onnx
 
     stored = {one.name: one for one in content.graph.initializer}
     lost = {name: source.model.get_parameter(name).detach().numpy() for name in source.masks if name not in stored}
     renamed: dict[str, str] = {}
+    shared = {id(source.model.get_parameter(name)): name for name in lost}
+    for alias, parameter in source.model.named_parameters(remove_duplicate=False):
+        if alias in stored and (own := shared.get(id(parameter))):
+            renamed[alias] = own
+            lost.pop(own, None)
     for one in stored.values():
         value = onnx.numpy_helper.to_array(one)
         for name, weight in lost.items():

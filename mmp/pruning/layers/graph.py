@@ -191,8 +191,16 @@ class Graph:
         if stated or len(self.weights) < 2:
             return tuple(stated)
         weight = self.weights[0]
+        if weight is self.only_linear:  # a classifier that was created before the other layers
+            weight = self.weights[1]
         named = any(_STEM.fullmatch(part) for part in weight.parts)
         return (weight,) if weight.is_conv or named else ()
+
+    @cached_property
+    def only_linear(self) -> Weight | None:
+        """The linear layer of a network that has one; None if it has none or several."""
+        linear = [weight for weight in self.weights if weight.is_linear]
+        return linear[0] if len(linear) == 1 else None
 
     @cached_property
     def stems(self) -> dict[str, str]:

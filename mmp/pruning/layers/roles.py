@@ -239,6 +239,9 @@ def roles_of(graph: Graph) -> list[str]:
     last = graph.weights[-1]
     if graph.classifiers is None and (plain[-1] or (last.is_pointwise and _CLASSIFIER.fullmatch(last.top))):
         roles[-1] = "classifier"
+    elif graph.classifiers is None and graph.only_linear is not None:
+        place = graph.weights.index(graph.only_linear)
+        roles[place] = "classifier" if plain[place] else roles[place]
     if "classifier" in roles:
         tails = {w.top for w in graph.weights}
         tails -= {w.top for w, tail in zip(graph.weights, plain, strict=True) if not tail}
