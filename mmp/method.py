@@ -350,7 +350,9 @@ class _Dense:
         """Return the groups of channels of the model, None if they are not what is pruned."""
         if not isinstance(self.settings.pattern, Channels):
             return None
-        return WholeChannels.of(self.model, self.data.first(1)[0], self.settings.pattern)
+        return WholeChannels.of(
+            self.model, self.data.first(1)[0], self.settings.pattern, dimensions=self.settings.table.dimensions
+        )
 
     def observations(self) -> list[dict[str, float]] | None:
         """Return the sparsity of every layer under each criterion at each target, if ranges are observed."""

@@ -76,7 +76,7 @@ def make_plan(
         if structure is None:
             if image is None:
                 raise MmpError(f"pattern={parsed}: the channels that go together are found with an image; pass image")
-            structure = WholeChannels.of(model, image, parsed)
+            structure = WholeChannels.of(model, image, parsed, dimensions=table.dimensions)
         return plan_model(model, table, chosen, checked, observations, name, structure=structure)
     table = load_ranges("generic" if ranges is None else ranges)
     plan = plan_model(model, table, chosen, checked, observations, name, parsed)

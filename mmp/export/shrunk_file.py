@@ -31,7 +31,7 @@ def save_shrunk(
     path: Path,
     network: nn.Module,
     config: ModelConfig,
-    attributes: Mapping[str, Mapping[str, int]],
+    attributes: Mapping[str, Mapping[str, int | float]],
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a smaller network to a shrunk file, atomically.

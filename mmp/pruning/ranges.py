@@ -179,6 +179,11 @@ class RangeTable:
         """Return the names of the layers under the 10K rule, whose sparsity no budget changes."""
         return frozenset(layer.name for layer in layers if layer.size < self.constraints.small_below)
 
+    @property
+    def dimensions(self) -> bool:
+        """Whether a rule is for dimensions of attention heads, which then take the place of whole heads."""
+        return any("attn_dims" in rule.select.role for rule in self.rules.rules)
+
 
 def require_roles(table: RangeTable, layers: Sequence[Layer]) -> None:
     """Require that a table names roles of what is pruned: of layers, or of groups of channels.

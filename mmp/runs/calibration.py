@@ -125,7 +125,8 @@ class Calibration:
             scores, source = self.scores(signal, node)
             return structure.sums(scores), source
         key = digest([self.key, signal.name, _users_code(signal, node), source_code()])
-        file = f"scores/{key[:16]}/{signal.name}-channels.safetensors"
+        kind = "channels-dims" if any(len(group.strands) > 1 for group in structure.groups) else "channels"
+        file = f"scores/{key[:16]}/{signal.name}-{kind}.safetensors"
 
         def compute() -> dict[str, Tensor]:
             parameters, needs = prunable_parameters(self.model, self.layers), signal.needs

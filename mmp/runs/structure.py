@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from mmp.cache import cached_tensors
 from mmp.config.identity import architecture, digest
+from mmp.config.objects import build_range_table
 from mmp.config.schema import PruneConfig
 from mmp.config.source_code import own_source_digest
 from mmp.models.networks import stated_input
 from mmp.pruning.channels.confirmed import confirmed_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.channels.head_dimensions import HeadDimensions
 from mmp.pruning.channels.structure import WholeChannels
 from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.patterns import Channels, Pattern
@@ -42,9 +44,11 @@ def structure_of(config: PruneConfig, model: nn.Module, pattern: Pattern | Chann
         return SingleWeights(layers, pattern, Sizes.of(model, layers), sum(p.numel() for p in model.parameters()))
     image = torch.zeros(1, config.model.in_chans, *[image_size(config)] * 2)
     source = own_source_digest("pruning/channels", "pruning/layers", "models")
-    key = digest([architecture(config.model), list(image.shape), torch.__version__, timm.__version__, source])
+    dimensions = build_range_table(config.ranges).dimensions
+    chosen = [architecture(config.model), list(image.shape), torch.__version__, timm.__version__, source]
+    key = digest([*chosen, "attn_dims"] if dimensions else chosen)
     path = Path(config.paths.cache) / "channels" / f"{key[:16]}.safetensors"
-    found, _ = cached_tensors(path, lambda: _as_tensors(confirmed_groups(model, image)))
+    found, _ = cached_tensors(path, lambda: _as_tensors(confirmed_groups(model, image, dimensions)))
     return WholeChannels.of(model, image, pattern, _from_tensors(found))
 
 
@@ -60,19 +64,30 @@ def image_size(config: PruneConfig) -> int:
 
 
 def _as_tensors(groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """Return groups as tensors for a file; the numbers in front keep their order."""
-    return {
-        f"{number:05d} {place:05d} {'pass' if part.name in group.passed else 'read'} {part.side} {part.name}": channels
-        for number, group in enumerate(groups)
-        for place, (part, channels) in enumerate(group.channels.items())
-    } or {"none": torch.empty(0)}
+    """Return groups as tensors for a file; the numbers in front keep their order.
+
+    Dimensions of heads are stored as the heads, with the place of the values.
+    """
+    tensors = {}
+    for number, group in enumerate(groups):
+        of_heads = group.heads if isinstance(group, HeadDimensions) else None
+        stored = of_heads[0] if of_heads else group
+        for place, (part, channels) in enumerate(stored.channels.items()):
+            how = f"dims{of_heads[1]}" if of_heads else "pass" if part.name in stored.passed else "read"
+            tensors[f"{number:05d} {place:05d} {how} {part.side} {part.name}"] = channels
+    return tensors or {"none": torch.empty(0)}
 
 
 def _from_tensors(tensors: Mapping[str, Tensor]) -> list[ChannelGroup]:
     groups: dict[str, dict[Part, Tensor]] = {}
     passed: dict[str, set[str]] = {}
+    places: dict[str, int] = {}
     for key in sorted(tensors.keys() - {"none"}):
         number, _, how, side, name = key.split(" ", 4)
         groups.setdefault(number, {})[Part(name, side)] = tensors[key]
         passed.setdefault(number, set()).update({name} if how == "pass" else ())
-    return [ChannelGroup(channels, frozenset(passed[number])) for number, channels in groups.items()]
+        if how.startswith("dims"):
+            places[number] = int(how.removeprefix("dims"))
+    found = {number: ChannelGroup(channels, frozenset(passed[number])) for number, channels in groups.items()}
+    dimensions = {number: HeadDimensions.of(found[number], place) for number, place in places.items()}
+    return [dimensions.get(number) or group for number, group in found.items()]

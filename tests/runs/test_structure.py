@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from places import CONF
 
 from mmp.config.registration import register
-from mmp.config.schema import PruneConfig
+from mmp.config.schema import PruneConfig, RuleConfig
 from mmp.config.validate import validate
 from mmp.models.networks import build_bare
 from mmp.pruning.channels.group import ChannelGroup
@@ -57,6 +57,24 @@ def test_groups_are_found_once_and_do_not_depend_on_the_weights(
     first = groups_of(config)
     monkeypatch.setattr(module, "confirmed_groups", None)  # is not called again
     assert same(first, groups_of(config))
+
+
+def test_dimensions_of_heads_are_found_once_and_apart_from_heads(
+    config: PruneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = groups_of(config)
+    config.ranges.rules.append(RuleConfig(role=["attn_dims"], range=[0.0, 0.5]))
+    first = groups_of(config)
+    assert [layer.role for layer in first.layers] == ["attn_dims", "mlp_hidden"] * 2
+    monkeypatch.setattr(module, "confirmed_groups", None)  # is not called again
+    again = groups_of(config)
+    assert same(first, again)
+    for one, other in zip(first.groups, again.groups, strict=True):
+        assert len(one.strands) == len(other.strands)
+        for a, b in zip(one.strands, other.strands, strict=True):
+            assert all(torch.equal(a.channels[part], b.channels[part]) for part in a.channels)
+    config.ranges.rules.pop()
+    assert same(heads, groups_of(config))
 
 
 def test_two_runs_at_the_same_time_find_the_groups_once(config: PruneConfig, monkeypatch: pytest.MonkeyPatch) -> None:

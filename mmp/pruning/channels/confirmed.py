@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup
-from mmp.pruning.channels.removal import tensors_of
+from mmp.pruning.channels.head_dimensions import PLACES, HeadDimensions
+from mmp.pruning.channels.probe import randomised
+from mmp.pruning.channels.removal import Removal, tensors_of
 from mmp.pruning.channels.shrink import remove
 from mmp.pruning.layers.eval_mode import evaluating
 
@@ -18,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def confirmed_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
+def confirmed_groups(network: nn.Module, image: Tensor, dimensions: bool = False) -> list[ChannelGroup]:
     """Return the groups of :func:`mmp.pruning.channels.coupling.channel_groups` that can be removed for certain.
 
     In a copy of the network, nothing reads half of the sets of each group. Groups are left out, with a warning, if the
@@ -28,6 +31,7 @@ def confirmed_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
     Args:
         network: Any network. It is not changed.
         image: One image of the network's real size, (1, C, H, W). Only its shape and data type are used.
+        dimensions: Whether the dimensions of attention heads take the place of whole heads, where they can be removed.
 
     Raises:
         MmpError: if the network does not run on the image.
@@ -46,4 +50,40 @@ def confirmed_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
     _, removal = remove(unread, chosen, noise)
     for name, reason in removal.kept.items():
         log.warning("%s: this group of channels is not pruned, since half of it cannot be removed: %s", name, reason)
-    return [group for group in groups if group.name not in removal.kept]
+    found = [group for group in groups if group.name not in removal.kept]
+    return _with_dimensions(network, found, image) if dimensions else found
+
+
+def _with_dimensions(network: nn.Module, groups: Sequence[ChannelGroup], image: Tensor) -> list[ChannelGroup]:
+    """Return the groups with the dimensions of heads in place of heads, where half of them can be removed.
+
+    The network that they are removed from has random biases and norms: a bias of zero would hide that a network needs
+    the dimension, for instance because it rotates or normalises keys.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        random, noise = randomised(network), torch.randn(image.shape)
+        found: dict[ChannelGroup, ChannelGroup] = {}
+        for place in PLACES:
+            left = (group for group in groups if group not in found)
+            candidates = {group: made for group in left if (made := HeadDimensions.of(group, place))}
+            removal = _without_half(random, candidates.values(), noise)
+            found |= {group: made for group, made in candidates.items() if group.name not in removal.kept}
+    for group in groups:
+        if group not in found and any(HeadDimensions.of(group, place) for place in PLACES):
+            log.warning("%s: whole heads are pruned, since half of their dimensions cannot be removed", group.name)
+    return [found.get(group, group) for group in groups]
+
+
+def _without_half(network: nn.Module, groups: Iterable[HeadDimensions], noise: Tensor) -> Removal:
+    """Remove random dimensions of heads from a network in which nothing reads them."""
+    unread = copy.deepcopy(network)
+    chosen: dict[ChannelGroup, Tensor] = {}
+    tensors = tensors_of(unread)
+    for group in groups:
+        arranged = group.arranged([torch.rand(len(strand)) for strand in group.strands])
+        chosen[arranged] = torch.arange(len(group) // 2)
+        for part in group.decisive:
+            gone = arranged.channels[part][chosen[arranged]].flatten()
+            tensors[part.name].index_fill_(0 if part.side == "out" else 1, gone, 0)
+    return remove(unread, chosen, noise)[1]

@@ -52,6 +52,19 @@ class ChannelGroup:
         return len(next(iter(self.channels.values())))
 
     @property
+    def strands(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose sets have an order of their own: this one, unless a set may take its channels from others.
+
+        Each loses the same share of its sets.
+        """
+        return (self,)
+
+    @property
+    def decisive(self) -> list[Part]:
+        """The parts whose weights must be zero for a set to be unread."""
+        return self.readers
+
+    @property
     def readers(self) -> list[Part]:
         """The parts that read the channels, except grouped convolutions, which pass them on."""
         return [part for part in self.channels if part.side == "in" and part.name not in self.passed]

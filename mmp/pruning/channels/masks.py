@@ -76,7 +76,8 @@ def masks_of_sets(
     Args:
         groups: The groups.
         kept: A mask of ones for every prunable weight, by name. It is changed.
-        scores: The scores of the sets, (sets,), by the group's name; higher is more important.
+        scores: The scores of the sets, (sets,), by the group's name; higher is more important. Of a group with several
+            strands, those of each strand's sets, one strand after the other.
         sparsities: The share of its sets that each group loses, by the group's name.
         multiple: The number of channels that a layer keeps is divisible by it.
 
@@ -85,11 +86,17 @@ def masks_of_sets(
     """
     for group in groups:
         pruned = pruned_sets(group, sparsities[group.name], multiple)
-        sets = (~keep_highest(scores[group.name], pruned)).nonzero().flatten().cpu()
-        for part, channels in scored_parts(group, kept):
-            chosen = channels[sets].flatten().to(kept[part.name].device)
-            kept[part.name].index_fill_(0 if part.side == "out" else 1, chosen, False)
+        for strand, score in zip(group.strands, of_strands(group, scores[group.name]), strict=True):
+            sets = (~keep_highest(score, pruned * len(strand) // len(group))).nonzero().flatten().cpu()
+            for part, channels in scored_parts(strand, kept):
+                chosen = channels[sets].flatten().to(kept[part.name].device)
+                kept[part.name].index_fill_(0 if part.side == "out" else 1, chosen, False)
     return Masks(kept)
+
+
+def of_strands(group: ChannelGroup, scores: Tensor) -> Sequence[Tensor]:
+    """Return the scores of the sets of each strand of a group, from all of them one after the other."""
+    return scores.split([len(strand) for strand in group.strands])
 
 
 def require_multiple(multiple: int) -> None:
@@ -105,15 +112,20 @@ def require_multiple(multiple: int) -> None:
 def set_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Tensor:
     """Return the sum of the scores of the weights of each set of channels, float64 (sets,).
 
+    Of a group with several strands, the sums of each strand's sets come one strand after the other.
+
     Args:
         group: The group.
         scores: One tensor for each prunable weight, by name, of its shape.
     """
-    total = torch.zeros(len(group), dtype=torch.float64)
-    for part, channels in scored_parts(group, scores):
-        rows = scores[part.name] if part.side == "out" else scores[part.name].transpose(0, 1)
-        total += rows.flatten(1).sum(1, dtype=torch.float64).cpu()[channels].sum(1)
-    return total
+    totals = []
+    for strand in group.strands:
+        total = torch.zeros(len(strand), dtype=torch.float64)
+        for part, channels in scored_parts(strand, scores):
+            rows = scores[part.name] if part.side == "out" else scores[part.name].transpose(0, 1)
+            total += rows.flatten(1).sum(1, dtype=torch.float64).cpu()[channels].sum(1)
+        totals.append(total)
+    return torch.cat(totals)
 
 
 def pruned_sets(group: ChannelGroup, sparsity: float, multiple: int) -> int:
@@ -177,7 +189,7 @@ def scored_parts(group: ChannelGroup, weights: Mapping[str, Any]) -> list[tuple[
 
 
 def _require_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> None:
-    missing = [part.name for part in group.readers if part.name not in scores]
+    missing = [part.name for part in group.decisive if part.name not in scores]
     if missing:
         raise MmpError(
             f"scores: {missing[0]!r} reads channels of {group.name!r} but has no scores, so they would not become "

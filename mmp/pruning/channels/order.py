@@ -39,6 +39,8 @@ def removal_order(
     The cost of a set is the sum over the weights that read it. Each error is a share of the variance of that weight's
     outputs, so that a weight with large outputs does not decide alone.
 
+    Pairs of queries and keys, which no weight reads, have the order of :func:`_order_of_pairs`.
+
     Args:
         group: The group.
         weights: The weights that read the group's channels, by name; others are ignored.
@@ -51,6 +53,8 @@ def removal_order(
     Raises:
         MmpError: if a weight or a statistic is missing, does not fit, or is not finite.
     """
+    if not group.readers:
+        return _order_of_pairs(group, weights, statistics)
     systems = [system for reader in group.readers for system in _systems(group, reader, weights, statistics, fisher)]
     left, order = torch.arange(len(group)), torch.zeros(len(group), dtype=torch.float64)
     while len(left):
@@ -65,6 +69,25 @@ def removal_order(
             system.remove(going)
         systems = [system.only(left) for system in systems]
     return order
+
+
+def _order_of_pairs(
+    group: ChannelGroup, weights: Mapping[str, Tensor], statistics: Mapping[str, Mapping[str, Tensor]]
+) -> Tensor:
+    """Return the places of pairs of a query and a key: those that add least to the scores of a head go first.
+
+    Their product has about the mean square w H w^T of the query times that of the key.
+    """
+    squares = torch.ones(len(group), dtype=torch.float64)
+    for part in (part for part in group.channels if part.side == "out"):
+        weight = _of(part, group, "weights", weights).detach().double().flatten(1)
+        covariance = _of(part, group, "input_covariance", statistics.get("input_covariance", {})).to(weight)
+        if len(covariance) != 1 or covariance.shape[1] != weight.shape[1]:
+            raise MmpError(_misfit(part, weight, covariance))
+        squares *= (weight @ covariance[0] * weight).sum(1).cpu()[group.channels[part]].prod(1)
+    if not squares.isfinite().all():
+        raise MmpError(f"{group.name!r} or its statistics hold NaN or infinity; the checkpoint may be damaged")
+    return squares.argsort(stable=True).argsort().double() / len(group)
 
 
 @dataclass(frozen=True)
@@ -150,10 +173,7 @@ def _systems(
     weight = tensor.double().flatten(1)
     covariance = _of(reader, group, "input_covariance", statistics.get("input_covariance", {})).to(weight)
     if covariance.shape != (1, weight.shape[1], weight.shape[1]):
-        raise MmpError(
-            f"input_covariance: {reader.name!r} has {weight.shape[1]} columns, but its covariance has the shape "
-            f"{tuple(covariance.shape)}; collect it for this weight"
-        )
+        raise MmpError(_misfit(reader, weight, covariance))
     if fisher:
         gradient = _of(reader, group, "squared_output_gradient", statistics.get("squared_output_gradient", {}))
         weight = damped(gradient.to(weight)).sqrt().unsqueeze(1) * weight
@@ -174,6 +194,13 @@ def _systems(
         for some in sets.tensor_split(math.ceil(columns.numel() / _WIDEST))
         for own in [columns[some.to(h.device)]]
     ]
+
+
+def _misfit(part: Part, weight: Tensor, covariance: Tensor) -> str:
+    return (
+        f"input_covariance: {part.name!r} has {weight.shape[1]} columns, but its covariance has the shape "
+        f"{tuple(covariance.shape)}; collect it for this weight"
+    )
 
 
 def _of(reader: Part, group: ChannelGroup, kind: str, values: Mapping[str, Tensor]) -> Tensor:

@@ -47,7 +47,7 @@ class Probe:
     """
 
     def __init__(self, network: nn.Module, image: Tensor, batch: int = 8) -> None:
-        self.network = _randomised(network)
+        self.network = randomised(network)
         self.image, self._batch = image.detach().float().cpu(), batch
         self.products: dict[str, Product] = {}
         self.unusual: set[str] = set()
@@ -247,7 +247,7 @@ class _Replaying(TorchFunctionMode):
         return output
 
 
-def _randomised(network: nn.Module) -> nn.Module:
+def randomised(network: nn.Module) -> nn.Module:
     """Return a copy on the CPU in float32 and eval mode.
 
     Norms and scales get random values, since a scale of zero would hide the channels behind it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class Removal:
         kept: Why a group keeps channels that nothing reads, by the group's name.
         shapes: New shapes, by the name of the parameter or buffer.
         attributes: New values of the attributes of modules, by the module's name.
+        factors: Factors of the rows of a parameter that the removal changes, by its name, of its original length.
         indices: The indices that are kept, int64, by the name of the parameter or buffer and by the dimension that is
             shorter.
     """
@@ -28,8 +30,9 @@ class Removal:
     removed: dict[str, tuple[int, int]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    attributes: dict[str, dict[str, int | float]] = field(default_factory=dict)
     indices: Indices = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
     def narrowed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what the removal leaves of tensors of the original network, such as its masks or its ``state_dict``.
@@ -38,6 +41,10 @@ class Removal:
             tensors: Tensors of the original shapes, by the name of their parameter or buffer.
         """
         left = dict(tensors)
+        for name in left.keys() & self.factors.keys():
+            if left[name].is_floating_point():
+                factors = self.factors[name].to(left[name])
+                left[name] = left[name] * factors.view(-1, *[1] * (left[name].dim() - 1))
         for name in left.keys() & self.indices.keys():
             for dim, kept in self.indices[name].items():
                 left[name] = left[name].index_select(dim, kept.to(left[name].device))
@@ -71,7 +78,7 @@ def set_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         setattr(network.get_submodule(path), own, as_before)
 
 
-def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int]]) -> None:
+def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int | float]]) -> None:
     """Set attributes of modules that count channels, in place.
 
     Args:
@@ -85,8 +92,9 @@ def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int
     modules = dict(network.named_modules())
     for path, values in attributes.items():
         for name, value in values.items():
-            if path not in modules or type(vars(modules[path]).get(name)) is not int:
+            before = vars(modules[path]).get(name) if path in modules else None
+            if type(before) not in (int, float):
                 raise MmpError(f"attribute {name!r} of module {path!r}: the network has no such number of channels")
-            if type(value) is not int or value < 1:
+            if type(value) is not type(before) or not (0 < value < math.inf):
                 raise MmpError(f"attribute {name!r} of module {path!r} is {value!r}, but must be a positive number")
             setattr(modules[path], name, value)

@@ -5,6 +5,7 @@
 | ``mlp_hidden`` | hidden units of an MLP, gated or not |
 | ``conv_inner`` | channels between two convolutions of a block, with a depthwise convolution and a gate between them |
 | ``attn_heads`` | attention heads |
+| ``attn_dims`` | dimensions of attention heads |
 | ``stage_width`` | channels that several blocks add to, as in a stage of a residual network |
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mmp.pruning.channels.group import ChannelGroup
+from mmp.pruning.channels.head_dimensions import HeadDimensions
 from mmp.pruning.channels.masks import weights_per_set
 from mmp.pruning.layers.layer import Layer
 
@@ -40,6 +42,8 @@ def group_layers(
 
 
 def _role(group: ChannelGroup, layers: Mapping[str, Layer], positions: Mapping[str, int]) -> str:
+    if isinstance(group, HeadDimensions):
+        return "attn_dims"
     roles = {layers[part.name].role for part in group.channels if part.name in layers}
     writers = [part for part in group.channels if part.side == "out" and part.name not in group.passed]
     if roles & _ATTENTION and any(layers[part.name].role == "attn_qkv" for part in writers if part.name in layers):

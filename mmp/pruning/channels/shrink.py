@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmp.errors import MmpError, first_line
 from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.channels.head_dimensions import HeadDimensions
 from mmp.pruning.channels.masks import require_multiple
 from mmp.pruning.channels.probe import first_tensor
 from mmp.pruning.channels.removal import Indices, Removal, set_tensors, tensors_of
@@ -104,7 +105,7 @@ def remove(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor], images: Te
                     groups[group] = sets
             smaller, indices, _ = _checked(network, groups, images, logits)
     removed = {group.name: (len(sets), len(group)) for group, sets in groups.items()}
-    return smaller, Removal(removed, kept, *_changes(network, smaller), indices)
+    return smaller, Removal(removed, kept, *_changes(network, smaller), indices, _factors(network, groups))
 
 
 def _checked(
@@ -155,6 +156,9 @@ def _take_out(network: nn.Module, groups: Mapping[ChannelGroup, Tensor]) -> Indi
         for part, channels in group.channels.items():  # two groups may share a part, as after a concatenation
             gone.setdefault(part, torch.zeros(_size(network, part), dtype=torch.bool))[channels[sets]] = True
     for group, sets in groups.items():
+        if isinstance(group, HeadDimensions):
+            _count_dimensions(modules, group, len(group) - len(sets))
+            continue
         widths = {len(gone[p]): int((~gone[p]).sum()) for p in group.channels if p.side in ("in", "out")}
         owners = [part.name.rpartition(".")[0] for part in group.channels if part.side in ("in", "out")]
         _count_heads(modules, owners, len(group), len(group) - len(sets), widths)
@@ -166,7 +170,7 @@ def _take_out(network: nn.Module, groups: Mapping[ChannelGroup, Tensor]) -> Indi
             if name in tensors:
                 indices.setdefault(name, {})[dim] = kept
         _set_widths(modules, part, len(kept), len(without))
-    removal = Removal(indices=indices)
+    removal = Removal(indices=indices, factors=_factors(network, groups))
     set_tensors(network, removal.narrowed({name: tensors[name].detach() for name in indices}))
     return indices
 
@@ -222,8 +226,7 @@ def _count_heads(
 
     Attention reshapes what its layers return by a number of heads that it holds as an attribute.
     """
-    around = {".".join(path.split(".")[:end]) for path in owners for end in range(path.count(".") + 1)}
-    for path in around:
+    for path in _around(owners):
         module = modules[path]
         numbers = {name: value for name, value in vars(module).items() if type(value) is int}
         if not any(_HEADS.fullmatch(name) and value == before for name, value in numbers.items()):
@@ -235,15 +238,56 @@ def _count_heads(
                 setattr(module, name, value // before * after)
 
 
-def _changes(network: nn.Module, smaller: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, dict[str, int]]]:
+def _count_dimensions(modules: Mapping[str, nn.Module], group: HeadDimensions, after: int) -> None:
+    """Correct the numbers of dimensions, and the scale made of them, in the modules around an attention."""
+    heads = len(group.strands) // 2
+    scale = group.key_size**-0.5
+    for path in _around(part.name.rpartition(".")[0] for part in group.decisive):
+        module = modules[path]
+        numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
+        if not any(_HEADS.fullmatch(name) and value == heads for name, value in numbers.items()):
+            continue
+        for name, value in numbers.items():
+            if type(value) is float and math.isclose(value, scale):
+                setattr(module, name, (group.key_size * after // len(group)) ** -0.5)
+            elif type(value) is int and value in group.sizes and _WIDTHS.fullmatch(name):
+                setattr(module, name, value * after // len(group))
+
+
+def _factors(network: nn.Module, groups: Mapping[ChannelGroup, Tensor]) -> dict[str, Tensor]:
+    """Return the factors of queries that lose dimensions: attention divides by the root of their number.
+
+    Returns:
+        The factors of the rows of weights, biases and batch norms, by the name of the parameter.
+    """
+    modules, tensors = dict(network.named_modules()), tensors_of(network)
+    factors: dict[str, Tensor] = {}
+    for group, sets in groups.items():
+        queries = group.queries if isinstance(group, HeadDimensions) else {}
+        norms = [part for part in queries if part.side == "norm"]
+        for part in norms or queries:
+            for name, _ in _slices(modules, part)[:2]:  # of a norm, its weight and its bias
+                factor = factors.setdefault(name, torch.ones(len(tensors[name]), dtype=torch.float64))
+                factor[queries[part]] = math.sqrt(1 - len(sets) / len(group))
+    return factors
+
+
+def _around(layers: Iterable[str]) -> set[str]:
+    """Return the paths of the modules that layers are in, and of the layers themselves if they have an owner."""
+    return {".".join(path.split(".")[:end]) for path in layers for end in range(path.count(".") + 1)}
+
+
+def _changes(
+    network: nn.Module, smaller: nn.Module
+) -> tuple[dict[str, tuple[int, ...]], dict[str, dict[str, int | float]]]:
     """Return the shapes and the attributes that differ between two networks."""
     before, after = tensors_of(network), tensors_of(smaller)
     shapes = {name: tuple(value.shape) for name, value in after.items() if value.shape != before[name].shape}
-    attributes: dict[str, dict[str, int]] = {}
+    attributes: dict[str, dict[str, int | float]] = {}
     others = dict(smaller.named_modules())
     for path, module in network.named_modules():
         now = vars(others[path])
-        changed = {k: now[k] for k, v in vars(module).items() if type(v) is int and now.get(k) != v}
+        changed = {k: now[k] for k, v in vars(module).items() if type(v) in (int, float) and now.get(k) != v}
         if changed:
             attributes[path] = changed
     return shapes, attributes

@@ -69,6 +69,7 @@ class WholeChannels:
         image: Tensor,
         pattern: Channels | None = None,
         groups: Sequence[ChannelGroup] | None = None,
+        dimensions: bool = False,
     ) -> WholeChannels:
         """Find the groups of a network.
 
@@ -77,6 +78,7 @@ class WholeChannels:
             image: One image of the network's real size, (1, C, H, W).
             pattern: The multiple; 16 if None.
             groups: The groups of :func:`mmp.pruning.channels.confirmed.confirmed_groups`, if they are known already.
+            dimensions: Whether attention loses dimensions of its heads in place of whole heads.
 
         Raises:
             MmpError: if no group can lose a channel, or if the network does not run on the image.
@@ -88,8 +90,8 @@ class WholeChannels:
             positions = positions_of(network, image[[0]].to(device))  # raises if there is no image
         weights = find_layers(network)
         prunable = {layer.name for layer in weights}
-        found = confirmed_groups(network, image) if groups is None else groups
-        kept = tuple(group for group in found if all(part.name in prunable for part in group.readers))
+        found = confirmed_groups(network, image, dimensions) if groups is None else groups
+        kept = tuple(group for group in found if all(part.name in prunable for part in group.decisive))
         _require_channels(network, kept, pattern)
         layers = group_layers(kept, weights, positions)
         return cls(pattern, weights, kept, layers, Costs.of(network, kept, positions, prunable))
@@ -166,7 +168,10 @@ class WholeChannels:
             statistics: The statistics of :func:`mmp.pruning.calibration_statistics.collect` that the signal needs.
         """
         if isinstance(scorer, SetScorer):
-            found = {group.name: scorer.score_sets(group, weights, statistics) for group in self.groups}
+            found = {}
+            for group in self.groups:
+                each = [scorer.score_sets(strand, weights, statistics) for strand in group.strands]
+                found[group.name] = torch.cat(each) if len(each) > 1 else each[0]
             _require_one_each(self.groups, found, f"signal={scorer.name}: score_sets returned ")
             return found
         return self.sums(score(scorer, weights, statistics, normalised=True))
@@ -218,7 +223,8 @@ def _require_one_each(groups: Sequence[ChannelGroup], scores: Mapping[str, Tenso
     _require_names(groups, scores, f"{subject}scores")
     for group in groups:
         shape = tuple(scores[group.name].shape)
-        if shape != (len(group),):
+        sets = sum(map(len, group.strands))
+        if shape != (sets,):
             raise MmpError(
-                f"{subject}scores of the shape {shape} for the {len(group)} sets of {group.name!r}; each set needs one"
+                f"{subject}scores of the shape {shape} for the {sets} sets of {group.name!r}; each set needs one"
             )

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mmp.pruning.channels.group import ChannelGroup
+from mmp.pruning.channels.group import ChannelGroup, Part
+from mmp.pruning.channels.head_dimensions import PLACES, HeadDimensions
 from mmp.pruning.channels.masks import sets_per_step
 from mmp.pruning.channels.removal import tensors_of
 
@@ -27,7 +28,8 @@ def removable(network: nn.Module, groups: Iterable[ChannelGroup], multiple: int 
     """Return the numbers of the sets that nothing reads, by group, for the groups that have some.
 
     A channel that only unread channels read is unread, too. If nothing reads any set of a group, one set stays, since a
-    layer needs a channel.
+    layer needs a channel. Where all heads of an attention are read, but not all of their dimensions, the group of heads
+    becomes one of dimensions.
 
     Args:
         network: The network.
@@ -35,7 +37,8 @@ def removable(network: nn.Module, groups: Iterable[ChannelGroup], multiple: int 
         multiple: Widths of convolutions stay divisible by what they share with it, so some unread sets stay. With 16,
             64 channels can become 48, and 40 can become 32.
     """
-    nonzero, groups = _nonzero(network), list(groups)
+    nonzero = _nonzero(network)
+    groups = [_arranged(group, nonzero) for group in groups]
     steps = {group: _step(group, nonzero, multiple) for group in groups}
     found: dict[ChannelGroup, Tensor] = {}
     while True:
@@ -70,11 +73,30 @@ def _nonzero(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().ne(0).cpu() for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
+def _arranged(group: ChannelGroup, nonzero: dict[str, Tensor]) -> ChannelGroup:
+    """Return the dimensions of a group of heads, unread ones first, if the heads are read and dimensions are not."""
+    if _is_unread(nonzero, group, group.readers).any():
+        return group
+    found: dict[int, HeadDimensions] = {}
+    for dimensions in filter(None, (HeadDimensions.of(group, place) for place in PLACES)):
+        read = [~_is_unread(nonzero, strand, dimensions.decisive) for strand in dimensions.strands]
+        arranged = dimensions.arranged([each.int() for each in read])
+        found.setdefault(len(_unread(nonzero, arranged)), arranged)
+    most = max(found, default=0)
+    return found[most] if most else group
+
+
 def _unread(nonzero: dict[str, Tensor], group: ChannelGroup) -> Tensor:
+    return _is_unread(nonzero, group, group.decisive).nonzero().flatten()
+
+
+def _is_unread(nonzero: dict[str, Tensor], group: ChannelGroup, decisive: Iterable[Part]) -> Tensor:
+    """Return which sets have no weight in the decisive parts that is not zero, bool (sets,)."""
     unread = torch.ones(len(group), dtype=torch.bool)
-    for part in group.readers:
-        unread &= ~_read(nonzero[part.name])[group.channels[part]].any(1)
-    return unread.nonzero().flatten()
+    for part in (part for part in decisive if part in group.channels):
+        used = nonzero[part.name].flatten(1).any(1) if part.side == "out" else _read(nonzero[part.name])
+        unread &= ~used[group.channels[part]].any(1)
+    return unread
 
 
 def _read(nonzero: Tensor) -> Tensor:

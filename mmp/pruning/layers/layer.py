@@ -24,6 +24,7 @@ GROUP_ROLES: tuple[str, ...] = (
     "mlp_hidden",
     "conv_inner",
     "attn_heads",
+    "attn_dims",
     "stage_width",
 )
 
