@@ -6,6 +6,8 @@ strategies, removes 30, 50 and 70 % of their parameters, re-solves the other wei
 with the best validation accuracy before the training is trained. ``data=digits seeds=0,1 removed=0.5`` measures only
 these.
 
+On digits, the ViT is pruned a second time by dimensions of its heads, with ``ranges=channels_dims``.
+
 Beside the best strategy stands the network that a practitioner would take: every group loses the same share, so that
 the network has as many multiply-adds. ``python -m benchmarks.channels_accuracy latency`` times both in onnxruntime, and
 ``python -m benchmarks.channels_accuracy report`` writes the rows to ``benchmarks/results/channels_accuracy.jsonl``,
@@ -39,20 +41,21 @@ FOLDER, PAGE = Path("results/sweeps/channels_accuracy"), Path("docs/channels.md"
 PICTURE = Path("docs/images/channels_accuracy.png")
 MODELS, DATA, SEEDS, REMOVED = ("cnn", "vit"), ("digits", "fashion_mnist"), (0, 1, 2), (0.3, 0.5, 0.7)
 SETTINGS = (
-    "signal=obs_fisher", "pattern=channels", "ranges=channels", "reconstruct=least_squares", "data.workers=0",
+    "signal=obs_fisher", "pattern=channels", "reconstruct=least_squares", "data.workers=0",
     "trainer.enable_progress_bar=false", "logger=none", f"sweep={FOLDER.name}",
 )  # fmt: skip
 TRAINED = ("finetune=strong", "finetune.learning_rate=5e-4")  # the best of four recipes on validation images of digits
 UNIFORM = ("ranges.name=uniform", "ranges.rules=[]", "ranges.default=[0,0.5]", "strategy=balanced")
+HEADS, DIMENSIONS = "channels", "channels_dims"  # tables of ranges
 SECONDS = 3.0  # of timing for each pair of networks
 
 Row = dict[str, Any]
 Case = tuple[str, str, float]  # model, data, share of the parameters to remove
 
 
-def sweep(*settings: str) -> None:
+def sweep(*settings: str, ranges: str = HEADS) -> None:
     """Run a sweep; completed runs are skipped."""
-    subprocess.run([sys.executable, "prune.py", "-m", *SETTINGS, *settings], check=True)
+    subprocess.run([sys.executable, "prune.py", "-m", *SETTINGS, f"ranges={ranges}", *settings], check=True)
 
 
 def measure(data: Sequence[str], seeds: Sequence[int], shares: Sequence[float]) -> None:
@@ -62,9 +65,12 @@ def measure(data: Sequence[str], seeds: Sequence[int], shares: Sequence[float]) 
         chosen = (f"data={name}", f"seed={seed}")
         training = TRAINED if name == "digits" else ("finetune=none",)
         sweep(*chosen, f"model={','.join(MODELS)}", "strategy=glob(*)", f"budget={listed}", *training)
+        if name == "digits":
+            settings = (*chosen, "model=vit", "strategy=glob(*)", f"budget={listed}", *training)
+            sweep(*settings, ranges=DIMENSIONS)
         for model, removed in product(MODELS, shares):
             found = [row for row in rows_of(FOLDER) if case_of(row) == (model, name, removed) and row["seed"] == seed]
-            best = max((row for row in found if row["ranges"] == "channels"), key=validation)
+            best = max((row for row in found if row["ranges"] == HEADS), key=validation)
             same = (*chosen, f"model={model}", *TRAINED)
             sweep(*same, f"strategy={best['strategy']}", f"budget={removed}")
             sweep(*same, *UNIFORM, f"budget.macs={best['multiply_adds']:.4f}")
@@ -135,11 +141,11 @@ def drop(row: Row, trained: bool = False) -> float:
     return 100 * row["accuracy"]["dense"]["test"] - stage(row, "test", trained)
 
 
-def untrained(rows: Iterable[Row]) -> dict[Case, dict[int, dict[str, Row]]]:
+def untrained(rows: Iterable[Row], ranges: str = HEADS) -> dict[Case, dict[int, dict[str, Row]]]:
     """Return the rows of strategies by case, by seed and by strategy."""
     found: dict[Case, dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row["ranges"] == "channels":
+        if row["ranges"] == ranges:
             found[case_of(row)][row["seed"]].setdefault(row["strategy"], row)
     return found
 
@@ -156,7 +162,7 @@ def pairs_of(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
             ours = [
                 r
                 for r in same
-                if r["ranges"] == "channels" and (r["strategy"], r["budget"]) == (best["strategy"], best["budget"])
+                if r["ranges"] == HEADS and (r["strategy"], r["budget"]) == (best["strategy"], best["budget"])
             ]
             others = [r for r in same if r["ranges"] == "uniform"]
             if ours and others:
@@ -213,11 +219,33 @@ def strategies_table(rows: Sequence[Row]) -> str:
     return table_of(["data", "model", "budget %", "strategy", "removed %", "lost, re-solved", "lost, trained"], lines)
 
 
+def dimensions_table(rows: Sequence[Row]) -> str:
+    """Return the points that the ViT on digits loses by whole heads and by dimensions of heads."""
+    tables = [untrained(rows, ranges) for ranges in (HEADS, DIMENSIONS)]
+    lines = []
+    for case in sorted(case for case in tables[1] if case in tables[0]):
+        sides = [table[case] for table in tables]
+        names = ["chosen", *sorted(set.intersection(*(set(found) for side in sides for found in side.values())))]
+        for name in [*names, "mean of all"]:
+            cells = [spread(_lost(found, name, t) for found in side.values()) for t in (False, True) for side in sides]
+            lines.append([f"{100 * case[2]:.0f}", name, *cells])
+    headings = ["re-solved: heads", "re-solved: dimensions", "trained: heads", "trained: dimensions"]
+    return table_of(["parameters removed %", "strategy", *headings], lines)
+
+
+def _lost(found: dict[str, Row], name: str, trained: bool) -> float:
+    """Return the points that a seed loses by a strategy, by the one chosen on validation, or on average."""
+    if name == "mean of all":
+        return statistics.mean(drop(row, trained) for row in found.values())
+    return drop(max(found.values(), key=validation) if name == "chosen" else found[name], trained)
+
+
 def report() -> None:
     """Write the rows, the tables and the picture."""
     rows = rows_of(FOLDER) if FOLDER.is_dir() else [json.loads(line) for line in ROWS.read_text().splitlines()]
     write_text(ROWS, "".join(json.dumps(row) + "\n" for row in rows))
     tables = {"channels: best": best_table(rows), "channels: every strategy": strategies_table(rows)}
+    tables["channels: dimensions"] = dimensions_table(rows)
     text = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
         text = fill(text, name, table)
