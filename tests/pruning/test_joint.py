@@ -312,6 +312,10 @@ def test_what_cannot_be_tuned_is_refused_in_one_line() -> None:
         tune(held=[])
     with pytest.raises(MmpError, match=r"images of one size.*resize"):
         tune(batches=[IMAGES, IMAGES[:, :, :4]])
+    with pytest.raises(MmpError, match=r"dense and model share '0\.weight'"):
+        tune(dense=pruned)
+    with pytest.raises(MmpError, match=r"dense is another network .* differ in '7\.weight'"):
+        tune(dense=nn.Sequential(*list(dense())[:5], nn.Linear(8, 5)))
     with pytest.raises(MmpError, match="'nope' is no module"):
         tune(blocks=["nope"])
     with pytest.raises(MmpError, match="mask 'x' names no weight"):

@@ -112,9 +112,9 @@ def reconstruct_jointly(
         The loss of the held images before and after, and the steps.
 
     Raises:
-        MmpError: if there are too few images or they differ in size, if a mask or a block does not fit the model,
-            if a weight is not in single or double precision, if all parameters are frozen, if the dense outputs are not
-            finite, or if ``torch.inference_mode`` is on.
+        MmpError: if there are too few images or they differ in size, if a mask, a block or the dense network does not
+            fit the model, if a weight is not in single or double precision, if all parameters are frozen, if the dense
+            outputs are not finite, or if ``torch.inference_mode`` is on.
 
     Example:
         >>> import copy, mmp, torch
@@ -135,6 +135,7 @@ def reconstruct_jointly(
     if torch.is_inference_mode_enabled():
         raise MmpError("joint tuning cannot work inside torch.inference_mode(), which forbids gradients; leave it")
     tuning = tuning or Tuning()
+    _require_alike(model, dense)
     named = find_blocks(model) if blocks is None else require_blocks(model, blocks)
     masks.require_fit(dict(model.named_parameters(remove_duplicate=False)))
     parameters = _tuned(model, masks)
@@ -157,6 +158,19 @@ def reconstruct_jointly(
     if report.status != TUNED:
         log.warning("joint tuning leaves the weights as they were: %s", report.status)
     return report
+
+
+def _require_alike(model: nn.Module, dense: nn.Module) -> None:
+    """Raise unless two networks have parameters of the same names and shapes, and share none."""
+    ours, theirs = (dict(network.named_parameters()) for network in (model, dense))
+    for name in [*ours, *theirs]:
+        a, b = ours.get(name), theirs.get(name)
+        if a is None or b is None or a.shape != b.shape:
+            raise MmpError(
+                f"dense is another network than model: they differ in {name!r}; pass a copy of it from before"
+            )
+        if a is b:
+            raise MmpError(f"dense and model share {name!r}; copy the dense network with copy.deepcopy before pruning")
 
 
 def _tuned(model: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
