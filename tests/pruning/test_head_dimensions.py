@@ -19,7 +19,7 @@ import mmp
 from mmp import load_shrunk, make_plan, shrink
 from mmp.config.schema import ModelConfig
 from mmp.export.shrunk_file import save_shrunk
-from mmp.models.timm_models import build_bare
+from mmp.models.networks import build_bare
 from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.channels.head_dimensions import HeadDimensions
 from mmp.pruning.channels.order import removal_order
