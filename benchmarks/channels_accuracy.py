@@ -142,11 +142,13 @@ def drop(row: Row, trained: bool = False) -> float:
 
 
 def untrained(rows: Iterable[Row], ranges: str = HEADS) -> dict[Case, dict[int, dict[str, Row]]]:
-    """Return the rows of strategies by case, by seed and by strategy."""
+    """Return the rows of strategies by case, by seed and by strategy; the trained one if there are two."""
     found: dict[Case, dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row["ranges"] == ranges:
-            found[case_of(row)][row["seed"]].setdefault(row["strategy"], row)
+            by_strategy = found[case_of(row)][row["seed"]]
+            if row["strategy"] not in by_strategy or row["finetune"] != "none":
+                by_strategy[row["strategy"]] = row
     return found
 
 
@@ -225,19 +227,19 @@ def dimensions_table(rows: Sequence[Row]) -> str:
     lines = []
     for case in sorted(case for case in tables[1] if case in tables[0]):
         sides = [table[case] for table in tables]
-        names = ["chosen", *sorted(set.intersection(*(set(found) for side in sides for found in side.values())))]
-        for name in [*names, "mean of all"]:
-            cells = [spread(_lost(found, name, t) for found in side.values()) for t in (False, True) for side in sides]
-            lines.append([f"{100 * case[2]:.0f}", name, *cells])
+        for line, lost in (("chosen", _lost_by_chosen), ("mean of the ten", _lost_on_average)):
+            cells = [spread(lost(found, t) for found in side.values()) for t in (False, True) for side in sides]
+            lines.append([f"{100 * case[2]:.0f}", line, *cells])
     headings = ["re-solved: heads", "re-solved: dimensions", "trained: heads", "trained: dimensions"]
     return table_of(["parameters removed %", "strategy", *headings], lines)
 
 
-def _lost(found: dict[str, Row], name: str, trained: bool) -> float:
-    """Return the points that a seed loses by a strategy, by the one chosen on validation, or on average."""
-    if name == "mean of all":
-        return statistics.mean(drop(row, trained) for row in found.values())
-    return drop(max(found.values(), key=validation) if name == "chosen" else found[name], trained)
+def _lost_by_chosen(found: dict[str, Row], trained: bool) -> float:
+    return drop(max(found.values(), key=validation), trained)
+
+
+def _lost_on_average(found: dict[str, Row], trained: bool) -> float:
+    return statistics.mean(drop(row, trained) for row in found.values())
 
 
 def report() -> None:
