@@ -261,7 +261,7 @@ def draw(rows: Sequence[Row]) -> None:
     from matplotlib.figure import Figure
 
     cases = untrained(rows)
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = [(model, data) for data in DATA for model in MODELS if any(case[:2] == (model, data) for case in cases)]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -294,7 +294,8 @@ def draw(rows: Sequence[Row]) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("points of test accuracy lost")
-    axes[-1].legend(frameon=False, fontsize=8)
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
     figure.supxlabel("parameters removed (%); small dots: every strategy and seed, re-solved without training", size=9)
     figure.savefig(PICTURE, dpi=110)
 
