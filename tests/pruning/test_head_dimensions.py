@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mmp
-from mmp import load_shrunk, make_plan, shrink
+from mmp import MmpError, load_shrunk, make_plan, shrink
 from mmp.config.schema import ModelConfig
 from mmp.export.shrunk_file import save_shrunk
 from mmp.models.networks import build_bare
@@ -99,6 +99,9 @@ NETWORKS = {
 REFUSED = {
     "a norm of queries and keys": lambda: vit(qk_norm=True),
     "lengths of 1": lambda: Attention(normalised=True),
+    "lengths of 1, three layers": lambda: Attention("q k v", normalised=True),
+    "lengths of 1, values first": lambda: Attention("v qk", normalised=True),
+    "lengths of 1, two layers": lambda: Attention("q kv", normalised=True),
     "heads of one dimension": lambda: Attention(keys=1, values=8),
 }
 SLOW = ("swin", "levit")
@@ -301,3 +304,69 @@ def test_groups_that_are_no_heads_have_no_dimensions() -> None:
 def test_strands_of_other_groups_are_the_groups_themselves() -> None:
     group = ChannelGroup({})
     assert group.strands == (group,)
+
+
+def test_a_branch_that_starts_at_zero_hides_nothing() -> None:
+    network = Attention(normalised=True)
+    nn.init.zeros_(network.proj.weight)
+    found = WholeChannels.of(network, torch.randn(1, 3, 32, 32), Channels(1), dimensions=True)
+    assert dimensions_of(found) == []
+    assert len(found.groups) == 1
+
+
+def test_an_unread_head_beside_unread_dimensions_makes_no_network_larger() -> None:
+    network, groups = copy.deepcopy(network_of("vit")), structure("vit").groups
+    heads = [group.heads[0] for group in groups if isinstance(group, HeadDimensions)]
+    tensors = tensors_of(network)
+    for group in dimensions_of(structure("vit")):
+        arranged = group.arranged([torch.arange(len(strand)).float() for strand in group.strands])
+        for part in group.decisive:
+            tensors[part.name].data.index_fill_(
+                0 if part.side == "out" else 1, arranged.channels[part][:12].flatten(), 0
+            )
+    without, _ = shrink(network, images_of("vit", 2))
+    for group in heads:
+        for part in group.readers:
+            tensors[part.name].data[:, group.channels[part][0]] = 0
+    fewer, _ = shrink(network, images_of("vit", 2))
+    sizes = [sum(p.numel() for p in one.parameters()) for one in (network, without, fewer)]
+    assert sizes[2] <= sizes[1] < sizes[0]
+
+
+class Remembering(Attention):
+    """Stores numbers that count no channels: one of every pass, and a probability that equals the scale."""
+
+    def __init__(self) -> None:
+        super().__init__(keys=16, values=16)
+        self.dropout, self.last, self.calls = 0.25, float("nan"), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last, self.calls = float(x.mean()), self.calls + 1
+        return super().forward(x)
+
+
+def test_only_numbers_of_channels_and_the_scale_change() -> None:
+    torch.manual_seed(0)
+    network = Remembering().eval()
+    network.layers[0].weight.data.view(2, 3, 16, 24)[:, :, :8] = 0
+    network.proj.weight.data.view(24, 2, 16)[..., :8] = 0
+    smaller, removal = shrink(network, torch.randn(2, 3, 32, 32))
+    assert removal.removed == {"layers.0.weight": (8, 16)}
+    assert smaller.dropout == 0.25
+    assert removal.attributes[""] == {"key_dim": 8, "val_dim": 8, "scale": 8**-0.5}
+
+
+def test_images_without_contrast_hide_nothing() -> None:
+    torch.manual_seed(0)
+    network = Attention(normalised=True).eval()
+    network.layers[0].weight.data.view(2, 3, 8, 24)[:, :, :4] = 0
+    network.proj.weight.data.view(24, 2, 8)[..., :4] = 0
+    _, removal = shrink(network, torch.zeros(2, 3, 32, 32))
+    assert removal.removed == {}
+    assert set(removal.kept) == {"layers.0.weight"}
+
+
+def test_what_is_narrowed_already_is_refused() -> None:
+    smaller, removal = shrink(masked("vit", {"attn_dims": 0.5}), images_of("vit", 2))
+    with pytest.raises(MmpError, match=r"has the shape .* but the removal is for the network before it"):
+        removal.apply(smaller)

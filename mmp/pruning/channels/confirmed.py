@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,8 +17,11 @@ from mmp.pruning.channels.probe import randomised
 from mmp.pruning.channels.removal import Removal, tensors_of
 from mmp.pruning.channels.shrink import remove
 from mmp.pruning.layers.eval_mode import evaluating
+from mmp.pruning.layers.prunable import find_layers
 
 log = logging.getLogger(__name__)
+
+_ASLEEP = 1e-3  # the largest value of a weight or scale that hides its branch
 
 
 @torch.no_grad()
@@ -57,22 +61,37 @@ def confirmed_groups(network: nn.Module, image: Tensor, dimensions: bool = False
 def _with_dimensions(network: nn.Module, groups: Sequence[ChannelGroup], image: Tensor) -> list[ChannelGroup]:
     """Return the groups with the dimensions of heads in place of heads, where half of them can be removed.
 
-    The network that they are removed from has random biases and norms: a bias of zero would hide that a network needs
-    the dimension, for instance because it rotates or normalises keys.
+    The network that they are removed from has random biases and norms, and no weights or scales near zero. These would
+    hide that a network needs the dimension, for instance because it rotates or normalises keys.
     """
+    prunable = {layer.name for layer in find_layers(network)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        random, noise = randomised(network), torch.randn(image.shape)
+        random, noise = _awake(network), torch.randn(image.shape)
         found: dict[ChannelGroup, ChannelGroup] = {}
         for place in PLACES:
             left = (group for group in groups if group not in found)
-            candidates = {group: made for group in left if (made := HeadDimensions.of(group, place))}
+            made = {group: HeadDimensions.of(group, place) for group in left}
+            candidates = {
+                group: dimensions
+                for group, dimensions in made.items()
+                if dimensions and all(part.name in prunable for part in dimensions.decisive)
+            }
             removal = _without_half(random, candidates.values(), noise)
-            found |= {group: made for group, made in candidates.items() if group.name not in removal.kept}
+            found |= {group: each for group, each in candidates.items() if each.name not in removal.kept}
     for group in groups:
         if group not in found and any(HeadDimensions.of(group, place) for place in PLACES):
             log.warning("%s: whole heads are pruned, since half of their dimensions cannot be removed", group.name)
     return [found.get(group, group) for group in groups]
+
+
+def _awake(network: nn.Module) -> nn.Module:
+    """Return a copy of a network in which no parameter is near zero as a whole, as a branch may start with."""
+    random = randomised(network)
+    for parameter in random.parameters():
+        if parameter.dim() > 1 and parameter.numel() and parameter.abs().max() <= _ASLEEP:
+            parameter.copy_(torch.randn_like(parameter) / math.sqrt(parameter[0].numel()))
+    return random
 
 
 def _without_half(network: nn.Module, groups: Iterable[HeadDimensions], noise: Tensor) -> Removal:

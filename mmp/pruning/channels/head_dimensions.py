@@ -67,6 +67,11 @@ class HeadDimensions(ChannelGroup):
         return cls(_together(of_heads, sets), heads.passed, tuple(of_heads), queries, (heads, place))
 
     @property
+    def name(self) -> str:
+        """The name of the group of whole heads."""
+        return self.heads[0].name if self.heads else super().name
+
+    @property
     def strands(self) -> tuple[ChannelGroup, ...]:
         """The groups whose sets have an order of their own."""
         return self.of_heads

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from mmp.errors import MmpError
+
+# Attributes of modules that a forward pass may read: numbers of channels and of attention heads, and the scale of
+# attention, which is made of a number of channels.
+WIDTHS = re.compile(r"(in|out)_(channels|features)|num_features|\w*_?dim|\w*(width|channels|size)")
+HEADS = re.compile(r"\w*heads?")
+SCALES = re.compile(r"\w*scale|temperature")
 
 Indices = dict[str, dict[int, Tensor]]  # of what is left, by the tensor's name and by the dimension
 
@@ -38,9 +45,19 @@ class Removal:
         """Return what the removal leaves of tensors of the original network, such as its masks or its ``state_dict``.
 
         Args:
-            tensors: Tensors of the original shapes, by the name of their parameter or buffer.
+            tensors: Tensors of the original shapes, by the name of their parameter or buffer. Those in floating point
+                are values, and are multiplied by `factors`; masks are bool.
+
+        Raises:
+            MmpError: if a tensor has another shape, as one from which the same channels are removed already.
         """
         left = dict(tensors)
+        for name in left.keys() & self.indices.keys():
+            if any(int(kept.max()) >= left[name].shape[dim] for dim, kept in self.indices[name].items()) or (
+                name in self.factors and len(self.factors[name]) != len(left[name])
+            ):
+                shape = tuple(left[name].shape)
+                raise MmpError(f"{name!r} has the shape {shape}, but the removal is for the network before it")
         for name in left.keys() & self.factors.keys():
             if left[name].is_floating_point():
                 factors = self.factors[name].to(left[name])
@@ -78,6 +95,13 @@ def set_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         setattr(network.get_submodule(path), own, as_before)
 
 
+def counts_channels(name: str, value: object) -> bool:
+    """Return whether an attribute of a module may be a number of channels or of heads, or the scale of attention."""
+    if type(value) is int:
+        return name == "groups" or bool(WIDTHS.fullmatch(name) or HEADS.fullmatch(name))
+    return type(value) is float and bool(SCALES.fullmatch(name))
+
+
 def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int | float]]) -> None:
     """Set attributes of modules that count channels, in place.
 
@@ -86,15 +110,19 @@ def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int
         attributes: The new values, by the module's name and the attribute.
 
     Raises:
-        MmpError: if there is no such module, if it has no such attribute with a whole number, or if a value is no
-            positive whole number.
+        MmpError: if there is no such module, if it has no such number of channels or scale, or if a value is of another
+            type, not positive, not finite, or a larger number of channels.
     """
     modules = dict(network.named_modules())
     for path, values in attributes.items():
         for name, value in values.items():
             before = vars(modules[path]).get(name) if path in modules else None
-            if type(before) not in (int, float):
+            if not counts_channels(name, before):
                 raise MmpError(f"attribute {name!r} of module {path!r}: the network has no such number of channels")
-            if type(value) is not type(before) or not (0 < value < math.inf):
-                raise MmpError(f"attribute {name!r} of module {path!r} is {value!r}, but must be a positive number")
+            allowed = "a whole number from 1 to {before}" if type(before) is int else "a positive number with a point"
+            most = before if type(before) is int else sys.float_info.max
+            if type(value) is not type(before) or not 0 < value <= most:
+                raise MmpError(
+                    f"attribute {name!r} of module {path!r} is {value!r}, but must be {allowed.format(before=before)}"
+                )
             setattr(modules[path], name, value)

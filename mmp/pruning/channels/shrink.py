@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +17,17 @@ from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.head_dimensions import HeadDimensions
 from mmp.pruning.channels.masks import require_multiple
-from mmp.pruning.channels.probe import first_tensor
-from mmp.pruning.channels.removal import Indices, Removal, set_tensors, tensors_of
+from mmp.pruning.channels.probe import first_tensor, randomised
+from mmp.pruning.channels.removal import (
+    HEADS,
+    SCALES,
+    WIDTHS,
+    Indices,
+    Removal,
+    counts_channels,
+    set_tensors,
+    tensors_of,
+)
 from mmp.pruning.channels.running import device_to_run, running
 from mmp.pruning.channels.unread import may_have_unread, removable
 from mmp.pruning.layers.eval_mode import evaluating
@@ -27,10 +36,6 @@ from mmp.tensors import all_finite
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5  # of the largest logit: what two orders of the same sums differ by
-
-# Attributes of modules that a forward pass may read: numbers of channels, and numbers of attention heads.
-_WIDTHS = re.compile(r"(in|out)_(channels|features)|num_features|\w*_?dim|\w*(width|channels|size)")
-_HEADS = re.compile(r"\w*heads?")
 
 
 def shrink(network: nn.Module, images: Tensor, multiple: int = 1) -> tuple[nn.Module, Removal]:
@@ -69,10 +74,26 @@ def shrink(network: nn.Module, images: Tensor, multiple: int = 1) -> tuple[nn.Mo
     require_multiple(multiple)
     images = images.to(device_to_run(network, "shrink"))
     chosen = removable(network, channel_groups(network, images[:1]), multiple) if may_have_unread(network) else {}
-    smaller, removal = remove(network, chosen, images)
+    refused = _refused_dimensions(network, chosen, images)
+    smaller, removal = remove(network, {g: sets for g, sets in chosen.items() if g.name not in refused}, images)
+    removal = replace(removal, kept=refused | removal.kept)
     for name, reason in removal.kept.items():
         log.warning("%s: its unread channels are not removed: %s", name, reason)
     return smaller, removal
+
+
+def _refused_dimensions(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor], images: Tensor) -> dict[str, str]:
+    """Return why dimensions of heads cannot be removed, by the group's name.
+
+    No experiment shows how a network uses them, and images without any contrast would hide it. So the removal is first
+    tried with random biases, norms and images.
+    """
+    dimensions = {group: sets for group, sets in chosen.items() if isinstance(group, HeadDimensions)}
+    if not dimensions:
+        return {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return remove(randomised(network), dimensions, torch.randn(images[:1].shape))[1].kept
 
 
 @torch.no_grad()
@@ -229,12 +250,12 @@ def _count_heads(
     for path in _around(owners):
         module = modules[path]
         numbers = {name: value for name, value in vars(module).items() if type(value) is int}
-        if not any(_HEADS.fullmatch(name) and value == before for name, value in numbers.items()):
+        if not any(HEADS.fullmatch(name) and value == before for name, value in numbers.items()):
             continue
         for name, value in numbers.items():
-            if _HEADS.fullmatch(name) and value == before:
+            if HEADS.fullmatch(name) and value == before:
                 setattr(module, name, after)
-            elif _WIDTHS.fullmatch(name) and value in widths and value % before == 0 and "head" not in name:
+            elif WIDTHS.fullmatch(name) and value in widths and value % before == 0 and "head" not in name:
                 setattr(module, name, value // before * after)
 
 
@@ -245,12 +266,12 @@ def _count_dimensions(modules: Mapping[str, nn.Module], group: HeadDimensions, a
     for path in _around(part.name.rpartition(".")[0] for part in group.decisive):
         module = modules[path]
         numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
-        if not any(_HEADS.fullmatch(name) and value == heads for name, value in numbers.items()):
+        if not any(HEADS.fullmatch(name) and value == heads for name, value in numbers.items()):
             continue
         for name, value in numbers.items():
-            if type(value) is float and math.isclose(value, scale):
+            if type(value) is float and SCALES.fullmatch(name) and math.isclose(value, scale):
                 setattr(module, name, (group.key_size * after // len(group)) ** -0.5)
-            elif type(value) is int and value in group.sizes and _WIDTHS.fullmatch(name):
+            elif type(value) is int and value in group.sizes and WIDTHS.fullmatch(name):
                 setattr(module, name, value * after // len(group))
 
 
@@ -287,7 +308,7 @@ def _changes(
     others = dict(smaller.named_modules())
     for path, module in network.named_modules():
         now = vars(others[path])
-        changed = {k: now[k] for k, v in vars(module).items() if type(v) in (int, float) and now.get(k) != v}
+        changed = {k: now[k] for k, v in vars(module).items() if counts_channels(k, v) and now.get(k) != v}
         if changed:
             attributes[path] = changed
     return shapes, attributes

@@ -28,8 +28,8 @@ def removable(network: nn.Module, groups: Iterable[ChannelGroup], multiple: int 
     """Return the numbers of the sets that nothing reads, by group, for the groups that have some.
 
     A channel that only unread channels read is unread, too. If nothing reads any set of a group, one set stays, since a
-    layer needs a channel. Where all heads of an attention are read, but not all of their dimensions, the group of heads
-    becomes one of dimensions.
+    layer needs a channel. Where a larger share of the dimensions of heads is unread than of the heads, the group of
+    heads becomes one of dimensions.
 
     Args:
         network: The network.
@@ -74,16 +74,15 @@ def _nonzero(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _arranged(group: ChannelGroup, nonzero: dict[str, Tensor]) -> ChannelGroup:
-    """Return the dimensions of a group of heads, unread ones first, if the heads are read and dimensions are not."""
-    if _is_unread(nonzero, group, group.readers).any():
-        return group
+    """Return the dimensions of a group of heads, unread ones first, if more of them are unread than of the heads."""
     found: dict[int, HeadDimensions] = {}
     for dimensions in filter(None, (HeadDimensions.of(group, place) for place in PLACES)):
         read = [~_is_unread(nonzero, strand, dimensions.decisive) for strand in dimensions.strands]
         arranged = dimensions.arranged([each.int() for each in read])
         found.setdefault(len(_unread(nonzero, arranged)), arranged)
-    most = max(found, default=0)
-    return found[most] if most else group
+    most = max(found, key=lambda unread: unread / len(found[unread]), default=0)
+    heads = int(_is_unread(nonzero, group, group.readers).sum())
+    return found[most] if most and most / len(found[most]) > heads / len(group) else group
 
 
 def _unread(nonzero: dict[str, Tensor], group: ChannelGroup) -> Tensor:
