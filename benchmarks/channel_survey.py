@@ -60,8 +60,9 @@ of the sets of every group were pruned and removed, and the logits of the smalle
 the pruned one.
 """
 COLUMNS = """\
-`share` is the share of the prunable weights that write or read channels of a group which was removed exactly. `kept
-back` counts the groups that failed the check: they keep their channels. `seconds` is the processor time to find the
+`share` is the share of the prunable weights that write or read channels of a group which was removed exactly. A weight
+counts if its row or its column is in such a group, so 100 % does not mean that all of the network can go. `kept back`
+counts the groups that failed the check: they keep their channels. `seconds` is the processor time to find the
 groups, and `error` is the largest difference of the logits, as a share of the largest logit.
 
 To regenerate:
