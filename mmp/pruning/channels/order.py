@@ -76,7 +76,8 @@ def _order_of_pairs(
 ) -> Tensor:
     """Return the places of pairs of a query and a key: those that add least to the scores of a head go first.
 
-    Their product has about the mean square w H w^T of the query times that of the key.
+    A pair adds about the variance w H w^T of its query times that of its key. The mean of the query, with its bias, is
+    left out, although it is multiplied by a key that varies.
     """
     squares = torch.ones(len(group), dtype=torch.float64)
     for part in (part for part in group.channels if part.side == "out"):

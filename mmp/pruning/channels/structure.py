@@ -30,7 +30,11 @@ from mmp.pruning.signals import Scorer, score
 
 @runtime_checkable
 class SetScorer(Protocol):
-    """A signal with a score of its own for each set of channels."""
+    """A signal with a score of its own for each set of channels.
+
+    With dimensions of heads, it scores the pairs of queries and keys of every head, and the values of every head. No
+    weight reads a pair: its group has no `readers`.
+    """
 
     def score_sets(
         self, group: ChannelGroup, weights: Mapping[str, Tensor], statistics: Mapping[str, Mapping[str, Tensor]]
