@@ -16,23 +16,20 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS
-from benchmarks.study import configured
+from benchmarks.study import configured, result_of
+from benchmarks.study_report import spread
 from mmp.config.choices import choices_of
 from mmp.config.identity import digest, identity, settings_of
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.markdown import table_of
-from mmp.runs.prune import PruneJob, prune
-from mmp.runs.store import RunFolder, Stopwatch
 
 ROWS = RESULTS / "oneshot.jsonl"
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -182,10 +179,7 @@ def rows_of(request: Request, seed: int, cache: str) -> Iterator[Row]:
                 }  # fmt: skip
                 if any(known.items() <= row.items() for row in read_rows()):
                     continue
-                with tempfile.TemporaryDirectory() as scratch:
-                    config, watch = configured([*settings, *methods()[method], f"budget={sparsity}"]), Stopwatch()
-                    folder = RunFolder(Path(scratch), {"run_name": "oneshot"})
-                    result = prune(PruneJob.of(config, folder.path), data, folder, watch)
+                result = result_of([*settings, *methods()[method], f"budget={sparsity}"], data)
                 yield {
                     **known,
                     "reached": result["sparsity"],
@@ -207,7 +201,8 @@ def report(rows: Sequence[Row]) -> str:
             found[row["method"], row["solved"], row["sparsity"]].append(row)
         lines = []
         for method, solved in product((*(m for m in methods() if not is_strategy(m)), *STRATEGY_LINES), COLUMNS):
-            cells = [spread(chosen(found, method, solved, sparsity)) for sparsity in SPARSITIES]
+            every = [chosen(found, method, solved, sparsity) for sparsity in SPARSITIES]
+            cells = [spread(values) if values else "" for values in every]
             if any(cells):
                 lines.append([method, solved, *cells])
         dense = next(row["accuracy"]["dense"]["test"] for row in rows if row["network"] == network)
@@ -243,13 +238,6 @@ def chosen(
         return [statistics.mean(values) for values in by_seed.values()]
     best = max(every.values(), key=lambda rows: statistics.mean(row["accuracy"][stage]["validation"] for row in rows))
     return [100 * row["accuracy"][stage]["test"] for row in best]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return the mean and the standard deviation of values; empty if there are none."""
-    if len(values) > 1:
-        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-    return f"{values[0]:.2f}" if values else ""
 
 
 def main(words: Sequence[str]) -> None:

@@ -31,7 +31,8 @@ from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.networks import fill_input
-from mmp.runs.prune import PruneJob, prune
+from mmp.runs.job import PruneJob
+from mmp.runs.prune import prune
 from mmp.runs.store import RunFolder, Stopwatch
 from mmp.tensors import save_tensors
 from mmp.training.dense import dense_model
@@ -182,6 +183,19 @@ def configured(settings: Iterable[str]) -> PruneConfig:
     return config
 
 
+def result_of(settings: Iterable[str], data: ImageData) -> dict[str, Any]:
+    """Return the ``result.json`` of a run with these settings, whose folder is not kept.
+
+    Args:
+        settings: The settings of its command line.
+        data: Its data, read before.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        config, watch = configured(settings), Stopwatch()
+        folder = RunFolder(Path(scratch), {"run_name": "benchmark"})
+        return prune(PruneJob.of(config, folder.path), data, folder, watch)
+
+
 def measure(arguments: list[str]) -> None:
     """Measure the missing runs.
 
@@ -228,10 +242,7 @@ def rows_of(name: str, seed: int, part: str, cache: str) -> Iterator[Row]:
         save_tensors(checkpoint, trained.state_dict())
     fixed = (*RUN, *common, f"budget={subject.sparsity}", f"model.checkpoint={checkpoint}")
     for run in missing:
-        with tempfile.TemporaryDirectory() as scratch:
-            config, watch = configured([*fixed, *run]), Stopwatch()
-            folder = RunFolder(Path(scratch), {"run_name": "study"})
-            result = prune(PruneJob.of(config, folder.path), data, folder, watch)
+        result = result_of([*fixed, *run], data)
         yield {
             **known,
             "run": " ".join(run),

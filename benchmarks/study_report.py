@@ -122,9 +122,10 @@ def chosen(found: Found, belongs: Belongs) -> BySeed:
     return max(full, key=lambda by_seed: statistics.fmean(map(validation, by_seed.values())), default={})
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Iterable[float]) -> str:
     """Return mean and standard deviation as text."""
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    found = list(values)
+    return f"{statistics.fmean(found):.2f}" + (f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else "")
 
 
 def difference(values: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from omegaconf import MISSING
 # ruff: noqa: UP045
 
 NO_CRITERION = "none"  # the value of criterion.name where the run is no baseline
-NO_NETWORK = "model: names no network; set model.name to a model of timm, or model._target_ to a class of your own"
+NO_NETWORK = "model.name: must be set to a model of timm, or model._target_ to a class or function of your own"
 JOINT = "joint"  # the value of reconstruct.name with a tuning
 STRATEGY, SEARCHED = "strategy", "searched"  # values of allocation.name; any other is the name of a criterion
 

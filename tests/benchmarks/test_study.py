@@ -23,7 +23,7 @@ from mmp.data import readers
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.networks import build_model
-from mmp.runs.prune import PruneJob
+from mmp.runs.job import PruneJob
 
 
 def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:

@@ -216,7 +216,7 @@ def test_an_edit_of_the_class_is_another_run_and_no_export(folder: Path, pruned:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=own"], "model: names no network; set model.name to a model"),
+        (["model=own"], "model.name: must be set to a model of timm, or model._target_"),
         ([*OWN, "model._target_=strangr.ResNet"], "model._target_=strangr.ResNet: cannot be imported"),
         ([*OWN, "model._target_=stranger.ResNet"], "stranger.ResNet needs the argument width; set +model"),
         (["model=my_resnet", "+model.kwargs.widht=3"], "model.kwargs.widht: stranger.ResNet has no such argument"),

@@ -12,7 +12,8 @@ from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.models.networks import fill_input
-from mmp.runs.prune import PruneJob, prune
+from mmp.runs.job import PruneJob
+from mmp.runs.prune import prune
 from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch
 
 

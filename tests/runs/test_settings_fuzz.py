@@ -31,7 +31,7 @@ from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.models.networks import fill_input
-from mmp.runs.prune import PruneJob
+from mmp.runs.job import PruneJob
 
 EXAMPLES = int(os.environ.get("MMP_FUZZ", "200"))  # CONTRIBUTING.md: more of them, and other ones, by hand
 

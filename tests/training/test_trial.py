@@ -22,7 +22,7 @@ from mmp.config.schema import PruneConfig, TrainConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.models.networks import fill_input
-from mmp.runs.prune import PruneJob
+from mmp.runs.job import PruneJob
 from mmp.training.finetune import reestimate_norms
 from mmp.training.monitors import check_monitors
 from mmp.training.trainer import check_config

@@ -119,10 +119,8 @@ def set_attributes(network: nn.Module, attributes: Mapping[str, Mapping[str, int
             before = vars(modules[path]).get(name) if path in modules else None
             if not counts_channels(name, before):
                 raise MmpError(f"attribute {name!r} of module {path!r}: the network has no such number of channels")
-            allowed = "a whole number from 1 to {before}" if type(before) is int else "a positive number with a point"
-            most = before if type(before) is int else sys.float_info.max
-            if type(value) is not type(before) or not 0 < value <= most:
-                raise MmpError(
-                    f"attribute {name!r} of module {path!r} is {value!r}, but must be {allowed.format(before=before)}"
-                )
+            is_count = type(before) is int
+            if type(value) is not type(before) or not 0 < value <= (before if is_count else sys.float_info.max):
+                allowed = f"a whole number from 1 to {before}" if is_count else "a positive floating-point number"
+                raise MmpError(f"attribute {name!r} of module {path!r} is {value!r}, but must be {allowed}")
             setattr(modules[path], name, value)

@@ -88,12 +88,15 @@ def _refused_dimensions(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor
     No experiment shows how a network uses them, and images without any contrast would hide it. So the removal is first
     tried with random biases, norms and images.
     """
-    dimensions = {group: sets for group, sets in chosen.items() if isinstance(group, HeadDimensions)}
+    dimensions: dict[ChannelGroup, Tensor] = {g: sets for g, sets in chosen.items() if isinstance(g, HeadDimensions)}
     if not dimensions:
         return {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return remove(randomised(network), dimensions, torch.randn(images[:1].shape))[1].kept
+        try:
+            return remove(randomised(network), dimensions, torch.randn(images[:1].shape))[1].kept
+        except MmpError as error:  # the network does not run on the CPU, for instance
+            return {group.name: f"their removal cannot be tried ({error})" for group in dimensions}
 
 
 @torch.no_grad()

@@ -75,14 +75,13 @@ def _nonzero(network: nn.Module) -> dict[str, Tensor]:
 
 def _arranged(group: ChannelGroup, nonzero: dict[str, Tensor]) -> ChannelGroup:
     """Return the dimensions of a group of heads, unread ones first, if more of them are unread than of the heads."""
-    found: dict[int, HeadDimensions] = {}
+    best, most = group, int(_is_unread(nonzero, group, group.readers).sum()) / len(group)
     for dimensions in filter(None, (HeadDimensions.of(group, place) for place in PLACES)):
         read = [~_is_unread(nonzero, strand, dimensions.decisive) for strand in dimensions.strands]
         arranged = dimensions.arranged([each.int() for each in read])
-        found.setdefault(len(_unread(nonzero, arranged)), arranged)
-    most = max(found, key=lambda unread: unread / len(found[unread]), default=0)
-    heads = int(_is_unread(nonzero, group, group.readers).sum())
-    return found[most] if most and most / len(found[most]) > heads / len(group) else group
+        if (share := len(_unread(nonzero, arranged)) / len(arranged)) > most:
+            best, most = arranged, share
+    return best
 
 
 def _unread(nonzero: dict[str, Tensor], group: ChannelGroup) -> Tensor:
