@@ -185,7 +185,8 @@ def _match_identity(settings: Settings) -> Any:
 
 
 def _title(settings: Settings) -> str:
-    if title := ModelConfig(**settings["model"]).title:
+    stated = {key: value for key, value in settings["model"].items() if key != "_source_"}
+    if title := ModelConfig(**stated).title:
         return title
     raise MmpError(NO_NETWORK)
 

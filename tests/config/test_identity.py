@@ -103,6 +103,16 @@ def test_the_source_of_a_users_class_counts(address: str, tmp_path: Path, monkey
     assert "own_classes" not in sys.modules
 
 
+@pytest.mark.parametrize("method", [["criterion=lamp", "budget=0.9"], ["signal=obs", "allocation=lamp", "budget=0.9"]])
+def test_a_baseline_of_an_own_network_has_a_name(
+    method: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_networks.py").write_text("class Tiny: ...\n")
+    importlib.invalidate_caches()
+    assert run_name(composed("model=own", "model._target_=own_networks.Tiny", *method)).startswith("Tiny-digits-")
+
+
 def test_the_source_of_a_users_callback_counts_for_the_protocol(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
