@@ -221,6 +221,17 @@ def test_a_checkpoint_of_another_tuning_is_not_continued(change: str, tmp_path: 
     assert same(expected, found)
 
 
+def test_convolutions_repeat_their_bits_while_the_network_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, cudnn, seen = dense(), torch.backends.cudnn, set[tuple[bool, bool]]()
+    masks = masks_of(network, 0.7)
+    pruned = solved(network, masks)
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    pruned[0].register_forward_hook(lambda *_: seen.add((cudnn.deterministic, cudnn.benchmark)))
+    reconstruct_jointly(pruned, masks, [IMAGES], network, Tuning(steps=1))
+    assert seen == {(True, False)}
+    assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+
+
 def test_large_batches_are_taken_in_parts_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     network = dense()
     masks = masks_of(network, 0.7)
@@ -316,6 +327,8 @@ def test_what_cannot_be_tuned_is_refused_in_one_line() -> None:
         tune(dense=pruned)
     with pytest.raises(MmpError, match=r"dense is another network .* differ in '7\.weight'"):
         tune(dense=nn.Sequential(*list(dense())[:5], nn.Linear(8, 5)))
+    with pytest.raises(MmpError, match=r"dense is on meta, but model is on cpu \('0\.weight'\)"):
+        tune(dense=copy.deepcopy(network).to("meta"))
     with pytest.raises(MmpError, match="'nope' is no module"):
         tune(blocks=["nope"])
     with pytest.raises(MmpError, match="mask 'x' names no weight"):

@@ -15,6 +15,7 @@ from mmp.pruning.channels.group import ChannelGroup
 from mmp.pruning.channels.head_dimensions import PLACES, HeadDimensions
 from mmp.pruning.channels.probe import randomised
 from mmp.pruning.channels.removal import Removal, tensors_of
+from mmp.pruning.channels.seeded import seeded
 from mmp.pruning.channels.shrink import remove
 from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.prunable import find_layers
@@ -48,8 +49,7 @@ def confirmed_groups(network: nn.Module, image: Tensor, dimensions: bool = False
         for part in group.readers:
             weight, columns = tensors[part.name], group.channels[part][sets].flatten()
             weight.index_fill_(1, columns.to(weight.device), 0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         noise = torch.randn(image.shape).to(next(unread.parameters()).device, image.dtype)
     _, removal = remove(unread, chosen, noise)
     for name, reason in removal.kept.items():
@@ -65,8 +65,7 @@ def _with_dimensions(network: nn.Module, groups: Sequence[ChannelGroup], image: 
     hide that a network needs the dimension, for instance because it rotates or normalises keys.
     """
     prunable = {layer.name for layer in find_layers(network)}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         random, noise = _awake(network), torch.randn(image.shape)
         found: dict[ChannelGroup, ChannelGroup] = {}
         for place in PLACES:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.moved import Moved
+from mmp.pruning.channels.precision import full_float32
 from mmp.pruning.channels.probe import Probe
 from mmp.pruning.channels.products import Product
 from mmp.pruning.channels.running import device_to_run, running
+from mmp.pruning.channels.seeded import seeded
 from mmp.pruning.layers.eval_mode import evaluating
 
 # A channel that changes more than this share of a layer's inputs changes all of them: small changes are missed.
@@ -47,8 +49,7 @@ def channel_groups(network: nn.Module, image: Tensor) -> list[ChannelGroup]:
         MmpError: if the network is on the ``meta`` device, or does not run on the image.
     """
     device_to_run(network, "groups of channels")
-    with evaluating(network), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with evaluating(network), seeded(), full_float32():
         with running(network, image, "groups of channels"):
             probe = Probe(network, image)
         nodes = _Nodes(probe)

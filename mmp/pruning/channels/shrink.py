@@ -17,6 +17,7 @@ from mmp.pruning.channels.coupling import channel_groups
 from mmp.pruning.channels.group import ChannelGroup, Part
 from mmp.pruning.channels.head_dimensions import HeadDimensions
 from mmp.pruning.channels.masks import require_multiple
+from mmp.pruning.channels.precision import full_float32
 from mmp.pruning.channels.probe import first_tensor, randomised
 from mmp.pruning.channels.removal import (
     HEADS,
@@ -29,6 +30,7 @@ from mmp.pruning.channels.removal import (
     tensors_of,
 )
 from mmp.pruning.channels.running import device_to_run, running
+from mmp.pruning.channels.seeded import seeded
 from mmp.pruning.channels.unread import may_have_unread, removable
 from mmp.pruning.layers.eval_mode import evaluating
 from mmp.tensors import all_finite
@@ -91,8 +93,7 @@ def _refused_dimensions(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor
     dimensions: dict[ChannelGroup, Tensor] = {g: sets for g, sets in chosen.items() if isinstance(g, HeadDimensions)}
     if not dimensions:
         return {}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded():
         try:
             return remove(randomised(network), dimensions, torch.randn(images[:1].shape))[1].kept
         except MmpError as error:  # the network does not run on the CPU, for instance
@@ -111,7 +112,7 @@ def remove(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor], images: Te
     Raises:
         MmpError: if the network does not run on the images, or if its outputs are not finite.
     """
-    with evaluating(network):
+    with evaluating(network), full_float32():
         with running(network, images, "shrink"):
             logits = first_tensor(network(images))
         if not all_finite(logits):

@@ -33,6 +33,7 @@ from mmp.pruning.masks import MaskEnforcer, Masks
 from mmp.pruning.reconstruction.blocks import find_blocks, require_blocks
 from mmp.pruning.reconstruction.imitation import Imitation
 from mmp.pruning.reconstruction.joint_report import TUNED, JointReport
+from mmp.pruning.reconstruction.repeatable import repeatable
 from mmp.pruning.reconstruction.tuning_images import Batches, TuningImages
 from mmp.pruning.reconstruction.tuning_state import TuningState
 from mmp.tensors import tensors_digest
@@ -92,7 +93,8 @@ def reconstruct_jointly(
     """Tune the kept weights of all layers together, in place.
 
     The kept weights of layers, biases, and scales and shifts of norms change; other parameters, frozen parameters and
-    all buffers do not. On one machine, the same call gives the same bits.
+    all buffers do not. On one machine, the same call gives the same bits. On a GPU, this holds for convolutional
+    networks; other operations may need ``torch.use_deterministic_algorithms(True)``.
 
     Args:
         model: A pruned network, best after :func:`mmp.reconstruct`. Its modes (training, eval) are restored.
@@ -113,8 +115,9 @@ def reconstruct_jointly(
 
     Raises:
         MmpError: if there are too few images or they differ in size, if a mask, a block or the dense network does not
-            fit the model, if a weight is not in single or double precision, if all parameters are frozen, if the dense
-            outputs are not finite, or if ``torch.inference_mode`` is on.
+            fit the model, if the two networks are on different devices, if a weight is not in single or double
+            precision, if all parameters are frozen, if the dense outputs are not finite, or if ``torch.inference_mode``
+            is on.
 
     Example:
         >>> import copy, mmp, torch
@@ -141,7 +144,7 @@ def reconstruct_jointly(
     parameters = _tuned(model, masks)
     images = TuningImages.of(batches, held, next(iter(parameters.values())).device)
     begun = time.perf_counter()
-    with evaluating(model, dense), differentiable(model), _alone(model, parameters), torch.enable_grad():
+    with evaluating(model, dense), differentiable(model), repeatable(), _alone(model, parameters), torch.enable_grad():
         imitation = Imitation.of(dense, named, tuning.logits, images.held_batches())
         state = _Descent(model, masks, parameters, images, imitation, tuning).run(checkpoint)
     report = JointReport(
@@ -161,7 +164,7 @@ def reconstruct_jointly(
 
 
 def _require_alike(model: nn.Module, dense: nn.Module) -> None:
-    """Raise unless two networks have parameters of the same names and shapes, and share none."""
+    """Raise unless two networks have parameters of the same names, shapes and devices, and share none."""
     ours, theirs = (dict(network.named_parameters()) for network in (model, dense))
     for name in [*ours, *theirs]:
         a, b = ours.get(name), theirs.get(name)
@@ -171,6 +174,8 @@ def _require_alike(model: nn.Module, dense: nn.Module) -> None:
             )
         if a is b:
             raise MmpError(f"dense and model share {name!r}; copy the dense network with copy.deepcopy before pruning")
+        if a.device != b.device:
+            raise MmpError(f"dense is on {b.device}, but model is on {a.device} ({name!r}); move one of them by to()")
 
 
 def _tuned(model: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
