@@ -306,14 +306,14 @@ class TuningConfig:
     Attributes:
         images: Number of calibration images, at most. A tenth of them, at least 32, is held out.
         steps: Number of steps.
-        learning_rate: Highest learning rate of Adam.
+        learning_rate: Highest learning rate of Adam, as a share of the size of each parameter's values.
         batch_size: Number of images of a step.
         logits: Weight of the divergence of the logits, beside the mean error of the blocks' outputs.
     """
 
     images: int = 3000
-    steps: int = 1000
-    learning_rate: float = 2e-3
+    steps: int = 1500
+    learning_rate: float = 0.02
     batch_size: int = 128
     logits: float = 0.1
 

@@ -19,11 +19,11 @@ from mmp.pruning.reconstruction.imitation import Imitation, outputs_of
 from mmp.pruning.reconstruction.joint import Tuning, reconstruct_jointly
 from mmp.pruning.reconstruction.joint_report import JointReport
 from mmp.pruning.reconstruction.reconstruct import reconstruct
-from mmp.pruning.reconstruction.tuning_images import TuningImages, divided
+from mmp.pruning.reconstruction.tuning_images import TuningImages, divided, varied
 from mmp.pruning.reconstruction.tuning_state import TuningState
 from mmp.pruning.signals import Magnitude, score
 
-QUICK = Tuning(steps=40, learning_rate=5e-3, batch_size=32)
+QUICK = Tuning(steps=40, learning_rate=0.03, batch_size=32)
 IMAGES = torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
@@ -260,14 +260,45 @@ def test_every_image_is_tuned_on_or_held_out() -> None:
     assert (len(images.tuned), len(images.held)) == (96, 32)
     together = torch.stack([*images.tuned, *images.held])
     assert torch.equal(together.flatten(1).sum(1).sort().values, IMAGES.flatten(1).sum(1).sort().values)
-    turn = torch.cat([images.batch(step, 32).flip(3) if step % 2 else images.batch(step, 32) for step in range(3)])
-    assert torch.equal(turn.flatten(1).sum(1).sort().values, torch.stack(images.tuned).flatten(1).sum(1).sort().values)
-    assert not torch.equal(images.batch(0, 32), images.batch(3, 32).flip(3))  # another order in the next turn
+    rows = TuningImages.of([IMAGES.flatten(1)[:96]], [IMAGES.flatten(1)[96:]], torch.device("cpu"))  # are not varied
+    turn = torch.cat([rows.batch(step, 32) for step in range(3)])
+    assert torch.equal(turn.sum(1).sort().values, torch.stack(list(rows.tuned)).sum(1).sort().values)
+    assert not torch.equal(rows.batch(0, 32), rows.batch(3, 32))  # another order in the next turn
     assert len(images.batch(0, 1000)) == 96
     assert len(divided([*IMAGES.repeat(4, 1, 1, 1)])[1]) == 51
     stated = TuningImages.of([IMAGES[:100]], [IMAGES[100:]], torch.device("cpu"))
     assert torch.equal(torch.stack(list(stated.tuned)), IMAGES[:100])
     assert torch.equal(torch.cat([*stated.held_batches(10)]), IMAGES[100:])
+
+
+def test_varied_images_are_mirrored_by_half_and_show_a_rectangle_of_their_neighbour() -> None:
+    images = torch.arange(400.0).view(400, 1, 1, 1) + torch.linspace(0, 0.9, 10)  # the tenth tells the column
+    images = images.expand(400, 1, 6, 10)
+    seen = varied(images, torch.Generator().manual_seed(0))
+    assert torch.equal(seen, varied(images, torch.Generator().manual_seed(0)))
+    owner = seen.floor().squeeze(1).round()
+    of_neighbour = owner == (torch.arange(400).view(400, 1, 1) - 1) % 400
+    assert (of_neighbour | (owner == torch.arange(400).view(400, 1, 1))).all()
+    sides = [of_neighbour.any(2).sum(1), of_neighbour.any(1).sum(1)]
+    assert torch.equal(of_neighbour.sum((1, 2)), sides[0] * sides[1])  # a rectangle
+    assert [int(side.max()) for side in sides] == [6, 10]
+    assert 0.18 < of_neighbour.float().mean() < 0.24  # 0.49 of the rows times 0.43 of the columns
+    columns = (seen - seen.floor()).squeeze(1)
+    own = torch.stack(
+        [row[~there] for row, there in zip(columns[:, 0, :1], of_neighbour[:, 0, :1], strict=True) if not there.any()]
+    )
+    assert 0.4 < (own > 0.5).float().mean() < 0.6  # mirrored
+
+
+def test_the_rate_is_a_share_of_the_size_of_the_kept_values() -> None:
+    sizes = {"large": torch.tensor([0.0, 20.0, -20.0]), "small": torch.tensor([2.0]), "zeros": torch.zeros(3)}
+    parameters = {name: nn.Parameter(value.clone()) for name, value in sizes.items()}
+    state = TuningState.new(parameters, 1.0)
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    state.step_by(0.01)
+    moved = {name: float((sizes[name] - parameter.detach()).max()) for name, parameter in parameters.items()}
+    assert moved == pytest.approx({"large": 0.2, "small": 0.02, "zeros": 0.01 * 1.1}, rel=1e-4)  # a tenth of the median
 
 
 def test_blocks_are_stated_or_found_and_each_call_counts() -> None:

@@ -4,8 +4,9 @@ Least squares solves one layer at a time (:mod:`mmp.pruning.reconstruction.recon
 the error of a later one. Here the kept weights of all layers, the biases and the scales and shifts of norms follow the
 gradient of one loss: the error of the outputs of the network's blocks and of its logits, on the same unlabelled images
 (:class:`mmp.pruning.reconstruction.imitation.Imitation`). Batch norms stay in eval mode, and masks are held. Adam takes
-the steps, with a learning rate that rises for three tenths of them and then falls to zero (Smith and Topin 2018,
-arXiv 1708.07120).
+the steps, each in proportion to the size of a parameter's values, with a learning rate that rises for three tenths of
+them and then falls to zero (Smith and Topin 2018, arXiv 1708.07120). The images are varied
+(:func:`mmp.pruning.reconstruction.tuning_images.varied`), so that a few thousand suffice.
 
 A share of the images is held out. The weights with the lowest loss on these images are the result, or the weights from
 before if none are better.
@@ -52,7 +53,8 @@ class Tuning:
 
     Attributes:
         steps: Number of steps.
-        learning_rate: Highest learning rate of Adam.
+        learning_rate: Highest learning rate of Adam, as a share of the size of each parameter: the root mean square of
+            its values that are not zero.
         batch_size: Number of images of a step.
         logits: Weight of the divergence of the logits, beside the mean error of the blocks.
 
@@ -60,8 +62,8 @@ class Tuning:
         MmpError: if a value is out of range.
     """
 
-    steps: int = 1000
-    learning_rate: float = 2e-3
+    steps: int = 1500
+    learning_rate: float = 0.02
     batch_size: int = 128
     logits: float = 0.1
 
@@ -254,10 +256,7 @@ class _Descent:
         state.optimizer.zero_grad()
         for some in images.split(part):
             (self.imitation.loss(self.model, some) * (len(some) / len(images))).backward()
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.tuning.learning_rate * _rate(state.step / self.tuning.steps)
-        state.optimizer.step()
-        state.step += 1
+        state.step_by(self.tuning.learning_rate * _rate(state.step / self.tuning.steps))
 
     @torch.no_grad()
     def _held_loss(self, part: int) -> float:

@@ -40,6 +40,31 @@ def divided(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return [images[i] for i in order[held:]], [images[i] for i in order[:held]]
 
 
+def varied(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return new images from those of a batch: each is mirrored by chance, and a rectangle shows another image.
+
+    So a few images give many different ones. No label is needed, since the dense network says what it sees in each
+    (Yun et al. 2019, arXiv 1905.04899, mix images with their labels). The rectangle lies between two random points, and
+    covers a ninth of an image on average.
+
+    Args:
+        images: A batch (B, C, H, W).
+        generator: A random generator of the CPU.
+    """
+    count, _, height, width = images.shape
+    mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    inside = _between(height, count, generator)[:, None, :, None] & _between(width, count, generator)[:, None, None, :]
+    images = torch.where(mirrored.to(images.device), images.flip(3), images)
+    return torch.where(inside.to(images.device), images.roll(1, 0), images)
+
+
+def _between(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return for ``count`` images which of ``size`` rows or columns lie between two random ones, (count, size)."""
+    first, last = torch.randint(size, (2, count, 1), generator=generator).sort(0).values
+    places = torch.arange(size)
+    return (first <= places) & (places <= last)
+
+
 def stacked(images: Sequence[Tensor], most: int) -> list[Tensor]:
     """Return the first ``most`` of single images in batches, as :func:`mmp.reconstruct` takes them."""
     return list(torch.stack(list(images[:most])).split(_BATCH))
@@ -93,7 +118,7 @@ class TuningImages:
         return cls(tuned, kept, device)
 
     def batch(self, step: int, size: int) -> Tensor:
-        """Return the images of one step. Every image comes once before any comes again; odd steps are mirrored.
+        """Return the images of one step, :func:`varied`. Every image comes once before any comes again.
 
         Args:
             step: Number of the step, from 0.
@@ -103,7 +128,7 @@ class TuningImages:
         turn, place = divmod(step, len(self.tuned) // size)
         order = torch.randperm(len(self.tuned), generator=torch.Generator().manual_seed(turn))
         images = self._together([self.tuned[i] for i in order[place * size : (place + 1) * size]])
-        return images.flip(3) if step % 2 and images.dim() == 4 else images
+        return varied(images, torch.Generator().manual_seed(step)) if images.dim() == 4 else images
 
     def held_batches(self, most: int = _BATCH) -> Iterator[Tensor]:
         """Yield the images that are held out, in batches of at most ``most``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from mmp.tensors import load_tensors, save_tensors
 log = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+_SIZE = "size"  # of a parameter's values, in the optimizer's groups
+_SMALLEST = 0.1  # of the median size; below it, a parameter such as a shift of zeros would not move
 
 
 @dataclass
@@ -49,7 +52,20 @@ class TuningState:
             parameters: The parameters to tune, by name.
             loss: The loss of the held images.
         """
-        return cls(parameters, Adam(parameters.values()), loss, _copies(parameters), loss)
+        pairs = zip(parameters.values(), _sizes(parameters), strict=True)
+        groups = [{"params": [parameter], _SIZE: size} for parameter, size in pairs]
+        return cls(parameters, Adam(groups), loss, _copies(parameters), loss)
+
+    def step_by(self, rate: float) -> None:
+        """Take a step of the optimizer.
+
+        Args:
+            rate: Learning rate as a share of the size of each parameter's values.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group[_SIZE]
+        self.optimizer.step()
+        self.step += 1
 
     def see(self, loss: float) -> None:
         """Keep a copy of the parameters if their loss is the lowest so far."""
@@ -112,6 +128,14 @@ class TuningState:
                 moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in _MOMENTS}
                 self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"], **moments}
         return True
+
+
+def _sizes(parameters: Mapping[str, nn.Parameter]) -> list[float]:
+    """Return the root mean square of the values of each parameter that are not zero, at least `_SMALLEST` of median."""
+    kept = [parameter.detach()[parameter != 0].double() for parameter in parameters.values()]
+    sizes = [float(values.square().mean().sqrt()) if len(values) else 0.0 for values in kept]
+    least = _SMALLEST * statistics.median([size for size in sizes if size] or [1.0])
+    return [max(size, least) for size in sizes]
 
 
 def _copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
