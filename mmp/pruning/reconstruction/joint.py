@@ -238,14 +238,15 @@ class _Descent:
             log.info("joint tuning continues after step %d of %d", state.step, steps)
         enforcer.attach(state.optimizer)
         every = max(1, steps // _MEASUREMENTS)
-        loss = state.before
+        loss, first, begun = state.before, state.step, time.perf_counter()
         while state.step < steps and math.isfinite(loss):
             self._step(state, part)
             if state.step % every and state.step < steps:
                 continue
             loss = self._held_loss(part)
             state.see(loss)
-            log.debug("joint tuning, step %d: loss %.4g", state.step, loss)
+            left = (time.perf_counter() - begun) / (state.step - first) * (steps - state.step)
+            log.info("joint tuning, step %d of %d: loss %.4g, %.0f s left", state.step, steps, loss, left)
             if checkpoint and math.isfinite(loss):
                 state.save(checkpoint, key)
         state.restore_best()
