@@ -1,61 +1,132 @@
-"""The one-shot benchmark: its network, its command line, and its table."""
+"""The one-shot benchmark: its command line, its files of rows, and what it measures again."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from benchmarks.cifar_resnet import CifarResNet
-from benchmarks.oneshot import Request, report
+from benchmarks import oneshot
+from benchmarks.oneshot import Request, main
+from benchmarks.oneshot_networks import NETWORKS, Network
+from benchmarks.oneshot_rows import append, read_rows
+from mmp.data.module import ImageData
 from mmp.errors import MmpError
+from tests.helpers.oneshot_rows import row
+
+GIVEN = ["network=resnet20", "checkpoint=a.pth", "root=data"]
 
 
-@pytest.mark.parametrize(("depth", "weights"), [(20, 19), (56, 55)])
-def test_the_network_has_the_layers_of_its_depth(depth: int, weights: int) -> None:
-    network = CifarResNet(depth, projection=False, classifier="linear").eval()
-    convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
-    assert len(convolutions) == weights
-    assert sum(parameter.numel() for parameter in network.parameters()) == {20: 269_722, 56: 853_018}[depth]
-    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+def test_a_request_has_all_methods_and_all_pictures_unless_it_names_some() -> None:
+    every = Request.of(GIVEN)
+    assert (every.images, every.steps, every.seeds) == ([3000], (None,), [0, 1, 2])
+    assert len(every.methods) == 15
+    some = Request.of([*GIVEN, "seeds=1", "methods=LAMP+obs", "images=128,256", "steps=50", "rows=here.jsonl"])
+    assert (some.seeds, some.methods, some.images, some.steps) == ([1], ["LAMP", "obs"], [128, 256], [50])
+    assert some.rows == Path("here.jsonl")
+    assert Request.of(["network=efficientnet_lite0", *GIVEN[1:]]).sparsities == [0.5, 0.7]
 
 
-def test_a_shortcut_without_weights_adds_channels_of_zeros_on_both_sides() -> None:
-    block = CifarResNet(8, projection=False).layer2[0].eval()
-    torch.nn.init.zeros_(block.bn2.weight)
-    x = torch.rand(1, 16, 8, 8)
-    expected = torch.zeros(1, 32, 4, 4)
-    expected[:, 8:24] = x[:, :, ::2, ::2]
-    assert torch.equal(block(x), expected)
+@pytest.mark.parametrize(
+    "words",
+    [
+        GIVEN[:2], [*GIVEN, "seeds=7"], [*GIVEN, "speed=1"], ["network=vgg", *GIVEN[1:]], [*GIVEN, "images=99"],
+        [*GIVEN, "methods=LAMP,obs"], [*GIVEN, "solved="], ["network=efficientnet_lite0", *GIVEN[1:], "sparsities=0.9"],
+    ],
+)  # fmt: skip
+def test_a_request_names_what_is_wrong(words: list[str]) -> None:
+    with pytest.raises(MmpError, match=r"network=resnet20\|"):
+        Request.of(words)
 
 
-def test_a_request_names_what_is_wrong() -> None:
-    given = ["network=resnet20", "checkpoint=a.pth", "root=data"]
-    assert Request.of([*given, "seeds=1", "methods=LAMP+obs"]).methods == ["LAMP", "obs"]
-    for wrong in (given[:2], [*given, "seeds=7"], [*given, "speed=1"], ["network=vgg", *given[1:]]):
-        with pytest.raises(MmpError, match=r"network=resnet20\|"):
-            Request.of(wrong)
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The benchmark's file of rows, in a temporary folder."""
+    monkeypatch.setattr(oneshot, "ROWS", tmp_path / "rows.jsonl")
+    return tmp_path / "rows.jsonl"
 
 
-def row(method: str, seed: int, validation: float, test: float, solved: str = "layer-wise") -> dict[str, Any]:
-    accuracy = {"dense": 0.9, "pruned": test - 0.1, "reconstructed": test}
-    return {
-        "network": "resnet20",
-        "method": method,
-        "seed": seed,
-        "solved": solved,
-        "sparsity": 0.9,
-        "accuracy": {stage: {"test": value, "validation": validation} for stage, value in accuracy.items()},
-    }
+def test_rows_are_appended_one_by_one_so_that_a_stopped_process_loses_its_current_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows_of(*_: Any) -> Iterator[dict[str, Any]]:
+        yield row("LAMP", 0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(oneshot, "rows_of", rows_of)
+    with pytest.raises(KeyboardInterrupt):
+        main(["measure", *GIVEN, f"rows={here}"])
+    assert read_rows(here) == [row("LAMP", 0)]
 
 
-def test_the_table_chooses_a_strategy_on_validation_pictures() -> None:
-    rows = [row("strategy p30", seed, 0.7, 0.8) for seed in (0, 1)]
-    rows += [row("strategy p70", 0, 0.9, 0.5), row("strategy p70", 1, 0.9, 0.6)]
-    lines = report(rows).splitlines()
-    assert lines[0] == "resnet20, dense 90.00 %"
-    cells = {tuple(cell.strip() for cell in line.split("|")[1:3]): line.split("|")[7].strip() for line in lines[4:]}
-    assert cells["strategies, best on validation", "layer-wise"] == "55.00 ± 7.07"
-    assert cells["strategies, mean", "layer-wise"] == "67.50 ± 3.54"
-    assert cells["strategies, best on validation", "masked"] == "45.00 ± 7.07"
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The settings of the runs, which are not made; the network is a CNN for digits."""
+    made: list[list[str]] = []
+
+    def result_of(settings: list[str], data: ImageData) -> dict[str, Any]:
+        made.append([*settings, str(data.samples["calibration"])])
+        assert sum(len(images) for images, _ in data.calibration_dataloader()) == data.samples["calibration"]
+        return {
+            "sparsity": 0.9, "accuracy": {}, "masks_hash": "0" * 64, "reconstruction": {}, "search": None,
+            "scores": {"cached": False}, "seconds": {"total": 1.234},
+        }  # fmt: skip
+
+    monkeypatch.setattr(oneshot, "result_of", result_of)
+    network = Network(("model=cnn", "data=digits", "data.calibration=0.2"), images=(64, 100), sparsities=(0.5, 0.9))
+    monkeypatch.setitem(NETWORKS, "resnet20", network)
+    return made
+
+
+def test_what_is_measured_is_skipped_and_other_numbers_of_pictures_and_steps_are_not(
+    here: Path, runs: list[list[str]]
+) -> None:
+    words = [*GIVEN, f"rows={here}", "seeds=0", "methods=LAMP", "solved=joint"]
+    main(["measure", *words])
+    main(["measure", *words])
+    assert [run[-2:] for run in runs] == [["budget=0.5", "100"], ["budget=0.9", "100"]]
+    main(["measure", *words, "sparsities=0.9", "images=64,100"])
+    main(["measure", *words, "sparsities=0.9", "steps=50"])
+    assert [run[-1] for run in runs[2:]] == ["64", "100"]
+    assert "reconstruct.tuning.steps=50" in runs[3]
+    rows = read_rows(here)
+    assert [(r["images"], r["steps"], r["sparsity"]) for r in rows] == [
+        (100, None, 0.5), (100, None, 0.9), (64, None, 0.9), (100, 50, 0.9),
+    ]  # fmt: skip
+    assert all(r["device"] and r["torch"] and r["threads"] for r in rows)
+
+
+def test_rows_of_the_committed_file_are_not_measured_into_another_one(
+    here: Path, runs: list[list[str]], tmp_path: Path
+) -> None:
+    words = [*GIVEN, "seeds=0", "methods=LAMP", "solved=layer-wise"]
+    main(["measure", *words, f"rows={here}"])
+    main(["measure", *[*words[:2], "root=elsewhere", *words[3:]], f"rows={tmp_path / 'other.jsonl'}"])
+    assert len(runs) == 2
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_merge_adds_the_rows_of_other_machines_once(here: Path, tmp_path: Path) -> None:
+    append(here, [row("LAMP", 0)])
+    other = tmp_path / "other.jsonl"
+    append(other, [row("LAMP", 0), row("obs", 0)])
+    main(["merge", str(other)])
+    main(["merge", str(other)])
+    assert [json.loads(line)["method"] for line in here.read_text().splitlines()] == ["LAMP", "obs"]
+    with pytest.raises(MmpError, match="no such file of rows"):
+        main(["merge", str(tmp_path / "nowhere.jsonl")])
+
+
+def test_a_line_that_is_no_row_is_named(here: Path) -> None:
+    here.write_text(json.dumps(row("LAMP", 0)) + '\n{"network": "resnet20"\n')
+    with pytest.raises(MmpError, match="line 2 is no row"):
+        read_rows(here)
+
+
+def test_an_unknown_command_is_refused() -> None:
+    for words in ([], ["merge"], ["report", "now"]):
+        with pytest.raises(MmpError, match="measure network="):
+            main(words)

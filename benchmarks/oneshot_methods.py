@@ -1,0 +1,25 @@
+"""The methods of the one-shot benchmark."""
+
+from __future__ import annotations
+
+from mmp.config.choices import choices_of
+
+SOLVED = {"layer-wise": "reconstruct=least_squares", "joint": "reconstruct=joint"}
+STUDIED = "obs"  # the method whose accuracy against pictures and seconds the report shows
+
+
+def methods() -> dict[str, tuple[str, ...]]:
+    """Return the settings of each method."""
+    return {
+        "MAG": ("criterion=mag",),
+        "LAMP": ("criterion=lamp",),
+        "ERK": ("criterion=erk",),
+        "obs": ("signal=obs", "allocation=lamp"),
+        "searched": ("signal=obs", "allocation=searched"),
+        **{f"strategy {name}": ("signal=magnitude", f"strategy={name}") for name in choices_of("strategy")},
+    }
+
+
+def is_strategy(method: str) -> bool:
+    """Return whether a method is one of the strategies."""
+    return method.startswith("strategy ")

@@ -1,0 +1,125 @@
+"""Draws the picture of docs/oneshot.md from the rows of the one-shot benchmark."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.oneshot_networks import NETWORKS
+from benchmarks.oneshot_rows import Row
+from benchmarks.oneshot_tables import COLUMNS, accuracies, by_cell, by_number, lines_of, percent, table_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PICTURE = Path("docs/images/oneshot.png")
+COLOURS = {"masked": "0.45", "layer-wise": "#0072B2", "joint": "#D55E00"}
+MARKERS = ("o", "s", "^", "D")  # of the networks
+REFERENCE = "MAG"
+
+Line = tuple[str, str]  # a method, and masked or a way to re-solve
+
+
+def draw(rows: Sequence[Row]) -> None:
+    """Draw accuracy against sparsity for every network, and against the number of pictures and the seconds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    networks = [network for network in NETWORKS if table_rows(rows, network)]
+    figure = Figure(figsize=(11, 7 if len(networks) > 2 else 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if len(networks) > 2 else 1, 3 if len(networks) > 2 else max(1, len(networks)) + 2)
+    panels = iter(axes.flat)
+    for network in networks:
+        draw_sparsities(next(panels), rows, network)
+    draw_pictures(next(panels), rows)
+    draw_seconds(next(panels), rows)
+    for axis in axes.flat:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylabel("test accuracy, %")
+    for axis in panels:
+        axis.set_visible(False)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=150, metadata={"Software": None})
+
+
+def best_lines(rows: Sequence[Row], network: str) -> list[Line]:
+    """Return the lines to draw for a network: magnitude, and the best on validation pictures, in every column.
+
+    A line must have all sparsities that the network was measured at.
+    """
+    found = by_cell(table_rows(rows, network))
+    sparsities = {sparsity for _, _, sparsity in found}
+    lines = []
+    for column in COLUMNS:
+        every = {
+            method: [accuracies(found, method, column, sparsity, "validation") for sparsity in sparsities]
+            for method in lines_of()
+        }
+        means = {method: statistics.fmean(map(statistics.fmean, v)) for method, v in every.items() if all(v)}
+        best = max(means, key=lambda method: means[method], default=None)
+        lines += [(method, column) for method in dict.fromkeys((REFERENCE, best)) if method in means]
+    return lines
+
+
+def draw_sparsities(axis: Axes, rows: Sequence[Row], network: str) -> None:
+    """Draw a network's accuracy against sparsity."""
+    mine = table_rows(rows, network)
+    found, sparsities = by_cell(mine), sorted({row["sparsity"] for row in mine})
+    for method, column in best_lines(rows, network):
+        every = [accuracies(found, method, column, sparsity) for sparsity in sparsities]
+        places, style = [100 * sparsity for sparsity in sparsities], ":" if method == REFERENCE else "-"
+        _line(axis, places, every, color=COLOURS[column], label=f"{method}, {column}", linestyle=style, marker="o")
+    axis.axhline(percent(mine[0], "dense"), color="0.7", linewidth=0.8)
+    axis.set_title(network, fontsize=10)
+    axis.set_xlabel("weights that are pruned, %")
+    axis.legend(frameon=False, fontsize=7)
+
+
+def draw_pictures(axis: Axes, rows: Sequence[Row]) -> None:
+    """Draw accuracy against the number of calibration pictures."""
+    for (network, sparsity, solved), numbers in by_number(rows, "images").items():
+        every = [[percent(row, "reconstructed") for row in found] for found in numbers.values()]
+        label = f"{network}, {100 * sparsity:.0f} %, {solved}"
+        _line(axis, [*numbers], every, color=COLOURS[solved], label=label, marker=_marker(network))
+    axis.set_xscale("log")
+    axis.set_xlabel("calibration pictures")
+    _legend(axis)
+
+
+def draw_seconds(axis: Axes, rows: Sequence[Row]) -> None:
+    """Draw accuracy against the seconds of re-solving, for each number of steps; layer by layer there are none."""
+    points: dict[tuple[str, str, float, str], list[tuple[float, float]]] = defaultdict(list)
+    for (network, sparsity, solved), numbers in by_number(rows, "steps").items():
+        for found in numbers.values():
+            for device in dict.fromkeys(row["device"] for row in found):
+                seconds = [row["seconds"]["reconstruct"] for row in found if row["device"] == device]
+                reached = [percent(row, "reconstructed") for row in found if row["device"] == device]
+                points[network, solved, sparsity, device].append(
+                    (statistics.median(seconds), statistics.fmean(reached))
+                )
+    for (network, solved, sparsity, device), found in points.items():
+        label = f"{network}, {100 * sparsity:.0f} %, {solved}, {device}"
+        axis.plot(*zip(*sorted(found), strict=True), marker=_marker(network), color=COLOURS[solved], label=label)
+    axis.set_xscale("log")
+    axis.set_xlabel("seconds of re-solving")
+    _legend(axis)
+
+
+def _marker(network: str) -> str:
+    return MARKERS[[*NETWORKS].index(network) % len(MARKERS)]
+
+
+def _legend(axis: Axes) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=7)
+
+
+def _line(axis: Axes, places: Sequence[Any], every: Sequence[Sequence[float]], **style: Any) -> None:
+    """Draw means with their standard deviations."""
+    means, spreads = [*map(statistics.fmean, every)], [statistics.stdev(v) if len(v) > 1 else 0.0 for v in every]
+    axis.errorbar(places, means, yerr=spreads, markersize=4, linewidth=1.4, elinewidth=1, capsize=2, **style)

@@ -1,0 +1,151 @@
+"""The tables of docs/oneshot.md, made from the rows of the one-shot benchmark."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+
+from benchmarks.oneshot_methods import STUDIED, is_strategy, methods
+from benchmarks.oneshot_networks import NETWORKS
+from benchmarks.oneshot_rows import Row
+from benchmarks.study_report import spread
+from mmp.markdown import table_of
+
+COLUMNS = ("masked", "layer-wise", "joint")
+MEAN, CHOSEN = "strategies, mean", "strategies, best on validation"
+NOTHING = "Not measured."
+
+Cell = tuple[str, str, float]  # a method, a way to re-solve, a share of the weights
+Setting = tuple[str, float, str]  # a network, a share of its weights, a way to re-solve
+
+
+def table_rows(rows: Iterable[Row], network: str) -> list[Row]:
+    """Return the rows of a network's table: with all its calibration pictures, and as many steps as configured."""
+    return [
+        row
+        for row in rows
+        if row["network"] == network and row["images"] == NETWORKS[network].images[-1] and row["steps"] is None
+    ]
+
+
+def accuracy_table(rows: Iterable[Row], network: str) -> str:
+    """Return the table of a network: test accuracy in percent, mean and standard deviation over the seeds.
+
+    Of the strategies there are two lines: their mean, and the one with the best mean accuracy on validation pictures.
+    """
+    mine = table_rows(rows, network)
+    if not mine:
+        return NOTHING
+    found, sparsities = by_cell(mine), NETWORKS[network].sparsities
+    dense = spread(percent(row, "dense") for row in mine[:1])
+    lines = [["dense", "", *([dense] * len(sparsities))]]
+    for method, column in product(lines_of(), COLUMNS):
+        every = [accuracies(found, method, column, sparsity) for sparsity in sparsities]
+        if any(every):
+            lines.append([method, column, *(spread(values) if values else "" for values in every)])
+    return table_of(["method", "weights", *(f"{100 * sparsity:.0f} %" for sparsity in sparsities)], lines)
+
+
+def lines_of() -> list[str]:
+    """Return the names of the table's lines."""
+    return [*(method for method in methods() if not is_strategy(method)), MEAN, CHOSEN]
+
+
+def by_cell(rows: Iterable[Row]) -> dict[Cell, list[Row]]:
+    """Return the rows of each method, way to re-solve and sparsity."""
+    found: dict[Cell, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row["method"], row["solved"], row["sparsity"]].append(row)
+    return dict(found)
+
+
+def accuracies(
+    found: Mapping[Cell, Sequence[Row]], method: str, column: str, sparsity: float, split: str = "test"
+) -> list[float]:
+    """Return the accuracies of a line of the table at one sparsity, one for each seed, in percent."""
+    solved, stage = ("layer-wise", "pruned") if column == "masked" else (column, "reconstructed")
+    if method not in (MEAN, CHOSEN):
+        return [percent(row, stage, split) for row in found.get((method, solved, sparsity), ())]
+    every = strategies(found, solved, sparsity)
+    if not every:
+        return []
+    if method == CHOSEN:
+        best = max(every, key=lambda rows: statistics.fmean(percent(row, stage, "validation") for row in rows))
+        return [percent(row, stage, split) for row in best]
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for row in (row for rows in every for row in rows):
+        by_seed[row["seed"]].append(percent(row, stage, split))
+    return [statistics.fmean(values) for values in by_seed.values()]
+
+
+def strategies(found: Mapping[Cell, Sequence[Row]], solved: str, sparsity: float) -> list[Sequence[Row]]:
+    """Return the rows of each strategy, if all strategies were measured with as many seeds; else nothing."""
+    names = [method for method in methods() if is_strategy(method)]
+    every = [found.get((name, solved, sparsity), ()) for name in names]
+    return every if len({len(rows) for rows in every}) == 1 and every[0] else []
+
+
+def percent(row: Row, stage: str, split: str = "test") -> float:
+    """Return an accuracy in percent."""
+    return float(100 * row["accuracy"][stage][split])
+
+
+def by_number(rows: Iterable[Row], key: str) -> dict[Setting, dict[int | None, list[Row]]]:
+    """Return the rows of the studied method by setting, then by the number of pictures, or of steps.
+
+    A network and a sparsity that were measured with one number only are left out.
+
+    Args:
+        rows: The rows.
+        key: ``images`` or ``steps``. The other of the two has its usual number.
+    """
+    found: dict[Setting, dict[int | None, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        usual = row["steps"] is None if key == "images" else row["images"] == NETWORKS[row["network"]].images[-1]
+        if row["method"] == STUDIED and usual:
+            found[row["network"], row["sparsity"], row["solved"]][row[key]].append(row)
+    several = {setting[:2] for setting, numbers in found.items() if len(numbers) > 1}
+    return {
+        setting: dict(sorted(numbers.items(), key=lambda item: item[0] or 0))
+        for setting, numbers in sorted(found.items())
+        if setting[:2] in several
+    }
+
+
+def pictures_table(rows: Iterable[Row]) -> str:
+    """Return the table of accuracies after re-solving with fewer calibration pictures."""
+    found = by_number(rows, "images")
+    if not found:
+        return NOTHING
+    counts = sorted({count or 0 for numbers in found.values() for count in numbers})
+    lines = []
+    for (network, sparsity, solved), numbers in found.items():
+        cells = (spread(percent(row, "reconstructed") for row in numbers[n]) if n in numbers else "" for n in counts)
+        lines.append([network, f"{100 * sparsity:.0f} %", solved, *cells])
+    return table_of(["network", "pruned", "weights", *(f"{count:,}" for count in counts)], lines)
+
+
+def seconds_table(rows: Iterable[Row]) -> str:
+    """Return the table of seconds: of scores and of a search if the run computed them, and of re-solving."""
+    found: dict[tuple[object, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        where = (row["network"], row["images"], f"{row['device']}, {row['threads']} threads")
+        found[*where, row["solved"]].append(row["seconds"]["reconstruct"])
+        if row["method"] == STUDIED and not row["cached"]["scores"]:
+            found[*where, f"scores of {STUDIED}"].append(row["seconds"]["scores"])
+        if row["cached"]["search"] is False:
+            found[*where, f"search, {row['solved']}"].append(row["seconds"]["ranges"])
+    if not found:
+        return NOTHING
+    lines = [
+        [
+            *map(str, key),
+            f"{statistics.median(values):.1f}",
+            f"{min(values):.1f} to {max(values):.1f}",
+            str(len(values)),
+        ]
+        for key, values in sorted(found.items(), key=str)
+    ]
+    return table_of(["network", "pictures", "machine", "step", "seconds, median", "spread", "runs"], lines)
