@@ -35,7 +35,8 @@ from typing import Any
 import torch
 
 from benchmarks import RESULTS
-from benchmarks.gpu_parts import PARTS, ROOT, TOGETHER, Figure, Setting
+from benchmarks.gpu_figures import ROOT, Figure, Setting
+from benchmarks.gpu_parts import PARTS, TOGETHER
 from benchmarks.timing import shown
 from mmp.export.measure import processor
 from mmp.markdown import table_of

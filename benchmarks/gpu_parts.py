@@ -11,8 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,6 +29,9 @@ import benchmarks.enforcement
 import benchmarks.memory
 import benchmarks.reconstruction
 import benchmarks.scores
+from benchmarks.gpu_channels import channel_steps, channels
+from benchmarks.gpu_figures import DEVICE, ROOT, Figure, Part, Setting, exactly
+from benchmarks.gpu_joint import joint, joint_steps
 from benchmarks.timing import Claim, in_turns, ratios
 from callbacks.pruning import MaskPruning
 from mmp.config.choices import choices_of, choose
@@ -40,81 +42,7 @@ from mmp.pruning.masks import Masks, check_zeros, load_masks, make_grid
 from mmp.pruning.signals import PAPER_SIGNALS, score
 from mmp.tensors import load_tensors
 
-ROOT = Path(__file__).parents[1]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SWIN = "swin_tiny_patch4_window7_224"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and how the parts run.
-
-    Attributes:
-        data: Folder with ``gtsrb/GTSRB`` and ``cifar-10-batches-py``.
-        work: Folder for runs and logs.
-        dry: Whether every part is small, for a quick run on a CPU.
-    """
-
-    data: Path
-    work: Path
-    dry: bool
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured value.
-
-    Attributes:
-        name: What is measured.
-        value: The value; the median if there are several repetitions.
-        unit: Its unit.
-        low: Smallest value of several repetitions.
-        high: Largest value of several repetitions.
-        target: The target as text; empty without a target.
-        holds: Whether the value reaches the target; None without a target.
-        note: Further information for the table.
-    """
-
-    name: str
-    value: float
-    unit: str
-    low: float | None = None
-    high: float | None = None
-    target: str = ""
-    holds: bool | None = None
-    note: str = ""
-
-    @classmethod
-    def of(cls, claim: Claim, unit: str = "ratio") -> Figure:
-        """Return a claim of another benchmark as a figure."""
-        _, target, _, _, verdict, note = claim.cells()
-        spread = (min(claim.values), max(claim.values)) if len(claim.values) > 1 else (None, None)
-        holds = None if not verdict else verdict == "pass"
-        return cls(claim.what, statistics.median(claim.values), unit, *spread, target, holds, note)
-
-
-def exactly(name: str, value: float, wanted: float, unit: str, note: str = "") -> Figure:
-    """Return a figure whose target is exactly the wanted value."""
-    return Figure(name, value, unit, target=f"exactly {wanted:g}", holds=value == wanted, note=note)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the measurements.
-
-    Attributes:
-        measure: Measures and yields figures.
-        seconds: Time limit.
-        gather: Reads figures from the part's files, also after the part crashed or was stopped.
-        needs: A folder in the data folder; the part is skipped if it is missing.
-        options: Further arguments of both functions.
-    """
-
-    measure: Callable[..., Iterable[Figure]]
-    seconds: float
-    gather: Callable[..., Iterable[Figure]] | None = None
-    needs: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 # --- tests ---
@@ -124,8 +52,8 @@ def tests(setting: Setting) -> Iterator[Figure]:
     """Run the tests that need a GPU, then the quick tests that use a GPU if there is one."""
     yield from _pytest("tests that need a GPU", setting, "tests/pruning/test_patterns.py", "-k", "gpu")
     if not setting.dry:
-        folders = ("tests/pruning", "tests/callbacks", "tests/training")
-        yield from _pytest("quick tests of pruning, callbacks and training", setting, *folders, "-n", "8")
+        places = ("tests/pruning", "tests/callbacks", "tests/training", "tests/models/test_own_networks.py")
+        yield from _pytest("quick tests of pruning, callbacks and training", setting, *places, "-n", "8")
 
 
 def _pytest(name: str, setting: Setting, *arguments: str) -> Iterator[Figure]:
@@ -270,6 +198,15 @@ def _drop(name: str, result: Mapping[str, Any]) -> Figure:
     return Figure(f"{name}: drop in test accuracy", result["drop"], "points", note=note)
 
 
+# --- training steps of smaller networks, and steps of a joint tuning ---
+
+
+def steps(setting: Setting) -> Iterator[Figure]:
+    """Time training steps without half of the channels, and steps of a joint tuning."""
+    yield from channel_steps(setting)
+    yield from joint_steps(setting)
+
+
 # --- the targets of README.md ---
 
 
@@ -322,10 +259,10 @@ def stacked(setting: Setting) -> Iterator[Figure]:
     """Time a training step of ten masked copies of a model: one after another, and all at once with ``torch.vmap``."""
     copies, repeats = (2, 1) if setting.dry else (10, 5)
     cases = (("cnn", 1, 28, 128), ("resnet18", 3, 32, 128))
-    for name, channels, size, batch in cases[: 1 if setting.dry else None]:
-        images = torch.randn(batch, channels, size, size, device=DEVICE)
+    for name, in_chans, size, batch in cases[: 1 if setting.dry else None]:
+        images = torch.randn(batch, in_chans, size, size, device=DEVICE)
         labels = torch.randint(10, (batch,), device=DEVICE)
-        models = [benchmarks.enforcement.model_of(name, channels).to(DEVICE).train() for _ in range(copies)]
+        models = [benchmarks.enforcement.model_of(name, in_chans).to(DEVICE).train() for _ in range(copies)]
         routes = {"in turn": _steps_in_turn(models, images, labels), "stacked": _steps_stacked(models, images, labels)}
         found = in_turns(routes, repeats)
         milliseconds = {route: 1000 * statistics.median(seconds) / _STEPS for route, seconds in found.items()}
@@ -477,10 +414,13 @@ _RESNET = {
 PARTS: dict[str, Part] = {
     "tests": Part(tests, 120),
     "masks": Part(masks, 90),
+    "channels": Part(channels, 120),
+    "joint": Part(joint, 120),
     "mixed_precision": Part(mixed_precision, 120),
     "memory": Part(memory, 120),
     "dense_resnet18_gtsrb": Part(dense, 180, needs="gtsrb", options=_RESNET),
     "dense_vgg11_cifar10": Part(dense, 240, needs="cifar-10-batches-py", options=_VGG),
+    "steps": Part(steps, 90),
     "enforcement": Part(enforcement, 60),
     "scores": Part(scores, 60),
     "reconstruction": Part(reconstruction, 120),
@@ -491,4 +431,6 @@ PARTS: dict[str, Part] = {
     "vgg11_cifar10": Part(grid, 600, gather_grid, "cifar-10-batches-py", _VGG),
 }
 # Parts in one tuple may run at the same time, because their results do not depend on time. All others run alone.
-TOGETHER = (("tests", "masks", "mixed_precision", "memory", "dense_resnet18_gtsrb", "dense_vgg11_cifar10"),)
+TOGETHER = (
+    ("tests", "masks", "channels", "joint", "mixed_precision", "memory", "dense_resnet18_gtsrb", "dense_vgg11_cifar10"),
+)

@@ -13,7 +13,8 @@ import pytest
 from places import ROOT
 
 from benchmarks import RESULTS, gpu
-from benchmarks.gpu_parts import PARTS, TOGETHER, Figure, Part, Setting, exactly
+from benchmarks.gpu_figures import Figure, Part, Setting, between, exactly
+from benchmarks.gpu_parts import PARTS, TOGETHER
 from benchmarks.timing import Claim
 
 PROGRAMS = {"crashes": "print('first'); raise SystemExit('no luck')", "hangs": "import time; time.sleep(60)"}
@@ -47,6 +48,7 @@ def nothing(_: Setting) -> Iterator[Figure]:
         (Figure("time", 2.5, "s", note="two runs"), "| time |  | 2.5 s |  |  | two runs |"),
         (Figure.of(Claim("slower", [1.0, 3.0, 2.0], most=1.5)), "| slower | at most 1.5 | 2 | 1 to 3 | **miss** |  |"),
         (Figure.of(Claim("slower", [1.0], most=1.5)), "| slower | at most 1.5 | 1 |  | pass |  |"),
+        (between("loss", 1.5, 0.9, 1.1), "| loss | 0.9 to 1.1 | 1.5 |  | **miss** |  |"),
         (exactly("bits", 0.9999953, 1, "share"), "| bits | exactly 1 | 0.999995 |  | **miss** |  |"),
     ],
 )
