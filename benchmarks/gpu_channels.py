@@ -26,7 +26,6 @@ from mmp.pruning.channels.shrink import TOLERANCE, shrink
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import Masks, clear_pruned
 
-_SPARSITY = 0.5
 _STEPS = 10  # training steps that are timed together
 
 
@@ -121,7 +120,7 @@ def channel_steps(setting: Setting) -> Iterator[Figure]:
 
 def half(scores: Mapping[str, Tensor], groups: Sequence[ChannelGroup]) -> Masks:
     """Return masks that prune half of the sets of every group."""
-    return channel_masks(groups, scores, {group.name: _SPARSITY for group in groups})
+    return channel_masks(groups, scores, dict.fromkeys((group.name for group in groups), 0.5), multiple=8)
 
 
 def half_removed(network: nn.Module, images: Tensor) -> nn.Module:

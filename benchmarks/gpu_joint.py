@@ -63,11 +63,11 @@ class _Task:
         """
         dense = case.network()
         images, held = case.images(sum(counts)).split(counts)
-        start = copy.deepcopy(dense)
-        weights = prunable_parameters(start, prunable_layers(start))
+        weights = prunable_parameters(dense, prunable_layers(dense))
         scores = {name: weight.detach().abs() for name, weight in weights.items()}
         masks = make_masks(scores, dict.fromkeys(scores, sparsity))
-        reconstruct(start, masks, [images[:64]])
+        start = copy.deepcopy(dense).to(DEVICE)
+        reconstruct(start, masks, [images[:64].to(DEVICE)])
         return cls(case.name, dense, start, masks, images, held, tuning)
 
     def tuned(

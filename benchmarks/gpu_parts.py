@@ -53,7 +53,7 @@ def tests(setting: Setting) -> Iterator[Figure]:
     yield from _pytest("tests that need a GPU", setting, "tests/pruning/test_patterns.py", "-k", "gpu")
     if not setting.dry:
         places = ("tests/pruning", "tests/callbacks", "tests/training", "tests/models/test_own_networks.py")
-        yield from _pytest("quick tests of pruning, callbacks and training", setting, *places, "-n", "8")
+        yield from _pytest("quick tests of pruning, callbacks and training", setting, *places, "-n", "12")
 
 
 def _pytest(name: str, setting: Setting, *arguments: str) -> Iterator[Figure]:
@@ -412,7 +412,7 @@ _RESNET = {
 }
 
 PARTS: dict[str, Part] = {
-    "tests": Part(tests, 120),
+    "tests": Part(tests, 200),
     "masks": Part(masks, 90),
     "channels": Part(channels, 120),
     "joint": Part(joint, 120),

@@ -130,6 +130,14 @@ def test_the_page_has_the_tables_of_the_committed_rows() -> None:
     assert gpu.tables(rows) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["channels", "joint"])
+def test_a_small_part_reaches_its_targets_without_a_gpu(part: str, tmp_path: Path) -> None:
+    figures = list(PARTS[part].measure(Setting(tmp_path, tmp_path, dry=True)))
+    assert len(figures) == 5
+    assert all(figure.holds for figure in figures)
+
+
 def test_show_prints_the_measured_rows_without_dry_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
