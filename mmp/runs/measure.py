@@ -15,7 +15,7 @@ from mmp.data.module import ImageData
 from mmp.models.weights import require_finite
 from mmp.pruning.masks import Masks, check_zeros, clear_pruned, save_masks
 from mmp.runs.store import MASKS, WEIGHTS
-from mmp.tensors import save_tensors
+from mmp.tensors import save_tensors, tensors_digest
 from mmp.training.dense import accuracy_file
 from mmp.training.evaluation import accuracy, device_of
 
@@ -43,6 +43,8 @@ def save_model(model: nn.Module, masks: Masks, folder: Path) -> None:
 def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageData) -> dict[str, Any]:
     """Measure models on the validation and the test split, in one pass over each.
 
+    Models with equal weights, such as a re-solved model that is not fine-tuned, are measured once.
+
     Call this once, after every choice is made. The dense model is the same for all runs of a sweep, so the first run
     writes its accuracies to the cache.
 
@@ -59,9 +61,14 @@ def measure(models: Mapping[str, nn.Module], config: PruneConfig, data: ImageDat
 
     def read(chosen: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
         device, classes = device_of(config), config.data.classes
-        validation, _ = accuracy(chosen, data.val_dataloader(), classes, device)
-        test, samples = accuracy(chosen, data.test_dataloader(), classes, device)
-        return {name: {"validation": validation[name], "test": test[name], "samples": samples} for name in chosen}
+        weights = {name: tensors_digest(model.state_dict()) for name, model in chosen.items()}
+        distinct = {weights[name]: model for name, model in chosen.items()}
+        validation, _ = accuracy(distinct, data.val_dataloader(), classes, device)
+        test, samples = accuracy(distinct, data.test_dataloader(), classes, device)
+        return {
+            name: {"validation": validation[key], "test": test[key], "samples": samples}
+            for name, key in weights.items()
+        }
 
     def read_all() -> dict[str, Tensor]:
         found.update(read(models))
