@@ -84,12 +84,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_what_is_measured_is_skipped_and_other_numbers_of_pictures_and_steps_are_not(
     here: Path, runs: list[list[str]]
 ) -> None:
-    words = [*GIVEN, f"rows={here}", "seeds=0", "methods=LAMP", "solved=joint"]
+    words = [*GIVEN, f"rows={here}", "seeds=0", "methods=LAMP", "solved=joint"]  # only joint tuning has steps
     main(["measure", *words])
     main(["measure", *words])
     assert [run[-2:] for run in runs] == [["budget=0.5", "100"], ["budget=0.9", "100"]]
     main(["measure", *words, "sparsities=0.9", "images=64,100"])
-    main(["measure", *words, "sparsities=0.9", "steps=50"])
+    main(["measure", *words, "sparsities=0.9", "steps=50", "solved=layer-wise,joint"])
     assert [run[-1] for run in runs[2:]] == ["64", "100"]
     assert "reconstruct.tuning.steps=50" in runs[3]
     rows = read_rows(here)
