@@ -96,7 +96,7 @@ def reconstruct_jointly(
 
     The kept weights of layers, biases, and scales and shifts of norms change; other parameters, frozen parameters and
     all buffers do not. On one machine, the same call gives the same bits. On a GPU, this holds for convolutional
-    networks; other operations may need ``torch.use_deterministic_algorithms(True)``.
+    networks; a vision transformer ended with other bits there, also under ``torch.use_deterministic_algorithms(True)``.
 
     Args:
         model: A pruned network, best after :func:`mmp.reconstruct`. Its modes (training, eval) are restored.
