@@ -109,7 +109,7 @@ def joint(setting: Setting) -> Iterator[Figure]:
     assert report is not None
     yield exactly(f"{name}: networks that were tuned", int(report.status == TUNED), 1, "networks", report.describe())
     yield exactly(f"{name}: pruned weights that are not zero", _alive(first, task.masks), 0, "weights")
-    yield from _repeated(name, task, first, wanted=True)
+    yield _repeated(name, task, first)
     file, stop = setting.work / "joint" / "state.safetensors", int(0.75 * steps)
     file.parent.mkdir(parents=True, exist_ok=True)
     task.tuned(DEVICE, file, stop)
@@ -118,7 +118,7 @@ def joint(setting: Setting) -> Iterator[Figure]:
     yield exactly(what, _differences(first, continued), 0, "tensors")
     if not setting.dry:
         other = _Task.of(_DEIT, 0.5, (64, 32), Tuning(steps=10, batch_size=32))
-        yield from _repeated(f"{other.name}, 50 %", other, other.tuned(DEVICE)[0], wanted=False)
+        yield _repeated(f"{other.name}, 50 %", other, other.tuned(DEVICE)[0])
     _, on_cpu = task.tuned("cpu")
     assert on_cpu is not None
     note = f"{report.after:.4g} over {on_cpu.after:.4g}, from {on_cpu.before:.4g}, after {steps} steps"
@@ -141,16 +141,10 @@ def _resnet(setting: Setting) -> _Task:
     return _Task.of(Case("ResNet-20", lambda: CifarResNet(20), 32), 0.9, (512, 128), Tuning(steps=40))
 
 
-def _repeated(name: str, task: _Task, first: nn.Module, wanted: bool) -> Iterator[Figure]:
-    """Yield how many tensors differ if the same tuning runs again, also under deterministic algorithms if some do."""
+def _repeated(name: str, task: _Task, first: nn.Module) -> Figure:
+    """Return how many tensors differ if the same tuning runs again."""
     again, _ = task.tuned(DEVICE)
-    found, what = _differences(first, again), f"{name}: tensors that differ after the same tuning"
-    yield exactly(what, found, 0, "tensors") if wanted else Figure(what, found, "tensors")
-    if found:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        one, other = (task.tuned(DEVICE)[0] for _ in range(2))
-        torch.use_deterministic_algorithms(False)
-        yield Figure(f"{what} under deterministic algorithms", _differences(one, other), "tensors")
+    return exactly(f"{name}: tensors that differ after the same tuning", _differences(first, again), 0, "tensors")
 
 
 def _differences(some: nn.Module, others: nn.Module) -> int:

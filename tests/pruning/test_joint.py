@@ -19,6 +19,7 @@ from mmp.pruning.reconstruction.imitation import Imitation, outputs_of
 from mmp.pruning.reconstruction.joint import Tuning, reconstruct_jointly
 from mmp.pruning.reconstruction.joint_report import JointReport
 from mmp.pruning.reconstruction.reconstruct import reconstruct
+from mmp.pruning.reconstruction.repeatable import repeatable
 from mmp.pruning.reconstruction.tuning_images import TuningImages, divided, varied
 from mmp.pruning.reconstruction.tuning_state import TuningState
 from mmp.pruning.signals import Magnitude, score
@@ -221,15 +222,29 @@ def test_a_checkpoint_of_another_tuning_is_not_continued(change: str, tmp_path: 
     assert same(expected, found)
 
 
-def test_convolutions_repeat_their_bits_while_the_network_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, cudnn, seen = dense(), torch.backends.cudnn, set[tuple[bool, bool]]()
+def fused_attention() -> bool:
+    """Return whether attention may be computed by a fused kernel."""
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled()
+
+
+def test_kernels_repeat_their_bits_while_a_network_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, cudnn, seen = dense(), torch.backends.cudnn, set[tuple[bool, ...]]()
     masks = masks_of(network, 0.7)
     pruned = solved(network, masks)
     monkeypatch.setattr(cudnn, "benchmark", True)
-    pruned[0].register_forward_hook(lambda *_: seen.add((cudnn.deterministic, cudnn.benchmark)))
+    pruned[0].register_forward_hook(lambda *_: seen.add((cudnn.deterministic, cudnn.benchmark, fused_attention())))
     reconstruct_jointly(pruned, masks, [IMAGES], network, Tuning(steps=1))
-    assert seen == {(True, False)}
+    assert seen == {(True, False, True)}
     assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+
+
+def test_attention_is_not_fused_on_a_gpu() -> None:
+    with repeatable(torch.device("cuda")):
+        assert not fused_attention()
+    with repeatable(torch.device("cpu")):
+        assert fused_attention()
+    assert fused_attention()
 
 
 def test_large_batches_are_taken_in_parts_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,8 +95,9 @@ def reconstruct_jointly(
     """Tune the kept weights of all layers together, in place.
 
     The kept weights of layers, biases, and scales and shifts of norms change; other parameters, frozen parameters and
-    all buffers do not. On one machine, the same call gives the same bits. On a GPU, this holds for convolutional
-    networks; a vision transformer ended with other bits there, also under ``torch.use_deterministic_algorithms(True)``.
+    all buffers do not. On one machine, the same call gives the same bits. On a GPU, this holds for convolutions,
+    linear layers and attention; some other operations repeat their bits only under
+    ``torch.use_deterministic_algorithms(True)``.
 
     Args:
         model: A pruned network, best after :func:`mmp.reconstruct`. Its modes (training, eval) are restored.
@@ -146,7 +147,13 @@ def reconstruct_jointly(
     parameters = _tuned(model, masks)
     images = TuningImages.of(batches, held, next(iter(parameters.values())).device)
     begun = time.perf_counter()
-    with evaluating(model, dense), differentiable(model), repeatable(), _alone(model, parameters), torch.enable_grad():
+    with (
+        evaluating(model, dense),
+        differentiable(model),
+        repeatable(images.device),
+        _alone(model, parameters),
+        torch.enable_grad(),
+    ):
         imitation = Imitation.of(dense, named, tuning.logits, images.held_batches())
         state = _Descent(model, masks, parameters, images, imitation, tuning).run(checkpoint)
     report = JointReport(
