@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from mmp.config.interruption import Interrupted, code_of, sigint_blocked
 from mmp.errors import MmpError
+from mmp.openmp import bound_spin
 from mmp.runs.slurm import hold_signal
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def run_composed(context: HydraContext, task_function: TaskFunction, config: Dic
         config: The job's configuration.
         state: The launcher's Hydra singletons.
     """
+    bound_spin()
     setup_globals()
     Singleton.set_state(state)
     HydraConfig.instance().set_config(config)
@@ -71,6 +73,7 @@ def run_composed(context: HydraContext, task_function: TaskFunction, config: Dic
 
 def import_jobs() -> None:
     """Import the modules that a job needs."""
+    bound_spin()
     import mmp.runs.prune  # noqa: F401
 
 
@@ -207,7 +210,7 @@ class Slurm(SlurmLauncher):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A job's process unpickles this first. Its imports take seconds, in which Slurm's signal may already arrive.
-        return _hold_signal_first, (), self.__dict__
+        return _begin_job, (), self.__dict__
 
     def launch(self, job_overrides: Overrides, initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs that are not completed yet, and wait until each of them has ended."""
@@ -276,8 +279,9 @@ def _array_of(jobs: Sequence[Any]) -> str:
     return str(jobs[0].job_id).partition("_")[0]
 
 
-def _hold_signal_first() -> Slurm:
+def _begin_job() -> Slurm:
     hold_signal()
+    bound_spin()  # sbatch may have been configured not to pass the environment on
     return Slurm()
 
 

@@ -1,10 +1,11 @@
-"""The commands ``mmp-prune`` and ``mmp-train``, which run one configuration or a sweep of many.
+"""The commands: ``mmp-prune`` and ``mmp-train``, which run one configuration or a sweep of many, and the others.
 
 - One pruned model: ``mmp-prune signal=product strategy=balanced``
 - A sweep: ``mmp-prune -m signal=magnitude,gradient,product 'strategy=glob(*)'``
 - A baseline: ``mmp-prune criterion=lamp budget=0.9``
 - All baselines at the sparsities of a sweep: ``mmp-prune -m match=results/sweeps/sweep``
 - A dense model: ``mmp-train model=cnn data=digits``
+- ``mmp-plan`` and ``mmp-export`` are ``python -m mmp.plan`` and ``python -m mmp.export``.
 
 In a checkout, ``python prune.py`` and ``python train.py`` are the same commands.
 
@@ -30,6 +31,7 @@ from mmp.config.command import command
 from mmp.config.matching import with_axes
 from mmp.config.registration import register
 from mmp.config.schema import PruneConfig, TrainConfig
+from mmp.openmp import bound_spin
 from mmp.runs.lifecycle import attempt
 
 log = logging.getLogger(__name__)
@@ -38,12 +40,30 @@ register()  # at import, because worker processes of a launcher import this modu
 
 def prune() -> None:
     """Run ``mmp-prune``: prune one model or, with ``-m``, run a sweep."""
+    bound_spin()
     command(_prune, resumes=True)
 
 
 def train() -> None:
     """Run ``mmp-train``: train one dense model."""
+    bound_spin()
     command(_train, resumes=True)
+
+
+def plan() -> None:
+    """Run ``mmp-plan``: print the plan of a model, or a survey of models."""
+    bound_spin()
+    import mmp.plan
+
+    mmp.plan.main()
+
+
+def export() -> int:
+    """Run ``mmp-export``: export runs to files for a device."""
+    bound_spin()
+    from mmp.export.__main__ import main
+
+    return main()
 
 
 def _prune() -> None:

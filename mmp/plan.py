@@ -7,6 +7,11 @@ plan. The plan itself, without names from ``conf/``, is :func:`mmp.pruning.plan.
 
 from __future__ import annotations
 
+from mmp.openmp import bound_spin
+
+if __name__ == "__main__":
+    bound_spin()  # before torch is imported
+
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING

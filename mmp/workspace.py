@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from mmp.openmp import bound_spin
+
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 if the package ``wandb-workspaces`` is missing.
     """
+    bound_spin()
     parser = argparse.ArgumentParser(prog="mmp-workspace", description="Save a view of sweeps in W&B.")
     parser.add_argument("entity", help="W&B user or team")
     parser.add_argument("--project", default="mmp", help="W&B project (default: mmp)")

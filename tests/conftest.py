@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import resources
-import torch
 from hypothesis import settings
 from places import CONF
-from torch import nn
 
-from mmp.data import readers
+from mmp.openmp import bound_spin
+
+bound_spin()  # before torch is imported
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from mmp.data import readers  # noqa: E402
 
 pytest_plugins = ["pytester"]
 

@@ -7,6 +7,11 @@ runs of a sweep.
 
 from __future__ import annotations
 
+from mmp.openmp import bound_spin
+
+if __name__ == "__main__":
+    bound_spin()  # before torch is imported
+
 import argparse
 import logging
 import sys

@@ -16,6 +16,7 @@ from rich.console import Console
 from mmp.config.home import home_path
 from mmp.config.interruption import in_one_line
 from mmp.errors import MmpError
+from mmp.openmp import bound_spin
 from mmp.report.content import Report
 from mmp.report.write import write_comparison, write_report
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 if a run failed or there is an error, 130 after Ctrl-C, else 0.
     """
+    bound_spin()
     parser = argparse.ArgumentParser(
         prog="mmp-report", description="Write the report of a sweep, or compare two sweeps."
     )
