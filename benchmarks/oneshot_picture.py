@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +70,9 @@ def draw_sparsities(axis: Axes, rows: Sequence[Row], network: str) -> None:
     mine = table_rows(rows, network)
     found, sparsities = by_cell(mine), sorted({row["sparsity"] for row in mine})
     for method, column in best_lines(rows, network):
-        every = [accuracies(found, method, column, sparsity) for sparsity in sparsities]
-        places, style = [100 * sparsity for sparsity in sparsities], ":" if method == REFERENCE else "-"
-        _line(axis, places, every, color=COLOURS[column], label=f"{method}, {column}", linestyle=style, marker="o")
+        points = {100 * sparsity: accuracies(found, method, column, sparsity) for sparsity in sparsities}
+        style = ":" if method == REFERENCE else "-"
+        _line(axis, points, color=COLOURS[column], label=f"{method}, {column}", linestyle=style, marker="o")
     axis.axhline(percent(mine[0], "dense"), color="0.7", linewidth=0.8)
     axis.set_title(network, fontsize=10)
     axis.set_xlabel("weights that are pruned, %")
@@ -83,43 +82,46 @@ def draw_sparsities(axis: Axes, rows: Sequence[Row], network: str) -> None:
 def draw_pictures(axis: Axes, rows: Sequence[Row]) -> None:
     """Draw accuracy against the number of calibration pictures."""
     for (network, sparsity, solved), numbers in by_number(rows, "images").items():
-        every = [[percent(row, "reconstructed") for row in found] for found in numbers.values()]
+        points: dict[float, list[float]] = {number or 0: _reached(found) for number, found in numbers.items()}
         label = f"{network}, {100 * sparsity:.0f} %, {solved}"
-        _line(axis, [*numbers], every, color=COLOURS[solved], label=label, marker=_marker(network))
-    axis.set_xscale("log")
-    axis.set_xlabel("calibration pictures")
-    _legend(axis)
+        _line(axis, points, color=COLOURS[solved], label=label, marker=_marker(network))
+    _logarithmic(axis, "calibration pictures")
 
 
 def draw_seconds(axis: Axes, rows: Sequence[Row]) -> None:
-    """Draw accuracy against the seconds of re-solving, for each number of steps; layer by layer there are none."""
-    points: dict[tuple[str, str, float, str], list[tuple[float, float]]] = defaultdict(list)
+    """Draw accuracy against the seconds of re-solving, a point for each number of steps, a line for each machine."""
     for (network, sparsity, solved), numbers in by_number(rows, "steps").items():
-        for found in numbers.values():
-            for device in dict.fromkeys(row["device"] for row in found):
-                seconds = [row["seconds"]["reconstruct"] for row in found if row["device"] == device]
-                reached = [percent(row, "reconstructed") for row in found if row["device"] == device]
-                points[network, solved, sparsity, device].append(
-                    (statistics.median(seconds), statistics.fmean(reached))
-                )
-    for (network, solved, sparsity, device), found in points.items():
-        label = f"{network}, {100 * sparsity:.0f} %, {solved}, {device}"
-        axis.plot(*zip(*sorted(found), strict=True), marker=_marker(network), color=COLOURS[solved], label=label)
-    axis.set_xscale("log")
-    axis.set_xlabel("seconds of re-solving")
-    _legend(axis)
+        for device in dict.fromkeys(row["device"] for found in numbers.values() for row in found):
+            mine = [[row for row in found if row["device"] == device] for found in numbers.values()]
+            points = {
+                statistics.median(row["seconds"]["reconstruct"] for row in found): _reached(found)
+                for found in mine
+                if found
+            }
+            label = f"{network}, {100 * sparsity:.0f} %, {solved}, {device}"
+            _line(axis, dict(sorted(points.items())), color=COLOURS[solved], label=label, marker=_marker(network))
+    _logarithmic(axis, "seconds of re-solving")
+
+
+def _reached(rows: Sequence[Row]) -> list[float]:
+    return [percent(row, "reconstructed") for row in rows]
 
 
 def _marker(network: str) -> str:
-    return MARKERS[[*NETWORKS].index(network) % len(MARKERS)]
+    return MARKERS[[*NETWORKS].index(network)]
 
 
-def _legend(axis: Axes) -> None:
+def _line(axis: Axes, points: Mapping[float, Sequence[float]], **style: Any) -> None:
+    """Draw the means of points with their standard deviations."""
+    means = [statistics.fmean(values) for values in points.values()]
+    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in points.values()]
+    axis.errorbar([*points], means, yerr=spreads, markersize=4, linewidth=1.4, elinewidth=1, capsize=2, **style)
+
+
+def _logarithmic(axis: Axes, label: str) -> None:
+    """Draw the horizontal axis with plain numbers at powers of two."""
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.set_xlabel(label)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=7)
-
-
-def _line(axis: Axes, places: Sequence[Any], every: Sequence[Sequence[float]], **style: Any) -> None:
-    """Draw means with their standard deviations."""
-    means, spreads = [*map(statistics.fmean, every)], [statistics.stdev(v) if len(v) > 1 else 0.0 for v in every]
-    axis.errorbar(places, means, yerr=spreads, markersize=4, linewidth=1.4, elinewidth=1, capsize=2, **style)

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.oneshot_networks import NETWORKS
 from benchmarks.oneshot_picture import draw
 from benchmarks.oneshot_rows import Row
-from benchmarks.oneshot_tables import accuracy_table, pictures_table, seconds_table
+from benchmarks.oneshot_tables import accuracy_table, gain_table, pictures_table, seconds_table
 from benchmarks.study_report import fill
 from mmp.errors import MmpError
 from mmp.files import write_text
@@ -24,7 +24,8 @@ def write_report(rows: Sequence[Row]) -> None:
     """
     require_one_protocol(rows)
     tables = {f"oneshot: {network}": accuracy_table(rows, network) for network in NETWORKS}
-    tables |= {"oneshot: pictures": pictures_table(rows), "oneshot: seconds": seconds_table(rows)}
+    others = {"gain": gain_table, "pictures": pictures_table, "seconds": seconds_table}
+    tables |= {f"oneshot: {name}": table(rows) for name, table in others.items()}
     text = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
         text = fill(text, name, table)

@@ -92,6 +92,36 @@ def percent(row: Row, stage: str, split: str = "test") -> float:
     return float(100 * row["accuracy"][stage][split])
 
 
+def gain_table(rows: Sequence[Row]) -> str:
+    """Return the table of the points that joint tuning adds to layer-wise solutions, over the methods.
+
+    A method counts at a sparsity if both were measured with the same seeds.
+    """
+    lines = []
+    for network in NETWORKS:
+        found = by_cell(table_rows(rows, network))
+        for sparsity in NETWORKS[network].sparsities:
+            gains = [gain for method in methods() for gain in _gains(found, method, sparsity)]
+            if gains:
+                least, most = f"{min(gains):+.2f}", f"{max(gains):+.2f}"
+                lost = sum(gain < 0 for gain in gains)
+                mean = f"{statistics.fmean(gains):+.2f}"
+                lines.append([network, f"{100 * sparsity:.0f} %", mean, least, most, f"{lost} of {len(gains)}"])
+    headings = ["network", "pruned", "points gained, mean", "least", "most", "methods that lose"]
+    return table_of(headings, lines) if lines else NOTHING
+
+
+def _gains(found: Mapping[Cell, Sequence[Row]], method: str, sparsity: float) -> list[float]:
+    """Return the mean gain of a method over the seeds, if it was measured both ways."""
+    sides = [
+        {row["seed"]: percent(row, "reconstructed") for row in found.get((method, solved, sparsity), ())}
+        for solved in ("layer-wise", "joint")
+    ]
+    if not sides[0] or sides[0].keys() != sides[1].keys():
+        return []
+    return [statistics.fmean(sides[1][seed] - sides[0][seed] for seed in sides[0])]
+
+
 def by_number(rows: Iterable[Row], key: str) -> dict[Setting, dict[int | None, list[Row]]]:
     """Return the rows of the studied method by setting, then by the number of pictures, or of steps.
 
