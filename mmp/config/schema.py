@@ -312,7 +312,7 @@ class TuningConfig:
     """
 
     images: int = 3000
-    steps: int = 1500
+    steps: int = 1000
     learning_rate: float = 0.02
     batch_size: int = 128
     logits: float = 0.1

@@ -12,6 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from mmp.errors import MmpError
 from mmp.pruning.layers.layer import Layer
@@ -57,6 +58,16 @@ def search_groups(layers: Sequence[Layer]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(members) for name, members in groups.items()}
 
 
+def require_optuna() -> None:
+    """Raise unless optuna is installed.
+
+    Raises:
+        MmpError: if it is not.
+    """
+    if find_spec("optuna") is None:
+        raise MmpError("allocation=searched needs optuna: pip install 'mmp[search]'")
+
+
 def search(
     groups: Sequence[str],
     evaluate: Callable[[Mapping[str, float]], tuple[float, float]],
@@ -79,10 +90,9 @@ def search(
     Raises:
         MmpError: if optuna is not installed, or no trial succeeded.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise MmpError("allocation=searched needs optuna: pip install 'mmp[search]'") from error
+    require_optuna()
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=8)
     objectives = 2 if sparsity_varies else 1

@@ -27,7 +27,7 @@ from mmp.pruning.layers.prunable import prunable_layers
 from mmp.pruning.patterns import UNSTRUCTURED, Channels, Pattern, no_channels, parse
 from mmp.pruning.plan import choose_sparsities, plan_model
 from mmp.pruning.ranges import Range, RangeTable
-from mmp.pruning.search import best_of, search, search_groups
+from mmp.pruning.search import best_of, require_optuna, search, search_groups
 from mmp.pruning.sizes import Sizes
 from mmp.pruning.strategies import Strategy
 from mmp.pruning.structure import Structure, ranges_of
@@ -93,6 +93,8 @@ class Allocator:
                 "allocation=searched compares models by their accuracy after re-solving, without training; set "
                 "reconstruct=least_squares"
             )
+        if name == SEARCHED:
+            require_optuna()
         ranking = criterion(name) if name in CRITERIA else None
         return cls(config, strategy, parse(config.pattern), baseline, ranking)
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,14 @@ class Stopwatch:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
     packages = ("mmp", "torch", "timm", "pytorch-lightning", "hydra-core")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # mmp also runs from the folder of its source
+        return "not installed"
 
 
 @dataclass

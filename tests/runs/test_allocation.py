@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,15 @@ def test_contradictory_settings_are_refused(conf: Path, overrides: list[str], me
 
     with pytest.raises(MmpError, match=message):
         build()
+
+
+def test_a_missing_optuna_is_found_before_anything_is_trained(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate(configured(conf, "allocation=searched", "reconstruct=least_squares"))
+    strategy = build_strategy(config.strategy)
+    Allocator.of(config, strategy)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MmpError, match=r"pip install 'mmp\[search\]'"):
+        Allocator.of(config, strategy)
 
 
 def test_a_searched_run_does_not_depend_on_the_strategy(conf: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from mmp.runs.store import LOGGERS, MASKS, RESULT, STATUS, RunFolder, Stopwatch
+from mmp.runs import store
+from mmp.runs.store import LOGGERS, MASKS, RESULT, STATUS, RunFolder, Stopwatch, versions
 
 HEAD = {"identity": "a", "data_fingerprint": "b"}
 
@@ -43,6 +45,19 @@ def test_other_data_or_settings_are_another_run(tmp_path: Path) -> None:
     completed(tmp_path)
     assert not RunFolder(tmp_path, {**HEAD, "data_fingerprint": "c"}).completed()
     assert not RunFolder(tmp_path, {**HEAD, "identity": "c"}).completed()
+
+
+def test_a_run_from_a_folder_without_installation_keeps_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = store.version
+
+    def version(package: str) -> str:
+        if package == "mmp":
+            raise PackageNotFoundError(package)
+        return installed(package)
+
+    monkeypatch.setattr(store, "version", version)
+    found = versions()
+    assert (found["mmp"], found["torch"]) == ("not installed", installed("torch"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
