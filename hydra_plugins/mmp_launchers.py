@@ -26,7 +26,8 @@ from omegaconf import DictConfig
 
 from mmp.config.interruption import Interrupted, code_of, sigint_blocked
 from mmp.errors import MmpError
-from mmp.openmp import bound_spin
+from mmp.machine import CORES, cores
+from mmp.openmp import THREADS, bound_spin, threads_by_user
 from mmp.runs.slurm import hold_signal
 
 if TYPE_CHECKING:
@@ -38,7 +39,13 @@ Overrides = Sequence[Sequence[str]]
 
 
 class ProcessLauncher(Launcher):
-    """Base class of the launchers whose jobs run in other processes, on this machine or on a cluster."""
+    """Base class of the launchers whose jobs run in other processes, on this machine or on a cluster.
+
+    Attributes:
+        limits: Environment variables that jobs get, such as the cores for each; None removes a variable.
+    """
+
+    limits: Mapping[str, str | None] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Store the arguments; Hydra calls this before :meth:`launch`."""
@@ -46,10 +53,12 @@ class ProcessLauncher(Launcher):
 
     def job(self, sweep: Sweep, index: int) -> tuple[Any, ...]:
         """Return the arguments of :func:`run_composed` for one job."""
-        return self.hydra_context, self.task_function, sweep.configs[index], Singleton.get_state()
+        return self.hydra_context, self.task_function, sweep.configs[index], Singleton.get_state(), self.limits
 
 
-def run_composed(context: HydraContext, task_function: TaskFunction, config: DictConfig, state: Any) -> None:
+def run_composed(
+    context: HydraContext, task_function: TaskFunction, config: DictConfig, state: Any, limits: Mapping[str, str | None]
+) -> None:
     """Run a job whose configuration is already composed, in a process of its own. It writes its result to its folder.
 
     Args:
@@ -57,8 +66,11 @@ def run_composed(context: HydraContext, task_function: TaskFunction, config: Dic
         task_function: The function to run.
         config: The job's configuration.
         state: The launcher's Hydra singletons.
+        limits: Environment variables to set in this process or, if the value is None, to remove from it.
     """
     bound_spin()
+    for name, value in limits.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     setup_globals()
     Singleton.set_state(state)
     HydraConfig.instance().set_config(config)
@@ -84,8 +96,9 @@ class Workers(ProcessLauncher):
     time, to find the one that kills its process. After that it runs the remaining jobs.
 
     Args:
-        n_jobs: Number of workers; by default one per GPU slot, or one per core if there is no GPU. The cores are
-            divided among the workers, unless ``OMP_NUM_THREADS`` sets the number of threads.
+        n_jobs: Number of workers; by default one per GPU slot. Without a GPU, one for each core that this process may
+            use, or for each ``OMP_NUM_THREADS`` of them, and not more. The cores are divided among the workers, unless
+            ``OMP_NUM_THREADS`` sets the number of threads.
         jobs_per_device: Number of workers that share a GPU.
         joblib: Further arguments of ``joblib.Parallel``.
 
@@ -144,9 +157,13 @@ class Workers(ProcessLauncher):
         self._divide(len(job_overrides))
         sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
         waiting = sweep.missing()
+        if (wanted := min(self._workers or 0, len(job_overrides))) > (workers := self.joblib["pre_dispatch"]):
+            log.warning("hydra.launcher.n_jobs=%d: %s, so workers: %d", wanted, self._cores.describe(), workers)
 
         def attempt(jobs: list[int]) -> bool:
-            log.info("jobs: %d, workers: %d", len(jobs), min(len(jobs), self.joblib["pre_dispatch"]))
+            workers = min(len(jobs), self.joblib["pre_dispatch"])
+            share = f"{self.limits[CORES]} core{'' if self.limits[CORES] == '1' else 's'}"
+            log.info("jobs: %d, workers: %d with %s each; %s", len(jobs), workers, share, self._cores.describe())
             try:
                 deque(self._imports or (), maxlen=0)
                 tasks = (delayed(run_composed)(*self.job(sweep, index)) for index in jobs)
@@ -181,25 +198,28 @@ class Workers(ProcessLauncher):
 
     def _divide(self, jobs: int) -> None:
         """Set the number of workers, at most the number of jobs, and divide GPUs or cores among them."""
-        import joblib
-
         from mmp.runs.devices import SLOTS, visible_gpus
 
         accelerator = self.config.get("trainer", {}).get("accelerator", "auto")
         slots = [gpu for gpu in visible_gpus() for _ in range(self._per_device)] if accelerator != "cpu" else []
-        workers = self._workers or len(slots) or joblib.cpu_count()
+        self._cores, threads = cores(), threads_by_user()
+        most = max(1, self._cores.whole // (threads or 1))
+        workers = self._workers or len(slots) or most
         if slots and workers > len(slots):
             raise MmpError(
                 f"hydra.launcher.n_jobs={workers}: there are only {len(slots)} GPU slots; leave n_jobs out, or let "
                 f"more jobs share a GPU with hydra.launcher.jobs_per_device"
             )
         os.environ[SLOTS] = ",".join(slots)
-        workers = min(workers, jobs)
+        workers = min(workers, jobs) if slots else min(workers, jobs, most)
         # With n_jobs=1, joblib would run the jobs in this process, and a job could kill it. So there are at least two
         # workers, and pre_dispatch limits how many of them work.
         self.joblib |= {"n_jobs": max(workers, 2), "pre_dispatch": workers}
-        if "OMP_NUM_THREADS" not in os.environ:
-            self.joblib["inner_max_num_threads"] = max(1, joblib.cpu_count() // workers)
+        share = max(1, self._cores.whole // workers)
+        self.limits = {CORES: str(share)}
+        if threads is None:
+            self.joblib["inner_max_num_threads"] = share
+            self.limits[THREADS] = None  # joblib sets it, and it would look like a setting of the user
 
 
 class Slurm(SlurmLauncher):
@@ -331,6 +351,8 @@ class Ray(ProcessLauncher):
         missing = sweep.missing()
         if missing and not ray.is_initialized():
             ray.init(**self._init)
+        if cores_each := self._remote.get("num_cpus"):
+            self.limits = {CORES: str(max(1, int(cores_each)))}
         if missing and self._remote.get("num_gpus") is None:
             self._remote["num_gpus"] = int("GPU" in ray.cluster_resources())
         task = ray.remote(**self._remote)(run_composed)

@@ -1,4 +1,4 @@
-"""The time that OpenMP's threads spin: how long a thread that waits keeps its core before it sleeps.
+"""The threads of OpenMP: how long a waiting one keeps its core before it sleeps, and their number.
 
 By default a thread spins for milliseconds. Beside other busy processes, it then holds a core that the thread it waits
 for needs. A short spin costs nothing on an idle machine.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+THREADS = "OMP_NUM_THREADS"  # environment variable
 # PyTorch brings GNU's runtime or, from some channels, Intel's or LLVM's, which share their variables.
 _SPIN = {
     "GOMP_SPINCOUNT": "1000",  # iterations; GNU's default is 300,000, or more with OMP_WAIT_POLICY=ACTIVE
@@ -24,3 +25,9 @@ def bound_spin() -> None:
     """
     if not any(name in os.environ for name in _SET_BY_HAND):
         os.environ.update(_SPIN)
+
+
+def threads_by_user() -> int | None:
+    """Return the number of threads in ``OMP_NUM_THREADS``; None if the variable is not set, or has no number."""
+    number = os.environ.get(THREADS, "").partition(",")[0].strip()  # a list has a number for each level of nesting
+    return int(number) if number.isdecimal() and int(number) else None

@@ -176,15 +176,17 @@ def _observed(config: PlanConfig) -> tuple[nn.Module, list[dict[str, float]]]:
     from mmp.data.module import ImageData
     from mmp.models.networks import fill_input
     from mmp.runs.calibration import Calibration
+    from mmp.runs.threads import own_cores
     from mmp.training.dense import dense_model
     from mmp.training.evaluation import device_of
 
     fill_input(config)
     assert config.data is not None  # validate() requires data for observed ranges
     data = ImageData(config.data, config.seed, Path(config.paths.cache))
-    model, _ = dense_model(config, data)
-    calibration = Calibration.of(config, model, find_layers(model), data, device_of(config))
-    return model, calibration.observe(config.ranges)
+    with own_cores(config):
+        model, _ = dense_model(config, data)
+        calibration = Calibration.of(config, model, find_layers(model), data, device_of(config))
+        return model, calibration.observe(config.ranges)
 
 
 def show(cfg: DictConfig) -> None:

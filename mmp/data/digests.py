@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from mmp.errors import MmpError
 from mmp.files import as_text, locked, read_json, stamp_of, write_text
+from mmp.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 # remembered of a file that changed less than this many nanoseconds before it was read.
 TOO_RECENT = 2_000_000_000
 
-_THREADS = min(16, 4 * (os.cpu_count() or 1))
+_MOST_THREADS, _THREADS_PER_CORE = 16, 4  # they wait for files most of the time
 
 Look = Callable[[str, bytes], Any]
 _Stamp = list[int]  # that of mmp.files, as JSON keeps it
@@ -71,7 +72,7 @@ def contents(root: Path, names: Sequence[str], memory: Path | None, look: Look, 
         missing = [name for name in stamps if name not in found]
         log.info("reading %d new or changed images of %s", len(missing), root)
         before = time.time_ns()
-        with ThreadPoolExecutor(_THREADS) as threads:
+        with ThreadPoolExecutor(min(_MOST_THREADS, _THREADS_PER_CORE * usable_cores())) as threads:
             read = dict(zip(missing, threads.map(lambda name: _read(root, name, look), missing), strict=True))
         fresh = {name: content for name, content in read.items() if isinstance(content, Content)}
         stable = {name: content for name, content in fresh.items() if _changed(stamps[name]) < before - TOO_RECENT}

@@ -7,6 +7,7 @@ import logging
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -27,6 +28,7 @@ from mmp.models.networks import python_code
 from mmp.report.conditions import select
 from mmp.report.results import load_runs
 from mmp.runs.store import CONFIG, RESULT, WEIGHTS, RunFolder, versions
+from mmp.runs.threads import own_cores
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +114,9 @@ def export_run(folder: Path, targets: Sequence[Target], options: Options) -> Ite
     """
     run_folder = RunFolder(folder)
     completed_result(run_folder)
-    with run_folder.lock(), tempfile.TemporaryDirectory() as scratch:
+    with run_folder.lock(), tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         run = ExportedRun(folder, options.data, Path(scratch))
+        stack.enter_context(own_cores(run.config))
         for target in targets:
             place = folder / EXPORT / target.name
             fingerprint = run.result.get("data_fingerprint")  # the same weights can be measured on other images

@@ -24,9 +24,10 @@ from mmp.errors import MmpError
 from mmp.files import write_text
 from mmp.runs.devices import gpu_slot
 from mmp.runs.memory import keep_freed_memory
-from mmp.runs.slurm import requeued_in_time, use_own_cores
+from mmp.runs.slurm import requeued_in_time
 from mmp.runs.store import CONFIG, JOINT_STATE, RunFolder
 from mmp.runs.terminal import is_shown
+from mmp.runs.threads import own_cores
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -49,7 +50,6 @@ def attempt(cfg: DictConfig, schema: type[Config]) -> Iterator[tuple[RunFolder, 
     printable_output()  # of a launcher's process, too
     run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     slot = gpu_slot() if HydraConfig.get().mode == RunMode.MULTIRUN else nullcontext()
-    use_own_cores()
     keep_freed_memory()
     with slot, requeued_in_time(), run.lock():
         run.clean_up()
@@ -57,7 +57,8 @@ def attempt(cfg: DictConfig, schema: type[Config]) -> Iterator[tuple[RunFolder, 
             config = validate(cfg, schema)
             if config.trainer.enable_progress_bar and is_shown():
                 config.trainer.enable_progress_bar = False  # the live display shows the progress of all jobs
-            yield run, config
+            with own_cores(config, config.trainer.devices):
+                yield run, config
         except KeyboardInterrupt as error:  # not a failure: the same command resumes the run
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise

@@ -34,18 +34,6 @@ def restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def use_own_cores() -> None:
-    """Use as many threads as Slurm has allocated cores, unless OMP_NUM_THREADS is set.
-
-    Not every cluster restricts a job to its cores.
-    """
-    cores = os.environ.get("SLURM_CPUS_PER_TASK")
-    if cores and "OMP_NUM_THREADS" not in os.environ:
-        import torch
-
-        torch.set_num_threads(int(cores))
-
-
 class SignalFlag:
     """A signal handler that only records that the signal was received."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -24,6 +23,7 @@ from mmp.config.objects import instantiate
 from mmp.config.schema import PruneConfig, TrainConfig
 from mmp.data.loader import EpochLoader
 from mmp.errors import MmpError, one_line
+from mmp.machine import cores
 from mmp.training.checkpoints import AtomicCheckpoints, loader_state
 from mmp.training.classifier import check_recipe
 from mmp.training.evaluation import device_of
@@ -75,11 +75,11 @@ def check_config(config: TrainConfig, folder: Path) -> None:
                 f"logger.{key} needs a package that is not installed: pip install tensorboard, or remove that logger: "
                 f"logger=csv, or logger.{key}=null"
             )
-    cores = max(os.cpu_count() or 1, 2)
-    if device_of(config).type == "cpu" and config.trainer.devices > cores:
+    available = cores()
+    if device_of(config).type == "cpu" and config.trainer.devices > available.whole:
         raise MmpError(
-            f"trainer.devices={config.trainer.devices}: on the CPU, every device is a process, and this machine has "
-            f"{cores} cores; set trainer.devices=1"
+            f"trainer.devices={config.trainer.devices}: on the CPU, every device is a process, and "
+            f"{available.describe()}; set trainer.devices=1"
         )
     check_recipe(config.dense, "dense")
     if isinstance(config, PruneConfig):

@@ -34,4 +34,5 @@ def test_no_module_of_the_report_imports_torch() -> None:
 
 
 def test_the_ground_imports_no_torch() -> None:
-    assert not imported_by("import mmp.errors, mmp.markdown, mmp.openmp, mmp.files, mmp.workspace") & ({"torch"} | FRAMEWORKS)
+    modules = [f"mmp.{name}" for name in ("errors", "markdown", "cgroups", "openmp", "machine", "files", "workspace")]
+    assert not imported_by(f"import {', '.join(modules)}") & ({"torch"} | FRAMEWORKS)

@@ -26,6 +26,7 @@ from warm import LIMIT
 
 from callbacks.pruning import MaskPruning
 from mmp.errors import MmpError
+from mmp.machine import Cores
 from mmp.pruning.masks import Masks, load_masks
 from mmp.runs import devices
 
@@ -229,22 +230,26 @@ def divided(monkeypatch: pytest.MonkeyPatch, accelerator: str = "auto", jobs: in
     workers = Workers(**keys)
     workers.config = OmegaConf.create({"trainer": {"accelerator": accelerator}})
     workers._divide(jobs)
-    return {**workers.joblib, "slots": os.environ[devices.SLOTS]}
+    return {**workers.joblib, "slots": os.environ[devices.SLOTS], "limits": workers.limits}
 
 
 def test_workers_share_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    monkeypatch.setattr("hydra_plugins.mmp_launchers.cores", lambda: Cores(8.5, 16))
     monkeypatch.setattr(devices, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = divided(monkeypatch, jobs_per_device=2)
     assert (found["n_jobs"], found["slots"], found["inner_max_num_threads"]) == (4, "0,0,1,1", 2)
     found = divided(monkeypatch, accelerator="cpu")
     assert (found["n_jobs"], found["slots"], found["inner_max_num_threads"]) == (8, "", 1)
+    assert found["limits"] == {"MMP_CORES": "1", "OMP_NUM_THREADS": None}
     # A single worker has an idle one beside it, since joblib would otherwise run the job in the launcher's process.
     found = divided(monkeypatch, accelerator="cpu", n_jobs=1)
     assert (found["n_jobs"], found["pre_dispatch"], found["inner_max_num_threads"]) == (2, 1, 8)
+    assert divided(monkeypatch, accelerator="cpu", n_jobs=20)["pre_dispatch"] == 8
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert "inner_max_num_threads" not in divided(monkeypatch)
+    found = divided(monkeypatch, accelerator="cpu")
+    assert (found["pre_dispatch"], found["limits"]) == (2, {"MMP_CORES": "4"})  # two workers of three threads
 
 
 def test_ranks_with_different_masks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +297,8 @@ def test_without_a_driver_torch_does_not_count_gpus(monkeypatch: pytest.MonkeyPa
 
 
 def test_there_are_no_more_workers_than_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("joblib.cpu_count", lambda: 64)
+    monkeypatch.setattr("hydra_plugins.mmp_launchers.cores", lambda: Cores(64, 64))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(devices, "visible_gpus", list)
     for jobs, workers in ((100, 64), (5, 5), (1, 1)):
         found = divided(monkeypatch, jobs=jobs)

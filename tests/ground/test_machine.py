@@ -1,0 +1,105 @@
+"""The cores that a process may use: the smallest of all limits, in this process and in real ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from control_groups import kernel_files, real_group
+from places import ROOT
+from warm import LIMIT
+
+from mmp.machine import Cores, cores
+
+SET_BY_HAND = ("SLURM_CPUS_PER_TASK", "LOKY_MAX_CPU_COUNT", "MMP_CORES")
+
+
+@pytest.fixture(autouse=True)
+def eight_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SET_BY_HAND:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+def described(code: str, *before: str) -> str:
+    """Return what a new process prints; ``before`` is a command that starts it."""
+    environment = {name: value for name, value in os.environ.items() if name not in SET_BY_HAND}
+    command = [*before, sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_without_limits_all_cores_may_be_used(tmp_path: Path) -> None:
+    found = cores(tmp_path)
+    assert (found, found.whole) == (Cores(8, 8), 8)
+    assert found.describe() == "8 of 8 cores may be used"
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "variables", "usable", "limit"),
+    [
+        ([0, 3, 5], "max 100000", {}, 3, "processor affinity"),
+        (range(8), "150000 100000", {}, 1.5, "quota of the control group"),
+        (range(2), "150000 100000", {"SLURM_CPUS_PER_TASK": "1"}, 1, "SLURM_CPUS_PER_TASK"),
+        (range(8), "max 100000", {"SLURM_CPUS_PER_TASK": "4", "MMP_CORES": "2"}, 2, "MMP_CORES"),
+        (range(8), "max 100000", {"LOKY_MAX_CPU_COUNT": "5"}, 5, "LOKY_MAX_CPU_COUNT"),
+        (range(8), "1600000 100000", {"SLURM_CPUS_PER_TASK": "99", "MMP_CORES": "all"}, 8, None),
+        (range(8), "50000 100000", {"MMP_CORES": "0"}, 0.5, "quota of the control group"),
+    ],
+)
+def test_the_smallest_limit_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    affinity: Sequence[int],
+    quota: str,
+    variables: dict[str, str],
+    usable: float,
+    limit: str | None,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(affinity))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    mount = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    assert cores(kernel_files(tmp_path, "0::/\n", mount, {"cpu.max": quota})) == Cores(usable, 8, limit)
+
+
+def test_threads_are_for_whole_cores_and_at_least_one() -> None:
+    assert [Cores(usable, 16).whole for usable in (0.2, 1.0, 1.9, 2.0, 16.0)] == [1, 1, 1, 2, 16]
+    assert Cores(1.5, 16, "quota").describe() == "1.5 of 16 cores may be used (quota)"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="needs taskset")
+def test_taskset_in_a_real_process() -> None:
+    code = "from mmp.machine import cores; print(cores().whole, cores().limit)"
+    number, limit = described(code, "taskset", "-c", "0").split(" ", 1)
+    assert number == "1"
+    assert limit in ("processor affinity", "None")  # None: the machine has only one core
+
+
+@pytest.mark.slow
+def test_the_quota_of_a_real_control_group() -> None:
+    def quota(tenths: int) -> dict[str, str]:
+        return {
+            "cpu.cfs_period_us": "100000",
+            "cpu.cfs_quota_us": f"{tenths}0000",
+            "cpu.max": f"{tenths}0000 100000",
+        }
+
+    code = "from mmp.machine import cores; print(cores().usable, cores().limit)"
+    enter = ("sh", "-c", 'echo $$ > "$0" && exec "$@"')
+    with real_group("cpu", quota(7)) as processes:
+        assert described(code, *enter, str(processes)) == "0.7 quota of the control group"
+    with real_group("cpu", quota(6), nested=quota(5)) as processes:
+        assert described(code, *enter, str(processes)) == "0.5 quota of the control group"
+    with real_group("cpu", quota(4), nested={}) as processes:
+        assert described(code, *enter, str(processes)) == "0.4 quota of the control group"
