@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from mmp.config.interruption import Interrupted, code_of, sigint_blocked
 from mmp.errors import MmpError
-from mmp.machine import CORES, cores
+from mmp.machine import CORES, MEMORY, cores, usable_memory
 from mmp.openmp import THREADS, bound_spin, threads_by_user
 from mmp.runs.slurm import hold_signal
 
@@ -197,7 +197,7 @@ class Workers(ProcessLauncher):
                 self._imports.close()
 
     def _divide(self, jobs: int) -> None:
-        """Set the number of workers, at most the number of jobs, and divide GPUs or cores among them."""
+        """Set the number of workers, at most the number of jobs, and divide GPUs, cores and memory among them."""
         from mmp.runs.devices import SLOTS, visible_gpus
 
         accelerator = self.config.get("trainer", {}).get("accelerator", "auto")
@@ -216,7 +216,7 @@ class Workers(ProcessLauncher):
         # workers, and pre_dispatch limits how many of them work.
         self.joblib |= {"n_jobs": max(workers, 2), "pre_dispatch": workers}
         share = max(1, self._cores.whole // workers)
-        self.limits = {CORES: str(share)}
+        self.limits = {CORES: str(share), MEMORY: str(usable_memory() // workers)}
         if threads is None:
             self.joblib["inner_max_num_threads"] = share
             self.limits[THREADS] = None  # joblib sets it, and it would look like a setting of the user

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmp.cgroups import ROOT, processor_limit
+from mmp.cgroups import ROOT, memory_limit, processor_limit
 
-CORES = "MMP_CORES"  # environment variable: cores for this process; the launcher of a sweep sets it for its workers
+# Environment variables: cores, and bytes of memory, for this process. A launcher sets them for its workers.
+CORES, MEMORY = "MMP_CORES", "MMP_MEMORY"
+_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,27 @@ class Cores:
         return f"{self.usable:g} of {self.present} core{'s' if self.present > 1 else ''} may be used{reason}"
 
 
+@dataclass(frozen=True)
+class Memory:
+    """The memory that a process may use.
+
+    Attributes:
+        usable: Bytes.
+        present: Bytes of the machine.
+        limit: What limits them, None if nothing does.
+    """
+
+    usable: int
+    present: int
+    limit: str | None = None
+
+    def describe(self) -> str:
+        """Return a phrase such as ``4.3 of 67.4 GB may be used (limit of the control group)``."""
+        if self.limit is None:
+            return f"the machine has {self.present / 1e9:.4g} GB"
+        return f"{self.usable / 1e9:.4g} of {self.present / 1e9:.4g} GB may be used ({self.limit})"
+
+
 def cores(root: Path = ROOT) -> Cores:
     """Return the cores that this process may use.
 
@@ -62,6 +86,44 @@ def _core_limits(root: Path) -> Iterator[tuple[float, str]]:
     if (quota := processor_limit(root)) is not None:
         yield quota, "quota of the control group"
     for name in ("SLURM_CPUS_PER_TASK", "LOKY_MAX_CPU_COUNT", CORES):
-        value = os.environ.get(name, "")
-        if value.isdecimal() and int(value):
-            yield float(value), name
+        if number := _number(name):
+            yield float(number), name
+
+
+def memory(root: Path = ROOT) -> Memory:
+    """Return the memory that this process may use.
+
+    The smallest limit counts: the machine, the limits of the control groups, ``ulimit -v`` and ``ulimit -d``, what
+    Slurm has allocated on the node, and ``MMP_MEMORY``. Other processes may use a part of it.
+
+    Args:
+        root: The folder that ``proc`` and ``sys`` are in.
+    """
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    usable, limit = min(_memory_limits(root), default=(present, None))
+    return Memory(usable, present, limit) if usable < present else Memory(present, present)
+
+
+def usable_memory() -> int:
+    """Return the bytes of memory that this process may use."""
+    return memory().usable
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, str]]:
+    if (most := memory_limit(root)) is not None:
+        yield most, "limit of the control group"
+    for kind, name in ((resource.RLIMIT_AS, "ulimit -v"), (resource.RLIMIT_DATA, "ulimit -d")):
+        if (most := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
+            yield most, name
+    if megabytes := _number("SLURM_MEM_PER_NODE"):
+        yield megabytes * _MIB, "SLURM_MEM_PER_NODE"
+    if (megabytes := _number("SLURM_MEM_PER_CPU")) and (allocated := _number("SLURM_CPUS_ON_NODE")):
+        yield megabytes * allocated * _MIB, "SLURM_MEM_PER_CPU"
+    if number := _number(MEMORY):
+        yield number, MEMORY
+
+
+def _number(name: str) -> int:
+    """Return the number in an environment variable; 0 if there is none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 0

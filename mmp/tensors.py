@@ -17,6 +17,12 @@ from torch import Tensor
 
 from mmp.errors import MmpError
 from mmp.files import write_atomically
+from mmp.machine import usable_memory
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory or, for any other device, of the memory that this process may use."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else usable_memory()
 
 
 def all_finite(values: Tensor) -> bool:

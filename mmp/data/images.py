@@ -19,8 +19,11 @@ from mmp.data.augment import DRAWS, Augmentation, augmentation_of
 from mmp.data.decoding import Decoding
 from mmp.data.image_files import FileImages
 from mmp.errors import MmpError, nearest
+from mmp.machine import memory
 
 Samples = list[tuple[str, int]]
+
+_RESIZED_AT_ONCE = 1024  # images; as float32, they need several times the memory of their pixels
 
 # The arguments of timm's create_transform that affect only training images. The model states the others.
 AUGMENTATIONS = (
@@ -253,7 +256,8 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
             resized when it is indexed.
 
     Raises:
-        MmpError: if ``data.channels`` is wrong, or the augmentation does not work on these images.
+        MmpError: if ``data.channels`` is wrong, the augmentation does not work on these images, or they do not fit into
+            memory at the model's size.
     """
     if (found := pixels.shape[1]) != cfg.channels:
         raise MmpError(
@@ -266,8 +270,8 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
     if pixels.shape[-2:] == size or resize_now or not coloured:
         exact = pixels
         if pixels.shape[-2:] != size:
-            resized = interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-            exact = resized.round().clamp(0, 255).to(torch.uint8)
+            _require_memory(len(pixels), cfg, "data.image_size", f"set data.image_size={max(pixels.shape[-2:])}")
+            exact = torch.cat([_resized(part, size) for part in pixels.split(_RESIZED_AT_ONCE)])
         plain = TensorImages(exact, labels, cfg.mean or (), cfg.std or (), pixels.shape[-2:])
     else:
         plain = TransformedImages(pixels, labels, transform_of(cfg, training=False))
@@ -286,6 +290,21 @@ def in_memory(pixels: Tensor, labels: Tensor, cfg: DataConfig, resize_now: bool 
     return AugmentedImages(pixels, labels, augmentation), plain
 
 
+def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
+
+
+def _require_memory(count: int, cfg: DataConfig, key: str, way_out: str) -> None:
+    """Raise if a number of images does not fit into the memory that this process may use."""
+    assert cfg.image_size is not None
+    available, needed = memory(), count * cfg.channels * cfg.image_size**2
+    if needed > available.usable:
+        raise MmpError(
+            f"{key}={str(getattr(cfg, key.removeprefix('data.'))).lower()}: {count} images of {cfg.image_size} pixels "
+            f"need {needed / 1e9:.4g} GB, and {available.describe()}; {way_out}"
+        )
+
+
 def of_files(samples: Samples, root: Path, cfg: DataConfig) -> tuple[Images, Images]:
     """Return image files twice: augmented for training, and without augmentation for evaluation.
 
@@ -297,7 +316,8 @@ def of_files(samples: Samples, root: Path, cfg: DataConfig) -> tuple[Images, Ima
         cfg: The data set; image size, mean and standard deviation must be set.
 
     Raises:
-        MmpError: if timm does not accept the augmentation, or a file that is read now is not an image.
+        MmpError: if timm does not accept the augmentation, a file that is read now is not an image, or the images do
+            not fit into memory.
     """
     decoding = Decoding(cfg.channels, cfg.background)
     plain = FileImages(samples, root, decoding, transform_of(cfg, training=False))
@@ -305,6 +325,7 @@ def of_files(samples: Samples, root: Path, cfg: DataConfig) -> tuple[Images, Ima
         return FileImages(samples, root, decoding, transform_of(cfg, training=True)), plain
     plain.check()
     assert cfg.image_size is not None
+    _require_memory(len(plain), cfg, "data.in_memory", "set data.in_memory=false")
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.mean, cfg.std))
     pixels = torch.empty(len(plain), cfg.channels, cfg.image_size, cfg.image_size, dtype=torch.uint8)
     for index, levels in enumerate(pixels):

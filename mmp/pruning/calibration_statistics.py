@@ -18,7 +18,7 @@ from mmp.errors import MmpError
 from mmp.pruning.layers.eval_mode import differentiable, evaluating
 from mmp.pruning.layers.forward import LayerWalk
 from mmp.pruning.layers.products import columns_of, rows_of
-from mmp.tensors import all_finite, widened
+from mmp.tensors import all_finite, memory_of, widened
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ STATISTICS = (
 )  # fmt: skip
 MOST_IMAGES = 512  # for input_covariance and squared_output_gradient; further images hardly change them
 MOST_TWICE = 64  # images that hessian_gradient differentiates twice at a time, which bounds its memory
-MOST_KEPT = 2**30  # bytes of graphs that hessian_gradient keeps from its first pass to its second
+MOST_KEPT = 2**30  # bytes of graphs that hessian_gradient keeps for its second pass; an eighth of a small memory
 
 # Statistics that are means of a function of a batch's gradients.
 _FIRST_ORDER: dict[str, Callable[[Tensor], Tensor]] = {
@@ -63,7 +63,7 @@ def collect(
     - ``squared_batch_gradient``: (dL_b/dw)^2, the same mean.
     - ``squared_gradient``: (dL_i/dw)^2, the mean over single images i.
     - ``hessian_gradient``: H g, the Hessian of the loss times its gradient (GraSP, arXiv 2002.07376). It takes at most
-      `MOST_KEPT` bytes more memory than `MOST_TWICE` images need.
+      `MOST_KEPT` bytes, or an eighth of the device's memory, more than `MOST_TWICE` images need.
     - ``input_covariance``: the covariance of the rows that the weight is multiplied by, (groups, columns, columns).
     - ``squared_output_gradient``: the squared gradient of each output, summed over positions, the mean over images,
       (outputs,).
@@ -254,8 +254,10 @@ def _hessian_gradient(
         edges = graphs.popleft() if graphs else _edges(gradients(inputs, targets, create_graph=True))
         return _hessian_product(edges, mean, weights)
 
+    most = min(MOST_KEPT, memory_of(weights[0].device) // 8) if weights else 0
+
     def room() -> bool:
-        return sum(held.values()) <= MOST_KEPT
+        return sum(held.values()) <= most
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no second derivative
         samples = 0

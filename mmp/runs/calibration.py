@@ -19,6 +19,7 @@ from mmp.config.identity import architecture, digest, with_sources
 from mmp.config.schema import JOINT, RangesConfig, ReconstructConfig, TrainConfig
 from mmp.config.source_code import own_source_digest
 from mmp.data.module import ImageData
+from mmp.machine import usable_memory
 from mmp.pruning.calibration_statistics import collect
 from mmp.pruning.channels.structure import SetScorer, WholeChannels
 from mmp.pruning.criteria import Criterion, criterion, observe
@@ -179,11 +180,11 @@ class Calibration:
 
         Args:
             images: Batches of the calibration split.
-            megabytes: The most that the outputs may need, in units of 10^6 bytes. If they need more, the result is
-                empty, and reconstruction computes them itself.
+            megabytes: The most that the outputs may need, in units of 10^6 bytes; at most a quarter of the memory. If
+                they need more, the result is empty, and reconstruction computes them itself.
             chosen: How the images were chosen, unless they are the first.
         """
-        names, most = [layer.name for layer in self.layers], megabytes * MEGABYTE
+        names, most = [layer.name for layer in self.layers], min(megabytes * MEGABYTE, usable_memory() // 4)
         key = digest([self.key, sum(map(len, images)), most, *chosen, source_code()])
         path = self.cache / "targets" / f"{key[:16]}.safetensors"
         return cached_tensors(path, lambda: dense_targets(self.model, names, images, most))[0]
@@ -256,7 +257,8 @@ class Solver:
         images, targets = self._data
         dense = self._calibration.model
         model = copy.deepcopy(dense)
-        return model, reconstruct(model, masks, images, self._config.ridge, dense, targets)
+        config = self._config
+        return model, reconstruct(model, masks, images, config.ridge, dense, targets, config.rows_per_column)
 
     def tune(self, model: nn.Module, masks: Masks, checkpoint: Path) -> JointReport:
         """Tune the kept weights of a model of :meth:`solve` together, in place.

@@ -10,6 +10,8 @@ import resource
 import sys
 from pathlib import Path
 
+from mmp.machine import usable_memory
+
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +55,7 @@ _SET_BY_HAND = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep up to 1 GiB of freed memory instead of returning it to the system after each batch.
+    """Make glibc keep freed memory, up to 1 GiB or an eighth of all, instead of returning it after each batch.
 
     The system would map and zero every page again, which costs a ResNet on a CPU a tenth of its time
     (``benchmarks/heap.py``). Malloc settings in the environment take precedence. Other C libraries are not changed.
@@ -65,7 +67,8 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if by_hand or mallopt is None:
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
+    kept = min(_KEPT, usable_memory() // 8)
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, kept))
 
 
 def return_freed_memory() -> None:

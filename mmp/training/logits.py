@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from mmp.config.schema import ModelConfig, TrainConfig
 from mmp.errors import MmpError, one_line
 from mmp.models.networks import build_bare, build_skeleton, stated_input
+from mmp.tensors import memory_of
 from mmp.training.evaluation import device_of
 
 _SIZES = (*range(8, 129, 8), *range(160, 513, 32))  # image sizes to try where a model cannot read one
@@ -165,10 +165,7 @@ def _needs(needed: float, memory: float) -> str:
 
 def _memory(config: TrainConfig) -> int:
     """Return the memory of the job's device in bytes."""
-    device = device_of(config)
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_of(device_of(config))
 
 
 def _size_of_outputs(skeleton: nn.Module, config: TrainConfig) -> int:

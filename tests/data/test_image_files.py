@@ -230,6 +230,26 @@ def test_any_number_of_channels_works_in_memory(channels: int) -> None:
         in_memory(pixels, labels, of(Path(), channels=channels, augment={"color_jitter": None}, augment_batches=False))
 
 
+def test_images_that_do_not_fit_into_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {f"{i % 2}/{i}.png": saved(Image.fromarray(noise((8, 8, 3), i))) for i in range(40)})
+    monkeypatch.setenv("MMP_MEMORY", str(40 * 3 * 8 * 8 - 1))
+    with pytest.raises(MmpError, match=r"^data\.in_memory=true: 40 images of 8 pixels need .*; set .*=false$"):
+        ImageData(of(tmp_path, channels=3, in_memory=True), 0)
+    ImageData(of(tmp_path, channels=3), 0)
+    pixels, labels = torch.from_numpy(noise((6, 3, 10, 10))), torch.arange(6)
+    with pytest.raises(MmpError, match=r"^data\.image_size=99: 6 images of 99 pixels need .*_size=10$"):
+        in_memory(pixels, labels, of(Path(), channels=3, image_size=99))
+
+
+def test_images_are_resized_in_parts_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, labels = torch.from_numpy(noise((7, 3, 10, 12))), torch.arange(7)
+    whole = in_memory(pixels, labels, of(Path(), channels=3))[1]
+    monkeypatch.setattr("mmp.data.images._RESIZED_AT_ONCE", 2)
+    parts = in_memory(pixels, labels, of(Path(), channels=3))[1]
+    assert whole.fingerprint() == parts.fingerprint()
+    assert all(torch.equal(whole[index][0], parts[index][0]) for index in range(7))
+
+
 @pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize("kept", [False, True])
 def test_images_replaced_in_place_are_other_data(

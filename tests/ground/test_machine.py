@@ -1,8 +1,9 @@
-"""The cores that a process may use: the smallest of all limits, in this process and in real ones."""
+"""The cores and the memory that a process may use: the smallest of all limits, in this process and in real ones."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,17 +15,26 @@ from control_groups import kernel_files, real_group
 from places import ROOT
 from warm import LIMIT
 
-from mmp.machine import Cores, cores
+from mmp.machine import Cores, Memory, cores, memory
 
-SET_BY_HAND = ("SLURM_CPUS_PER_TASK", "LOKY_MAX_CPU_COUNT", "MMP_CORES")
+SET_BY_HAND = (
+    *("SLURM_CPUS_PER_TASK", "LOKY_MAX_CPU_COUNT", "MMP_CORES"),
+    *("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE", "MMP_MEMORY"),
+)
+GIB = 2**30
+V2 = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+ENTER = ("sh", "-c", 'echo $$ > "$0" && exec "$@"')  # a control group, then run a command
 
 
 @pytest.fixture(autouse=True)
-def eight_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_free_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process have eight cores and 64 GiB."""
     for name in SET_BY_HAND:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}[name])
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def described(code: str, *before: str) -> str:
@@ -68,8 +78,7 @@ def test_the_smallest_limit_counts(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(affinity))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    mount = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
-    assert cores(kernel_files(tmp_path, "0::/\n", mount, {"cpu.max": quota})) == Cores(usable, 8, limit)
+    assert cores(kernel_files(tmp_path, "0::/\n", V2, {"cpu.max": quota})) == Cores(usable, 8, limit)
 
 
 def test_threads_are_for_whole_cores_and_at_least_one() -> None:
@@ -96,10 +105,61 @@ def test_the_quota_of_a_real_control_group() -> None:
         }
 
     code = "from mmp.machine import cores; print(cores().usable, cores().limit)"
-    enter = ("sh", "-c", 'echo $$ > "$0" && exec "$@"')
     with real_group("cpu", quota(7)) as processes:
-        assert described(code, *enter, str(processes)) == "0.7 quota of the control group"
+        assert described(code, *ENTER, str(processes)) == "0.7 quota of the control group"
     with real_group("cpu", quota(6), nested=quota(5)) as processes:
-        assert described(code, *enter, str(processes)) == "0.5 quota of the control group"
+        assert described(code, *ENTER, str(processes)) == "0.5 quota of the control group"
     with real_group("cpu", quota(4), nested={}) as processes:
-        assert described(code, *enter, str(processes)) == "0.4 quota of the control group"
+        assert described(code, *ENTER, str(processes)) == "0.4 quota of the control group"
+
+
+@pytest.mark.parametrize(
+    ("group", "kind", "most", "variables", "usable", "limit"),
+    [
+        ("max", None, 0, {}, 64 * GIB, None),
+        (str(4 * GIB), None, 0, {}, 4 * GIB, "limit of the control group"),
+        (str(4 * GIB), resource.RLIMIT_AS, 3 * GIB, {}, 3 * GIB, "ulimit -v"),
+        ("max", resource.RLIMIT_DATA, 5 * GIB, {}, 5 * GIB, "ulimit -d"),
+        (str(4 * GIB), None, 0, {"SLURM_MEM_PER_NODE": "2048"}, 2 * GIB, "SLURM_MEM_PER_NODE"),
+        ("max", None, 0, {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "6"}, 6 * GIB, "SLURM_MEM_PER_CPU"),
+        (str(4 * GIB), None, 0, {"MMP_MEMORY": str(GIB)}, GIB, "MMP_MEMORY"),
+        (str(99 * GIB), None, 0, {"MMP_MEMORY": "much", "SLURM_MEM_PER_NODE": "0"}, 64 * GIB, None),
+    ],
+)
+def test_the_smallest_limit_of_memory_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    kind: int | None,
+    most: int,
+    variables: dict[str, str],
+    usable: int,
+    limit: str | None,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(resource, "getrlimit", lambda asked: (most if asked == kind else resource.RLIM_INFINITY, -1))
+    assert memory(kernel_files(tmp_path, "0::/\n", V2, {"memory.max": group})) == Memory(usable, 64 * GIB, limit)
+
+
+def test_memory_is_described_with_its_limit() -> None:
+    assert Memory(4 * 10**9, 64 * 10**9, "quota").describe() == "4 of 64 GB may be used (quota)"
+    assert Memory(64 * 10**9, 64 * 10**9).describe() == "the machine has 64 GB"
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_real_control_group() -> None:
+    def limited(mib: int) -> dict[str, str]:
+        return {"memory.limit_in_bytes": str(mib * 2**20), "memory.max": str(mib * 2**20)}
+
+    code = "from mmp.machine import memory; print(memory().usable // 2**20, memory().limit)"
+    with real_group("memory", limited(600)) as processes:
+        assert described(code, *ENTER, str(processes)) == "600 limit of the control group"
+    with real_group("memory", limited(500), nested=limited(700)) as processes:
+        assert described(code, *ENTER, str(processes)) == "500 limit of the control group"
+
+
+@pytest.mark.slow
+def test_an_address_space_that_is_limited() -> None:
+    code = "from mmp.machine import memory; print(memory().usable // 2**20, memory().limit)"
+    assert described(code, "sh", "-c", 'ulimit -v 614400 && exec "$0" "$@"') == "600 ulimit -v"

@@ -268,6 +268,11 @@ def test_large_batches_are_taken_in_parts_with_the_same_gradient(monkeypatch: py
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     tuned(1, steps=1)
     assert max(sizes) == 1
+    monkeypatch.setenv("MMP_MEMORY", str(2**20))  # an eighth of which is as much as above
+    in_little_memory, _ = tuned(2**30)
+    assert 1 < max(sizes) < 16
+    state = parts.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in in_little_memory.state_dict().items())
 
 
 def test_every_image_is_tuned_on_or_held_out() -> None:

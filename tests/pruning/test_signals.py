@@ -224,6 +224,10 @@ def test_hessian_gradient_is_the_same_with_any_number_of_graphs_kept(
         monkeypatch.setattr("mmp.pruning.calibration_statistics.MOST_KEPT", most)
         found.append(collect(conv_net, weights(conv_net), batches, loss, ["hessian_gradient"])["hessian_gradient"])
         passes.append(len(losses))
+    monkeypatch.setenv("MMP_MEMORY", "8")  # in bytes: all is kept until now, and nothing from here on
+    before = len(losses)
+    found.append(collect(conv_net, weights(conv_net), batches, loss, ["hessian_gradient"])["hessian_gradient"])
+    assert (before, len(losses)) == (5, 15)
     assert passes == sorted(passes, reverse=True)
     assert (passes[0], passes[-1]) == (10, 5)  # all batches twice; all once
     assert 5 < sorted(passes)[passes.count(5)] < 10  # some twice

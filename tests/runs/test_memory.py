@@ -51,3 +51,11 @@ def test_freed_memory_is_kept_for_the_next_batch() -> None:
 def test_settings_in_the_environment_take_precedence(setting: dict[str, str]) -> None:
     kept, _ = faults_of("keep", **setting)
     assert kept == "False"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
+def test_in_little_memory_less_is_kept() -> None:
+    pages = 2 * 80 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    kept, faults = faults_of("keep", MMP_MEMORY=str(2**28))  # an eighth of it is less than half of a batch
+    assert kept == "True"
+    assert faults > pages / 4

@@ -235,13 +235,14 @@ def divided(monkeypatch: pytest.MonkeyPatch, accelerator: str = "auto", jobs: in
 
 def test_workers_share_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hydra_plugins.mmp_launchers.cores", lambda: Cores(8.5, 16))
+    monkeypatch.setattr("hydra_plugins.mmp_launchers.usable_memory", lambda: 8000)
     monkeypatch.setattr(devices, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = divided(monkeypatch, jobs_per_device=2)
     assert (found["n_jobs"], found["slots"], found["inner_max_num_threads"]) == (4, "0,0,1,1", 2)
     found = divided(monkeypatch, accelerator="cpu")
     assert (found["n_jobs"], found["slots"], found["inner_max_num_threads"]) == (8, "", 1)
-    assert found["limits"] == {"MMP_CORES": "1", "OMP_NUM_THREADS": None}
+    assert found["limits"] == {"MMP_CORES": "1", "MMP_MEMORY": "1000", "OMP_NUM_THREADS": None}
     # A single worker has an idle one beside it, since joblib would otherwise run the job in the launcher's process.
     found = divided(monkeypatch, accelerator="cpu", n_jobs=1)
     assert (found["n_jobs"], found["pre_dispatch"], found["inner_max_num_threads"]) == (2, 1, 8)
@@ -249,7 +250,7 @@ def test_workers_share_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert "inner_max_num_threads" not in divided(monkeypatch)
     found = divided(monkeypatch, accelerator="cpu")
-    assert (found["pre_dispatch"], found["limits"]) == (2, {"MMP_CORES": "4"})  # two workers of three threads
+    assert (found["pre_dispatch"], found["limits"]) == (2, {"MMP_CORES": "4", "MMP_MEMORY": "4000"})  # of three threads
 
 
 def test_ranks_with_different_masks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

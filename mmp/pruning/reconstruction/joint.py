@@ -37,14 +37,14 @@ from mmp.pruning.reconstruction.joint_report import TUNED, JointReport
 from mmp.pruning.reconstruction.repeatable import repeatable
 from mmp.pruning.reconstruction.tuning_images import Batches, TuningImages
 from mmp.pruning.reconstruction.tuning_state import TuningState
-from mmp.tensors import tensors_digest
+from mmp.tensors import memory_of, tensors_digest
 
 log = logging.getLogger(__name__)
 
 _MEASUREMENTS = 10  # of the held images' loss, evenly over the steps; each is followed by a checkpoint
 _RISING = 0.3  # share of the steps in which the learning rate rises
 _LOWEST = 0.04  # of the highest rate: where it begins
-_MOST_SAVED = 2**30  # bytes that the graph of a forward pass may hold; larger batches are taken in parts
+_MOST_SAVED = 2**30  # bytes that the graph of a forward pass may hold; an eighth of a small memory, see _part
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,10 @@ class _Descent:
         return sum(float(loss) * count for loss, count in losses) / len(self.images.held)
 
     def _part(self) -> int:
-        """Return the number of images whose graph needs `_MOST_SAVED` bytes, at most a whole batch."""
+        """Return the number of images whose graph needs `_MOST_SAVED` bytes, at most a whole batch.
+
+        Where memory is short, it may need an eighth of it.
+        """
         saved = dict.fromkeys(map(_address, [*self.model.parameters(), *self.model.buffers()]), 0)
 
         def record(value: Tensor) -> Tensor:
@@ -282,7 +285,8 @@ class _Descent:
 
         with saved_tensors_hooks(record, lambda value: value):
             self.imitation.loss(self.model, next(self.images.held_batches(1)))
-        return max(1, min(self.tuning.batch_size, _MOST_SAVED // max(1, sum(saved.values()))))
+        most = min(_MOST_SAVED, memory_of(self.images.device) // 8)
+        return max(1, min(self.tuning.batch_size, most // max(1, sum(saved.values()))))
 
     def _key(self) -> str:
         """Return a hash of everything that decides the tuning."""
