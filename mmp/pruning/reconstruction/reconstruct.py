@@ -34,6 +34,7 @@ from mmp.pruning.masks import Masks
 from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.pruning.reconstruction.least_squares import solve_rows
 from mmp.pruning.reconstruction.moments import Moments
+from mmp.tensors import memory_of
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +112,11 @@ def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tens
         dense: The dense network; its modes (training, eval) are restored.
         names: Names of the weights.
         batches: Images, (B, C, H, W) each, on the network's device.
-        most: Number of bytes that the targets may need.
+        most: Number of bytes that the targets may need; at most a quarter of the device's memory.
 
     Returns:
         The products of a weight and its inputs, (groups, rows, outputs per group), under the key
-        ``<weight>/<batch>/<call>``. Empty if they need more than ``most`` bytes.
+        ``<weight>/<batch>/<call>``. Empty if they need more.
 
     Raises:
         MmpError: if there are no images.
@@ -125,7 +126,7 @@ def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tens
     with evaluating(dense), torch.no_grad():
         walk = LayerWalk(dense, names, images)
         of_one_image = sum(rows.nbytes for rows in _products(walk, images[0][:1]).values())
-        if of_one_image * sum(map(len, images)) > most:
+        if of_one_image * sum(map(len, images)) > min(most, memory_of(images[0].device) // 4):
             return {}
         for number, batch in enumerate(images):
             found |= {f"{name}/{number}/{call}": rows for (name, call), rows in _products(walk, batch).items()}
