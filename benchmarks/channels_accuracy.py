@@ -41,8 +41,8 @@ FOLDER, PAGE = Path("results/sweeps/channels_accuracy"), Path("docs/channels.md"
 PICTURE = Path("docs/images/channels_accuracy.png")
 MODELS, DATA, SEEDS, REMOVED = ("cnn", "vit"), ("digits", "fashion_mnist"), (0, 1, 2), (0.3, 0.5, 0.7)
 SETTINGS = (
-    "signal=obs_fisher", "pattern=channels", "reconstruct=least_squares", "data.workers=0",
-    "trainer.enable_progress_bar=false", "logger=none", f"sweep={FOLDER.name}",
+    "signal=obs_fisher", "pattern=channels", "reconstruct=least_squares", "reconstruct.rows_per_column=0",
+    "data.workers=0", "trainer.enable_progress_bar=false", "logger=none", f"sweep={FOLDER.name}",
 )  # fmt: skip
 TRAINED = ("finetune=strong", "finetune.learning_rate=5e-4")  # the best of four recipes on validation images of digits
 UNIFORM = ("ranges.name=uniform", "ranges.rules=[]", "ranges.default=[0,0.5]", "strategy=balanced")

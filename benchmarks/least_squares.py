@@ -91,13 +91,13 @@ def measure(name: str) -> list[Claim]:
         return solve(moments, mask, *rest)
 
     with mock.patch.object(mmp.pruning.reconstruction.reconstruct, "solve_rows", noting):
-        reconstruct(copy.deepcopy(model), masks, batches)
+        reconstruct(copy.deepcopy(model), masks, batches, rows_per_column=0)
     ratios, strict = [], []
     for _ in range(REPEATS):
         forward = _forward(model, batches)
         pruned = copy.deepcopy(model)
         start = time.perf_counter()
-        reconstruct(pruned, masks, batches, dense=model)
+        reconstruct(pruned, masks, batches, dense=model, rows_per_column=0)
         seconds = time.perf_counter() - start
         rates = rate(torch.float32), rate(torch.float64)
         for found, least in ((ratios, False), (strict, True)):

@@ -68,7 +68,12 @@ def configured(overrides: list[str]) -> PruneConfig:
     """Return the configuration of a run, without the 10,000-weight rule: with it a small model cannot reach 97 %."""
     register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        arguments = ["reconstruct=least_squares", *overrides, "ranges.constraints.small_below=0"]
+        arguments = [
+            "reconstruct=least_squares",
+            "reconstruct.rows_per_column=0",
+            *overrides,
+            "ranges.constraints.small_below=0",
+        ]
         config = validate(compose("prune", arguments), PruneConfig)
     fill_input(config)
     return config
@@ -126,7 +131,9 @@ def rows_of(config: PruneConfig, budgets: Sequence[float], done: Container[tuple
         masked, solved = copy.deepcopy(dense), copy.deepcopy(dense)
         MaskEnforcer(prunable_parameters(masked, layers)).set(masks)
         start = time.perf_counter()
-        reports = reconstruct(solved, masks, images, config.reconstruct.ridge, dense, targets)
+        reports = reconstruct(
+            solved, masks, images, config.reconstruct.ridge, dense, targets, config.reconstruct.rows_per_column
+        )
         seconds, summary = time.perf_counter() - start, summary_of(reports)
         found = test({"masked": masked, "reconstructed": solved})
         return {"sparsity": round(masks.sparsity, 5), **found, "seconds": round(seconds, 2), "left": summary["left"]}

@@ -398,7 +398,9 @@ class _Dense:
             else:
                 if targets is None:  # the outputs of the dense layers, which all strategies share
                     targets = dense_targets(self.model, masks, images, solving.cache_megabytes * MEGABYTE)
-                reports = reconstruct_layers(pruned, masks, images, solving.ridge, self.model, targets)
+                reports = reconstruct_layers(
+                    pruned, masks, images, solving.ridge, self.model, targets, solving.rows_per_column
+                )
             if tuned:
                 joint = reconstruct_jointly(
                     pruned, masks, singly(tuned), self.model, Tuning.of(solving.tuning), singly(held)

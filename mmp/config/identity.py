@@ -138,6 +138,16 @@ def _model_identity(model: Settings) -> Settings:
     return kept | {key: _file_digest(path, stamp_of(path)) for key, path in files.items() if path.is_file()}
 
 
+def _reconstruction(kept: Settings) -> Settings:
+    """Return the settings of a reconstruction without those that have no effect."""
+    unused = set()
+    if kept.get("name") != JOINT:
+        unused.add("tuning")
+    if kept.get("name") == "none" or not kept.get("rows_per_column"):
+        unused.add("rows_per_column")  # so that hashes from before it existed stay valid
+    return {key: value for key, value in kept.items() if key not in unused}
+
+
 def _pruning_identity(settings: Settings) -> Settings:
     """Return the settings of ``mmp-prune`` without those that others override."""
     kept = dict(settings)
@@ -145,8 +155,7 @@ def _pruning_identity(settings: Settings) -> Settings:
         del kept["pattern"]  # so that hashes from before patterns existed stay valid
     if isinstance(kept["budget"], dict) and kept["budget"].get("macs") is None:
         kept["budget"] = {key: value for key, value in kept["budget"].items() if key != "macs"}
-    if kept["reconstruct"].get("name") != JOINT:
-        kept["reconstruct"] = {key: value for key, value in kept["reconstruct"].items() if key != "tuning"}
+    kept["reconstruct"] = _reconstruction(kept["reconstruct"])
     baseline = _is_baseline(kept)
     if baseline:
         del kept["signal"]  # the criterion scores the weights

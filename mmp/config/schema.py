@@ -328,12 +328,14 @@ class ReconstructConfig:
         images: Number of calibration images for least squares, at most.
         cache_megabytes: Dense layer outputs up to this size (in units of 10^6 bytes) are stored in the cache and shared
             by the jobs of a sweep; 0 switches that off.
+        rows_per_column: Number of rows of a layer's inputs to solve with, for each column of its weight; 0 takes all.
         tuning: The tuning of ``joint``.
     """
 
     name: str = "none"
     ridge: float = 0.01
     images: int = 512
+    rows_per_column: int = 64
     cache_megabytes: float = 1000.0
     tuning: TuningConfig = field(default_factory=TuningConfig)
 

@@ -386,6 +386,7 @@ def _check_reconstruct(reconstruct: ReconstructConfig) -> None:
     _check_choice("reconstruct.name", reconstruct.name, RECONSTRUCTIONS)
     _check("reconstruct.ridge", reconstruct.ridge, lambda v: v > 0, "positive")
     _check("reconstruct.images", reconstruct.images, lambda v: v >= 1, "at least 1")
+    _check("reconstruct.rows_per_column", reconstruct.rows_per_column, lambda v: v >= 0, "at least 0; 0 takes all rows")
     _check("reconstruct.cache_megabytes", reconstruct.cache_megabytes, lambda v: v >= 0, "at least 0")
     tuning = reconstruct.tuning
     least = "at least 64, of which 32 are held out"

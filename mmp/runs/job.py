@@ -26,6 +26,7 @@ from mmp.pruning.signals import Scorer
 from mmp.pruning.structure import Structure
 from mmp.runs.allocation import Allocator
 from mmp.runs.calibration import Calibration
+from mmp.training.step_memory import StepMemory
 from mmp.training.trainer import check_config
 from mmp.training.trial import try_training
 
@@ -39,12 +40,14 @@ class PruneJob:
         signal: The signal that scores weights, unless the run is a baseline.
         allocator: Decides each layer's sparsity.
         schedule: The epochs in which masks are applied.
+        steps: The memory that a training step needs, for each training of the job.
     """
 
     config: PruneConfig
     signal: Scorer
     allocator: Allocator
     schedule: Schedule
+    steps: Mapping[str, StepMemory]
 
     @classmethod
     def of(cls, config: PruneConfig, folder: Path) -> PruneJob:
@@ -65,9 +68,9 @@ class PruneJob:
             criterion(name)
         _check_parts(config, signal, schedule, allocator.baseline)
         _check_schedule(config, schedule)
-        try_training(config, partial(_trial_masking, config.finetune.averaging))
+        steps = try_training(config, partial(_trial_masking, config.finetune.averaging))
         allocator.check_feasible(build_skeleton(config.model))
-        return cls(config, signal, allocator, schedule)
+        return cls(config, signal, allocator, schedule, steps)
 
     def scores(self, calibration: Calibration, structure: Structure) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the score tensor of every layer of a structure, and their source for ``result.json``."""

@@ -43,6 +43,7 @@ from mmp.training.checkpoints import open_checkpoints
 from mmp.training.dense import dense_file, dense_model
 from mmp.training.evaluation import device_of
 from mmp.training.finetune import Finetuning, finetune_best
+from mmp.training.step_memory import require_memory, steps_left
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +301,7 @@ def run_job(run: RunFolder, config: PruneConfig, cfg: DictConfig) -> dict[str, A
         return {"status": "skipped", "run": name}
     if config.force and not restarts():
         _remove_checkpoints(run)
+    require_memory(config, steps_left(job.steps, dense_file(config, data)[1]), data.samples["train"])
     open_checkpoints(run.path / "checkpoints", run.origin)
     _keep_metrics(run.path / "csv")
     _log_result(name, prune(job, data, run, watch))

@@ -19,6 +19,7 @@ from mmp.runs.store import WEIGHTS, RunFolder, Stopwatch, versions
 from mmp.tensors import save_tensors
 from mmp.training.dense import dense_file, dense_model
 from mmp.training.evaluation import accuracy, device_of
+from mmp.training.step_memory import require_memory, steps_left
 from mmp.training.trainer import build_callbacks, check_config
 from mmp.training.trial import try_training
 
@@ -38,12 +39,14 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     watch = Stopwatch()
     watch.on_begin = run.progress.begin
     check_config(config, run.path)
-    try_training(config)
+    steps = try_training(config)
     data = ImageData(config.data, config.seed, Path(config.paths.cache))
+    callbacks = list(build_callbacks(config, run.path).values())
+    name, path = dense_file(config, data, callbacks)
+    require_memory(config, steps_left(steps, path), data.samples["train"])
     tags = [run.head["model"], run.head["data"], "dense"]
     with opened_loggers(config, run, "dense", tags, watch) as loggers:
         with watch("dense"):
-            callbacks = list(build_callbacks(config, run.path).values())
             model, cached = dense_model(
                 config, data, callbacks, loggers, [WriteProgress(run.progress), *saving_in_time(config)]
             )
@@ -63,7 +66,6 @@ def train(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
             "versions": versions(),
         }
         run.complete([WEIGHTS], **result)
-        name, path = dense_file(config, data, callbacks)
         summary = {key: run.head[key] for key in ("model", "data", "seed")}
         summary |= {"accuracy": test["dense"], "val_accuracy": validation["dense"]}
         for logger in loggers:

@@ -28,12 +28,13 @@ from mmp.config.schema import FinetuneConfig, TrainConfig
 from mmp.config.source_code import own_source_digest, source_digest
 from mmp.data.loader import EpochLoader, EpochShuffle
 from mmp.errors import MmpError, first_line
-from mmp.files import locked, write_json
+from mmp.files import locked, read_json, write_json
 from mmp.models.networks import build_bare
 from mmp.training.classifier import Classifier
 from mmp.training.evaluation import accuracy, device_of
 from mmp.training.logits import require_logits
 from mmp.training.monitors import is_monitored_by
+from mmp.training.step_memory import StepMemory
 from mmp.training.trainer import build_callbacks, build_trainer, fit
 
 Masking = Callable[[nn.Module], Sequence[pl.Callback]]
@@ -55,7 +56,7 @@ _OF_TRAINER = {
 _OF_DATA = {"batch_size": 2}
 
 
-def try_training(config: TrainConfig, masking: Masking = lambda _: ()) -> None:
+def try_training(config: TrainConfig, masking: Masking = lambda _: ()) -> dict[str, StepMemory]:
     """Run one training step and one validation step for each recipe of a job, unless the same trial has passed before.
 
     The model has random weights, and the images are random numbers. The state of all random number generators is
@@ -65,19 +66,30 @@ def try_training(config: TrainConfig, masking: Masking = lambda _: ()) -> None:
         config: The configuration, validated and complete.
         masking: Returns the callbacks that fine-tuning adds to the configured ones, given the model.
 
+    Returns:
+        The memory that a step of each recipe needs.
+
     Raises:
         MmpError: if a step fails. The message names the setting that is the reason, and a value that works.
     """
     marker = Path(config.paths.cache) / "trials" / f"{digest(_decisive(config))[:16]}.json"
-    if marker.is_file():
-        return
+    if (passed := _passed(marker)) is not None:
+        return passed
     try:
         with locked(Path(f"{marker}.lock"), str(marker)):
-            if not marker.is_file():
-                _try(config, masking)
-                write_json(marker, _decisive(config))
+            if (passed := _passed(marker)) is None:
+                passed = _try(config, masking)
+                steps = {section: asdict(step) for section, step in passed.items()}
+                write_json(marker, {**_decisive(config), "memory": steps})
     except OSError as error:
         raise MmpError(f"cannot write the cache {marker.parent}: {error}; set paths.cache to another folder") from error
+    return passed
+
+
+def _passed(marker: Path) -> dict[str, StepMemory] | None:
+    """Return what a trial that has passed has measured; None if there was none."""
+    content = read_json(marker)
+    return content and {section: StepMemory(**step) for section, step in content.get("memory", {}).items()}
 
 
 def _decisive(config: TrainConfig) -> dict[str, Any]:
@@ -93,13 +105,17 @@ def _decisive(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _try(config: TrainConfig, masking: Masking) -> None:
+def _try(config: TrainConfig, masking: Masking) -> dict[str, StepMemory]:
     with _undisturbed(), TemporaryDirectory() as folder:
         require_logits(config)
+        measured = {}
         for section in _sections(config):
             trial = Trial(config, section, masking, Path(folder) / section)
-            if error := trial.failure():
+            try:
+                measured[section] = trial.run()
+            except Exception as error:  # a model, an optimizer or a callback can raise any exception
                 raise trial.explained(error) from error
+        return measured
 
 
 @contextmanager
@@ -146,8 +162,8 @@ class Trial:
             return error
         return None
 
-    def run(self) -> None:
-        """Train for one step, validate, and measure the model as after a training."""
+    def run(self) -> StepMemory:
+        """Train for one step, validate, and measure the model as after a training; return the memory of a step."""
         config, recipe = self._alone, getattr(self.config, self.section)
         build_trainer(self.config, recipe.epochs, [], [], self.folder)  # with all devices
         model = build_bare(config.model).to(memory_format=torch.channels_last)
@@ -155,8 +171,10 @@ class Trial:
         module = Classifier(model, recipe, config.data.classes, teacher, config.seed)
         data = _RandomImages(config)
         callbacks = [*self._callbacks(model), _StopAfterOneEpoch()]
-        fit(build_trainer(config, recipe.epochs, callbacks, [], self.folder), module, data)
+        trainer = build_trainer(config, recipe.epochs, callbacks, [], self.folder)
+        fit(trainer, module, data)
         accuracy({"": model}, data.val_dataloader(), config.data.classes, device_of(config))
+        return StepMemory.of(trainer, model, recipe, data.images)
 
     def explained(self, error: Exception) -> MmpError:
         """Return the error as one line that names the setting that is its reason."""
@@ -229,16 +247,17 @@ class _RandomImages:
         self._shape = (data.channels, data.image_size or 1, data.image_size or 1)
 
     @cached_property
-    def _images(self) -> Tensor:
+    def images(self) -> Tensor:
+        """The images that are trained on."""
         return torch.randn(self._count, *self._shape)
 
     def train_dataloader(self, ranks: int = 1) -> EpochLoader:
         assert ranks == 1
-        images = TensorDataset(self._images, torch.arange(self._count) % self._classes)
+        images = TensorDataset(self.images, torch.arange(self._count) % self._classes)
         return EpochLoader(images, self._count, EpochShuffle(self._count, seed=0))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(TensorDataset(self._images[:1], torch.zeros(1, dtype=torch.long)))
+        return DataLoader(TensorDataset(self.images[:1], torch.zeros(1, dtype=torch.long)))
 
 
 def _value(config: TrainConfig, key: str) -> Any:

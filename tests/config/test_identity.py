@@ -137,14 +137,15 @@ def test_the_source_of_a_users_callback_counts_for_the_protocol(
         ("prune", ["+data.augment={hflip: 0.5}"], "cnn-digits-magnitude-balanced-s0-ed59b62a"),
         (
             "prune",
-            ["reconstruct=least_squares", "reconstruct.cache_megabytes=3"],
+            ["reconstruct=least_squares", "reconstruct.rows_per_column=0", "reconstruct.cache_megabytes=3"],
             "cnn-digits-magnitude-balanced-s0-28130fb9",
         ),
         (
             "prune",
-            ["reconstruct=least_squares", "reconstruct.tuning.steps=3"],
+            ["reconstruct=least_squares", "reconstruct.rows_per_column=0", "reconstruct.tuning.steps=3"],
             "cnn-digits-magnitude-balanced-s0-28130fb9",
         ),
+        ("prune", ["reconstruct=least_squares"], "cnn-digits-magnitude-balanced-s0-ea0a5f0d"),
         ("prune", ["experiment=paper/swin_tiny_cifar100"], "swin_tiny-cifar100-magnitude-balanced-s0-1ef77510"),
     ],
     ids=str,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmp.errors import MmpError
 from mmp.pruning.layers import products as unfold
 from mmp.pruning.layers.forward import LayerWalk
-from mmp.pruning.layers.products import columns_of, pieces_of, product_of
+from mmp.pruning.layers.products import columns_of, pieces_at, pieces_of, product_of
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import Masks, make_masks
 from mmp.pruning.reconstruction.least_squares import by_conjugate_gradients, by_factors, solve_rows
@@ -78,6 +78,20 @@ def test_pieces_add_up_to_the_whole(kind: str, numbers: int, monkeypatch: pytest
     assert numbers > 1 or len(pieces) == len(inputs)
     assert torch.equal(torch.cat([x for x, _ in pieces], 1), columns_of(layer, inputs))
     assert torch.equal(torch.cat([y for _, y in pieces], 1), products)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("numbers", [1, 2**21])
+def test_some_rows_are_those_of_the_whole(kind: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, shape = LAYERS[kind]
+    inputs = torch.randn(shape)
+    products = product_of(layer, layer(inputs)).detach()
+    rows = torch.randperm(products.shape[1])[: products.shape[1] // 2]
+    monkeypatch.setattr(unfold, "_PIECE", numbers)
+    pieces = list(pieces_at(layer, inputs, products, rows))
+    assert len(pieces) == (len(rows) if numbers == 1 else 1)
+    assert torch.equal(torch.cat([x for x, _ in pieces], 1), columns_of(layer, inputs)[:, rows])
+    assert torch.equal(torch.cat([y for _, y in pieces], 1), products[:, rows])
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -404,7 +418,7 @@ def test_dead_channels_of_a_depthwise_layer_do_not_affect_the_others() -> None:
 def test_models_in_other_precisions_are_reconstructed(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).to(dtype)
-    reports = reconstruct(model, random_masks(model), [torch.randn(256, 3, 8, 8, dtype=dtype)])
+    reports = reconstruct(model, random_masks(model), [torch.randn(256, 3, 8, 8, dtype=dtype)], rows_per_column=0)
     assert [report.status for report in reports] == ["solved", "solved"]
     assert model[0].weight.dtype is dtype
 

@@ -58,14 +58,12 @@ def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
     inputs = inputs.float()
     if not isinstance(module, nn.Conv1d | nn.Conv2d):
         return inputs.reshape(1, -1, inputs.shape[-1])
-    sizes = module.kernel_size, module.stride, module.dilation
-    one = isinstance(module, nn.Conv1d)
-    kernel, stride, dilation = (tuple((1, *size) if one else size) for size in sizes)
+    kernel, stride, dilation = _sizes(module)
     inputs = _padded(module, inputs)
-    if all(size == 1 for size in kernel):
-        chosen = inputs[..., :: stride[1]] if one else inputs[..., :: stride[0], :: stride[1]]
-        return _by_group(chosen.flatten(2), module.groups)
-    patches = unfold(inputs.unsqueeze(2) if one else inputs, kernel, dilation, 0, stride)
+    inputs = inputs.unsqueeze(2) if inputs.dim() == 3 else inputs
+    if kernel == (1, 1):
+        return _by_group(inputs[..., :: stride[0], :: stride[1]].flatten(2), module.groups)
+    patches = unfold(inputs, kernel, dilation, 0, stride)
     return _by_group(patches, module.groups)
 
 
@@ -90,6 +88,56 @@ def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[t
     for first in range(0, len(inputs), count):
         part = columns_of(module, inputs[first : first + count])
         yield part, products[:, first * each : (first + count) * each]
+
+
+def pieces_at(module: nn.Module, inputs: Tensor, products: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield some rows of a layer's input with their products, a few at a time; the other rows are not unfolded.
+
+    Args:
+        module: A linear layer, or a convolution of one or two dimensions.
+        inputs: Its input, (B, ..., features), or (B, C, positions...) for a convolution.
+        products: The products of all rows, (groups, rows, outputs per group).
+        rows: Numbers of the wanted rows, (n,).
+
+    Yields:
+        Rows, float32 (groups, some rows, columns), and their products, (groups, some rows, outputs per group).
+    """
+    weight, each = module.weight, products.shape[1] // len(inputs)
+    assert isinstance(weight, Tensor)
+    patches = _patches(module, inputs)
+    for some in rows.split(max(1, _PIECE // (len(products) * weight[0].numel()))):
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            image, place = some.div(each, rounding_mode="floor"), some % each
+            line, column = place.div(patches.shape[3], rounding_mode="floor"), place % patches.shape[3]
+            found = patches[image, :, line, column].reshape(len(some), module.groups, -1).transpose(0, 1)
+        else:
+            found = patches[some].unsqueeze(0)
+        yield found, products[:, some]
+
+
+def _patches(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return a view of a layer's input, from which rows can be taken.
+
+    Returns:
+        float32 (B, C, lines, columns, kernel height, kernel width) of a convolution, and (rows, features) of a linear
+        layer.
+    """
+    inputs = inputs.float()
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return inputs.reshape(-1, inputs.shape[-1])
+    kernel, stride, dilation = _sizes(module)
+    inputs = _padded(module, inputs)
+    inputs = inputs.unsqueeze(2) if inputs.dim() == 3 else inputs
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
+    wide = inputs.unfold(2, reach[0], stride[0]).unfold(3, reach[1], stride[1])
+    return wide[..., :: dilation[0], :: dilation[1]]
+
+
+def _sizes(module: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Return the kernel size, stride and dilation of a convolution in two dimensions."""
+    sizes = (module.kernel_size, module.stride, module.dilation)
+    kernel, stride, dilation = ((size[0], size[1]) if len(size) == 2 else (1, size[0]) for size in sizes)
+    return kernel, stride, dilation
 
 
 def product_of(module: nn.Module, output: Tensor) -> Tensor:

@@ -40,44 +40,12 @@ class Moments:
     def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Moments:
         """Return the moments of a stream of pairs, one of which is in memory at a time.
 
-        The means of the first pair are subtracted before the sums in float32, to avoid cancellation.
-
         Args:
             pairs: At least one pair of X (groups, rows, columns) and Y (groups, rows, outputs per group).
         """
-        rows, pending, shifts, parts, sums = 0, 0, list[Tensor](), list[Tensor](), list[Tensor]()
-        for inputs, targets in pairs:
-            if not shifts:
-                shifts = [inputs.mean(1, keepdim=True), targets.mean(1, keepdim=True)]
-                groups, columns, outputs = len(inputs), inputs.shape[2], targets.shape[2]
-                shapes = ((columns, columns), (columns,), (outputs,), (outputs, columns), (outputs,))
-                parts = [inputs.new_zeros(groups, *shape) for shape in shapes]
-            if pending >= _SINGLE:
-                pending, sums = 0, _added(sums, parts)
-                for part in parts:
-                    part.zero_()
-            x, y = inputs - shifts[0], targets - shifts[1]
-            for block in _blocks(columns):
-                parts[0][:, block, block.start :].baddbmm_(x[..., block].transpose(1, 2), x[..., block.start :])
-            parts[1].add_(x.sum(1))
-            parts[2].add_(y.sum(1))
-            parts[3].baddbmm_(y.transpose(1, 2), x)
-            parts[4].add_(y.square().sum(1))
-            rows, pending = rows + x.shape[1], pending + x.shape[1]
-        xx = (sums[0].add_(parts[0]) if sums else parts[0]).div_(rows)
-        x, y, yx, yy = (total.div_(rows) for total in _added(sums[1:], parts[1:]))
-        mean = x.to(xx.dtype)
-        xx.baddbmm_(mean.unsqueeze(2), mean.unsqueeze(1), alpha=-1)
-        for block in _blocks(columns):
-            xx[:, block.stop :, block] = xx[:, block, block.stop :].transpose(1, 2)
-        return cls(
-            rows=rows,
-            x=x + shifts[0].squeeze(1),
-            y=y + shifts[1].squeeze(1),
-            xx=xx.to(inputs.dtype),
-            yx=yx.sub_(y.unsqueeze(2) * x.unsqueeze(1)),
-            yy=yy.sub_(y.square()),
-        )
+        sums = MomentSums()
+        sums.add(pairs)
+        return sums.moments()
 
     def system(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Return the normal equations w A = C of all rows w.
@@ -140,6 +108,62 @@ class Moments:
 
     def _means(self, grouped: Tensor) -> Tensor:
         return (grouped @ self.x.unsqueeze(2)).squeeze(2)
+
+
+class MomentSums:
+    """Sums over rows of X and Y, from which :class:`Moments` follow.
+
+    The means of the first pair are subtracted before the sums in float32, to avoid cancellation.
+    """
+
+    def __init__(self) -> None:
+        self._rows, self._pending = 0, 0
+        self._shifts: list[Tensor] = []
+        self._parts: list[Tensor] = []  # sums in the type of X, of the rows that are pending
+        self._sums: list[Tensor] = []  # the same in float64, of the rows before
+
+    def add(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Add pairs of X (groups, rows, columns) and Y (groups, rows, outputs per group)."""
+        for inputs, targets in pairs:
+            if not self._shifts:
+                self._begin(inputs, targets)
+            if self._pending >= _SINGLE:
+                self._pending, self._sums = 0, _added(self._sums, self._parts)
+                for part in self._parts:
+                    part.zero_()
+            x, y = inputs - self._shifts[0], targets - self._shifts[1]
+            xx, of_x, of_y, yx, yy = self._parts
+            for block in _blocks(x.shape[2]):
+                xx[:, block, block.start :].baddbmm_(x[..., block].transpose(1, 2), x[..., block.start :])
+            of_x.add_(x.sum(1))
+            of_y.add_(y.sum(1))
+            yx.baddbmm_(y.transpose(1, 2), x)
+            yy.add_(y.square().sum(1))
+            self._rows, self._pending = self._rows + x.shape[1], self._pending + x.shape[1]
+
+    def moments(self) -> Moments:
+        """Return the moments of all rows so far, at least one; nothing can be added afterwards."""
+        parts, sums, rows = self._parts, self._sums, self._rows
+        xx = (sums[0].add_(parts[0]) if sums else parts[0]).div_(rows)
+        x, y, yx, yy = (total.div_(rows) for total in _added(sums[1:], parts[1:]))
+        mean = x.to(xx.dtype)
+        xx.baddbmm_(mean.unsqueeze(2), mean.unsqueeze(1), alpha=-1)
+        for block in _blocks(xx.shape[2]):
+            xx[:, block.stop :, block] = xx[:, block, block.stop :].transpose(1, 2)
+        return Moments(
+            rows=rows,
+            x=x + self._shifts[0].squeeze(1),
+            y=y + self._shifts[1].squeeze(1),
+            xx=xx.to(parts[0].dtype),
+            yx=yx.sub_(y.unsqueeze(2) * x.unsqueeze(1)),
+            yy=yy.sub_(y.square()),
+        )
+
+    def _begin(self, inputs: Tensor, targets: Tensor) -> None:
+        self._shifts = [inputs.mean(1, keepdim=True), targets.mean(1, keepdim=True)]
+        groups, columns, outputs = len(inputs), inputs.shape[2], targets.shape[2]
+        shapes = ((columns, columns), (columns,), (outputs,), (outputs, columns), (outputs,))
+        self._parts = [inputs.new_zeros(groups, *shape) for shape in shapes]
 
 
 def _blocks(columns: int) -> list[slice]:

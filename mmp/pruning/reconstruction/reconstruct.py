@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from mmp.errors import MmpError
 from mmp.pruning.layers.eval_mode import evaluating
 from mmp.pruning.layers.forward import LayerWalk
-from mmp.pruning.layers.products import pieces_of, product_of
+from mmp.pruning.layers.products import product_of
 from mmp.pruning.masks import Masks
 from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.pruning.reconstruction.least_squares import solve_rows
-from mmp.pruning.reconstruction.moments import Moments
+from mmp.pruning.reconstruction.row_sample import SampledMoments
 from mmp.tensors import memory_of
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def reconstruct(
     ridge: float = 0.01,
     dense: nn.Module | None = None,
     targets: Mapping[str, Tensor] | None = None,
+    rows_per_column: int = 64,
 ) -> list[LayerReport]:
     """Mask a dense model and re-solve the kept weights of every layer, in place.
 
@@ -65,6 +66,9 @@ def reconstruct(
         ridge: lambda as a share of the mean variance of a layer's inputs; see :func:`solve_rows`.
         dense: The network that the targets come from, which is not changed; a copy of ``model`` if None.
         targets: The targets of :func:`dense_targets` for these masks and images, so that ``dense`` need not run.
+        rows_per_column: Number of rows of a layer's inputs (one for each place of a convolution in each image) to solve
+            with, for each column of its weight. They are drawn evenly from all images, and a quarter as many others
+            to measure the errors on. 0 takes all rows, and so does a layer that has too few.
 
     Returns:
         A report for every layer, in forward order; layers that are never called come last.
@@ -100,7 +104,7 @@ def reconstruct(
     with evaluating(model, dense), torch.no_grad():
         for name, mask in placed.items():
             parameters[name].masked_fill_(~mask, 0.0)
-        return _reconstruct(model, dense, placed, images, ridge, targets)
+        return _reconstruct(model, dense, placed, images, ridge, targets, rows_per_column)
 
 
 def dense_targets(dense: nn.Module, names: Iterable[str], batches: Sequence[Tensor], most: float) -> dict[str, Tensor]:
@@ -196,6 +200,7 @@ def _reconstruct(
     images: list[Tensor],
     ridge: float,
     targets: Mapping[str, Tensor] | None,
+    rows_per_column: int,
 ) -> list[LayerReport]:
     stored = dict(targets or dense_targets(dense, masks, images, _MOST_STORED))
     walk, dense_walk = LayerWalk(model, masks, images), None if stored else LayerWalk(dense, masks, images)
@@ -209,7 +214,8 @@ def _reconstruct(
             outcome = _Outcome(reason)
         else:
             products = dense_walk.products(name) if dense_walk else pop_targets(stored, name, len(images))
-            outcome = _reconstruct_layer(name, walk, products, masks[name], dense_weights[name], ridge)
+            moments = SampledMoments.of(walk.inputs(name), products, [*map(len, images)], rows_per_column)
+            outcome = _reconstruct_layer(name, walk, moments, masks[name], dense_weights[name], ridge)
         if outcome.status != _SOLVED:
             log.info("%s is masked but not re-solved: %s", name, outcome.status)
         kept, seconds = int(masks[name].count_nonzero()), time.perf_counter() - start
@@ -227,47 +233,38 @@ class _Outcome:
 
 
 def _reconstruct_layer(
-    name: str, walk: LayerWalk, products: Iterator[list[Tensor]], mask: Tensor, dense: Tensor, ridge: float
+    name: str, walk: LayerWalk, moments: SampledMoments, mask: Tensor, dense: Tensor, ridge: float
 ) -> _Outcome:
     """Re-solve one layer in place, unless that would raise its error.
 
     Args:
         name: Name of the weight.
         walk: The walk through the pruned network.
-        products: The targets of each call, batch by batch.
+        moments: The layer's moments.
         mask: The layer's mask.
         dense: The dense weight.
         ridge: As in :func:`reconstruct`.
     """
     weight, centred = walk.owner(name).weight, walk.takes_constant(name)
     assert isinstance(weight, Tensor)
-    moments = Moments.of(_pairs(walk.inputs(name), products))
-    before = moments.squared_error(weight)
+    unseen, solving = moments.unseen, moments.solving
+    before = unseen.squared_error(weight)
     if not math.isfinite(before):
         return _Outcome("its inputs or targets are not finite")
-    share = moments.share(before)
-    if mask.all() and before <= _NOTHING_LOST * (moments.variance or float(moments.y.square().sum())):
+    share = unseen.share(before)
+    if mask.all() and before <= _NOTHING_LOST * (unseen.variance or float(unseen.y.square().sum())):
         return _Outcome(_SOLVED, share, share)
-    solved = solve_rows(moments, mask, dense, ridge, centred)
+    solved = solve_rows(solving, mask, dense, ridge, centred)
     if solved is None:
         return _Outcome("the system is singular", share, share)
-    constant = moments.best_constant(solved) if centred else None
-    after = moments.squared_error(solved, constant)
+    constant = solving.best_constant(solved) if centred else None
+    after = unseen.squared_error(solved, constant)
     if not after <= before * _NO_WORSE:  # true for NaN
         return _Outcome("the solve would make its output worse", share, share)
     weight.copy_(solved)
     if constant is not None:
         walk.add_constant(name, constant)
-    return _Outcome(_SOLVED, share, moments.share(after))
-
-
-def _pairs(
-    inputs: Iterator[list[tuple[nn.Module, Tensor]]], products: Iterator[list[Tensor]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of inputs and the rows of targets that belong to them, over all batches and calls of a layer."""
-    for calls, targets in zip(inputs, products, strict=True):
-        for (module, read), target in zip(calls, targets, strict=True):
-            yield from pieces_of(module, read, target.to(read.device))
+    return _Outcome(_SOLVED, share, unseen.share(after))
 
 
 def summary_of(reports: Sequence[LayerReport]) -> Mapping[str, Any]:

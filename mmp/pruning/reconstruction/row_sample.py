@@ -1,0 +1,127 @@
+"""A sample of the rows that a layer's moments are taken from.
+
+A convolution of large images has thousands of times as many rows as columns, and neighbouring rows are alike. Least
+squares with a few dozen rows for each column have nearly the same solution, in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mmp.pruning.layers.products import columns_of, pieces_at, pieces_of
+from mmp.pruning.reconstruction.moments import Moments, MomentSums
+
+_UNSEEN = 5  # every fifth row of the sample is one that errors are measured on
+
+
+@dataclass(frozen=True)
+class SampledMoments:
+    """The moments of a layer.
+
+    Attributes:
+        solving: Moments of the rows to solve with; their means are those of all rows.
+        unseen: Moments of other rows, on which errors are measured; of the same rows if all are taken.
+    """
+
+    solving: Moments
+    unseen: Moments
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Iterable[Sequence[tuple[nn.Module, Tensor]]],
+        products: Iterable[Sequence[Tensor]],
+        images: Sequence[int],
+        rows_per_column: int,
+    ) -> SampledMoments:
+        """Return the moments of a layer, from batches of images.
+
+        Args:
+            inputs: For each batch and each call of the layer, the module and its input.
+            products: For each batch and each call, the target, (groups, rows, outputs per group).
+            images: Number of images of each batch.
+            rows_per_column: Number of rows to solve with for each column of the weight; 0 takes all. All are also taken
+                if there are too few to measure errors on others.
+        """
+        solving, unseen, means = MomentSums(), MomentSums(), _Means()
+        sample: _Sample | None = None
+        for calls, targets in zip(inputs, products, strict=True):
+            for (module, read), target in zip(calls, targets, strict=True):
+                y = target.to(read.device)
+                if sample is None:
+                    assert isinstance(module.weight, Tensor)
+                    rows = y.shape[1] * len(calls) * sum(images) / images[0]
+                    sample = _Sample.of(rows, rows_per_column * module.weight[0].numel())
+                if sample.share:
+                    means.add(module, read, y)
+                    for sums, places in zip((solving, unseen), sample.draw(y.shape[1]), strict=True):
+                        sums.add(pieces_at(module, read, y, places.to(read.device)))
+                else:
+                    solving.add(pieces_of(module, read, y))
+        moments = solving.moments()
+        if not (sample and sample.share):
+            return cls(moments, moments)
+        return cls(replace(moments, x=means.x, y=means.y), unseen.moments())
+
+
+class _Means:
+    """Means of all rows of X and Y, on which the constant of every output depends."""
+
+    def __init__(self) -> None:
+        self._x, self._y, self._rows = torch.zeros(()), torch.zeros(()), 0
+
+    def add(self, module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        """Add the rows of a call. Images are summed before they are unfolded, which costs as much as one image."""
+        self._x = columns_of(module, inputs.float().sum(0, keepdim=True)).sum(1).double() + self._x
+        self._y = targets.sum(1).double() + self._y
+        self._rows += targets.shape[1]
+
+    @property
+    def x(self) -> Tensor:
+        """Means of X, float64 (groups, columns)."""
+        return self._x / self._rows
+
+    @property
+    def y(self) -> Tensor:
+        """Means of Y, float64 (groups, outputs per group)."""
+        return self._y / self._rows
+
+
+@dataclass
+class _Sample:
+    """The rows that are drawn from each call of a layer.
+
+    Attributes:
+        share: Share of the rows that are drawn, those to measure on included; 0 if all are taken and none is drawn.
+        drawn: Number of rows so far.
+    """
+
+    share: float
+    drawn: int = 0
+
+    @classmethod
+    def of(cls, rows: float, wanted: int) -> _Sample:
+        """Return a sample of about ``wanted`` rows to solve with, of ``rows`` in all."""
+        share = wanted * _UNSEEN / (_UNSEEN - 1) / rows
+        return cls(share if share < 1 else 0.0)
+
+    def draw(self, rows: int) -> Iterator[Tensor]:
+        """Yield the numbers of the rows of a call to solve with, and of those to measure on.
+
+        The rows are divided evenly, and one of each part is drawn, so that all images and places have a share.
+
+        Args:
+            rows: Number of rows of the call.
+        """
+        parts = max(1, round(self.share * rows))
+        edges = torch.linspace(0, rows, parts + 1, dtype=torch.float64).long()
+        generator = torch.Generator().manual_seed(self.drawn)
+        chosen = edges[:-1] + (torch.rand(parts, generator=generator) * edges.diff()).long()
+        unseen = (torch.arange(parts) + self.drawn) % _UNSEEN == _UNSEEN - 1
+        self.drawn += parts
+        yield chosen[~unseen]
+        yield chosen[unseen]

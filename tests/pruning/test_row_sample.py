@@ -1,0 +1,114 @@
+"""A sample of rows for least squares: which rows are drawn, and what follows from them."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from mmp.pruning.layers.products import product_of
+from mmp.pruning.masks import Masks
+from mmp.pruning.reconstruction.moments import Moments
+from mmp.pruning.reconstruction.reconstruct import reconstruct
+from mmp.pruning.reconstruction.row_sample import SampledMoments, _Sample
+
+CONV = nn.Conv2d(3, 8, 3, padding=1, groups=1)
+IMAGES = avg_pool2d(torch.randn(96, 3, 20, 20, generator=torch.Generator().manual_seed(1)), 5, 1)  # 16x16, smooth
+
+
+def moments_of(rows_per_column: int, images: Tensor = IMAGES, calls: int = 1) -> SampledMoments:
+    batches = images.split(32)
+    with torch.no_grad():
+        targets = [[product_of(CONV, CONV(batch))] * calls for batch in batches]
+    inputs = [[(CONV, batch)] * calls for batch in batches]
+    return SampledMoments.of(inputs, targets, [*map(len, batches)], rows_per_column)
+
+
+def all_rows(images: Tensor = IMAGES) -> Moments:
+    return moments_of(0, images).solving
+
+
+def test_as_many_rows_are_drawn_as_wanted_and_a_quarter_as_many_are_not_solved_with() -> None:
+    found = moments_of(10)
+    assert found.solving.rows == pytest.approx(10 * 27, abs=3)
+    assert found.unseen.rows == pytest.approx(10 * 27 / 4, abs=3)
+    twice = moments_of(10, calls=2)  # a layer that is called twice has twice the rows, of which as many are drawn
+    assert twice.solving.rows == pytest.approx(10 * 27, abs=3)
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(24576, 700), (1000, 799), (64, 48), (30, 3)])
+def test_no_row_is_drawn_twice_and_all_parts_have_a_share(rows: int, wanted: int) -> None:
+    sample = _Sample.of(3 * rows, 3 * wanted)
+    drawn = [[*sample.draw(rows)] for _ in range(3)]
+    for solving, unseen in drawn:
+        both = torch.cat([solving, unseen]).sort().values
+        assert len(both.unique()) == len(both)
+        assert 0 <= int(both[0]) <= int(both[-1]) < rows
+        assert max((int(b - a) for a, b in pairwise(both)), default=0) <= 2 * rows / len(both) + 1
+    assert rows < 2 * wanted or not torch.equal(drawn[0][0], drawn[1][0])  # calls differ where there is a choice
+    again = _Sample.of(3 * rows, 3 * wanted)
+    assert all(torch.equal(a, b) for a, b in zip([*again.draw(rows)], drawn[0], strict=True))
+    assert sum(len(unseen) for _, unseen in drawn) >= 0.15 * wanted
+
+
+@pytest.mark.parametrize("rows_per_column", [0, 10**6, 800])
+def test_all_rows_are_taken_without_a_limit_or_without_enough_rows(rows_per_column: int) -> None:
+    found = moments_of(rows_per_column)  # 24,576 rows; 800 for each of 27 columns leave too few others
+    assert found.solving is found.unseen
+    assert found.solving.rows == 96 * 256
+
+
+def test_means_are_those_of_all_rows_and_covariances_are_close() -> None:
+    found, whole = moments_of(100), all_rows()
+    assert torch.allclose(found.solving.x, whole.x, atol=1e-6)
+    assert torch.allclose(found.solving.y, whole.y, atol=1e-6)
+    scale = float(whole.xx.diagonal(dim1=1, dim2=2).mean())
+    assert float((found.solving.xx - whole.xx).abs().max()) < 0.15 * scale
+    assert float((found.unseen.xx - whole.xx).abs().max()) < 0.3 * scale
+    assert not torch.equal(found.solving.xx, found.unseen.xx)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(3, 6, 3, stride=2), nn.Conv2d(3, 6, 3, dilation=2, groups=3), nn.Conv2d(3, 6, 1), nn.Linear(16, 5)],
+    ids=["stride", "dilation and groups", "pointwise", "linear"],
+)
+def test_the_means_of_every_kind_of_layer_are_those_of_all_rows(layer: nn.Module) -> None:
+    def of(rows_per_column: int) -> Moments:
+        with torch.no_grad():
+            targets = [[product_of(layer, layer(IMAGES))]]
+        return SampledMoments.of([[(layer, IMAGES)]], targets, [len(IMAGES)], rows_per_column).solving
+
+    sampled, whole = of(5), of(0)
+    assert sampled.rows < whole.rows / 2
+    assert torch.allclose(sampled.x, whole.x, atol=1e-6)
+    assert torch.allclose(sampled.y, whole.y, atol=1e-6)
+
+
+def test_a_sample_solves_nearly_as_well_as_all_rows_and_reports_errors_of_other_rows() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    masks = Masks(
+        {name: torch.rand_like(weight) > 0.6 for name, weight in dense.named_parameters() if weight.dim() > 1}
+    )
+
+    def solved(rows_per_column: int) -> tuple[nn.Module, float]:
+        model = copy.deepcopy(dense)
+        reports = reconstruct(model, masks, [IMAGES[:64]], rows_per_column=rows_per_column)
+        assert reports[1].after is not None
+        return model, reports[1].after
+
+    def error(model: nn.Module) -> float:
+        with torch.no_grad():
+            target = dense(IMAGES[64:])
+            return float((model(IMAGES[64:]) - target).square().mean() / target.var((0, 2, 3)).mean())
+
+    (few, few_reported), (every, _) = solved(64), solved(0)
+    assert error(few) < 1.1 * error(every)
+    assert few_reported == pytest.approx(error(few), rel=0.2)
+    again, _ = solved(64)
+    assert all(torch.equal(a, b) for a, b in zip(few.parameters(), again.parameters(), strict=True))
