@@ -110,7 +110,7 @@ def test_what_can_train_passes(overrides: list[str], tmp_path: Path) -> None:
 
 def test_a_trial_runs_once_for_the_jobs_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    monkeypatch.setattr(mmp.training.trial, "_try", lambda *_: runs.append(1))
+    monkeypatch.setattr(mmp.training.trial, "_try", lambda *_: runs.append(1) or {})
     for line in (
         ["strategy=p30"],
         ["strategy=p70", "signal=product", "seed=3"],
