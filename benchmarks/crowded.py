@@ -1,0 +1,157 @@
+"""What other busy processes cost: a training step, a job of the demo and a re-solved grid, alone and beside them.
+
+``python -m benchmarks.crowded`` measures each on an idle machine, beside two and beside eight busy processes, with the
+short spin of OpenMP's threads that every command sets (:mod:`mmp.openmp`), and with the spin of the runtime's default.
+It prints how many times as long each takes, and the share of the cores that the scheduler leaves to it: a process with
+half of the time of the cores should take about twice as long.
+
+``--parts step,job`` measures some parts only, and ``--repeats`` sets the number of repetitions of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.timing import Claim, table
+from mmp.machine import usable_cores
+from mmp.openmp import bound_spin
+
+ROOT = Path(__file__).parents[1]
+BESIDE = (2, 8)  # busy processes
+MOST = 1.3  # times the slowdown that the share of the cores explains
+DEFAULT = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}  # of the runtimes
+BUSY = "while True: pass"
+STEP = """
+import time, torch
+from benchmarks.study import configured
+from mmp.models.networks import build_model
+config = configured(["model=vit", "data=digits"])
+model, size = build_model(config.model), config.data.image_size
+optimizer = torch.optim.AdamW(model.parameters())
+images, labels = torch.randn(64, config.model.in_chans, size, size), torch.randint(10, (64,))
+for step in range(REPEATS + 5):
+    if step == 5:
+        start = time.perf_counter()
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+print((time.perf_counter() - start) / REPEATS)
+"""
+SMALL = ("data=digits", "data.workers=0", "logger=none", "trainer.enable_progress_bar=false", "dense.epochs=2")
+JOB = (*SMALL, "model=vit", "finetune.epochs=2")
+GRID = (*SMALL, "-m", "model=cnn", "strategy=glob(*)", "reconstruct=least_squares", "finetune=none")
+PARTS = ("step", "job", "grid")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds of one part.
+
+    Attributes:
+        part: Name of the part.
+        spin: ``short`` or ``default``.
+        beside: Number of busy processes beside it.
+        seconds: Its wall time.
+    """
+
+    part: str
+    spin: str
+    beside: int
+    seconds: float
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Keep processes busy for a ``with`` block."""
+    started = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]  # noqa: S603
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def seconds_of(part: str, spin: str, repeats: int) -> float:
+    """Return the seconds of a part, measured in a new process.
+
+    Args:
+        part: One of `PARTS`.
+        spin: ``short`` or ``default``.
+        repeats: Number of repetitions of a step.
+    """
+    environment = environment_of(spin)
+    if part == "step":
+        command = [sys.executable, "-c", STEP.replace("REPEATS", str(repeats))]
+        done = subprocess.run(  # noqa: S603
+            command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+        )
+        return float(done.stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"paths.results={folder}", f"paths.cache={folder}/cache"]
+        command = [sys.executable, "prune.py", *(JOB if part == "job" else GRID), *paths]
+        start = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)  # noqa: S603
+        return time.perf_counter() - start
+
+
+def environment_of(spin: str) -> dict[str, str]:
+    """Return the environment of a measured process: with the settings of every command, or with the defaults."""
+    return os.environ | DEFAULT if spin == "default" else dict(os.environ)
+
+
+def measure(parts: Sequence[str], repeats: int) -> list[Measurement]:
+    """Measure all parts; both kinds of spin follow one another, so that the state of the machine affects both."""
+    found = []
+    for part in parts:
+        for count in (0, *BESIDE):
+            for spin in ("short", "default"):
+                with busy(count):
+                    found.append(Measurement(part, spin, count, seconds_of(part, spin, repeats)))
+                sys.stderr.write(f"{found[-1]}\n")
+    return found
+
+
+def claims(found: Sequence[Measurement], cores: int) -> Iterator[Claim]:
+    """Yield how many times as long each part takes beside busy processes.
+
+    Args:
+        found: The measurements.
+        cores: Cores that a process may use, and the number of its threads.
+    """
+    alone = {(one.part, one.spin): one.seconds for one in found if not one.beside}
+    for one in found:
+        if not one.beside:
+            yield Claim(f"{one.part}, {one.spin} spin, idle: seconds", [one.seconds])
+            continue
+        ratio = one.seconds / alone[one.part, one.spin]
+        explained = (cores + one.beside) / cores  # with as many threads as cores, each has an equal share of the time
+        what = f"{one.part}, {one.spin} spin, beside {one.beside} busy processes: times as long as idle"
+        most = MOST * explained if one.spin == "short" else None
+        yield Claim(what, [ratio], most=most, note=f"{one.seconds:.3g} s; the cores' share explains {explained:.3g}")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="the parts to measure, separated by commas")
+    parser.add_argument("--repeats", type=int, default=100, help="repetitions of a step")
+    given = parser.parse_args()
+    chosen = given.parts.split(",")
+    if unknown := set(chosen) - set(PARTS):
+        parser.error(f"--parts: unknown {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+    bound_spin()
+    sys.stdout.write(table(claims(measure(chosen, given.repeats), usable_cores())) + "\n")
+
+
+if __name__ == "__main__":
+    main()

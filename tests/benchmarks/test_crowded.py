@@ -1,0 +1,45 @@
+"""What other busy processes cost: how a measured slowdown is judged."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+import pytest
+
+from benchmarks.crowded import Measurement, busy, claims, environment_of
+
+
+def test_a_slowdown_is_compared_with_the_share_of_the_cores() -> None:
+    found = [
+        Measurement("step", spin, beside, seconds)
+        for spin, times in {"short": (2.0, 4.0, 20.0), "default": (2.0, 40.0, 200.0)}.items()
+        for beside, seconds in zip((0, 2, 8), times, strict=True)
+    ]
+    cells = [claim.cells() for claim in claims(found, 2)]
+    assert [(row[1], row[2], row[4]) for row in cells] == [
+        ("", "2", ""),
+        ("at most 2.6", "2", "pass"),  # two of four busy threads: twice as long is explained
+        ("at most 6.5", "10", "**miss**"),
+        ("", "2", ""),
+        ("", "20", ""),
+        ("", "100", ""),
+    ]
+
+
+def test_busy_processes_are_busy_and_end_with_the_block() -> None:
+    with busy(1):
+        time.sleep(1)
+        command = ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "while True" in listed
+        pid = int(next(line for line in listed.splitlines() if "while True" in line).split()[0])
+    assert not os.path.exists(f"/proc/{pid}")  # noqa: PTH110
+
+
+def test_a_measured_process_has_the_short_spin_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    assert environment_of("short")["GOMP_SPINCOUNT"] == "1000"
+    assert environment_of("default")["GOMP_SPINCOUNT"] == "300000"
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
