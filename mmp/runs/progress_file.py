@@ -21,16 +21,20 @@ class ProgressFile:
 
     Args:
         folder: The run's folder.
+
+    Attributes:
+        always: Values that every phase has, for estimates of the time left; plain data.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.always: dict[str, Any] = {}
         self._path, self._temporary = folder / PROGRESS, folder / f".{PROGRESS}"
         self._content: dict[str, Any] = {}
         self._due = 0.0
 
     def begin(self, phase: str) -> None:
         """Write that a phase begins."""
-        self._content = {"phase": phase}
+        self._content = {"phase": phase, **self.always}
         self._write()
 
     def add(self, **content: Any) -> None:

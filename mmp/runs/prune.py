@@ -286,6 +286,7 @@ def run_job(run: RunFolder, config: PruneConfig, cfg: DictConfig) -> dict[str, A
     """
     watch = Stopwatch()
     watch.on_begin = run.progress.begin
+    run.progress.always = {"finetune_epochs": config.finetune.epochs}
     fill_input(config)
     record_start(run, cfg, config, **head_of(config))
     job = PruneJob.of(config, run.path)

@@ -6,9 +6,7 @@ folder. A file that has not changed is not read again.
 
 from __future__ import annotations
 
-import heapq
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import Any
 from mmp.files import read_json
 from mmp.runs.progress_file import PROGRESS
 from mmp.runs.store import STATUS, RunFolder
+from mmp.sweeps.estimate import Seen, epoch_of, time_left
 
 ENDED = ("completed", "skipped", "failed")
 _PHASES = {"dense": "dense model", "finetune": "fine-tuning", "evaluate": "evaluation"}
@@ -32,18 +31,32 @@ class JobProgress:
         name: The name of its run.
         status: ``running``, ``completed``, ``skipped``, ``failed``, or at the end of the sweep ``interrupted``.
         since: The time at which it was first seen, by the clock of `Progress`.
+        overrides: Its overrides.
         reason: Why it failed.
         result: The content of ``result.json``, of a completed job.
         latest: The last content of ``progress.json``, of a running job.
+        seconds: The seconds that it was seen in each phase, of a running job.
+        epoch: The seconds of an epoch of its dense training, of a running job that has seen some of it.
     """
 
     folder: Path
     name: str
     status: str
     since: float
+    overrides: tuple[str, ...] = ()
     reason: str = ""
     result: dict[str, Any] = field(default_factory=dict)
     latest: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    epoch: float | None = None
+
+    def follow(self, latest: dict[str, Any], seconds: float) -> None:
+        """Take new content of ``progress.json``, and count the seconds since the last one."""
+        if name := self.latest.get("phase"):
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.latest = latest
+        if latest.get("phase") == "dense":
+            self.epoch = epoch_of(latest, self.seconds.get("dense", 0.0)) or self.epoch
 
     @property
     def phase(self) -> str:
@@ -84,7 +97,8 @@ class State:
         running: The running jobs.
         start: The time at which the sweep started, by the clock of `Progress`.
         now: The time of this state.
-        left: Estimate of the seconds left, None if no job is completed yet.
+        left: Estimate of the seconds left, None if nothing is known yet.
+        whole: Whether the estimate counts all jobs. Otherwise there are jobs of a kind that has not been seen yet.
     """
 
     total: int | None
@@ -95,6 +109,7 @@ class State:
     start: float
     now: float
     left: float | None
+    whole: bool = True
 
     @property
     def elapsed(self) -> float:
@@ -115,7 +130,10 @@ class State:
         """The counts and the time left: ``12 of 30 done (3 skipped), 1 failed, 2 running, about 4 min left``."""
         if self.total is None or self.completed + self.skipped + self.failed >= self.total:
             return self.counts
-        left = "time left unknown" if self.left is None else f"about {rounded_time(self.left)} left"
+        if self.left is None or not (self.whole or self.left):
+            left = "time left unknown"
+        else:
+            left = f"{'about' if self.whole else 'more than'} {rounded_time(self.left)} left"
         return f"{self.counts}, {left}"
 
 
@@ -134,11 +152,14 @@ class Progress:
         self, folder: Path, jobs: Sequence[Sequence[str]] | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder, self._clock, self._start = folder, clock, clock()
+        self._overrides = [tuple(job) for job in jobs or ()]
         self._total = None if jobs is None else len(jobs)
+        self._updated = self._start
         self._ours = None if jobs is None else {tuple(job) for job in jobs}
         self._seen = dict(stamps(folder))
         self._jobs: dict[Any, JobProgress] = {}  # by overrides, since two jobs may have the same run
         self._at: dict[Path, JobProgress] = {}
+        self._completed: list[Seen] = []
         self._workers = 1  # the largest number of jobs seen running at once
 
     def update(self) -> list[JobProgress]:
@@ -150,10 +171,11 @@ class Progress:
             self._seen[folder] = stamp
             if job := self._read(folder):
                 ended.append(job)
-        running = self._running()
+        running, now = self._running(), self._clock()
         self._workers = max(self._workers, len(running))
         for job in running:
-            job.latest = read_json(job.folder / PROGRESS) or job.latest
+            job.follow(read_json(job.folder / PROGRESS) or job.latest, now - self._updated)
+        self._updated = now
         return ended
 
     def _read(self, folder: Path) -> JobProgress | None:
@@ -166,9 +188,9 @@ class Progress:
         if self._ours is not None and overrides and tuple(overrides) not in self._ours:
             return None  # a job of another sweep in the same folder
         key = tuple(overrides) if overrides else folder
-        job = self._jobs.setdefault(
-            key, JobProgress(folder, content.get("run_name", folder.name), "running", self._clock())
-        )
+        name = content.get("run_name", folder.name)
+        fresh = JobProgress(folder, name, "running", self._clock(), tuple(overrides or ()))
+        job = self._jobs.setdefault(key, fresh)
         before = self._at.get(folder, job)
         if before is not job and before.status == "running":
             before.status = "completed"  # the next job replaced its status before it was read
@@ -179,6 +201,8 @@ class Progress:
             job.reason = ": ".join(parts).partition("\n")[0]
         if job.status == "completed":
             job.result = run.result or {}
+            if "total" in (seconds := job.result.get("seconds", {})):
+                self._completed.append(Seen(job.overrides, seconds["total"], seconds))
         return job if job.status in ENDED else None
 
     def end(self) -> None:
@@ -194,47 +218,21 @@ class Progress:
         """The state of the sweep at the last update."""
         now, running = self._clock(), self._running()
         count = {status: sum(job.status == status for job in self._jobs.values()) for status in ENDED}
-        seconds = [job.result.get("seconds", {}).get("total") for job in self._jobs.values() if job.result]
-        waiting = (self._total or 0) - sum(count.values()) - len(running)
+        left = time_left(
+            self._completed,
+            [Seen(job.overrides, now - job.since, job.seconds, job.latest, job.epoch) for job in running],
+            [overrides for overrides in self._overrides if overrides not in self._jobs],
+            self._workers,
+        )
         return State(
             total=self._total,
             **count,
             running=running,
             start=self._start,
             now=now,
-            left=time_left(
-                [value for value in seconds if value is not None],
-                [now - job.since for job in running],
-                max(waiting, 0),
-                self._workers,
-            ),
+            left=None if left is None else left.seconds,
+            whole=left is None or left.whole,
         )
-
-
-def time_left(completed: Sequence[float], running: Sequence[float], waiting: int, workers: int) -> float | None:
-    """Estimate the time until all jobs have ended.
-
-    Each waiting job starts on the next free worker and takes the median time of the completed jobs. A running job takes
-    the median time of the completed jobs that took longer than it has taken so far.
-
-    Args:
-        completed: Seconds that each completed job took.
-        running: Seconds that each running job has taken so far.
-        waiting: Number of jobs that have not started.
-        workers: Number of jobs that run at once.
-
-    Returns:
-        The estimate in seconds, None if no job is completed.
-    """
-    if not completed:
-        return None
-    usual = statistics.median(completed)
-    free = [statistics.median([c for c in completed if c > so_far] or [so_far]) - so_far for so_far in running]
-    free += [0.0] * (workers - len(free))
-    heapq.heapify(free)
-    for _ in range(waiting):
-        heapq.heapreplace(free, free[0] + usual)
-    return max(free)
 
 
 def rounded_time(seconds: float) -> str:

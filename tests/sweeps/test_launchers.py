@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -234,8 +235,9 @@ def divided(monkeypatch: pytest.MonkeyPatch, accelerator: str = "auto", jobs: in
 
 
 def test_workers_share_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hydra_plugins.mmp_launchers.cores", lambda: Cores(8.5, 16))
-    monkeypatch.setattr("hydra_plugins.mmp_launchers.usable_memory", lambda: 8000)
+    mmp_launchers = import_module("hydra_plugins.mmp_launchers")  # Hydra may have loaded it without its package
+    monkeypatch.setattr(mmp_launchers, "cores", lambda: Cores(8.5, 16))
+    monkeypatch.setattr(mmp_launchers, "usable_memory", lambda: 8000)
     monkeypatch.setattr(devices, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = divided(monkeypatch, jobs_per_device=2)
@@ -298,7 +300,7 @@ def test_without_a_driver_torch_does_not_count_gpus(monkeypatch: pytest.MonkeyPa
 
 
 def test_there_are_no_more_workers_than_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hydra_plugins.mmp_launchers.cores", lambda: Cores(64, 64))
+    monkeypatch.setattr(import_module("hydra_plugins.mmp_launchers"), "cores", lambda: Cores(64, 64))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(devices, "visible_gpus", list)
     for jobs, workers in ((100, 64), (5, 5), (1, 1)):

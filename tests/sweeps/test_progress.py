@@ -23,7 +23,7 @@ from mmp.runs.store import RESULT, STATUS
 from mmp.sweeps import progress
 from mmp.sweeps.display import Lines, clock, render_region
 from mmp.sweeps.jobs import expand
-from mmp.sweeps.progress import JobProgress, Progress, State, rounded_time, time_left
+from mmp.sweeps.progress import JobProgress, Progress, State, rounded_time
 
 slow = pytest.mark.slow
 
@@ -173,25 +173,43 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.
     assert read == ["run1", "run1"]
 
 
-@pytest.mark.parametrize(
-    ("completed", "running", "waiting", "workers", "expected"),
-    [
-        ([], [5.0], 3, 2, None),
-        ([10.0], [], 0, 1, 0.0),
-        ([10.0], [4.0], 0, 1, 6.0),
-        ([10.0], [4.0], 2, 1, 26.0),
-        ([10.0], [4.0, 8.0], 3, 2, 22.0),  # workers are free after 2 and 6 s; jobs end after 12, 16 and 22 s
-        ([10.0], [], 4, 4, 10.0),
-        ([10.0], [], 5, 4, 20.0),
-        ([60.0, 10.0, 10.0], [], 1, 1, 10.0),  # the first job also computed what all jobs share
-        ([60.0, 10.0, 10.0], [30.0], 0, 1, 30.0),  # only the long job took longer
-        ([10.0], [50.0], 0, 1, 0.0),
-    ],
-)
-def test_the_estimate(
-    completed: list[float], running: list[float], waiting: int, workers: int, expected: float | None
-) -> None:
-    assert time_left(completed, running, waiting, workers) == expected
+def test_what_is_known_of_a_part_is_a_lower_limit(tmp_path: Path) -> None:
+    def line(left: float | None, whole: bool) -> str:
+        return State(4, 1, 0, 0, (), 0.0, 100.0, left, whole).line
+
+    assert line(240.0, True) == "1 of 4 done, about 4 min left"
+    assert line(240.0, False) == "1 of 4 done, more than 4 min left"
+    assert line(0.0, False) == line(None, True) == "1 of 4 done, time left unknown"
+
+
+def test_the_estimate_knows_the_models_of_the_jobs_and_the_epochs_of_a_training(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, 0)
+    jobs = {
+        number: [f"model={model}", f"strategy={number}"] for number, model in enumerate(("cnn", "cnn", "vit", "vit"))
+    }
+    following = Progress(tmp_path, list(jobs.values()), lambda: sweep.now)
+
+    def begin(number: int) -> Path:
+        folder = sweep.write(number, "running", overrides=jobs[number])
+        following.update()
+        return folder
+
+    for number in (0, 1):
+        sweep.now += 10
+        (begin(number) / RESULT).write_text(json.dumps({"seconds": {"total": 10.0}}))
+        sweep.write(number, "completed", overrides=jobs[number])
+    following.update()
+    assert following.state.line == "2 of 4 done, time left unknown"
+    file = ProgressFile(begin(2))
+    file.always = {"finetune_epochs": 5}
+    file.begin("dense")
+    following.update()
+    sweep.now += 40
+    file.add(epoch=5, epochs=10, fraction=0.5)
+    file._write()
+    following.update()
+    assert following.state.line == "2 of 4 done, 1 running, about 2 min left"  # 40, 40 and 40 s
+    assert following.state.left == 120.0
 
 
 def test_durations_are_rounded() -> None:
