@@ -56,15 +56,19 @@ class SweepReport(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Below a live display, print only warnings of a job; everything is in the job's log file.
 
-        For a failed job the display prints one line, so its traceback is not printed.
+        For a failed job the display prints one line, so the job itself prints nothing.
         """
-        from mmp.runs.terminal import is_shown
+        from mmp.runs.terminal import SHOWN, is_shown
 
         if not is_shown():
             return
         for handler in logging.getLogger().handlers:
             if type(handler) is logging.StreamHandler:
-                handler.addFilter(lambda record: record.levelno >= logging.WARNING and not record.exc_info)
+                handler.addFilter(
+                    lambda record: (
+                        record.levelno >= logging.WARNING and not record.exc_info and SHOWN not in vars(record)
+                    )
+                )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Free the configurations of the job, 0.4 MB each, which Hydra would keep until the sweep ends.

@@ -28,13 +28,19 @@ from omegaconf import DictConfig
 
 from mmp.config.choices import FOLDER
 from mmp.config.command import command
+from mmp.config.explain import explain
+from mmp.config.interruption import Interrupted
 from mmp.config.matching import with_axes
 from mmp.config.registration import register
 from mmp.config.schema import PruneConfig, TrainConfig
+from mmp.errors import MmpError
+from mmp.files import no_space
 from mmp.openmp import bound_spin
 from mmp.runs.lifecycle import attempt
+from mmp.runs.terminal import SHOWN
 
 log = logging.getLogger(__name__)
+IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 register()  # at import, because worker processes of a launcher import this module, too
 
 
@@ -73,13 +79,22 @@ def _prune() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="prune")
 def prune_task(cfg: DictConfig) -> dict[str, Any]:
-    """Run one pruning job. In a multirun, a job that fails returns its status, and the sweep goes on."""
+    """Run one pruning job. In a multirun, a job that fails returns its status, and the sweep goes on.
+
+    Raises:
+        Interrupted: if there is no space left for the files of a multirun's jobs, which run in this process.
+    """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return run_job(cfg)
     try:
         return run_job(cfg)
     except (Exception, SystemExit) as error:
-        log.exception("this run failed; the sweep goes on")
+        if no_space(error) and HydraConfig.get().launcher._target_ == IN_THIS_PROCESS:
+            raise Interrupted(f"; {explain(error)}; free some space", code=1) from None
+        if isinstance(error, MmpError | OSError):
+            log.error("this run failed; the sweep goes on: %s", explain(error), extra={SHOWN: True})  # noqa: TRY400 (one line)
+        else:
+            log.exception("this run failed; the sweep goes on")
         return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 

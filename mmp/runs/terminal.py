@@ -6,6 +6,7 @@ import os
 import stat
 
 PIPE = "MMP_DISPLAY"  # environment variable: the name of the pipe that a live display reads
+SHOWN = "shown_by_display"  # attribute of a log record whose message the live display has itself
 
 
 def is_shown() -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,7 @@ def test_a_failed_job_is_reported_and_does_not_stop_others(tmp_path: Path, sweep
             assert "lower the learning rate" in result["error"]["message"]
             assert result["run_name"] in done.stdout + done.stderr
             assert not (folder / "model.safetensors").exists()
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_job_with_an_invalid_value_fails_the_sweep(tmp_path: Path, sweep: Path) -> None:
@@ -160,6 +163,34 @@ def test_a_job_with_an_invalid_value_fails_the_sweep(tmp_path: Path, sweep: Path
     assert done.returncode == 1
     assert "1 completed, 1 failed" in done.stdout
     assert "finetune.learning_rate=0" in done.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_stops_the_sweep_in_two_lines_and_the_same_command_continues(small_disk: Path, sweep: Path) -> None:
+    words = ["prune.py", "-m", f"paths.results={small_disk}", f"paths.cache={sweep.parent / 'cache'}"]
+    words += ["strategy=balanced,p50", *QUICK]
+    done = command(*words, check=False)
+    assert done.returncode == 1
+    *_, reason, again = done.stderr.splitlines()
+    assert reason.startswith("interrupted: 0 of 2 jobs are done, 1 failed, 1 is left; cannot write ")
+    assert reason.endswith("No space left on device; free some space")
+    assert again.startswith("the same command continues: ")
+    assert "Traceback" not in done.stdout + done.stderr
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert "2 completed, 0 failed" in command(*words).stdout
 
 
 def test_one_run_with_observed_ranges_a_gradual_schedule_and_a_budget(tmp_path: Path, sweep: Path) -> None:

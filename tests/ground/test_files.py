@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mmp.cache import cached_set, cached_tensors
 from mmp.errors import MmpError
-from mmp.files import read_json, write_atomically, write_json
+from mmp.files import no_space, read_json, write_atomically, write_json
 from mmp.tensors import load_tensors, save_tensors, tensors_digest
 
 WORKERS = 8
@@ -34,6 +35,17 @@ def tensors() -> dict[str, Tensor]:
 
 
 # --- atomic writes ---
+
+
+@pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False)])
+def test_a_full_disk_is_known_behind_the_error_for_the_user(tmp_path: Path, number: int, full: bool) -> None:
+    def write(_: Path) -> None:
+        raise OSError(number, "reason")
+
+    with pytest.raises(MmpError, match="cannot write") as caught:
+        write_atomically(tmp_path / "file", write)
+    assert no_space(caught.value) is full
+    assert not listing(tmp_path)
 
 
 def test_a_file_appears_complete_in_a_new_folder(tmp_path: Path) -> None:
