@@ -143,8 +143,8 @@ class _Costs:
             self._shared.setdefault(("dense", _kind(job.overrides, _SHARED["dense"])), [total])
         if job.phase == "finetune" and total is not None:
             self._own.setdefault(own, [total])
-        elif job.epoch is not None and "finetune_epochs" in job.latest:
-            self._own.setdefault(own, [job.epoch * job.latest["finetune_epochs"]])
+        elif job.epoch is not None and (epochs := job.latest.get("finetune_epochs")):
+            self._own.setdefault(own, [job.epoch * epochs])
 
     def left(self, job: Seen) -> float | None:
         """Return the seconds that a running job still takes, None if unknown."""

@@ -45,6 +45,7 @@ def running(kind: Sequence[str], elapsed: float, **latest: object) -> Seen:
         # a training is extrapolated: a quarter of 20 epochs in 100 s, then 5 epochs of fine-tuning
         ([], [running(CNN, 100.0, phase="dense", fraction=0.25, epochs=20, finetune_epochs=5)], [CNN], 1,
          TimeLeft(300.0 + 100.0 + 100.0, True)),
+        ([], [running(CNN, 100.0, phase="dense", fraction=0.25, epochs=20, finetune_epochs=0)], [CNN], 1, None),
         ([], [running(CNN, 20.0, phase="finetune", fraction=0.5)], [CNN], 1, TimeLeft(20.0 + 40.0, True)),
         ([], [running(CNN, 20.0, phase="finetune", fraction=0.001)], [CNN], 1, None),
         # a running job that has trained the dense model still has its own phases before it
