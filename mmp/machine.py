@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,8 @@ def memory(root: Path = ROOT) -> Memory:
     Args:
         root: The folder that ``proc`` and ``sys`` are in.
     """
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Windows has no sysconf; its memory is not known here, so nothing is limited.
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
     usable, limit = min(_memory_limits(root), default=(present, None))
     return Memory(usable, present, limit) if usable < present else Memory(present, present)
 
@@ -112,9 +113,12 @@ def usable_memory() -> int:
 def _memory_limits(root: Path) -> Iterator[tuple[int, str]]:
     if (most := memory_limit(root)) is not None:
         yield most, "limit of the control group"
-    for kind, name in ((resource.RLIMIT_AS, "ulimit -v"), (resource.RLIMIT_DATA, "ulimit -d")):
-        if (most := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
-            yield most, name
+    if sys.platform != "win32":
+        import resource
+
+        for kind, name in ((resource.RLIMIT_AS, "ulimit -v"), (resource.RLIMIT_DATA, "ulimit -d")):
+            if (most := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
+                yield most, name
     if megabytes := _number("SLURM_MEM_PER_NODE"):
         yield megabytes * _MIB, "SLURM_MEM_PER_NODE"
     if (megabytes := _number("SLURM_MEM_PER_CPU")) and (allocated := _number("SLURM_CPUS_ON_NODE")):

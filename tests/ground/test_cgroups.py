@@ -68,6 +68,8 @@ def test_a_container_of_version_1_sees_its_group_under_the_name_on_the_host(tmp_
         "cpu,cpuacct/inner/cpu.cfs_quota_us": "50000",
         "cpu,cpuacct/inner/cpu.cfs_period_us": "100000",
         "memory/memory.limit_in_bytes": str(3 * GIB),
+        "../sibling/cpu.cfs_quota_us": "10000",  # outside of all groups
+        "../sibling/cpu.cfs_period_us": "100000",
     }
     root = v1(tmp_path, "/docker/abc", files, mounted="/docker/abc")
     assert (processor_limit(root), memory_limit(root)) == (3.0, 3 * GIB)

@@ -160,6 +160,17 @@ def test_the_memory_of_a_real_control_group() -> None:
 
 
 @pytest.mark.slow
+def test_other_systems_have_fewer_limits() -> None:
+    code = (
+        "import os, sys; sys.platform = 'win32'; sys.modules['resource'] = None; del os.sysconf, os.sched_getaffinity"
+    )
+    found = described(
+        f"import os, sys; {without}; from mmp.machine import cores, memory; print(cores().limit, memory().usable > 0)"
+    )
+    assert found.endswith(" True")
+
+
+@pytest.mark.slow
 def test_an_address_space_that_is_limited() -> None:
     code = "from mmp.machine import memory; print(memory().usable // 2**20, memory().limit)"
     assert described(code, "sh", "-c", 'ulimit -v 614400 && exec "$0" "$@"') == "600 ulimit -v"
