@@ -161,13 +161,9 @@ def test_the_memory_of_a_real_control_group() -> None:
 
 @pytest.mark.slow
 def test_other_systems_have_fewer_limits() -> None:
-    code = (
-        "import os, sys; sys.platform = 'win32'; sys.modules['resource'] = None; del os.sysconf, os.sched_getaffinity"
-    )
-    found = described(
-        f"import os, sys; {without}; from mmp.machine import cores, memory; print(cores().limit, memory().usable > 0)"
-    )
-    assert found.endswith(" True")
+    without = "sys.platform = 'win32'; sys.modules['resource'] = None; del os.sysconf, os.sched_getaffinity"
+    shown = "from mmp.machine import cores, memory; print(cores().limit, memory().usable > 0)"
+    assert described(f"import os, sys; {without}; {shown}").endswith(" True")
 
 
 @pytest.mark.slow
