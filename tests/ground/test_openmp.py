@@ -109,7 +109,7 @@ def test_every_script_and_module_bounds_the_spin(tmp_path: Path, command: str) -
     "start",
     [
         "from hydra_plugins.mmp_launchers import import_jobs; import_jobs()",
-        "from hydra_plugins.mmp_launchers import run_composed; run_composed(None, lambda _: None, None, None)",
+        "from hydra_plugins.mmp_launchers import run_composed; run_composed(None, lambda _: None, None, None, {})",
         "import pickle; from hydra_plugins.mmp_launchers import Slurm; pickle.loads(pickle.dumps(Slurm()))",
     ],
 )
