@@ -91,7 +91,7 @@ def prune_task(cfg: DictConfig) -> dict[str, Any]:
     except (Exception, SystemExit) as error:
         if no_space(error) and HydraConfig.get().launcher._target_ == IN_THIS_PROCESS:
             raise Interrupted(f"; {explain(error)}; free some space", code=1) from None
-        if isinstance(error, MmpError | OSError):
+        if isinstance(error, MmpError) or no_space(error):
             log.error("this run failed; the sweep goes on: %s", explain(error), extra={SHOWN: True})  # noqa: TRY400 (one line)
         else:
             log.exception("this run failed; the sweep goes on")

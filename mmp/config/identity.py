@@ -140,9 +140,9 @@ def _model_identity(model: Settings) -> Settings:
 
 def _reconstruction(kept: Settings) -> Settings:
     """Return the settings of a reconstruction without those that have no effect."""
-    unused = set()
-    if kept.get("name") != JOINT:
-        unused.add("tuning")
+    if kept.get("name") == JOINT:
+        return kept
+    unused = {"tuning"}
     if kept.get("name") == "none" or not kept.get("rows_per_column"):
         unused.add("rows_per_column")  # so that hashes from before it existed stay valid
     return {key: value for key, value in kept.items() if key not in unused}

@@ -156,6 +156,12 @@ def test_names_of_runs_stay_the_same(config: str, overrides: list[str], name: st
     assert run_name(composed(*overrides, name=config)) == name
 
 
+def test_a_joint_tuning_with_all_rows_is_none_from_before_rows_were_sampled() -> None:
+    # Learning rates had another unit then.
+    name = run_name(composed("reconstruct=joint", "reconstruct.rows_per_column=0", "reconstruct.tuning.steps=1000"))
+    assert name != "cnn-digits-magnitude-balanced-s0-008362e7"
+
+
 def test_a_class_counts_by_its_name_and_a_users_class_by_its_address() -> None:
     moved = composed(
         "signal._target_=mmp.elsewhere.Magnitude", "callbacks.best._target_=callbacks.new.CheckpointAtTarget"

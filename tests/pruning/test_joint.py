@@ -172,10 +172,10 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise at one step of a tuning."""
     whole = joint._Descent._step
 
-    def stopping(self: joint._Descent, state: TuningState, part: int) -> None:
+    def stopping(self: joint._Descent, state: TuningState) -> None:
         if state.step == step:
             raise StoppedError
-        whole(self, state, part)
+        whole(self, state)
 
     monkeypatch.setattr(joint._Descent, "_step", stopping)
 
@@ -203,6 +203,25 @@ def test_a_resumed_tuning_has_the_same_bits_as_a_whole_one(tmp_path: Path, monke
     assert not steps
     assert same(first, third)
     assert again.after == whole.after
+
+
+def test_another_memory_limit_continues_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, file = dense(), tmp_path / "joint.safetensors"
+    masks = masks_of(network, 0.7)
+    first, second = solved(network, masks), solved(network, masks)
+    reconstruct_jointly(first, masks, [IMAGES], network, QUICK)
+    with monkeypatch.context() as patch:
+        stop_at(30, patch)
+        with pytest.raises(StoppedError):
+            reconstruct_jointly(solved(network, masks), masks, [IMAGES], network, QUICK, checkpoint=file)
+    monkeypatch.setattr(joint._Descent, "_part", lambda _: 3)  # images at once
+    reconstruct_jointly(second, masks, [IMAGES], network, QUICK, checkpoint=file)
+    assert same(first, second)
+
+
+def test_another_division_of_the_same_images_is_another_tuning() -> None:
+    divisions = [TuningImages(IMAGES[n:], IMAGES[:n], torch.device("cpu")).digest() for n in (32, 40)]
+    assert divisions[0] != divisions[1]
 
 
 @pytest.mark.parametrize("change", ["settings", "masks", "images", "damage"])

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+_Setting = tuple[Callable[[], Any], Callable[[Any], object], Any]
+
 
 @contextmanager
 def full_float32() -> Iterator[None]:
@@ -29,18 +31,39 @@ def full_float32() -> Iterator[None]:
             write(value)
 
 
-def _settings() -> list[tuple[Callable[[], Any], Callable[[Any], object], Any]]:
-    """Return how to read and how to write each setting of precision, and its value for full float32."""
+def _settings() -> list[_Setting]:
+    """Return how to read and how to write each setting of precision, and its value for full float32.
+
+    torch 2.9 has settings of a newer kind as well. It refuses to read the older ones once the newer ones contradict
+    them, so the older ones are written unless the user has written newer ones: a network may read them.
+    """
     backends: Any = torch.backends
-    if not hasattr(backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
-        return [
-            (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-            _attribute(backends.cudnn, "allow_tf32", False),
-        ]
     cudnn, mkldnn = backends.cudnn, backends.mkldnn
-    places = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-    return [_attribute(place, "fp32_precision", "ieee") for place in places]
+    older: list[_Setting] = [
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        _attribute(cudnn, "allow_tf32", False),
+    ]
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):
+        return older
+    without_older = [_attribute(place, "fp32_precision", "ieee") for place in (mkldnn.conv, mkldnn.rnn)]
+    if _uses_newer(older):
+        places = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul)
+        return [*(_attribute(place, "fp32_precision", "ieee") for place in places), *without_older]
+    return [*older, *without_older]
 
 
-def _attribute(place: Any, name: str, full: Any) -> tuple[Callable[[], Any], Callable[[Any], object], Any]:
+def _uses_newer(older: list[_Setting]) -> bool:
+    """Return whether the user has written settings of the newer kind, which older ones would inherit or contradict."""
+    backends: Any = torch.backends
+    if {backends.fp32_precision, backends.cudnn.fp32_precision} != {"none"}:
+        return True
+    try:
+        for read, _, _ in older:
+            read()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _attribute(place: Any, name: str, full: Any) -> _Setting:
     return partial(getattr, place, name), partial(setattr, place, name), full

@@ -95,7 +95,8 @@ def reconstruct_jointly(
     """Tune the kept weights of all layers together, in place.
 
     The kept weights of layers, biases, and scales and shifts of norms change; other parameters, frozen parameters and
-    all buffers do not. On one machine, the same call gives the same bits. On a GPU, convolutions and attention are
+    all buffers do not. On one machine, the same call gives the same bits, unless a smaller
+    limit of the memory makes it take a batch in smaller parts. On a GPU, convolutions and attention are
     computed by deterministic kernels, and some other operations only under
     ``torch.use_deterministic_algorithms(True)``; equal bits were measured there for a ResNet-20.
 
@@ -240,6 +241,7 @@ class _Descent:
         enforcer.set(self.masks)
         part, steps = self._part(), self.tuning.steps
         state = TuningState.new(self.parameters, self._held_loss(part))
+        state.part = part
         key = self._key() if checkpoint else ""
         if checkpoint and state.load(checkpoint, key):
             log.info("joint tuning continues after step %d of %d", state.step, steps)
@@ -247,10 +249,10 @@ class _Descent:
         every = max(1, steps // _MEASUREMENTS)
         loss, first, begun = state.before, state.step, time.perf_counter()
         while state.step < steps and math.isfinite(loss):
-            self._step(state, part)
+            self._step(state)
             if state.step % every and state.step < steps:
                 continue
-            loss = self._held_loss(part)
+            loss = self._held_loss(state.part)
             state.see(loss)
             left = (time.perf_counter() - begun) / (state.step - first) * (steps - state.step)
             log.info("joint tuning, step %d of %d: loss %.4g, %.0f s left", state.step, steps, loss, left)
@@ -259,10 +261,10 @@ class _Descent:
         state.restore_best()
         return state
 
-    def _step(self, state: TuningState, part: int) -> None:
+    def _step(self, state: TuningState) -> None:
         images = self.images.batch(state.step, self.tuning.batch_size)
         state.optimizer.zero_grad()
-        for some in images.split(part):
+        for some in images.split(state.part):
             (self.imitation.loss(self.model, some) * (len(some) / len(images))).backward()
         state.step_by(self.tuning.learning_rate * _rate(state.step / self.tuning.steps))
 

@@ -74,8 +74,8 @@ def reconstruct(
         A report for every layer, in forward order; layers that are never called come last.
 
     Raises:
-        MmpError: if there are no images, a batch is of another type, a mask does not fit the model, or
-            ``torch.inference_mode`` is on.
+        MmpError: if there are no images, a batch is of another type, a mask does not fit the model,
+            ``rows_per_column`` is negative, or ``torch.inference_mode`` is on.
 
     Example:
         >>> import torch
@@ -92,6 +92,8 @@ def reconstruct(
         >>> all(report.after < report.before for report in reports)
         True
     """
+    if rows_per_column < 0:
+        raise MmpError(f"rows_per_column={rows_per_column}: must be at least 0, which takes all rows")
     images = _small([images_of(number, batch) for number, batch in enumerate(batches)])
     if torch.is_inference_mode_enabled():
         raise MmpError("reconstruction cannot work inside torch.inference_mode(); use torch.no_grad() there")

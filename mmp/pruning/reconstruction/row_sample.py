@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mmp.pruning.layers.products import columns_of, pieces_at, pieces_of
 from mmp.pruning.reconstruction.moments import Moments, MomentSums
 
-_UNSEEN = 5  # every fifth row of the sample is one that errors are measured on
+_UNSEEN = 0.2  # share of the sample that errors are measured on
+_LEAST = 64  # rows to solve with, so that some are unseen
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,18 @@ class SampledMoments:
         solving, unseen, means = MomentSums(), MomentSums(), _Means()
         sample: _Sample | None = None
         for calls, targets in zip(inputs, products, strict=True):
+            if sample is None:
+                weight = calls[0][0].weight
+                assert isinstance(weight, Tensor)
+                rows = sum(target.shape[1] for target in targets) * sum(images) / images[0]
+                sample = _Sample.of(rows, rows_per_column * weight[0].numel())
             for (module, read), target in zip(calls, targets, strict=True):
                 y = target.to(read.device)
-                if sample is None:
-                    assert isinstance(module.weight, Tensor)
-                    rows = y.shape[1] * len(calls) * sum(images) / images[0]
-                    sample = _Sample.of(rows, rows_per_column * module.weight[0].numel())
                 if sample.share:
                     means.add(module, read, y)
                     for sums, places in zip((solving, unseen), sample.draw(y.shape[1]), strict=True):
-                        sums.add(pieces_at(module, read, y, places.to(read.device)))
+                        if len(places):
+                            sums.add(pieces_at(module, read, y, places.to(read.device)))
                 else:
                     solving.add(pieces_of(module, read, y))
         moments = solving.moments()
@@ -105,23 +108,24 @@ class _Sample:
 
     @classmethod
     def of(cls, rows: float, wanted: int) -> _Sample:
-        """Return a sample of about ``wanted`` rows to solve with, of ``rows`` in all."""
-        share = wanted * _UNSEEN / (_UNSEEN - 1) / rows
-        return cls(share if share < 1 else 0.0)
+        """Return a sample of about ``wanted`` rows to solve with, of ``rows`` in all; 0 takes all."""
+        share = max(wanted, _LEAST) / (1 - _UNSEEN) / rows
+        return cls(share if wanted and share < 1 else 0.0)
 
     def draw(self, rows: int) -> Iterator[Tensor]:
         """Yield the numbers of the rows of a call to solve with, and of those to measure on.
 
-        The rows are divided evenly, and one of each part is drawn, so that all images and places have a share.
+        The rows are divided evenly, and one of each part is drawn, so that all images and places have a share. Chance
+        decides which of the drawn rows are measured on.
 
         Args:
             rows: Number of rows of the call.
         """
-        parts = max(1, round(self.share * rows))
+        parts = min(rows, max(1, round(self.share * rows)))
         edges = torch.linspace(0, rows, parts + 1, dtype=torch.float64).long()
         generator = torch.Generator().manual_seed(self.drawn)
         chosen = edges[:-1] + (torch.rand(parts, generator=generator) * edges.diff()).long()
-        unseen = (torch.arange(parts) + self.drawn) % _UNSEEN == _UNSEEN - 1
+        unseen = torch.rand(parts, generator=generator) < _UNSEEN
         self.drawn += parts
         yield chosen[~unseen]
         yield chosen[unseen]

@@ -118,7 +118,10 @@ class TuningImages:
         return cls(tuned, kept, device)
 
     def batch(self, step: int, size: int) -> Tensor:
-        """Return the images of one step, :func:`varied`. Every image comes once before any comes again.
+        """Return the images of one step, :func:`varied`.
+
+        The images come in turns, each in another order. In a turn, none comes twice, and those that do not fill a step
+        are left out.
 
         Args:
             step: Number of the step, from 0.
@@ -137,7 +140,10 @@ class TuningImages:
 
     def digest(self) -> str:
         """Return a hash of all images and of how they are divided."""
-        return tensors_digest({str(i): image for i, image in enumerate([*self.held, *self.tuned])})
+        parts = {"held": self.held, "tuned": self.tuned}
+        return tensors_digest(
+            {f"{part}/{i}": image for part, images in parts.items() for i, image in enumerate(images)}
+        )
 
     def _together(self, images: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(images)).to(self.device)

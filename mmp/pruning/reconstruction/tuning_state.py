@@ -34,6 +34,7 @@ class TuningState:
         best_loss: That loss.
         best_step: The number of steps after which it was measured.
         step: Number of steps so far.
+        part: Number of images of a step that are taken at once. It depends on the memory, and the bits on it.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -43,6 +44,7 @@ class TuningState:
     best_loss: float
     best_step: int = 0
     step: int = 0
+    part: int = 1
 
     @classmethod
     def new(cls, parameters: Mapping[str, nn.Parameter], loss: float) -> TuningState:
@@ -89,7 +91,7 @@ class TuningState:
         Raises:
             MmpError: if the file cannot be written.
         """
-        numbers = [self.before, self.best_loss, self.best_step, self.step]
+        numbers = [self.before, self.best_loss, self.best_step, self.step, self.part]
         tensors = {"key": _bytes(key), "numbers": torch.tensor(numbers, dtype=torch.float64)}
         for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter
@@ -119,8 +121,8 @@ class TuningState:
         if not torch.equal(tensors["key"], _bytes(key)):
             log.info("the tuning begins again: %s belongs to other settings", path)
             return False
-        before, best_loss, best_step, step = tensors["numbers"].tolist()
-        self.before, self.best_loss, self.best_step, self.step = before, best_loss, int(best_step), int(step)
+        self.before, self.best_loss, *whole = tensors["numbers"].tolist()
+        self.best_step, self.step, self.part = map(int, whole)
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weight/{name}"])
             self.best[name].copy_(tensors[f"best/{name}"])
