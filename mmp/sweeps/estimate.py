@@ -1,7 +1,8 @@
 """An estimate of the time that a sweep will take, from what its jobs are and from the jobs that it has seen lately.
 
 A job takes the time of its own phases, as other jobs of the same model, data and recipe do. The first job of a dense
-model also trains it, and the first job of a signal scores its weights; other jobs wait for that or read it.
+model also trains it, the first job of a signal scores its weights, and the first job of a range table or of a search
+finds the layers' sparsities. Other jobs wait for these results, or read them.
 """
 
 from __future__ import annotations
@@ -18,13 +19,20 @@ Key = tuple[str, ...]
 
 _LATELY = 5  # jobs of a kind that its estimate is the median of; a machine may become slower
 _LEAST = 0.02  # fraction of a training from which on it is extrapolated
+_SHORT = 0.1  # fraction of a job's own time up to which a phase that has not been seen before is ignored
 
-_OWN = {"model", "data", "finetune", "trainer", "reconstruct", "schedule", "pattern"}
-# Phases that jobs share: the settings on which they depend, besides the seed.
+_OVERLAYS = {"experiment", "debug"}  # can change every other setting
+_OWN = _OVERLAYS | {"model", "data", "finetune", "trainer", "reconstruct", "schedule", "pattern"}
+_DENSE = _OVERLAYS | {"model", "data", "dense", "trainer"}
+# Phases whose results jobs share, in their order: the settings that decide what they cost. The seed decides the result.
 _SHARED = {
-    "dense": {"model", "data", "dense", "trainer"},
-    "scores": {"model", "data", "dense", "trainer", "signal", "criterion", "ranges", "pattern"},
+    "dense": _DENSE,
+    "scores": _DENSE | {"signal", "criterion", "pattern"},
+    "ranges": _DENSE | {"ranges", "criterion", "pattern", "allocation"},
 }
+_BEFORE = ("", "data", "loggers")  # phases that shared ones may follow
+_SEARCH = {"signal", "budget", "reconstruct"}  # decide the result of a search, too, but not what it costs
+_ONE_PASS = {f"signal={name}" for name in ("magnitude", "gradient", "product")}  # are scored together
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Seen:
         seconds: The seconds of each phase so far.
         latest: Of a running job, the content of ``progress.json``.
         epoch: Of a running job, the seconds of an epoch of its dense training, if it has been seen.
+        cached: Of a completed job, the phases that read their result from the cache.
     """
 
     overrides: Overrides
@@ -44,6 +53,7 @@ class Seen:
     seconds: Mapping[str, float] = field(default_factory=dict)
     latest: Mapping[str, Any] = field(default_factory=dict)
     epoch: float | None = None
+    cached: frozenset[str] = frozenset()
 
     @property
     def own(self) -> float:
@@ -59,6 +69,15 @@ class Seen:
     def in_phase(self) -> float:
         """The seconds of a running job's phase so far."""
         return self.seconds.get(self.phase, 0.0)
+
+    @property
+    def coming(self) -> tuple[str, ...]:
+        """The current phase of a running job and the later ones, without those that jobs do not share."""
+        shared = tuple(_SHARED)
+        if self.phase in shared:
+            return shared[shared.index(self.phase) :]
+        begun = max((index for index, phase in enumerate(shared, 1) if phase in self.seconds), default=0)
+        return shared[begun:] if self.phase in _BEFORE else ()
 
     @property
     def phase_total(self) -> float | None:
@@ -79,15 +98,19 @@ def _whole(latest: Mapping[str, Any], seconds: float) -> float | None:
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """An estimate of the seconds until all jobs have ended.
+    """An estimate of the seconds until a job, or all jobs, have ended.
 
     Attributes:
         seconds: The estimate.
-        whole: Whether it counts all jobs. Otherwise some are of a kind that has not been seen, and it is too low.
+        whole: Whether it counts everything. Otherwise some jobs, or phases of jobs, are of a kind that has not been
+            seen, and the estimate is too low.
     """
 
     seconds: float
     whole: bool
+
+
+_UNKNOWN = TimeLeft(0.0, False)
 
 
 def time_left(
@@ -107,14 +130,13 @@ def time_left(
     costs = _Costs(completed, running)
     left = [costs.left(job) for job in running]
     coming = list(costs.of_waiting(waiting))
-    known = [seconds for seconds in (*left, *coming) if seconds is not None]
-    if not known and (left or coming):
+    if (left or coming) and not any(job.seconds or job.whole for job in (*left, *coming)):
         return None
-    free = [seconds or 0.0 for seconds in left] + [0.0] * (workers - len(left))
+    free = [job.seconds for job in left] + [0.0] * (workers - len(left))
     heapq.heapify(free)
-    for seconds in coming:
-        heapq.heapreplace(free, free[0] + (seconds or 0.0))
-    return TimeLeft(max(free, default=0.0), len(known) == len(left) + len(coming))
+    for job in coming:
+        heapq.heapreplace(free, free[0] + job.seconds)
+    return TimeLeft(max(free, default=0.0), all(job.whole for job in (*left, *coming)))
 
 
 class _Costs:
@@ -122,60 +144,60 @@ class _Costs:
 
     def __init__(self, completed: Sequence[Seen], running: Sequence[Seen]) -> None:
         self._own: dict[Key, list[float]] = defaultdict(list)
-        self._shared: dict[tuple[str, Key], list[float]] = defaultdict(list)
-        self._paid = {(phase, _seeded(job.overrides, phase)) for job in (*completed, *running) for phase in _SHARED}
-        self._made = {(phase, _seeded(job.overrides, phase)) for job in completed for phase in _SHARED}
+        self._shared: dict[Key, list[float]] = defaultdict(list)
+        self._paid = {_result(job.overrides, phase) for job in (*completed, *running) for phase in _SHARED}
+        self._made = {_result(job.overrides, phase) for job in completed for phase in _SHARED}
         first = set(self._paid)
         for job in completed:
-            self._own[_kind(job.overrides, _OWN)].append(job.own)
+            self._own[_of(job.overrides, _OWN)].append(job.own)
             for phase in _SHARED:
-                key = phase, _seeded(job.overrides, phase)
-                if key in first:  # later jobs read the result
+                key = _result(job.overrides, phase)
+                if key in first and phase not in job.cached:
                     first.remove(key)
-                    self._shared[phase, _kind(job.overrides, _SHARED[phase])].append(job.seconds.get(phase, 0.0))
+                    self._shared[_kind(job.overrides, phase)].append(job.seconds.get(phase, 0.0))
         for job in running:
             self._extrapolate(job)
 
     def _extrapolate(self, job: Seen) -> None:
         """Estimate kinds that no completed job has, from the epochs of a running training."""
-        own, total = _kind(job.overrides, _OWN), job.phase_total
-        if job.phase == "dense" and total is not None:
-            self._shared.setdefault(("dense", _kind(job.overrides, _SHARED["dense"])), [total])
+        own, total = _of(job.overrides, _OWN), job.phase_total
+        trained = total if job.phase == "dense" else job.seconds.get("dense") if job.epoch else None
+        if trained is not None:
+            self._shared.setdefault(_kind(job.overrides, "dense"), [trained])
         if job.phase == "finetune" and total is not None:
             self._own.setdefault(own, [total])
         elif job.epoch is not None and (epochs := job.latest.get("finetune_epochs")):
             self._own.setdefault(own, [job.epoch * epochs])
 
-    def left(self, job: Seen) -> float | None:
-        """Return the seconds that a running job still takes, None if unknown."""
-        own, total = self._own.get(_kind(job.overrides, _OWN)), job.phase_total
+    def left(self, job: Seen) -> TimeLeft:
+        """Return the seconds that a running job still takes."""
+        own, total = self._own.get(_of(job.overrides, _OWN)), job.phase_total
         if own is None:
-            return None
-        shared = 0.0
-        if job.phase == "dense" and total is not None:
-            shared = total - job.in_phase
-        elif job.phase in _SHARED and (job.phase, _seeded(job.overrides, job.phase)) not in self._made:
-            seen = self._shared.get((job.phase, _kind(job.overrides, _SHARED[job.phase])))
-            shared = max(_usual(seen) - job.in_phase, 0.0) if seen else 0.0
+            return _UNKNOWN
         longer = [seconds for seconds in own if seconds > job.own]
         if not longer and job.phase == "finetune" and total is not None:
-            return total - job.in_phase
-        return shared + (_usual(longer) - job.own if longer else 0.0)
+            return TimeLeft(total - job.in_phase, True)
+        left = rest = _usual(longer) - job.own if longer else 0.0
+        whole = True
+        for phase in job.coming:
+            now, seen = phase == job.phase, self._shared.get(_kind(job.overrides, phase))
+            if now and phase == "dense" and total is not None:
+                left += total - job.in_phase
+            elif _result(job.overrides, phase) not in self._made:
+                left += max(_usual(seen) - job.in_phase * now, 0.0) if seen else 0.0
+                whole = whole and (bool(seen) or job.in_phase * now <= _SHORT * rest)
+        return TimeLeft(left, whole)
 
-    def of_waiting(self, waiting: Sequence[Overrides]) -> Iterator[float | None]:
-        """Yield the seconds of every waiting job, None if unknown."""
+    def of_waiting(self, waiting: Sequence[Overrides]) -> Iterator[TimeLeft]:
+        """Yield the seconds of every waiting job."""
         paid = set(self._paid)
         for overrides in waiting:
-            parts = [self._own.get(_kind(overrides, _OWN))]
-            for phase, settings in _SHARED.items():
-                key = phase, _seeded(overrides, phase)
-                if key not in paid:
-                    paid.add(key)
-                    unseen: list[float] | None = (
-                        [] if phase == "scores" else None
-                    )  # a score takes little of a job's time
-                    parts.append(self._shared.get((phase, _kind(overrides, settings)), unseen))
-            yield None if None in parts else sum(_usual(part) for part in parts if part)
+            own = self._own.get(_of(overrides, _OWN))
+            new = {_result(overrides, phase): self._shared.get(_kind(overrides, phase)) for phase in _SHARED}
+            parts = [own, *(seen for result, seen in new.items() if result not in paid)]
+            paid |= new.keys()
+            known = sum(_usual(seen) for seen in parts if seen)
+            yield TimeLeft(known, all(parts)) if own else _UNKNOWN
 
 
 def _usual(seconds: Sequence[float]) -> float:
@@ -183,10 +205,17 @@ def _usual(seconds: Sequence[float]) -> float:
     return statistics.median(seconds[-_LATELY:])
 
 
-def _kind(overrides: Overrides, settings: set[str]) -> Key:
+def _of(overrides: Overrides, settings: set[str]) -> Key:
     """Return the overrides of some settings."""
     return tuple(sorted(one for one in overrides if one.lstrip("+~").partition("=")[0].partition(".")[0] in settings))
 
 
-def _seeded(overrides: Overrides, phase: str) -> Key:
-    return _kind(overrides, _SHARED[phase] | {"seed"})
+def _kind(overrides: Overrides, phase: str) -> Key:
+    """Return what decides the cost of a shared phase."""
+    return phase, *(one for one in _of(overrides, _SHARED[phase]) if one not in _ONE_PASS)
+
+
+def _result(overrides: Overrides, phase: str) -> Key:
+    """Return what decides the result of a shared phase; only the first of the jobs that share it pays its cost."""
+    searched = phase == "ranges" and bool(_of(overrides, {"allocation"}))
+    return *_kind(overrides, phase), *_of(overrides, {"seed"} | (_SEARCH if searched else set()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ class Progress:
         if job.status == "completed":
             job.result = run.result or {}
             if "total" in (seconds := job.result.get("seconds", {})):
-                self._completed.append(Seen(job.overrides, seconds["total"], seconds))
+                self._completed.append(Seen(job.overrides, seconds["total"], seconds, cached=cached_phases(job.result)))
         return job if job.status in ENDED else None
 
     def end(self) -> None:
@@ -233,6 +233,12 @@ class Progress:
             left=None if left is None else left.seconds,
             whole=left is None or left.whole,
         )
+
+
+def cached_phases(result: Mapping[str, Any]) -> frozenset[str]:
+    """Return the phases that read their result from the cache, from the content of ``result.json``."""
+    found = {"dense": result.get("dense_cached"), "scores": (result.get("scores") or {}).get("cached")}
+    return frozenset(phase for phase, cached in found.items() if cached)
 
 
 def rounded_time(seconds: float) -> str:
