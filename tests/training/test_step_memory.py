@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import warm
 from hydra import compose, initialize_config_dir
 from places import CONF
+from torch import Tensor, nn
 
 from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
@@ -18,7 +24,7 @@ from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.models.networks import build_bare, fill_input
 from mmp.runs.job import PruneJob
-from mmp.training.step_memory import StepMemory, require_memory, steps_left
+from mmp.training.step_memory import StepMemory, _bytes_of_an_image, require_memory, steps_left
 from mmp.training.trial import try_training
 
 STEP = StepMemory(held=3_000_000, gradients=1_000_000, image=80_000)
@@ -67,6 +73,42 @@ def test_half_precision_halves_what_it_stores(tmp_path: Path) -> None:
     assert (mixed.held, mixed.gradients) == (single.held, single.gradients)
     assert true.image == pytest.approx(single.image / 2, rel=0.1)
     assert true.held == pytest.approx(single.held / 2, rel=0.1)
+
+
+class Chance(nn.Module):
+    """Skips each of its blocks by chance; with dropout, random numbers are drawn for every image in between."""
+
+    def __init__(self, draw: Callable[[], float], dropout: float) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Dropout(dropout)) for _ in range(8)]
+        self.stem, self.blocks = nn.Conv2d(3, 8, 1), nn.ModuleList(blocks)
+        self.draw = draw
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)
+        for block in self.blocks:
+            if self.draw() > 0.5:
+                maps = maps + block(maps)
+        return maps.mean((2, 3))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("draw", [lambda: float(torch.rand(())), random.random, np.random.rand])
+def test_a_model_that_skips_layers_by_chance_needs_no_more_than_without(
+    draw: Callable[[], float], dropout: float
+) -> None:
+    trainer: Any = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    measured, image = set(), torch.zeros(1, 3, 16, 16)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        model = Chance(draw, dropout)
+        before = torch.get_rng_state()
+        measured.add(_bytes_of_an_image(trainer, model, image))
+        assert torch.equal(before, torch.get_rng_state())
+    assert len(measured) == 1
+    assert measured.pop() <= _bytes_of_an_image(trainer, Chance(lambda: 1.0, dropout), image)
 
 
 def test_the_larger_of_gradients_and_activations_counts() -> None:
