@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmp.cgroups import ROOT, memory_limit, processor_limit
+from mmp.errors import MmpError
 
 # Environment variables: cores, and bytes of memory, for this process. A launcher sets them for its workers.
 CORES, MEMORY = "MMP_CORES", "MMP_MEMORY"
@@ -69,6 +70,9 @@ def cores(root: Path = ROOT) -> Cores:
 
     Args:
         root: The folder that ``proc`` and ``sys`` are in.
+
+    Raises:
+        MmpError: if ``MMP_CORES`` is not a positive number.
     """
     present = os.cpu_count() or 1
     usable, limit = min(_core_limits(root), default=(float(present), None))
@@ -85,9 +89,11 @@ def _core_limits(root: Path) -> Iterator[tuple[float, str]]:
         yield float(len(os.sched_getaffinity(0))), "processor affinity"
     if (quota := processor_limit(root)) is not None:
         yield quota, "quota of the control group"
-    for name in ("SLURM_CPUS_PER_TASK", "LOKY_MAX_CPU_COUNT", CORES):
+    for name in ("SLURM_CPUS_PER_TASK", "LOKY_MAX_CPU_COUNT"):
         if number := _number(name):
             yield float(number), name
+    if (most := _setting(CORES, "cores, such as 4 or 1.5")) is not None:
+        yield most, CORES
 
 
 def memory(root: Path = ROOT) -> Memory:
@@ -98,6 +104,9 @@ def memory(root: Path = ROOT) -> Memory:
 
     Args:
         root: The folder that ``proc`` and ``sys`` are in.
+
+    Raises:
+        MmpError: if ``MMP_MEMORY`` is not a positive number.
     """
     # Windows has no sysconf; its memory is not known here, so nothing is limited.
     present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
@@ -123,11 +132,27 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, str]]:
         yield megabytes * _MIB, "SLURM_MEM_PER_NODE"
     if (megabytes := _number("SLURM_MEM_PER_CPU")) and (allocated := _number("SLURM_CPUS_ON_NODE")):
         yield megabytes * allocated * _MIB, "SLURM_MEM_PER_CPU"
-    if number := _number(MEMORY):
-        yield number, MEMORY
+    if (most := _setting(MEMORY, "bytes, such as 4e9")) is not None:
+        yield int(most), MEMORY
 
 
 def _number(name: str) -> int:
-    """Return the number in an environment variable; 0 if there is none."""
-    value = os.environ.get(name, "")
+    """Return the number in an environment variable of another program; 0 if there is none."""
+    value = os.environ.get(name, "").strip()
     return int(value) if value.isdecimal() else 0
+
+
+def _setting(name: str, unit: str) -> float | None:
+    """Return the number in an environment variable of the user's; None if it is not set."""
+    value = os.environ.get(name, "").strip()
+    if not value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise MmpError(
+            f"{name}={value}: must be a positive number of {unit}; correct the environment variable or unset it"
+        )
+    return number

@@ -7,14 +7,16 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import warm
 from control_groups import kernel_files, real_group
 from places import ROOT
 from warm import LIMIT
 
+from mmp.errors import MmpError
 from mmp.machine import Cores, Memory, cores, memory
 
 SET_BY_HAND = (
@@ -62,8 +64,11 @@ def test_without_limits_all_cores_may_be_used(tmp_path: Path) -> None:
         (range(2), "150000 100000", {"SLURM_CPUS_PER_TASK": "1"}, 1, "SLURM_CPUS_PER_TASK"),
         (range(8), "max 100000", {"SLURM_CPUS_PER_TASK": "4", "MMP_CORES": "2"}, 2, "MMP_CORES"),
         (range(8), "max 100000", {"LOKY_MAX_CPU_COUNT": "5"}, 5, "LOKY_MAX_CPU_COUNT"),
-        (range(8), "1600000 100000", {"SLURM_CPUS_PER_TASK": "99", "MMP_CORES": "all"}, 8, None),
-        (range(8), "50000 100000", {"MMP_CORES": "0"}, 0.5, "quota of the control group"),
+        (range(8), "1600000 100000", {"SLURM_CPUS_PER_TASK": "99", "LOKY_MAX_CPU_COUNT": "all"}, 8, None),
+        (range(8), "50000 100000", {"SLURM_CPUS_PER_TASK": "0"}, 0.5, "quota of the control group"),
+        (range(8), "max 100000", {"MMP_CORES": " 3"}, 3, "MMP_CORES"),
+        (range(8), "max 100000", {"MMP_CORES": "1.5"}, 1.5, "MMP_CORES"),
+        (range(8), "max 100000", {"MMP_CORES": ""}, 8, None),
     ],
 )
 def test_the_smallest_limit_counts(
@@ -123,7 +128,8 @@ def test_the_quota_of_a_real_control_group() -> None:
         (str(4 * GIB), None, 0, {"SLURM_MEM_PER_NODE": "2048"}, 2 * GIB, "SLURM_MEM_PER_NODE"),
         ("max", None, 0, {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "6"}, 6 * GIB, "SLURM_MEM_PER_CPU"),
         (str(4 * GIB), None, 0, {"MMP_MEMORY": str(GIB)}, GIB, "MMP_MEMORY"),
-        (str(99 * GIB), None, 0, {"MMP_MEMORY": "much", "SLURM_MEM_PER_NODE": "0"}, 64 * GIB, None),
+        (str(99 * GIB), None, 0, {"MMP_MEMORY": " ", "SLURM_MEM_PER_NODE": "0"}, 64 * GIB, None),
+        ("max", None, 0, {"MMP_MEMORY": " 4e9\n"}, 4 * 10**9, "MMP_MEMORY"),
     ],
 )
 def test_the_smallest_limit_of_memory_counts(
@@ -140,6 +146,36 @@ def test_the_smallest_limit_of_memory_counts(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(resource, "getrlimit", lambda asked: (most if asked == kind else resource.RLIM_INFINITY, -1))
     assert memory(kernel_files(tmp_path, "0::/\n", V2, {"memory.max": group})) == Memory(usable, 64 * GIB, limit)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        *(("MMP_CORES", value, cores) for value in ("all", "0", "-2", "nan", "inf", "2 cores")),
+        *(("MMP_MEMORY", value, memory) for value in ("4GB", "4 GiB", "0", "-1", "nan", "inf", "0x10")),
+    ],
+)
+def test_an_unreadable_setting_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: Callable[[Path], object]
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(MmpError, match=rf"^{name}={value}: must be a positive number of .*; correct .* or unset it$"):
+        read(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["MMP_CORES=all", "MMP_MEMORY=4GB"])
+@pytest.mark.parametrize("arguments", ["train.py", "prune.py", "prune.py -m", "prune.py -m hydra/launcher=joblib"])
+def test_a_command_refuses_an_unreadable_setting_in_one_line(tmp_path: Path, setting: str, arguments: str) -> None:
+    places = [f"paths.results={tmp_path}", f"paths.cache={tmp_path}", "model=cnn", "data=digits", "logger=none"]
+    name, _, value = setting.partition("=")
+    done = warm.run([*arguments.split(), *places], {**os.environ, name: value})
+    assert done.returncode == 1
+    shown = [line for line in (done.stdout + done.stderr).splitlines() if setting in line]
+    assert shown, done.stderr
+    assert f"{setting}: must be a positive number of " in shown[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_memory_is_described_with_its_limit() -> None:
