@@ -157,8 +157,7 @@ class Workers(ProcessLauncher):
         self._divide(len(job_overrides))
         sweep = Sweep(self.hydra_context, self.config, job_overrides, initial_job_idx)
         waiting = sweep.missing()
-        if (wanted := min(self._workers or 0, len(job_overrides))) > (workers := self.joblib["pre_dispatch"]):
-            log.warning("hydra.launcher.n_jobs=%d: %s, so workers: %d", wanted, self._cores.describe(), workers)
+        self._warn_of_fewer(len(job_overrides))
 
         def attempt(jobs: list[int]) -> bool:
             workers = min(len(jobs), self.joblib["pre_dispatch"])
@@ -188,6 +187,17 @@ class Workers(ProcessLauncher):
                     sweep.mark_lost(index, "its process was killed twice, the second time alone, perhaps out of memory")
             waiting = [index for index in left if index not in interrupted]
         return [sweep.job_return(index) for index in range(len(sweep.jobs))]
+
+    def _warn_of_fewer(self, jobs: int) -> None:
+        """Warn if there are fewer workers than wanted, and say why."""
+        wanted, workers, threads = min(self._workers or 0, jobs), self.joblib["pre_dispatch"], threads_by_user() or 1
+        if wanted <= workers:
+            return
+        reason, way_out = self._cores.describe(), ""
+        if threads > 1:
+            reason += f", and {THREADS}={threads} sets {threads} threads for each worker"
+            way_out = f"; set {THREADS}=1 or unset it for more workers"
+        log.warning("hydra.launcher.n_jobs=%d: %s, so workers: %d%s", wanted, reason, workers, way_out)
 
     def _stop(self) -> None:
         """Stop workers that are still importing modules although no job is left."""

@@ -132,8 +132,8 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, str]]:
         yield megabytes * _MIB, "SLURM_MEM_PER_NODE"
     if (megabytes := _number("SLURM_MEM_PER_CPU")) and (allocated := _number("SLURM_CPUS_ON_NODE")):
         yield megabytes * allocated * _MIB, "SLURM_MEM_PER_CPU"
-    if (most := _setting(MEMORY, "bytes, such as 4e9")) is not None:
-        yield int(most), MEMORY
+    if (size := _setting(MEMORY, "bytes, such as 4e9")) is not None:
+        yield max(1, int(size)), MEMORY
 
 
 def _number(name: str) -> int:

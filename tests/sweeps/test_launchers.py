@@ -255,6 +255,42 @@ def test_workers_share_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["pre_dispatch"], found["limits"]) == (2, {"MMP_CORES": "4", "MMP_MEMORY": "4000"})  # of three threads
 
 
+@pytest.mark.parametrize(
+    ("threads", "wanted", "line"),
+    [
+        (None, 9, "hydra.launcher.n_jobs=9: 8 of 16 cores may be used (affinity), so workers: 8"),
+        ("1", 9, "hydra.launcher.n_jobs=9: 8 of 16 cores may be used (affinity), so workers: 8"),
+        (
+            "4", 3,
+            "hydra.launcher.n_jobs=3: 8 of 16 cores may be used (affinity), and OMP_NUM_THREADS=4 sets 4 threads for "
+            "each worker, so workers: 2; set OMP_NUM_THREADS=1 or unset it for more workers",
+        ),
+        ("4", 2, None),
+        ("4", None, None),
+    ],
+)  # fmt: skip
+def test_fewer_workers_than_wanted_have_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    threads: str | None,
+    wanted: int | None,
+    line: str | None,
+) -> None:
+    mmp_launchers = import_module("hydra_plugins.mmp_launchers")
+    monkeypatch.setattr(mmp_launchers, "cores", lambda: Cores(8, 16, "affinity"))
+    monkeypatch.setattr(devices, "visible_gpus", list)
+    monkeypatch.setenv(devices.SLOTS, "")
+    if threads is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    workers = mmp_launchers.Workers(n_jobs=wanted)
+    workers.config = OmegaConf.create({})
+    workers._divide(30)
+    workers._warn_of_fewer(30)
+    assert caplog.messages == ([line] if line else [])
+
+
 def test_ranks_with_different_masks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = Masks({"a": torch.tensor([True, False])})
     for other, allowed in ((masks.digest(), True), ("something else", False)):
