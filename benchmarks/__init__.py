@@ -2,4 +2,8 @@
 
 from pathlib import Path
 
+from mmp.openmp import bound_spin
+
+bound_spin()  # before a module of this package imports torch
+
 RESULTS = Path(__file__).parent / "results"

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from benchmarks.timing import Claim, table
 from mmp.machine import usable_cores
-from mmp.openmp import bound_spin
 
 ROOT = Path(__file__).parents[1]
 BESIDE = (2, 8)  # busy processes
@@ -149,7 +148,6 @@ def main() -> None:
     chosen = given.parts.split(",")
     if unknown := set(chosen) - set(PARTS):
         parser.error(f"--parts: unknown {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    bound_spin()
     sys.stdout.write(table(claims(measure(chosen, given.repeats), usable_cores())) + "\n")
 
 

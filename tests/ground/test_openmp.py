@@ -119,6 +119,13 @@ def test_every_worker_process_bounds_the_spin(start: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["oneshot", "study", "crowded"])
+def test_every_benchmark_bounds_the_spin(name: str) -> None:
+    output = run("-c", f"{WATCH}import benchmarks.{name}")
+    assert found(output) == [("1000", "1")], output
+
+
+@pytest.mark.slow
 def test_the_library_leaves_the_environment_of_a_process_alone() -> None:
     shown = "import os; before = dict(os.environ); import mmp; mmp.make_plan, mmp.prune; print(before == os.environ)"
     assert run("-c", shown) == "True\n"
