@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -32,7 +33,7 @@ from mmp.pruning.reconstruction.reconstruct import LayerReport, dense_targets, r
 from mmp.pruning.reconstruction.tuning_images import divided, singly, stacked
 from mmp.pruning.signals import PAPER_SIGNALS, Scorer, score
 from mmp.pruning.sizes import MEGABYTE
-from mmp.tensors import tensors_digest
+from mmp.tensors import memory_of, tensors_digest
 
 _MOST_SHARED = 10**9  # bytes; larger covariances are not cached
 
@@ -181,12 +182,16 @@ class Calibration:
         Args:
             images: Batches of the calibration split.
             megabytes: The most that the outputs may need, in units of 10^6 bytes; at most a quarter of the memory. If
-                they need more, the result is empty, and reconstruction computes them itself.
+                they need more, the result is empty, nothing is stored, and reconstruction computes them itself.
             chosen: How the images were chosen, unless they are the first.
         """
-        names, most = [layer.name for layer in self.layers], min(megabytes * MEGABYTE, usable_memory() // 4)
-        key = digest([self.key, sum(map(len, images)), most, *chosen, source_code()])
-        path = self.cache / "targets" / f"{key[:16]}.safetensors"
+        names, count = [layer.name for layer in self.layers], sum(map(len, images))
+        of_one_image = dense_targets(self.model, names, [batch[:1] for batch in images[:1]], math.inf)
+        quarter = min(usable_memory(), memory_of(images[0].device)) // 4
+        most = min(megabytes * MEGABYTE, quarter)
+        if not of_one_image or count * sum(rows.nbytes for rows in of_one_image.values()) > most:
+            return {}
+        path = self.cache / "targets" / f"{digest([self.key, count, *chosen, source_code()])[:16]}.safetensors"
         return cached_tensors(path, lambda: dense_targets(self.model, names, images, most))[0]
 
     def observe(self, ranges: RangesConfig) -> list[dict[str, float]]:

@@ -138,3 +138,29 @@ def test_scores_of_other_code_of_ours_are_computed_again(
         keys.add(calibration().scores(Magnitude())[1]["key"])
         keys.add(calibration().criterion_scores(criterion("mag"), 1.0)[1]["key"])
     assert len(keys) == 4
+
+
+def test_outputs_of_dense_layers_are_stored_once_and_only_if_they_fit(
+    calibration: Callable[[], Calibration], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> list[Path]:
+        return list((tmp_path / "cache" / "targets").glob("*.safetensors"))
+
+    images = calibration().images(10)
+    monkeypatch.setenv("MMP_MEMORY", "1000")
+    assert not calibration().targets(images, 1.0)
+    monkeypatch.setenv("MMP_MEMORY", "4e9")
+    assert not calibration().targets(images, 0.0001)
+    assert not files(), "an empty result is not stored, since it holds for this limit only"
+    stored = calibration().targets(images, 1.0)
+    needed = sum(rows.nbytes for rows in stored.values())
+    for memory in (8e9, 4 * needed):  # any other limit in which they fit
+        monkeypatch.setenv("MMP_MEMORY", str(memory))
+        again = calibration().targets(images, 1.0)
+        assert again.keys() == stored.keys()
+        assert all(torch.equal(again[name], rows) for name, rows in stored.items())
+    monkeypatch.setenv("MMP_MEMORY", str(4 * needed - 4))
+    assert not calibration().targets(images, 1.0)
+    assert len(files()) == 1
+    assert calibration().targets(calibration().images(9), 1.0), "fewer images are another file"
+    assert len(files()) == 2
