@@ -67,10 +67,10 @@ INTERRUPTED = """
 import runpy, signal, sys, os
 from mmp.pruning.reconstruction import joint
 taken = joint._Descent._step
-def step(self, state, part):
+def step(self, state):
     if state.step == 13:
         os.kill(os.getpid(), signal.SIGINT)
-    taken(self, state, part)
+    taken(self, state)
 joint._Descent._step = step
 sys.argv = ["prune.py", *sys.argv[1:]]
 runpy.run_path("prune.py", run_name="__main__")
