@@ -6,9 +6,9 @@ by all methods, re-solves it layer by layer and jointly, and appends a row per r
 (:mod:`benchmarks.cifar10_sheets` can make it), or of ImageNet for EfficientNet-Lite0
 (:mod:`benchmarks.imagenet_pictures`).
 
-With ``seeds=0 sparsities=0.8,0.9 methods=LAMP+obs solved=joint`` it measures only these. ``images=128,256`` measures
-with so many calibration pictures, and ``steps=100,300`` with so many steps of joint tuning. What is measured is
-skipped. A process that is stopped loses only its current run.
+With ``seeds=0 sparsities=0.8,0.9 methods=LAMP+obs solved=joint`` it measures only these. ``images=128,256`` states
+numbers of calibration pictures, and ``steps=100,400`` numbers of steps of joint tuning. What is measured is skipped. A
+process that is stopped loses only its current run.
 
 Several processes can share the work: they append to one file. ``rows=FILE`` names another file than the usual one, and
 ``python -m benchmarks.oneshot merge FILE...`` adds the rows of such files to it. ``cache=FOLDER`` names the folder of

@@ -14,7 +14,7 @@ from mmp.openmp import THREADS, threads_by_user
 
 log = logging.getLogger(__name__)
 
-_CORES_FOR_LOADER = 4  # of a run on the CPU, one in so many loads images; the training itself needs the others
+_CORES_FOR_LOADER = 4  # cores of a run on the CPU for each core that loads images
 
 
 @dataclass(frozen=True)

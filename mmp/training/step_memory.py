@@ -59,7 +59,7 @@ class StepMemory:
         )
 
     def needed(self, batch: int) -> int:
-        """Return the bytes that a step with a batch of so many images needs at least."""
+        """Return the bytes that a step with a batch of this number of images needs at least."""
         return self.held + max(self.gradients, batch * self.image)
 
 
