@@ -251,15 +251,16 @@ def test_masks_that_prune_nothing_leave_every_bit_of_the_model() -> None:
 
 
 @settings(max_examples=15)
-@given(st.floats(0.05, 0.97), st.integers(0, 3))
-def test_errors_never_grow_and_pruned_weights_stay_zero(share: float, seed: int) -> None:
+@given(st.floats(0.05, 0.97), st.integers(0, 3), st.sampled_from([0, 64]))
+def test_errors_never_grow_and_pruned_weights_stay_zero(share: float, seed: int, rows_per_column: int) -> None:
     model = small()
     torch.manual_seed(seed)
     masks = random_masks(model, share)
-    reports = reconstruct(model, masks, IMAGES)
+    reports = reconstruct(model, masks, IMAGES, rows_per_column=rows_per_column)
     assert [report.name for report in reports] == list(masks)
+    growth = 1.02 if rows_per_column else 1 + 1e-6  # by chance, on rows that a layer was not solved with
     for report in reports:
-        assert report.after <= report.before * (1 + 1e-6) + 1e-12  # type: ignore[operator]
+        assert report.after <= report.before * growth + 1e-12  # type: ignore[operator]
         assert report.kept == int(masks[report.name].sum())
     weights = dict(model.named_parameters())
     assert all(not weights[name][~mask].any() for name, mask in masks.items())
