@@ -309,6 +309,7 @@ class TuningConfig:
         learning_rate: Highest learning rate of Adam, as a share of the size of each parameter's values.
         batch_size: Number of images of a step.
         logits: Weight of the divergence of the logits, beside the mean error of the blocks' outputs.
+        precision: ``32-true`` or ``bf16-mixed``.
     """
 
     images: int = 3000
@@ -316,6 +317,7 @@ class TuningConfig:
     learning_rate: float = 0.02
     batch_size: int = 128
     logits: float = 0.1
+    precision: str = "32-true"
 
 
 @dataclass

@@ -38,6 +38,7 @@ from mmp.pruning.budgets import NEEDS_CHANNELS
 from mmp.pruning.patterns import Channels, parse
 
 RECONSTRUCTIONS = ("none", "least_squares", JOINT)
+TUNING_PRECISIONS = ("32-true", "bf16-mixed")
 FORMATS = ("table", "json", "md", "csv")
 SOURCES = ("rules", "observed")
 MAX_SEED = 2**32 - 1  # of NumPy's random numbers
@@ -395,6 +396,7 @@ def _check_reconstruct(reconstruct: ReconstructConfig) -> None:
     _check("reconstruct.tuning.learning_rate", tuning.learning_rate, lambda v: v > 0, "positive")
     _check("reconstruct.tuning.batch_size", tuning.batch_size, lambda v: v >= 1, "at least 1")
     _check("reconstruct.tuning.logits", tuning.logits, lambda v: v >= 0, "at least 0")
+    _check_choice("reconstruct.tuning.precision", tuning.precision, TUNING_PRECISIONS)
 
 
 def _check_criterion(config: PruneConfig) -> None:

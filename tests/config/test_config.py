@@ -160,6 +160,7 @@ def test_the_ten_strategies_are_the_ten_of_the_method() -> None:
         ("reconstruct.tuning.learning_rate=0", "reconstruct.tuning.learning_rate", "0.0"),
         ("reconstruct.tuning.batch_size=0", "reconstruct.tuning.batch_size", "0"),
         ("reconstruct.tuning.logits=-1", "reconstruct.tuning.logits", "-1.0"),
+        ("reconstruct.tuning.precision=bf16", "reconstruct.tuning.precision", "bf16"),
         ("strategy.position=1.2", "strategy.position", "1.2"),
         ("ranges.default=[0,1.2]", "ranges.default", "1.2"),
         ("ranges.default=[0.5,0.2]", "ranges.default", "0.5"),

@@ -99,6 +99,22 @@ def test_tuning_brings_outputs_closer_under_exact_masks() -> None:
     assert same(network, untouched)
 
 
+def test_steps_in_bfloat16_reach_the_same_loss_and_repeat_their_bits() -> None:
+    network = dense()
+    masks = masks_of(network, 0.7)
+    full, mixed, again = (solved(network, masks) for _ in range(3))
+    coarse = replace(QUICK, precision="bf16-mixed")
+    expected = reconstruct_jointly(full, masks, [IMAGES], network, QUICK)
+    report, repeated = (reconstruct_jointly(one, masks, [IMAGES], network, coarse) for one in (mixed, again))
+    assert report.before == expected.before  # losses are measured in single precision
+    assert report.after == pytest.approx(expected.after, rel=0.05)
+    assert {parameter.dtype for parameter in mixed.parameters()} == {torch.float32}
+    assert not same(mixed, full)
+    assert same(mixed, again)
+    assert repeated.after == report.after
+    check_zeros(mixed.state_dict(), masks)
+
+
 def test_the_weight_of_the_logits_decides_between_blocks_and_logits() -> None:
     network = dense()
     masks = masks_of(network, 0.7)

@@ -67,8 +67,8 @@ class Imitation:
             images: A batch (B, C, H, W).
         """
         with torch.no_grad():
-            *targets, wanted = outputs_of(self.dense, self.blocks, images)
-        *outputs, logits = outputs_of(network, self.blocks, images)
+            *targets, wanted = map(_precise, outputs_of(self.dense, self.blocks, images))
+        *outputs, logits = map(_precise, outputs_of(network, self.blocks, images))
         variances = self.variances[:-1]
         errors = [
             mse_loss(output, target) / variance
@@ -106,6 +106,11 @@ def outputs_of(network: nn.Module, blocks: Sequence[str], images: Tensor) -> lis
     if not last:
         raise MmpError(f"{type(network).__name__} returns a {type(output).__name__} without outputs to follow")
     return [*found, last[0]]
+
+
+def _precise(values: Tensor) -> Tensor:
+    """Return values in at least single precision, as losses need it where networks are computed in less."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _floats(value: Any) -> list[Tensor]:

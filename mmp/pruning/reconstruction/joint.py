@@ -41,6 +41,7 @@ from mmp.tensors import memory_of, tensors_digest
 
 log = logging.getLogger(__name__)
 
+FULL, MIXED = PRECISIONS = ("32-true", "bf16-mixed")  # Lightning's names
 _MEASUREMENTS = 10  # of the held images' loss, evenly over the steps; each is followed by a checkpoint
 _RISING = 0.3  # share of the steps in which the learning rate rises
 _LOWEST = 0.04  # of the highest rate: where it begins
@@ -57,6 +58,8 @@ class Tuning:
             its values that are not zero.
         batch_size: Number of images of a step.
         logits: Weight of the divergence of the logits, beside the mean error of the blocks.
+        precision: ``32-true``, or ``bf16-mixed``: the networks of a step are computed in bfloat16, and weights, steps
+            and measurements stay in single precision.
 
     Raises:
         MmpError: if a value is out of range.
@@ -66,6 +69,7 @@ class Tuning:
     learning_rate: float = 0.02
     batch_size: int = 128
     logits: float = 0.1
+    precision: str = FULL
 
     @classmethod
     def of(cls, settings: object) -> Tuning:
@@ -80,6 +84,8 @@ class Tuning:
             raise MmpError(f"learning_rate={self.learning_rate}: must be positive")
         if not (self.logits >= 0 and math.isfinite(self.logits)):
             raise MmpError(f"logits={self.logits}: must be at least 0")
+        if self.precision not in PRECISIONS:
+            raise MmpError(f"precision={self.precision}: must be {' or '.join(PRECISIONS)}")
 
 
 def reconstruct_jointly(
@@ -265,7 +271,9 @@ class _Descent:
         images = self.images.batch(state.step, self.tuning.batch_size)
         state.optimizer.zero_grad()
         for some in images.split(state.part):
-            (self.imitation.loss(self.model, some) * (len(some) / len(images))).backward()
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.tuning.precision == MIXED):
+                loss = self.imitation.loss(self.model, some)
+            (loss * (len(some) / len(images))).backward()
         state.step_by(self.tuning.learning_rate * _rate(state.step / self.tuning.steps))
 
     @torch.no_grad()

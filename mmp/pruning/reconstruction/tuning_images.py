@@ -146,4 +146,7 @@ class TuningImages:
         )
 
     def _together(self, images: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(images)).to(self.device)
+        """Return images as a batch, on the CPU in the order of memory that its convolutions are fastest with."""
+        batch = torch.stack(list(images)).to(self.device)
+        last = batch.dim() == 4 and self.device.type == "cpu"
+        return batch.contiguous(memory_format=torch.channels_last) if last else batch
