@@ -133,7 +133,7 @@ def rows_of(request: Request, seed: int, images: int) -> Iterator[Row]:
     for solved, steps in product(request.solved, request.steps):
         if solved != "joint" and steps is not None:
             continue
-        settings = (*common, *SOLVED[solved], *([] if steps is None else [f"reconstruct.tuning.steps={steps}"]))
+        settings = (*common, SOLVED[solved], *([] if steps is None else [f"reconstruct.tuning.steps={steps}"]))
         shared = identity(settings_of(configured([*settings, "data.root=data"])))  # the same on every machine
         protocol = digest([shared, data.fingerprint])[:8]
         for sparsity, method in product(request.sparsities, request.methods):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from mmp.config.choices import choices_of
 
-SOLVED = {
-    "layer-wise": ("reconstruct=least_squares",),
-    "joint": ("reconstruct=joint", "reconstruct.tuning.precision=bf16-mixed"),
-}
+SOLVED = {"layer-wise": "reconstruct=least_squares", "joint": "reconstruct=joint"}
 STUDIED = "obs"  # the method whose accuracy against pictures and seconds the report shows
 
 
