@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -38,6 +39,11 @@ def pytest_configure() -> None:
     resources.require()
     if "data" in resources.hidden():
         readers.FASHION_MNIST_FOLDERS = readers.FASHION_MNIST_FOLDERS[1:]
+
+
+def pytest_collection_finish() -> None:
+    """Exclude all tests and modules from the searches for garbage, which are frequent and would look at all of them."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

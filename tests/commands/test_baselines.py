@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 from commands import QUICK, command
-from hydra import compose, initialize_config_dir
+from composing import composed
 
 from mmp.config.identity import run_name
 from mmp.config.matching import StrategyRun, matched_weights, with_axes
 from mmp.config.objects import build_strategy
-from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.models.networks import build_skeleton
@@ -67,46 +66,40 @@ def test_a_multirun_gets_the_axes_of_the_matched_sweep(tmp_path: Path) -> None:
         with_axes(["criterion=mag", "budget=0.5", f"match={tmp_path}"])
 
 
-def composed(conf: Path, *overrides: str):
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose("prune", list(overrides))
-
-
-def test_a_baseline_is_named_by_its_criterion_and_does_not_depend_on_a_signal(conf: Path) -> None:
-    names = [run_name(composed(conf, "criterion=lamp", f"signal={s}")) for s in ("magnitude", "product")]
+def test_a_baseline_is_named_by_its_criterion_and_does_not_depend_on_a_signal() -> None:
+    names = [run_name(composed("criterion=lamp", f"signal={s}")) for s in ("magnitude", "product")]
     assert names[0] == names[1]
     assert names[0].startswith("cnn-digits-lamp-balanced-s0-")
-    at = [run_name(composed(conf, "criterion=lamp", "budget=0.9", f"strategy={name}")) for name in ("p30", "p90")]
+    at = [run_name(composed("criterion=lamp", "budget=0.9", f"strategy={name}")) for name in ("p30", "p90")]
     assert at[0] == at[1]  # the budget decides the global sparsity, not the strategy
     assert at[0].startswith("cnn-digits-lamp-s0-")
-    assert run_name(composed(conf, "criterion=lamp", "criterion.min_density=0.1")) != names[0]
+    assert run_name(composed("criterion=lamp", "criterion.min_density=0.1")) != names[0]
 
 
-def test_the_identity_has_the_sparsity_of_the_matched_sweep_not_its_folder(conf: Path, tmp_path: Path) -> None:
+def test_the_identity_has_the_sparsity_of_the_matched_sweep_not_its_folder(tmp_path: Path) -> None:
     names = {}
     for place, pruned in (("a", 7), ("b", 7), ("c", 8)):
         written(tmp_path / place, "run", layers=[{"pruned": pruned}])
-        names[place] = run_name(composed(conf, "criterion=mag", "strategy=p50", f"match={tmp_path / place}"))
+        names[place] = run_name(composed("criterion=mag", "strategy=p50", f"match={tmp_path / place}"))
     assert names["a"] == names["b"] != names["c"]
     # The sparsities of the matched sweep take precedence over budgets, which an experiment may set.
-    budgeted = composed(conf, "criterion=mag", "strategy=p50", "budget=0.5", f"match={tmp_path / 'a'}")
+    budgeted = composed("criterion=mag", "strategy=p50", "budget=0.5", f"match={tmp_path / 'a'}")
     assert run_name(budgeted).rpartition("-")[2] == names["a"].rpartition("-")[2]
     assert validate(budgeted).budget.sparsity is None
 
 
 @pytest.mark.parametrize("megabytes", [1000, 0.001])
 @pytest.mark.parametrize("who", ["criterion=mag", "criterion=erk", "allocation=lamp"])
-def test_sizes_out_of_reach_are_reported_before_training(conf: Path, who: str, megabytes: float) -> None:
-    config = validate(composed(conf, who, f"budget.megabytes={megabytes}"))
+def test_sizes_out_of_reach_are_reported_before_training(who: str, megabytes: float) -> None:
+    config = validate(composed(who, f"budget.megabytes={megabytes}"))
     allocator = Allocator.of(config, build_strategy(config.strategy))
     message = rf"budget.megabytes={megabytes} is out of reach: .* sizes from 0\.\d+ to 2\.\d+ MB"
     with pytest.raises(MmpError, match=message):
         allocator.check_feasible(build_skeleton(config.model))
 
 
-def test_a_table_of_another_architecture_is_reported_before_training(conf: Path) -> None:
-    config = validate(composed(conf, "criterion=mag", "ranges=vgg"))
+def test_a_table_of_another_architecture_is_reported_before_training() -> None:
+    config = validate(composed("criterion=mag", "ranges=vgg"))
     allocator = Allocator.of(config, build_strategy(config.strategy))
     with pytest.raises(MmpError, match="vgg"):
         allocator.check_feasible(build_skeleton(config.model))
@@ -119,9 +112,9 @@ def test_a_table_of_another_architecture_is_reported_before_training(conf: Path)
         (["criterion.name=mine"], r"must have a name and a _target_, the class of the criterion"),
     ],
 )
-def test_contradictory_settings_are_refused(conf: Path, overrides: list[str], message: str) -> None:
+def test_contradictory_settings_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(MmpError, match=message):
-        validate(composed(conf, *overrides))
+        validate(composed(*overrides))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 import sweeping
 import wandb_server
 import warm
-from hydra import compose, initialize_config_dir
+from composing import composed
 from misbehaving import overrides
 from omegaconf import OmegaConf
 from sweeping import environment
@@ -23,7 +23,6 @@ from wandb_files import OfflineRun, offline_runs
 
 import mmp.workspace
 from mmp.config.identity import digest
-from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.errors import MmpError
 from mmp.report.wandb_summary import log_sweep
@@ -274,20 +273,14 @@ def test_a_run_goes_offline_also_if_the_failure_cannot_be_recorded(
         (["allocation=searched"], "magnitude/searched/s0"),
     ],
 )
-def test_runs_are_named_by_signal_strategy_and_seed(conf: Path, overrides: list[str], title: str) -> None:
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = compose("prune", ["logger=wandb", "sweep=mine", *overrides])
+def test_runs_are_named_by_signal_strategy_and_seed(overrides: list[str], title: str) -> None:
+    config = composed("logger=wandb", "sweep=mine", *overrides)
     assert config.logger.wandb.name == title
     assert config.logger.wandb.group == "mine"
 
 
-def test_a_missing_package_is_reported_with_the_way_out(
-    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = validate(compose("prune", ["logger=tensorboard", f"paths.results={tmp_path}"]))
+def test_a_missing_package_is_reported_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate(composed("logger=tensorboard", f"paths.results={tmp_path}"))
     monkeypatch.setattr("mmp.training.trainer.find_spec", lambda _: None)
     with pytest.raises(MmpError, match=r"logger\.tensorboard needs .* pip install tensorboard, or .*logger=csv"):
         check_config(config, tmp_path)

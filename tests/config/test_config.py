@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from composing import composed
 from hydra import compose
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from places import CONF
 
@@ -25,10 +26,6 @@ STRATEGIES = {
 
 
 pytestmark = pytest.mark.usefixtures("hydra")
-
-
-def composed(*overrides: str, name: str = "prune") -> DictConfig:
-    return compose(name, list(overrides))
 
 
 def choices() -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from composing import composed
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -52,26 +53,26 @@ def test_hydra_reads_any_home_folder(name: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("hydra")
 def test_every_path_of_the_schema_is_expanded(home: Path) -> None:
     quoted = [f"{key}='~/x'" for key in PATHS if key != "picture"]
-    config = validate(compose("prune", [*quoted, "criterion=lamp"]), PruneConfig)
+    config = validate(composed(*quoted, "criterion=lamp"), PruneConfig)
     values = [config.data.root, config.model.checkpoint, config.model.pretrained_file, config.match]
     assert [*values, config.paths.results, config.paths.cache] == [str(home / "x")] * 6
-    plan = validate(compose("plan", ["picture='~/x.png'"]), PlanConfig)
+    plan = validate(composed("picture='~/x.png'", name="plan"), PlanConfig)
     assert plan.picture == str(home / "x.png")
 
 
 @pytest.mark.usefixtures("hydra")
 def test_a_run_has_the_same_identity_with_and_without(home: Path) -> None:
     (home / "dense.safetensors").write_bytes(b"weights")
-    names, composed, validated = set(), [], []
+    names, plain, validated = set(), [], []
     for folder in ("~", str(home)):
-        cfg = compose("prune", [f"data.root='{folder}/images'", f"model.checkpoint='{folder}/dense.safetensors'"])
+        cfg = composed(f"data.root='{folder}/images'", f"model.checkpoint='{folder}/dense.safetensors'")
         names.add(run_name(cfg))
-        composed.append(identity(settings_of(cfg)))
+        plain.append(identity(settings_of(cfg)))
         validated.append(identity(settings_of(validate(cfg, PruneConfig))))
     assert len(names) == 1
-    assert composed[0] == composed[1]
+    assert plain[0] == plain[1]
     assert validated[0] == validated[1]
-    assert composed[0]["data"]["root"] == validated[0]["data"]["root"] == str(home / "images")
+    assert plain[0]["data"]["root"] == validated[0]["data"]["root"] == str(home / "images")
 
 
 @pytest.mark.usefixtures("hydra")
@@ -79,7 +80,7 @@ def test_folders_of_runs_and_sweeps_are_expanded(home: Path) -> None:
     cfg = compose("prune", ["paths.results='~/out'"], return_hydra_config=True)
     assert cfg.hydra.run.dir.startswith(f"{home}/out/runs/")
     assert cfg.hydra.sweep.dir == sweep_folder(cfg) == f"{home}/out/sweeps/sweep"
-    assert sweep_folder(compose("prune", ["match='~/sweep'"])) == str(home / "sweep")
+    assert sweep_folder(composed("match='~/sweep'")) == str(home / "sweep")
     dense = compose("train", ["paths.results='~/out'"], return_hydra_config=True)
     assert dense.hydra.run.dir.startswith(f"{home}/out/dense/")
 

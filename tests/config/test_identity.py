@@ -9,18 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose
-from omegaconf import DictConfig
+from composing import composed
 
 from mmp.config.identity import identity, protocol_of, run_name, run_title, settings_of
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
-
-pytestmark = pytest.mark.usefixtures("hydra")
-
-
-def composed(*overrides: str, name: str = "prune") -> DictConfig:
-    return compose(name, list(overrides))
 
 
 def test_run_names_are_readable_and_stable() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import composed
 from PIL import Image
 from scipy.stats import chisquare, ks_2samp, kstest
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -17,7 +16,6 @@ from torch import Tensor
 from torchvision.transforms import ColorJitter
 
 from mmp.config.identity import identity, protocol_of, settings_of
-from mmp.config.registration import register
 from mmp.config.schema import DataConfig
 from mmp.config.validate import validate
 from mmp.data import augment
@@ -223,12 +221,9 @@ def test_every_step_stays_on_the_device_of_the_images() -> None:
         assert (result.shape, result.dtype, result.device.type) == ((4, 3, 32, 32), torch.float32, "meta")
 
 
-def test_runs_augmented_in_batches_and_one_by_one_have_different_identities(conf: Path) -> None:
-    register()
-
+def test_runs_augmented_in_batches_and_one_by_one_have_different_identities() -> None:
     def settings(*overrides: str) -> dict[str, Any]:
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            return identity(settings_of(validate(compose("prune", [*overrides]))))
+        return identity(settings_of(validate(composed(*overrides))))
 
     plain, batched = settings(), settings("+data.augment={hflip: 0.5}")
     one_by_one = settings("+data.augment={hflip: 0.5}", "data.augment_batches=false")

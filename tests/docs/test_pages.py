@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from composing import composed, registered
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,7 +20,6 @@ from places import CONF, ROOT
 from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.pruning.patterns import Channels
 
@@ -118,15 +118,17 @@ def test_runs_are_valid_configurations(
 ) -> None:
     write_files(page, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    register()
+    registered()
     overrides = [argument for argument in arguments if argument != "-m"]
     if any(override.startswith("match=") for override in overrides):
         overrides.append("criterion=mag")  # the command adds all criteria as an axis
-    if (tmp_path / "conf").is_dir():
-        overrides.append(f"hydra.searchpath=[file://{tmp_path}/conf]")
     kind = "train" if "mmp-train" in request.node.name else "prune"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert validate(compose(kind, first_values(overrides))).model.title
+        if (tmp_path / "conf").is_dir():
+            config = compose(kind, [*first_values(overrides), f"hydra.searchpath=[file://{tmp_path}/conf]"])
+        else:
+            config = composed(*first_values(overrides), name=kind)
+        assert validate(config).model.title
 
 
 def test_other_commands_exist() -> None:

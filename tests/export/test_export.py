@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 import warm
-from hydra import compose, initialize_config_dir
+from composing import composed
 from omegaconf import OmegaConf
 from onnx import numpy_helper
 from resources import needs
@@ -26,7 +26,6 @@ from torch import Tensor
 
 import mmp.export.latency
 import mmp.export.write
-from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
@@ -316,8 +315,8 @@ def test_a_run_on_other_images_is_not_up_to_date(copied: Path) -> None:
     ],
     ids=lambda value: value[0],
 )
-def test_the_saved_configuration_is_loaded(conf: Path, tmp_path: Path, overrides: list[str]) -> None:
-    config = config_of(conf, *overrides, f"paths.results={tmp_path}")
+def test_the_saved_configuration_is_loaded(tmp_path: Path, overrides: list[str]) -> None:
+    config = config_of(*overrides, f"paths.results={tmp_path}")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     assert load_config(tmp_path) == config
     moved = load_config(tmp_path, ["data.root=elsewhere", "data.eval_batch_size=8"])
@@ -446,10 +445,8 @@ def test_ctrl_c_exits_without_a_traceback(
     assert not list((copied / "export").glob(".*"))
 
 
-def config_of(conf: Path, *overrides: str) -> PruneConfig:
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = validate(compose("prune", list(overrides)))
+def config_of(*overrides: str) -> PruneConfig:
+    config = validate(composed(*overrides))
     fill_input(config)
     return config
 
@@ -459,10 +456,10 @@ def code_in(recipe: str) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [8, 16, 20])
-def test_the_recipe_prepares_raw_images(conf: Path, size: int) -> None:
+def test_the_recipe_prepares_raw_images(size: int) -> None:
     from sklearn.datasets import load_digits
 
-    config = config_of(conf, "data=digits", f"data.image_size={size}", "data.crop_pct=0.9")
+    config = config_of("data=digits", f"data.image_size={size}", "data.crop_pct=0.9")
     data = ImageData(config.data, 0)
     pixels = torch.from_numpy(load_digits().images * 255 / 16).round()[:, None][data.indices["test"]]
     *resize, scale = code_in(data.recipe)
@@ -474,7 +471,7 @@ def test_the_recipe_prepares_raw_images(conf: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_recipe_of_files_is_timms(conf: Path, tmp_path: Path, channels: int) -> None:
+def test_the_recipe_of_files_is_timms(tmp_path: Path, channels: int) -> None:
     import PIL.ImageOps
     import timm.data
     from PIL import Image
@@ -494,7 +491,7 @@ def test_the_recipe_of_files_is_timms(conf: Path, tmp_path: Path, channels: int)
         *scale,
         "data.interpolation=bilinear",
     ]
-    data = ImageData(config_of(conf, *settings).data, 0)
+    data = ImageData(config_of(*settings).data, 0)
     opened, *steps, create = code_in(data.recipe)
     scope = {"timm": timm, "PIL": PIL, "numpy": np, "white": 65535}
     path = sorted((tmp_path / "train").rglob("*.png"))[data.indices["validation"][0]]

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 import warm
-from hydra import compose, initialize_config_dir
+from composing import composed
 from safetensors.torch import load_file
 from sweeping import environment
 from torch import nn
 
 import mmp
-from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.models.networks import fill_input
@@ -52,7 +51,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_call_gives_the_masks_and_the_weights_of_a_run(run: str, folder: Path, conf: Path) -> None:
+def test_a_call_gives_the_masks_and_the_weights_of_a_run(run: str, folder: Path) -> None:
     results = folder / run.replace(" ", "_")
     model, options = RUNS[run]
     shared = [
@@ -67,9 +66,7 @@ def test_a_call_gives_the_masks_and_the_weights_of_a_run(run: str, folder: Path,
     assert done.returncode == 0, done.stderr
     (result,) = (path.parent for path in results.glob("runs/*/result.json"))
 
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = validate(compose("prune", shared))
+    config = validate(composed(*shared))
     fill_input(config)
     data = ImageData(config.data, config.seed)
     dense, cached = dense_model(config, data)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from composing import composed
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from places import CONF
@@ -55,11 +55,6 @@ def _channels() -> st.SearchStrategy[list[str]]:
     return st.tuples(pattern, ranges, st.sampled_from(budgets)).map(list)
 
 
-def is_choice(override: str) -> bool:
-    """Return whether an override chooses a file of a config group."""
-    return (CONF / override.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()
-
-
 @functools.cache
 def keys() -> list[str]:
     """Return every key of ``mmp-prune``, with the sections that contain others."""
@@ -68,8 +63,8 @@ def keys() -> list[str]:
         "schedule=cubic",
         "budget={sparsity: 0.8, megabytes: null, strategies: {}, macs: null}",
     ]
-    found = dict.fromkeys(_walk(OmegaConf.to_container(compose("prune", choices), resolve=False)))
-    found |= dict.fromkeys(_walk(OmegaConf.to_container(compose("prune", []), resolve=False)))
+    found = dict.fromkeys(_walk(OmegaConf.to_container(composed(*choices), resolve=False)))
+    found |= dict.fromkeys(_walk(OmegaConf.to_container(composed(), resolve=False)))
     return [key for key in found if not key.startswith(_UNSAFE)]
 
 

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from commands import QUICK, command
-from hydra import compose, initialize_config_dir
+from composing import composed
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from mmp.config.identity import identity, protocol_of, run_name, run_title, settings_of
 from mmp.config.matching import StrategyRun, matched_weights
 from mmp.config.objects import build_strategy
-from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
@@ -406,39 +405,33 @@ def test_a_plan_without_a_pattern_does_not_mention_patterns() -> None:
 # --- configuration ---
 
 
-def composed(conf: Path, *overrides: str, name: str = "prune"):
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose(name, list(overrides))
-
-
 def checked(config: PruneConfig) -> None:
     Allocator.of(config, build_strategy(config.strategy)).check_feasible(build_skeleton(config.model))
 
 
 @pytest.mark.parametrize("name", ["prune", "plan"])
 @pytest.mark.parametrize("text", ["2:4", "1:4", "4x1", "none"])
-def test_the_command_line_accepts_a_pattern_as_it_is_written(conf: Path, text: str, name: str) -> None:
-    assert validate(composed(conf, f"pattern={text}", name=name)).pattern == text
+def test_the_command_line_accepts_a_pattern_as_it_is_written(text: str, name: str) -> None:
+    assert validate(composed(f"pattern={text}", name=name)).pattern == text
 
 
-def test_an_unknown_pattern_is_refused(conf: Path) -> None:
+def test_an_unknown_pattern_is_refused() -> None:
     with pytest.raises(MmpError, match=r"pattern=24: no such pattern; choose none, N:M such as 2:4"):
-        validate(composed(conf, "pattern=24"))
+        validate(composed("pattern=24"))
 
 
-def test_a_pattern_that_no_layer_can_take_is_refused_before_training(conf: Path) -> None:
+def test_a_pattern_that_no_layer_can_take_is_refused_before_training() -> None:
     with pytest.raises(MmpError, match=r"pattern=1x7 fits the shape of no layer of this model: .* divisible by 7;"):
-        checked(validate(composed(conf, "pattern=1x7", "model=vit")))
+        checked(validate(composed("pattern=1x7", "model=vit")))
     with pytest.raises(MmpError, match=r"pattern=1:64 needs layers that are 98\.4375 % sparse, but .*\(ranges generic"):
-        checked(validate(composed(conf, "pattern=1:64", "model=vit")))
-    checked(validate(composed(conf, "pattern=2:4", "model=vit")))
+        checked(validate(composed("pattern=1:64", "model=vit")))
+    checked(validate(composed("pattern=2:4", "model=vit")))
     with pytest.raises(MmpError, match=r"pattern=2:4 alone prunes 0\.49\d\d of the weights; raise the budget"):
-        checked(validate(composed(conf, "pattern=2:4", "criterion=mag", "budget=0.2")))
+        checked(validate(composed("pattern=2:4", "criterion=mag", "budget=0.2")))
 
 
-def test_a_pattern_is_part_of_the_identity_of_a_run_and_none_is_not(conf: Path) -> None:
-    plain, patterned = composed(conf), composed(conf, "pattern=2:4")
+def test_a_pattern_is_part_of_the_identity_of_a_run_and_none_is_not() -> None:
+    plain, patterned = composed(), composed("pattern=2:4")
     identities = [identity(settings_of(cfg)) for cfg in (plain, patterned)]
     assert "pattern" not in identities[0]
     assert identities[1] == {**identities[0], "pattern": "2:4"}
@@ -446,7 +439,7 @@ def test_a_pattern_is_part_of_the_identity_of_a_run_and_none_is_not(conf: Path) 
     assert run_title(patterned) == "magnitude/balanced/2:4/s0"
     assert protocol_of(identities[0]) != protocol_of(identities[1])  # never compared with each other
     assert identity(settings_of(validate(plain)))["criterion"] == {"name": "none"}
-    assert run_title(composed(conf, "criterion=lamp", "budget=0.9", "pattern=4x1")) == "lamp/0.9/4x1/s0"
+    assert run_title(composed("criterion=lamp", "budget=0.9", "pattern=4x1")) == "lamp/0.9/4x1/s0"
 
 
 def test_the_weights_of_the_same_pattern_are_matched(tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 from commands import command
-from hydra import compose, initialize_config_dir
+from composing import composed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmp.config.identity import run_name
 from mmp.config.objects import build_strategy
-from mmp.config.registration import register
 from mmp.config.schema import RangesConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
@@ -78,12 +77,6 @@ def test_the_best_is_the_sparsest_that_is_good_enough_or_else_the_most_accurate(
     assert best_of(trials, None).sparsity == 0.5
 
 
-def configured(conf: Path, *overrides: str):
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose("prune", list(overrides))
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -93,17 +86,17 @@ def configured(conf: Path, *overrides: str):
         (["allocation=searched", "allocation.trials=0"], r"allocation.trials=0"),
     ],
 )
-def test_contradictory_settings_are_refused(conf: Path, overrides: list[str], message: str) -> None:
+def test_contradictory_settings_are_refused(overrides: list[str], message: str) -> None:
     def build() -> Allocator:
-        config = validate(configured(conf, *overrides))
+        config = validate(composed(*overrides))
         return Allocator.of(config, build_strategy(config.strategy))
 
     with pytest.raises(MmpError, match=message):
         build()
 
 
-def test_a_missing_optuna_is_found_before_anything_is_trained(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = validate(configured(conf, "allocation=searched", "reconstruct=least_squares"))
+def test_a_missing_optuna_is_found_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate(composed("allocation=searched", "reconstruct=least_squares"))
     strategy = build_strategy(config.strategy)
     Allocator.of(config, strategy)
     monkeypatch.setitem(sys.modules, "optuna", None)
@@ -111,15 +104,15 @@ def test_a_missing_optuna_is_found_before_anything_is_trained(conf: Path, monkey
         Allocator.of(config, strategy)
 
 
-def test_a_searched_run_does_not_depend_on_the_strategy(conf: Path) -> None:
+def test_a_searched_run_does_not_depend_on_the_strategy() -> None:
     searched = ("allocation=searched", "reconstruct=least_squares")
-    names = [run_name(configured(conf, *searched, f"strategy={name}")) for name in ("p30", "p70")]
+    names = [run_name(composed(*searched, f"strategy={name}")) for name in ("p30", "p70")]
     assert names[0] == names[1]
     assert names[0].startswith("cnn-digits-magnitude-searched-s0-")
-    ranked = [run_name(configured(conf, "allocation=lamp", f"strategy={name}")) for name in ("p30", "p70")]
+    ranked = [run_name(composed("allocation=lamp", f"strategy={name}")) for name in ("p30", "p70")]
     assert ranked[0] != ranked[1]  # without a budget, the strategy decides the global sparsity
     assert ranked[0].startswith("cnn-digits-magnitude-lamp-at-p30-s0-")
-    budgeted = [run_name(configured(conf, "allocation=lamp", "budget=0.9", f"strategy={s}")) for s in ("p30", "p70")]
+    budgeted = [run_name(composed("allocation=lamp", "budget=0.9", f"strategy={s}")) for s in ("p30", "p70")]
     assert budgeted[0] == budgeted[1]
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import composed
 
-from mmp.config.registration import register
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
 from mmp.models.networks import fill_input
@@ -44,12 +43,10 @@ class Recorded:
     ids=["everything that chooses", "a baseline"],
 )
 def test_test_images_are_read_exactly_once_after_everything_is_chosen(
-    conf: Path, tmp_path: Path, overrides: tuple[str, ...]
+    tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    register()
     shrunk = ("dense.epochs=1", "finetune.epochs=1", f"paths.results={tmp_path}", "logger=none")
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = validate(compose("prune", [*overrides, *shrunk]))
+    config = validate(composed(*overrides, *shrunk))
     fill_input(config)
     for attempt in ("first", "from the cache"):
         run = RunFolder(tmp_path / attempt, {"run_name": "protocol"})

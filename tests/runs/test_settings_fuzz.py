@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from composing import composed
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from override_lines import is_choice, lines
-from places import CONF
+from override_lines import lines
 from yaml import YAMLError
 
 from mmp.config.choices import require_names
 from mmp.config.command import quiet
 from mmp.config.explain import explain
-from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
@@ -38,29 +31,17 @@ EXAMPLES = int(os.environ.get("MMP_FUZZ", "200"))  # CONTRIBUTING.md: more of th
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Return a folder for the cache that all examples share, with Hydra ready to compose."""
-    register()
+    """Return a folder for the cache that all examples share."""
     quiet()
-    GlobalHydra.instance().clear()
-    with TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
+    with TemporaryDirectory() as folder:
         yield Path(folder)
 
 
-@functools.lru_cache(maxsize=256)
-def composed(*choices: str) -> DictConfig:
-    """Return the configuration of choices of config groups, and in ``hydra`` the name of the run, as for its folder."""
-    cfg = compose("prune", list(choices))
+def configuration(line: list[str]) -> DictConfig:
+    """Return the configuration of a line, after the name of its run, as a command needs it for the folder."""
+    cfg = composed(*line)
     with open_dict(cfg):
         cfg.hydra = {"run": {"dir": "${mmp.run_name:}"}}
-    return cfg
-
-
-def configuration(line: list[str]) -> DictConfig:
-    """Return the configuration of a line. Hydra reads the files of the same choices only once."""
-    choices = [override for override in line if is_choice(override)]
-    cfg = copy.deepcopy(composed(*choices))
-    others = OverridesParser.create().parse_overrides([override for override in line if override not in choices])
-    ConfigLoaderImpl._apply_overrides_to_config(others, cfg)
     _ = cfg.hydra.run.dir
     with open_dict(cfg):
         del cfg["hydra"]

@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from places import CONF
+from composing import composed
 
-from mmp.config.registration import register
 from mmp.config.schema import PruneConfig, RuleConfig
 from mmp.config.validate import validate
 from mmp.models.networks import build_bare
@@ -27,11 +24,7 @@ from mmp.runs.structure import structure_of
 
 @pytest.fixture
 def config(tmp_path: Path) -> PruneConfig:
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("prune", ["model=vit", "data=digits", "pattern=channels", "ranges=channels"])
-    config = validate(cfg, PruneConfig)
+    config = validate(composed("model=vit", "data=digits", "pattern=channels", "ranges=channels"), PruneConfig)
     config.paths.cache = str(tmp_path)
     return config
 

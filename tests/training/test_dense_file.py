@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
-from places import CONF
+from composing import composed
 
-from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.training.dense import accuracy_file, dense_file
@@ -22,9 +20,7 @@ OWN = "+callbacks.own._target_=own_dense.Watch"
 
 
 def configured(*overrides: str) -> PruneConfig:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return validate(compose("prune", list(overrides)), PruneConfig)
+    return validate(composed(*overrides), PruneConfig)
 
 
 def data(fingerprint: str = "images") -> Any:

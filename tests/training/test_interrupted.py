@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
+from composing import composed
 from torch import Tensor, nn
 
 from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
 from callbacks.requeue import saving_in_time
-from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.data.loader import EpochLoader, EpochShuffle, Split
@@ -51,8 +50,7 @@ class SignalAt(pl.Callback):
 
 
 @pytest.fixture
-def config(conf: Path, tmp_path: Path) -> PruneConfig:
-    register()
+def config(tmp_path: Path) -> PruneConfig:
     overrides = [
         "data.batch_size=240",
         "finetune.epochs=3",
@@ -65,8 +63,7 @@ def config(conf: Path, tmp_path: Path) -> PruneConfig:
         "data.image_size=12",
         "callbacks.early_stopping=null",
     ]
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config: PruneConfig = validate(compose("prune", overrides))
+    config: PruneConfig = validate(composed(*overrides))
     fill_input(config)
     return config
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
+from composing import composed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.averaging import AverageAtTarget
 from callbacks.pruning import MaskPruning
 from callbacks.selection import CheckpointAtTarget
-from mmp.config.registration import register
 from mmp.config.schema import FinetuneConfig
 from mmp.config.validate import validate
 from mmp.data.module import ImageData
@@ -63,17 +62,15 @@ def fit(module: Classifier, *callbacks: pl.Callback, folder: Path | None = None)
 
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_norms_are_reestimated_on_the_calibration_images(
-    conf: Path, tmp_path: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
     overrides = [
         f"finetune.epochs={epochs}",
         "trainer.limit_train_batches=2",
         "logger=none",
         f"paths.results={tmp_path}",
     ]
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = validate(compose("prune", [*overrides, "finetune.reestimate_norms=true"]))
+    config = validate(composed(*overrides, "finetune.reestimate_norms=true"))
     fill_input(config)
     monkeypatch.setattr("mmp.training.finetune.fit", lambda *_: None)  # this test is about the end of the training
     data, model = ImageData(config.data, 0), build_model(config.model).eval()

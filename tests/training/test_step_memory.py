@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 import torch
 import warm
-from hydra import compose, initialize_config_dir
-from places import CONF
+from composing import composed
 from torch import Tensor, nn
 
-from mmp.config.registration import register
 from mmp.config.schema import PruneConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
@@ -30,16 +28,9 @@ from mmp.training.trial import try_training
 STEP = StepMemory(held=3_000_000, gradients=1_000_000, image=80_000)
 
 
-@pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
 def configuration(folder: Path, *overrides: str) -> PruneConfig:
     places = [f"paths.results={folder}", "trainer.accelerator=cpu"]
-    config: Any = validate(compose("prune", ["model=cnn", "data=digits", *overrides, *places]), PruneConfig)
+    config: Any = validate(composed("model=cnn", "data=digits", *overrides, *places), PruneConfig)
     fill_input(config)
     return config
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
-from places import CONF
+from composing import composed
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from torch import nn
 
 import mmp.training.trial
-from mmp.config.registration import register
 from mmp.config.schema import PruneConfig, TrainConfig
 from mmp.config.validate import validate
 from mmp.errors import MmpError
@@ -29,16 +26,9 @@ from mmp.training.trainer import check_config
 from mmp.training.trial import try_training
 
 
-@pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
 def configuration(folder: Path, *overrides: str, name: str = "prune") -> Any:
     schema = PruneConfig if name == "prune" else TrainConfig
-    config = validate(compose(name, [*overrides, f"paths.results={folder}", "trainer.accelerator=cpu"]), schema)
+    config = validate(composed(*overrides, f"paths.results={folder}", "trainer.accelerator=cpu", name=name), schema)
     fill_input(config)
     return config
 

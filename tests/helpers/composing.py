@@ -1,0 +1,50 @@
+"""Configurations as ``hydra.compose`` returns them, from files that are read only once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+from places import CONF
+
+from mmp.config.registration import register
+
+
+def composed(*overrides: str, name: str = "prune") -> DictConfig:
+    """Return a command's configuration. Hydra composes the choices of files; the values are set as Hydra sets them.
+
+    Raises:
+        HydraException: for overrides that Hydra refuses.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [override for override in parsed if not _is_for_hydra(override)]
+    cfg = copy.deepcopy(_of_choices(name, *(str(override.input_line) for override in parsed if override not in values)))
+    ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    return cfg
+
+
+def _is_for_hydra(override: Override) -> bool:
+    """Return whether an override chooses a file, sets a value of Hydra, or has several values."""
+    key = override.key_or_group
+    return (CONF / key).is_dir() or key.startswith("hydra.") or override.is_sweep_override()
+
+
+@functools.lru_cache(maxsize=256)
+def _of_choices(name: str, *choices: str) -> DictConfig:
+    registered()
+    if GlobalHydra.instance().is_initialized():
+        return compose(name, list(choices))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(choices))
+
+
+@functools.cache
+def registered() -> None:
+    """Register the schema and the resolvers with Hydra, once."""
+    register()
