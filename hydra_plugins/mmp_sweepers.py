@@ -1,13 +1,15 @@
-"""A grid sweeper that reads each configuration file once, and composes each job's configuration once."""
+"""A grid sweeper that reads each configuration file once, and composes each value of the grid once."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
@@ -16,6 +18,9 @@ from omegaconf import DictConfig
 from mmp.config.interruption import Interrupted, ignore_further
 from mmp.errors import MmpError
 
+if TYPE_CHECKING:
+    from mmp.sweeps.differences import Differences
+
 _MOST_CACHED = 300  # configurations between check and launch; later ones are composed again, which bounds the memory
 
 
@@ -23,7 +28,8 @@ class Grid(BasicSweeper):
     """Every combination of the values on the command line.
 
     Hydra composes all configurations before the first job, so that a mistake in the last one is reported at once. It
-    then composes each of them again for its launch. This sweeper launches the configurations that were checked.
+    then composes each of them again for its launch. This sweeper launches the configurations that were checked, and
+    makes most of them by their differences (:mod:`mmp.sweeps.differences`).
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -101,26 +107,48 @@ class Proxy:
 class CachedLoader(Proxy):
     """Hydra's configuration loader; it returns a configuration that was composed before, once."""
 
+    _differences: Differences | None = None
+
     def cache(self, master_config: DictConfig, sweep_overrides: list[str]) -> None:
-        """Compose and cache a job's configuration."""
+        """Compose and cache a job's configuration, unless it follows from others."""
+        if self._differences is None:
+            from mmp.sweeps.differences import Differences
+
+            compose = partial(self._other.load_sweep_config, master_config)
+            self._differences = Differences(compose, lambda: bool(self._other.repository.interpolated))
+        if self._differences.covers(sweep_overrides):
+            return
         config = self._other.load_sweep_config(master_config, sweep_overrides)
         if len(self._cache) < _MOST_CACHED:
             self._cache[tuple(sweep_overrides)] = config
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Return a job's configuration and remove it from the cache: the caller may change it."""
+        if self._differences and self._differences.covers(sweep_overrides):
+            return self._differences.config(sweep_overrides)
         config = self._cache.pop(tuple(sweep_overrides), None)
         return self._other.load_sweep_config(master_config, sweep_overrides) if config is None else config
 
 
 class CachedRepository(Proxy):
-    """Hydra's repository of configuration files; it reads each file once and returns copies."""
+    """Hydra's repository of configuration files; it reads each file once and returns copies.
+
+    Attributes:
+        interpolated: The files whose list of defaults names another file by an interpolation.
+    """
+
+    def __init__(self, other: Any) -> None:
+        super().__init__(other)
+        self.interpolated: set[str] = set()
 
     def load_config(self, config_path: str) -> Any:
         """Return a copy of a file's content: the caller may change it."""
         if config_path not in self._cache:
-            self._cache[config_path] = self._other.load_config(config_path)
-        return copy.deepcopy(self._cache[config_path])
+            content = self._other.load_config(config_path)
+            self._cache[config_path] = pickle.dumps(content)
+            if content and "${" in str(content.defaults_list):
+                self.interpolated.add(config_path)
+        return pickle.loads(self._cache[config_path])  # noqa: S301 (pickled above; faster than a deep copy)
 
     def initialize_sources(self, config_search_path: Any) -> None:
         """Set a new search path and empty the cache."""
@@ -130,5 +158,5 @@ class CachedRepository(Proxy):
     def __deepcopy__(self, _: dict[int, Any]) -> CachedRepository:
         """Return a repository with a search path of its own and the same cache; Hydra makes one per composition."""
         copied = CachedRepository(copy.copy(self._other))
-        copied._cache = self._cache
+        copied._cache, copied.interpolated = self._cache, self.interpolated
         return copied

@@ -68,10 +68,10 @@ def test_a_checked_configuration_is_launched_without_composing_it_again(grid) ->
 def test_a_configuration_is_passed_on_only_once_since_launchers_change_it(grid) -> None:
     sweeper, counted, config = grid
     loader = sweeper.launcher.hydra_context.config_loader
-    sweeper.validate_batch_is_legal(JOBS[:1])
-    first, second = (loader.load_sweep_config(config, JOBS[0]) for _ in range(2))
+    sweeper.validate_batch_is_legal(JOBS)
+    first, second = (loader.load_sweep_config(config, JOBS[1]) for _ in range(2))
     assert first is not second
-    assert counted.composed == [JOBS[0], JOBS[0]]
+    assert counted.composed == [*JOBS, JOBS[1]]
 
 
 def test_workers_start_after_the_first_configuration_is_composed(grid, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_workers_start_after_the_first_configuration_is_composed(grid, monkeypat
         counts.append(len(counted.composed))
 
     sweeper.launcher.starting = starting
-    sweeper.validate_batch_is_legal([*JOBS, JOBS[0]])
+    sweeper.validate_batch_is_legal([*JOBS, ["seed=3"]])
     assert counts == [(3, 1), 3]
 
 
@@ -99,13 +99,14 @@ def test_few_configurations_are_kept_and_none_are_sent_to_workers(grid, monkeypa
     sweeper, counted, config = grid
     loader = sweeper.launcher.hydra_context.config_loader
     monkeypatch.setitem(type(loader).cache.__globals__, "_MOST_CACHED", 1)
-    sweeper.validate_batch_is_legal(JOBS)
+    jobs = [*JOBS, ["seed=3"]]
+    sweeper.validate_batch_is_legal(jobs)
     assert loader.__getstate__()["_cache"] == {}
     sent = copy.copy(type(loader)({"a": 1}))  # copies by the methods that pickle uses
     assert list(sent.keys()) == ["a"]
-    for job in JOBS:
+    for job in jobs:
         loader.load_sweep_config(config, job)
-    assert counted.composed == [*JOBS, JOBS[1]]
+    assert counted.composed == [*jobs, jobs[2]]
 
 
 def test_other_methods_are_those_of_hydras_loader(grid) -> None:
