@@ -15,10 +15,12 @@ from mmp.config.home import expand_home
 from mmp.config.identity import run_name, run_title
 from mmp.config.matching import sweep_folder
 from mmp.config.schema import PlanConfig, PruneConfig, TrainConfig
+from mmp.config.yaml_text import write_by_libyaml
 
 
 def register() -> None:
     """Register the schema and the resolvers. The module of every command calls this when it is imported."""
+    write_by_libyaml()
     store = ConfigStore.instance()
     Plugins.instance()  # registers the configurations of launchers, some of which conf/hydra/launcher replaces
     for name in ("joblib.yaml", "submitit_slurm.yaml", "ray.yaml"):

@@ -20,6 +20,7 @@ from mmp.config.interruption import Interrupted
 from mmp.config.schema import TrainConfig
 from mmp.config.source_code import source_digest
 from mmp.config.validate import validate
+from mmp.config.yaml_text import yaml_text
 from mmp.errors import MmpError
 from mmp.files import write_text
 from mmp.runs.devices import gpu_slot
@@ -96,7 +97,7 @@ def record_start(run: RunFolder, cfg: DictConfig, config: TrainConfig, **head: A
         MmpError: if a job of a multirun needs several devices, since parallel jobs would use the same ones.
     """
     source = source_digest(config.model._target_) if config.model._target_ else None
-    write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    write_text(run.path / CONFIG, yaml_text(asdict(config)))
     run.head |= {
         "run_name": run_name(cfg),
         "identity": digest(identity(settings_of(cfg))),
