@@ -16,6 +16,7 @@ def methods() -> dict[str, tuple[str, ...]]:
         "ERK": ("criterion=erk",),
         "obs": ("signal=obs", "allocation=lamp"),
         "searched": ("signal=obs", "allocation=searched"),
+        "channels": ("signal=obs", "pattern=channels:1"),
         **{f"strategy {name}": ("signal=magnitude", f"strategy={name}") for name in choices_of("strategy")},
     }
 

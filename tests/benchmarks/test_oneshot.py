@@ -23,7 +23,7 @@ GIVEN = ["network=resnet20", "checkpoint=a.pth", "root=data"]
 def test_a_request_has_all_methods_and_all_pictures_unless_it_names_some() -> None:
     every = Request.of(GIVEN)
     assert (every.images, every.steps, every.seeds) == ([3000], (None,), [0, 1, 2])
-    assert len(every.methods) == 15
+    assert len(every.methods) == 16
     some = Request.of([*GIVEN, "seeds=1", "methods=LAMP+obs", "images=128,256", "steps=50", "rows=here.jsonl"])
     assert (some.seeds, some.methods, some.images, some.steps) == ([1], ["LAMP", "obs"], [128, 256], [50])
     assert some.rows == Path("here.jsonl")
