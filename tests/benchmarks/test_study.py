@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from composing import composed, registered
+from partly import partly_slow
 from small_files import write_fashion_mnist
 from torch import nn
 
@@ -24,6 +26,12 @@ from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.models.networks import build_model
 from mmp.runs.job import PruneJob
+
+
+@pytest.fixture(autouse=True)
+def _files_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "register", registered)
+    monkeypatch.setattr(study, "compose", lambda name, overrides: composed(*overrides, name=name))
 
 
 def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:
@@ -96,6 +104,7 @@ def test_tables_go_where_the_page_has_a_place_for_them() -> None:
         fill(page, "recipes", "")
 
 
+@pytest.mark.slow
 def test_measured_runs_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prune(job: PruneJob, *_: object) -> dict:
         measured.append(job.config.criterion["name"])
@@ -125,7 +134,7 @@ def test_measured_runs_are_not_measured_again(tmp_path: Path, monkeypatch: pytes
         study.measure(["subjects=resnet"])
 
 
-@pytest.mark.parametrize("name", study.SUBJECTS)
+@pytest.mark.parametrize("name", partly_slow(study.SUBJECTS, quick=("levit-92", "cnn-95")))
 def test_a_run_of_every_part_is_a_valid_configuration(name: str) -> None:
     subject = study.SUBJECTS[name]
     for runs in study.parts(subject).values():

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import warm
-from composing import composed, registered
-from hydra import compose, initialize_config_dir
+from composing import composed, files
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
-from places import CONF, ROOT
+from places import ROOT
 from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
@@ -118,12 +118,11 @@ def test_runs_are_valid_configurations(
 ) -> None:
     write_files(page, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    registered()
     overrides = [argument for argument in arguments if argument != "-m"]
     if any(override.startswith("match=") for override in overrides):
         overrides.append("criterion=mag")  # the command adds all criteria as an axis
     kind = "train" if "mmp-train" in request.node.name else "prune"
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with files():
         if (tmp_path / "conf").is_dir():
             config = compose(kind, [*first_values(overrides), f"hydra.searchpath=[file://{tmp_path}/conf]"])
         else:

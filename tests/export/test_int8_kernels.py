@@ -4,6 +4,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ class Residual(nn.Module):
         return self.head((images + self.second(inner)).relu().mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_onnxruntime_computes_every_convolution_in_integers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.randn(4, 3, 8, 8)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from partly import partly_slow
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", partly_slow(MODELS, quick=("kwargs", "one channel", "swin")))
 def test_the_network_is_built_again_bit_for_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config, size = MODELS[name]
     smaller, removal, images = smaller_one(config, size, dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from partly import partly_slow
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -213,7 +214,7 @@ def test_labels_may_be_anything_that_the_loss_takes(model: nn.Module, pairs: lis
     assert squares.masks != expected.masks
 
 
-@pytest.mark.parametrize("pattern", [None, "2:4"])
+@pytest.mark.parametrize("pattern", partly_slow([None, "2:4"], quick=(None,)))
 def test_all_strategies_equal_the_single_ones(
     model: nn.Module, pairs: list[tuple[Tensor, Tensor]], pattern: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

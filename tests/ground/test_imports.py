@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
 from warm import LIMIT
 
 import mmp.report
@@ -21,6 +22,7 @@ def imported_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_framework() -> None:
     imported = imported_by("from mmp.plan import make_plan")
     assert "torch" in imported

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -14,6 +18,8 @@ from omegaconf import DictConfig
 from places import CONF
 
 from mmp.config.registration import register
+
+_FILES: dict[str, Any] = {}
 
 
 def composed(*overrides: str, name: str = "prune") -> DictConfig:
@@ -37,11 +43,27 @@ def _is_for_hydra(override: Override) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _of_choices(name: str, *choices: str) -> DictConfig:
-    registered()
     if GlobalHydra.instance().is_initialized():
         return compose(name, list(choices))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with files():
         return compose(name, list(choices))
+
+
+@contextmanager
+def files() -> Iterator[Any]:
+    """Let Hydra compose ``conf/``, and yield its loader. It reads each file only once, as in a sweep."""
+    registered()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader: Any = GlobalHydra.instance().config_loader()
+        loader.repository = _read(loader.repository)
+        yield loader
+
+
+def _read(repository: Any) -> Any:
+    """Return a repository with the files of all earlier ones."""
+    cached = importlib.import_module("hydra_plugins.mmp_sweepers").CachedRepository(repository)
+    cached._cache = _FILES
+    return cached
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 import timm
 import torch
 from omegaconf import OmegaConf
+from partly import partly_slow
 from torch import nn
 
 from mmp.config.choices import choices_of, choose
@@ -29,6 +31,7 @@ def config(name: str, style: str = "table") -> PlanConfig:
     return PlanConfig(model=ModelConfig(name=name), ranges=ranges, budget=BudgetConfig(), format=style)
 
 
+@functools.cache
 def one_per_module() -> list[str]:
     """Return one model of each of timm's modules; a small one, by its name, if there is one."""
     models = []
@@ -47,7 +50,7 @@ def test_the_survey_covers_timms_modules() -> None:
     assert len(one_per_module()) == len(set(one_per_module())) >= 98
 
 
-@pytest.mark.parametrize("name", one_per_module())
+@pytest.mark.parametrize("name", partly_slow(one_per_module(), quick=one_per_module()[::12]))
 def test_every_module_of_timm_gets_a_plan(name: str, strategies: list[Any]) -> None:
     found = examine(name, config(name), strategies)
     assert found.problem == ""

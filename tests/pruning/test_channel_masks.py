@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
+from partly import partly_slow
 from torch import Tensor, nn
 
 from mmp import MmpError, channel_groups, channel_masks, prunable_layers, prunable_parameters, reconstruct, shrink
@@ -83,11 +86,17 @@ def test_masks_contain_each_other() -> None:
         before = masks
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
+SMALL: dict[str, dict[str, Any]] = {
+    "resnet18": {"layers": [1, 1, 0, 0], "channels": [16, 32, 32, 32], "stem_width": 16},
+    "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+    "mobilenetv3_small_050": {},
+}
+
+
+@pytest.mark.parametrize("name", partly_slow(SMALL, quick=("resnet18", "convnext_atto")))
 def test_a_network_under_the_masks_shrinks_after_reconstruction(name: str) -> None:
-    options = {"resnet18": {"layers": [1, 1, 0, 0], "channels": [16, 32, 32, 32], "stem_width": 16}}.get(name, {})
     torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=5, **options).eval()
+    network = timm.create_model(name, num_classes=5, **SMALL[name]).eval()
     images = torch.randn(4, 3, 64, 64)
     groups = channel_groups(network, images[:1])
     masks = channel_masks(groups, scores_of(network), dict.fromkeys((g.name for g in groups), 0.5), multiple=8)

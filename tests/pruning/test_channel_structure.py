@@ -31,6 +31,7 @@ def scores_of(found: WholeChannels) -> dict[str, Tensor]:
     return {group.name: torch.rand(len(group), dtype=torch.float64) for group in found.groups}
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(data=st.data())
 def test_layers_keep_multiples_and_masks_of_rising_fractions_contain_each_other(data: st.DataObject) -> None:

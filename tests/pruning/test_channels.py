@@ -214,7 +214,7 @@ def prune_sets(network: nn.Module, groups: list[ChannelGroup], share: float = 0.
     return chosen
 
 
-SLOW = ("ghostnet", "regnet", "efficientnet", "mobilenet")
+SLOW = ("ghostnet", "regnet", "efficientnet", "mobilenet", "levit", "swin")
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.slow if f in SLOW else ()) for f in FAMILIES])

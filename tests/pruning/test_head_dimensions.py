@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from channel_networks import build, image_of
+from partly import partly_slow
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -229,7 +230,7 @@ def test_budgets_are_met_by_less_than_one_step(budget: float) -> None:
         assert budget <= found.sparsity(sparsities) < budget + least / found.costs.parameters
 
 
-@pytest.mark.parametrize("signal", ["magnitude", "obs", "obs_fisher"])
+@pytest.mark.parametrize("signal", partly_slow(["magnitude", "obs", "obs_fisher"], quick=("magnitude",)))
 def test_prune_takes_dimensions_where_the_ranges_name_them(signal: str) -> None:
     network, images = network_of("vit"), images_of("vit", 8)
     roles = {}

@@ -319,6 +319,7 @@ def test_the_page_needs_no_network_and_the_picture_is_one(tmp_path: Path) -> Non
     assert not [path for path in (tmp_path / "report").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "code"), [("completed", 0), ("failed", 1)])
 def test_the_exit_code_says_whether_a_run_failed(tmp_path: Path, status: str, code: int) -> None:
     write(tmp_path, result("p30", 0.3, 0.9, 0.9, status=status))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from partly import partly_slow
 
 from mmp.pruning.signals import PAPER_SIGNALS
 from mmp.sweeps.estimate import _ONE_PASS, Seen, TimeLeft, epoch_of, time_left
@@ -201,7 +202,10 @@ SWEEPS = {
 }
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+QUICK = ("a dense training of 18 minutes, then thirty jobs", "a dense training of 18 minutes, then short jobs")
+
+
+@pytest.mark.parametrize("name", partly_slow(SWEEPS, QUICK))
 def test_whole_sweeps_are_estimated_within_a_factor_of_one_and_a_half(name: str) -> None:
     jobs, known_from = SWEEPS[name]
     whole = sum(job.total for job in jobs)

@@ -9,23 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from composing import files
 from hydra.types import RunMode
 
-from mmp.config.registration import register
 from mmp.runs.store import MASKS, RESULT, STATUS, RunFolder
 from mmp.sweeps.jobs import Sweep
 
 
 @pytest.fixture
-def launch(conf: Path, tmp_path: Path) -> Any:
+def launch(tmp_path: Path) -> Any:
     """Return a function that makes a sweep of jobs as a launcher does."""
-    register()
 
     def make(*overrides: str, jobs: Sequence[str] = ("strategy=p30", "strategy=p70")) -> Sweep:
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
+        with files() as loader:
             given = [f"paths.results={tmp_path}", *overrides]
             config = loader.load_configuration("prune", given, run_mode=RunMode.MULTIRUN)
             return Sweep(SimpleNamespace(config_loader=loader), config, [[*given, job] for job in jobs], 5)

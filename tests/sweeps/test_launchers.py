@@ -363,6 +363,7 @@ def test_workers_stop_if_no_job_can_be_launched(monkeypatch: pytest.MonkeyPatch)
         assert list(workers._imports or ()) == []
 
 
+@slow
 def test_a_mistake_in_a_later_job_stops_the_starting_workers(tmp_path: Path) -> None:
     done = sweep(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "strategy=p30,p50,p98")
     assert done.returncode == 1

@@ -52,7 +52,9 @@ class SignalAt(pl.Callback):
 @pytest.fixture
 def config(tmp_path: Path) -> PruneConfig:
     overrides = [
-        "data.batch_size=240",
+        "data.batch_size=30",
+        "data.validation=0.8",
+        "trainer.limit_val_batches=4",
         "finetune.epochs=3",
         "logger=none",
         f"paths.results={tmp_path}",

@@ -56,6 +56,7 @@ def test_a_step_holds_weights_gradients_moments_and_activations(tmp_path: Path) 
     assert copies.image == adamw.image
 
 
+@pytest.mark.slow
 def test_half_precision_halves_what_it_stores(tmp_path: Path) -> None:
     single, mixed, true = (
         measured(tmp_path, f"trainer.precision={name}") for name in ("32", "bf16-mixed", "bf16-true")

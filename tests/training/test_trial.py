@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from composing import composed
+from partly import partly_slow
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from torch import nn
 
@@ -82,18 +83,29 @@ def test_what_cannot_train_is_refused_with_its_key_and_a_way_out(
     assert not list(tmp_path.rglob("*.json")), "a trial that fails leaves no marker"
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["trainer.precision=bf16-true", "finetune=strong"],
-        ["trainer.precision=64-true", "finetune.optimizer=lion"],
-        ["finetune=strong", "finetune.layer_decay=0.7", "trainer.gradient_clip_val=1.0"],
+TRAINABLE = [
+    ["trainer.precision=bf16-true", "finetune=strong"],
+    ["trainer.precision=64-true", "finetune.optimizer=lion"],
+    pytest.param(
+        ["finetune=strong", "finetune.layer_decay=0.7", "trainer.gradient_clip_val=1.0"], marks=pytest.mark.slow
+    ),
+    pytest.param(
         ["finetune.scheduler=multistep", "dense.scheduler=tanh", "trainer.accumulate_grad_batches=8"],
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
         ["callbacks.early_stopping.patience=0", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"],
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
         ["callbacks.early_stopping.monitor=train/loss", "callbacks.early_stopping.mode=min", "finetune=auto"],
-        ["data.batch_size=1", "schedule=cubic"],
-    ],
-)
+        marks=pytest.mark.slow,
+    ),
+    ["data.batch_size=1", "schedule=cubic"],
+]
+
+
+@pytest.mark.parametrize("overrides", partly_slow(TRAINABLE, quick=TRAINABLE[:2]))
 def test_what_can_train_passes(overrides: list[str], tmp_path: Path) -> None:
     PruneJob.of(configuration(tmp_path, *overrides), tmp_path)
 
