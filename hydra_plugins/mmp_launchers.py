@@ -58,7 +58,7 @@ class ProcessLauncher(Launcher):
 
 def run_composed(
     context: HydraContext, task_function: TaskFunction, config: DictConfig, state: Any, limits: Mapping[str, str | None]
-) -> None:
+) -> str | None:
     """Run a job whose configuration is already composed, in a process of its own. It writes its result to its folder.
 
     Args:
@@ -67,6 +67,9 @@ def run_composed(
         config: The job's configuration.
         state: The launcher's Hydra singletons.
         limits: Environment variables to set in this process or, if the value is None, to remove from it.
+
+    Returns:
+        Why the disk has no space for the job's files, if it has none.
     """
     bound_spin()
     for name, value in limits.items():
@@ -74,13 +77,15 @@ def run_composed(
     setup_globals()
     Singleton.set_state(state)
     HydraConfig.instance().set_config(config)
-    run_job(
+    done = run_job(
         hydra_context=context,
         task_function=task_function,
         config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
+    outcome = done._return_value
+    return outcome.get("full_disk") if isinstance(outcome, Mapping) else None
 
 
 def import_jobs() -> None:
@@ -168,7 +173,10 @@ class Workers(ProcessLauncher):
                 tasks = (delayed(run_composed)(*self.job(sweep, index)) for index in jobs)
                 with sigint_blocked():
                     running = Parallel(**self.joblib, return_as="generator")(tasks)
-                deque(running, maxlen=0)
+                for full_disk in running:
+                    if full_disk is not None:
+                        _end(running)
+                        raise Interrupted.by_full_disk(full_disk)
             except TerminatedWorkerError:
                 return False
             return True
@@ -202,9 +210,7 @@ class Workers(ProcessLauncher):
     def _stop(self) -> None:
         """Stop workers that are still importing modules although no job is left."""
         if self._imports is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # joblib warns that tasks were not finished
-                self._imports.close()
+            _end(self._imports)
 
     def _divide(self, jobs: int) -> None:
         """Set the number of workers, at most the number of jobs, and divide GPUs, cores and memory among them."""
@@ -230,6 +236,13 @@ class Workers(ProcessLauncher):
         if threads is None:
             self.joblib["inner_max_num_threads"] = share
             self.limits[THREADS] = None  # joblib sets it, and it would look like a setting of the user
+
+
+def _end(tasks: Generator[Any]) -> None:
+    """End joblib's workers and their tasks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # joblib warns that tasks were not finished
+        tasks.close()
 
 
 class Slurm(SlurmLauncher):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,8 +15,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mmp.config.explain import explain
 from mmp.config.interruption import Interrupted, ignore_further
 from mmp.errors import MmpError
+from mmp.files import no_space
 
 if TYPE_CHECKING:
     from mmp.sweeps.differences import Differences
@@ -44,7 +46,7 @@ class Grid(BasicSweeper):
         """Run all jobs.
 
         Raises:
-            Interrupted: on Ctrl-C or SIGTERM, with the number of jobs that are done.
+            Interrupted: on Ctrl-C or SIGTERM, or if the disk is full, with the number of jobs that are done.
         """
         from mmp.sweeps.progress import stamps
 
@@ -52,7 +54,7 @@ class Grid(BasicSweeper):
         folder = Path(self.config.hydra.sweep.dir)
         before = dict(stamps(folder))
         try:
-            return super().sweep(arguments)
+            return _by_full_disk(super().sweep, arguments)
         except KeyboardInterrupt as error:
             ignore_further()
             raise Interrupted.by(error, f": {self._tally(folder, before)}{error}") from None
@@ -81,6 +83,16 @@ class Grid(BasicSweeper):
         with starting(len(batch)) if starting else nullcontext():
             for overrides in batch[1:]:
                 self._loader.cache(self.config, list(overrides))
+
+
+def _by_full_disk(sweep: Callable[[list[str]], Any], arguments: list[str]) -> Any:
+    """Run a sweep; a full disk interrupts it, also while Hydra writes a file of its own."""
+    try:
+        return sweep(arguments)
+    except OSError as error:
+        if no_space(error):
+            raise Interrupted.by_full_disk(explain(error)) from None
+        raise
 
 
 class Proxy:

@@ -41,6 +41,7 @@ from mmp.runs.terminal import SHOWN
 
 log = logging.getLogger(__name__)
 IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+IN_WORKERS = "hydra_plugins.mmp_launchers.Workers"  # which ends the sweep if a job returns ``full_disk``
 register()  # at import, because worker processes of a launcher import this module, too
 
 
@@ -89,8 +90,11 @@ def prune_task(cfg: DictConfig) -> dict[str, Any]:
     try:
         return run_job(cfg)
     except (Exception, SystemExit) as error:
-        if no_space(error) and HydraConfig.get().launcher._target_ == IN_THIS_PROCESS:
-            raise Interrupted(f"; {explain(error)}; free some space", code=1) from None
+        launcher = HydraConfig.get().launcher._target_
+        if no_space(error) and launcher == IN_THIS_PROCESS:
+            raise Interrupted.by_full_disk(explain(error)) from None
+        if no_space(error) and launcher == IN_WORKERS:
+            return {"status": "failed", "full_disk": explain(error)}
         if isinstance(error, MmpError) or no_space(error):
             log.error("this run failed; the sweep goes on: %s", explain(error), extra={SHOWN: True})  # noqa: TRY400 (one line)
         else:

@@ -36,6 +36,11 @@ class Interrupted(KeyboardInterrupt):
         code = code_of(error)
         return cls(f"{'terminated' if code == TERMINATED else 'interrupted'}{note}", code)
 
+    @classmethod
+    def by_full_disk(cls, reason: str) -> Interrupted:
+        """Return an interruption for lack of space, with the end of its line."""
+        return cls(f"; {reason}; free some space", code=1)
+
 
 def code_of(error: KeyboardInterrupt) -> int:
     """Return the exit code of a command that ends with an exception."""

@@ -33,6 +33,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "signal=magnitude,product",
         "strategy=balanced,p50,aggressive,proportional",
         *QUICK,
+        fresh=True,
     )
     return folder
 
@@ -179,8 +180,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_stops_the_sweep_in_two_lines_and_the_same_command_continues(small_disk: Path, sweep: Path) -> None:
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_full_disk_stops_the_sweep_in_two_lines_and_the_same_command_continues(
+    small_disk: Path, sweep: Path, launcher: str
+) -> None:
     words = ["prune.py", "-m", f"paths.results={small_disk}", f"paths.cache={sweep.parent / 'cache'}"]
+    words += [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=1"] if launcher == "joblib" else [])]
     words += ["strategy=balanced,p50", *QUICK]
     done = command(*words, check=False)
     assert done.returncode == 1
