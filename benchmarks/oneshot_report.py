@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.oneshot_layers import layers_table, read_layers
 from benchmarks.oneshot_networks import NETWORKS
 from benchmarks.oneshot_picture import draw
 from benchmarks.oneshot_rows import Row
@@ -26,6 +27,7 @@ def write_report(rows: Sequence[Row]) -> None:
     tables = {f"oneshot: {network}": accuracy_table(rows, network) for network in NETWORKS}
     others = {"gain": gain_table, "pictures": pictures_table, "seconds": seconds_table}
     tables |= {f"oneshot: {name}": table(rows) for name, table in others.items()}
+    tables["oneshot: layers"] = layers_table(read_layers())
     text = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
         text = fill(text, name, table)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import oneshot
-from benchmarks.oneshot import Request, main
+from benchmarks.oneshot import main
 from benchmarks.oneshot_networks import NETWORKS, Network
+from benchmarks.oneshot_request import Request
 from benchmarks.oneshot_rows import append, read_rows
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
