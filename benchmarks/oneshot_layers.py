@@ -2,8 +2,7 @@
 
 ``python -m benchmarks.oneshot_layers network=... checkpoint=FILE root=FOLDER sparsities=0.5`` prunes a network by LAMP,
 once as a whole, and once each kind and each stage of its layers alone. The divergence from the dense network on
-validation
-pictures is kept in ``benchmarks/results/oneshot_layers.jsonl``, for docs/oneshot.md.
+validation pictures is kept in ``benchmarks/results/oneshot_layers.jsonl``, for docs/oneshot.md.
 """
 
 from __future__ import annotations
