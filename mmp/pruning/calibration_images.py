@@ -144,10 +144,11 @@ def _read_labels(labels: Labels, in_pairs: list[Tensor], batches: list[Tensor]) 
     if in_pairs:
         raise MmpError("labels are given twice, in pairs with the images and as labels=...; leave one of them out")
     try:
+        given = [labels] if isinstance(labels, Tensor) else labels
         parts = [
-            torch.atleast_1d(torch.as_tensor(part)) for part in ([labels] if isinstance(labels, Tensor) else labels)
+            torch.atleast_1d(part if isinstance(part, Tensor) else torch.tensor(part, device="cpu")) for part in given
         ]
-        joined = torch.cat(parts) if parts else torch.empty(0)
+        joined = torch.cat(parts) if parts else torch.empty(0, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise MmpError(f"labels cannot be read as a tensor (B,), or a list of them: {_text(error)}") from error
     counts = [len(batch) for batch in batches]

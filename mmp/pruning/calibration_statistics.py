@@ -202,7 +202,7 @@ def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], 
 def _require_use(model: nn.Module, parameters: Mapping[str, nn.Parameter], images: Tensor) -> None:
     """Raise unless the outputs depend on every parameter, as on an attention's projection used in a function."""
     outputs = [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    _gradients(sum((output.sum() for output in outputs), torch.zeros((), requires_grad=True)), parameters)
+    _gradients(sum((output.sum() for output in outputs), torch.zeros((), requires_grad=True, device="cpu")), parameters)
 
 
 def _squared_output_gradient(

@@ -174,7 +174,8 @@ class Random(Criterion):
     def score(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return uniform random numbers in [0, 1)."""
         seed = zlib.crc32(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        noise = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.rand(weight.shape, generator=generator, dtype=torch.float64, device="cpu")
         return noise.to(weight.device)
 
 

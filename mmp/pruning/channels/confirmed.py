@@ -44,13 +44,13 @@ def confirmed_groups(network: nn.Module, image: Tensor, dimensions: bool = False
     with evaluating(network):
         groups, unread = channel_groups(network, image), copy.deepcopy(network)
     tensors = tensors_of(unread)
-    chosen = {group: torch.arange(len(group) // 2) for group in groups}
+    chosen = {group: torch.arange(len(group) // 2, device="cpu") for group in groups}
     for group, sets in chosen.items():
         for part in group.readers:
             weight, columns = tensors[part.name], group.channels[part][sets].flatten()
             weight.index_fill_(1, columns.to(weight.device), 0)
     with seeded():
-        noise = torch.randn(image.shape).to(next(unread.parameters()).device, image.dtype)
+        noise = torch.randn(image.shape, device="cpu").to(next(unread.parameters()).device, image.dtype)
     _, removal = remove(unread, chosen, noise)
     for name, reason in removal.kept.items():
         log.warning("%s: this group of channels is not pruned, since half of it cannot be removed: %s", name, reason)
@@ -66,7 +66,7 @@ def _with_dimensions(network: nn.Module, groups: Sequence[ChannelGroup], image: 
     """
     prunable = {layer.name for layer in find_layers(network)}
     with seeded():
-        random, noise = _awake(network), torch.randn(image.shape)
+        random, noise = _awake(network), torch.randn(image.shape, device="cpu")
         found: dict[ChannelGroup, ChannelGroup] = {}
         for place in PLACES:
             left = (group for group in groups if group not in found)
@@ -99,8 +99,8 @@ def _without_half(network: nn.Module, groups: Iterable[HeadDimensions], noise: T
     chosen: dict[ChannelGroup, Tensor] = {}
     tensors = tensors_of(unread)
     for group in groups:
-        arranged = group.arranged([torch.rand(len(strand)) for strand in group.strands])
-        chosen[arranged] = torch.arange(len(group) // 2)
+        arranged = group.arranged([torch.rand(len(strand), device="cpu") for strand in group.strands])
+        chosen[arranged] = torch.arange(len(group) // 2, device="cpu")
         for part in group.decisive:
             gone = arranged.channels[part][chosen[arranged]].flatten()
             tensors[part.name].index_fill_(0 if part.side == "out" else 1, gone, 0)

@@ -126,8 +126,8 @@ class _Nodes:
 def _find(probe: Probe, weight: str, nodes: _Nodes) -> None:
     """Couple every output channel of a product with the input channels that it changes."""
     written, count = Part(weight, "out"), probe.products[weight].outputs
-    ends = [torch.tensor([k]) for k in sorted({0, count // 2, count - 1})]
-    look = probe.change(weight, [torch.arange(count), *ends])
+    ends = [torch.tensor([k], device="cpu") for k in sorted({0, count // 2, count - 1})]
+    look = probe.change(weight, [torch.arange(count, device="cpu"), *ends])
     readers, reaches_output = frozenset(look.changed()), bool(look.output[0])
     if reaches_output:
         nodes.block(written, range(count))
@@ -147,7 +147,7 @@ def _find(probe: Probe, weight: str, nodes: _Nodes) -> None:
     for part, changed in probe.change(weight, tests, readers).changed().items():
         # A channel cannot be the cause if a test with it left the input unchanged.
         possible = (~changed).float().T @ members.float() == 0
-        every = possible.all(1) & mixed.get(part, torch.zeros(len(possible), dtype=torch.bool))
+        every = possible.all(1) & mixed.get(part, torch.zeros(len(possible), dtype=torch.bool, device="cpu"))
         if every.any():  # as through a layer norm
             nodes.join(written, [0], written, range(count))
             nodes.join(written, [0], part, every.nonzero().flatten())
@@ -177,12 +177,12 @@ def _distinguish(probe: Probe, weight: str, uncertain: dict[Part, Tensor], alike
     count = probe.products[weight].outputs
     size = math.gcd(count, *alike) if alike else 1
     while True:
-        blocks = torch.arange(count).split(size)
+        blocks = torch.arange(count, device="cpu").split(size)
         moved = probe.change(weight, blocks, set(uncertain)).changed()
         if size == 1 or all(_apart(moved[part], max(alike)) for part in uncertain if part in moved):
             break
         size = next(smaller for smaller in range(size // 2, 0, -1) if size % smaller == 0)
-    members = torch.zeros(len(blocks), count, dtype=torch.bool)
+    members = torch.zeros(len(blocks), count, dtype=torch.bool, device="cpu")
     for row, block in zip(members, blocks, strict=True):
         row[block] = True
     for part, possible in uncertain.items():
@@ -213,7 +213,7 @@ def _find_tensors(probe: Probe, nodes: _Nodes) -> None:
     for name, tensor in probe.tensors.items():
         if name in used or name.rpartition(".")[0] in norms or not tensor.is_floating_point() or not tensor.dim():
             continue
-        whole = probe.change_tensor(name, 0, [torch.arange(len(tensor))])
+        whole = probe.change_tensor(name, 0, [torch.arange(len(tensor), device="cpu")])
         if len(_sets(whole, 0, nodes, labels) & removable) > 1:
             for dim, size in enumerate(tensor.shape):
                 if size > 1:
@@ -223,9 +223,9 @@ def _find_tensors(probe: Probe, nodes: _Nodes) -> None:
 def _find_dimension(probe: Probe, name: str, dim: int, nodes: _Nodes, labels: np.ndarray) -> None:
     """Couple the indices of a dimension with sets of channels, if each index changes the channels of one set only."""
     size = probe.tensors[name].shape[dim]
-    if len(_sets(probe.change_tensor(name, dim, [torch.tensor([0])]), 0, nodes, labels)) != 1:
+    if len(_sets(probe.change_tensor(name, dim, [torch.tensor([0], device="cpu")]), 0, nodes, labels)) != 1:
         return  # as of positions, which all heads share
-    moved = probe.change_tensor(name, dim, [torch.tensor([i]) for i in range(size)])
+    moved = probe.change_tensor(name, dim, [torch.tensor([i], device="cpu") for i in range(size)])
     sets = [_sets(moved, i, nodes, labels) for i in range(size)]
     if any(len(found) != 1 for found in sets) or len(set.union(*sets)) == 1:
         return
@@ -252,7 +252,7 @@ def _codes(count: int) -> tuple[list[Tensor], Tensor]:
     Returns:
         The channels of each test, and whether each channel is in it, bool (tests, count).
     """
-    numbers = torch.arange(count)
+    numbers = torch.arange(count, device="cpu")
     bits = max(1, (count - 1).bit_length())
     members = torch.stack([(numbers >> bit & 1) == value for bit in range(bits) for value in (0, 1)])
     members = members[members.any(1)]

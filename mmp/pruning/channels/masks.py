@@ -120,7 +120,7 @@ def set_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Tensor:
     """
     totals = []
     for strand in group.strands:
-        total = torch.zeros(len(strand), dtype=torch.float64)
+        total = torch.zeros(len(strand), dtype=torch.float64, device="cpu")
         for part, channels in scored_parts(strand, scores):
             rows = scores[part.name] if part.side == "out" else scores[part.name].transpose(0, 1)
             total += rows.flatten(1).sum(1, dtype=torch.float64).cpu()[channels].sum(1)

@@ -45,7 +45,7 @@ class Moved:
         """Return several sets of tests as one. A part that is missing in one of them does not change there."""
         parts = {}
         for part, width in {part: len(channels[0]) for moved in each for part, channels in moved.parts.items()}.items():
-            none = (torch.zeros(len(moved.output), width, dtype=torch.bool) for moved in each)
+            none = (torch.zeros(len(moved.output), width, dtype=torch.bool, device="cpu") for moved in each)
             parts[part] = torch.cat([moved.parts.get(part, zeros) for moved, zeros in zip(each, none, strict=True)])
         return Moved(parts, torch.cat([moved.output for moved in each]))
 

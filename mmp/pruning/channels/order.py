@@ -56,14 +56,14 @@ def removal_order(
     if not group.readers:
         return _order_of_pairs(group, weights, statistics)
     systems = [system for reader in group.readers for system in _systems(group, reader, weights, statistics, fisher)]
-    left, order = torch.arange(len(group)), torch.zeros(len(group), dtype=torch.float64)
+    left, order = torch.arange(len(group), device="cpu"), torch.zeros(len(group), dtype=torch.float64, device="cpu")
     while len(left):
         count = max(_ROUND, int(_SHARE * len(left)))
         near = left[_costs(systems, len(group))[left].argsort(stable=True)[: _NEAR * count]].sort().values
         count = count if len(left) > len(near) else len(left)
         going = _cheapest([system.only(near) for system in systems], near, count)
         gone = len(group) - len(left)
-        order[going] = torch.arange(gone, gone + len(going), dtype=torch.float64) / len(group)
+        order[going] = torch.arange(gone, gone + len(going), dtype=torch.float64, device="cpu") / len(group)
         left = left[~torch.isin(left, going)]
         for system in systems:
             system.remove(going)
@@ -79,7 +79,7 @@ def _order_of_pairs(
     A pair adds about the variance w H w^T of its query times that of its key. The mean of the query, with its bias, is
     left out, although it is multiplied by a key that varies.
     """
-    squares = torch.ones(len(group), dtype=torch.float64)
+    squares = torch.ones(len(group), dtype=torch.float64, device="cpu")
     for part in (part for part in group.channels if part.side == "out"):
         weight = _of(part, group, "weights", weights).detach().double().flatten(1)
         covariance = _of(part, group, "input_covariance", statistics.get("input_covariance", {})).to(weight)
@@ -156,7 +156,7 @@ def _cheapest(systems: Sequence[_System], sets: Tensor, count: int) -> Tensor:
 
 def _costs(systems: Sequence[_System], total: int) -> Tensor:
     """Return the cost of every set, summed over the systems, (total,) on the CPU."""
-    costs = torch.zeros(total, dtype=torch.float64)
+    costs = torch.zeros(total, dtype=torch.float64, device="cpu")
     for system in systems:
         costs.index_add_(0, system.sets, system.costs().cpu())
     return costs
@@ -186,8 +186,9 @@ def _systems(
         return []
     weight = weight / variance.sqrt()
     kernel = tensor[0, 0].numel()
-    columns = (group.channels[reader].unsqueeze(2) * kernel + torch.arange(kernel)).flatten(1).to(h.device)
-    sets = torch.arange(len(group))
+    places = torch.arange(kernel, device="cpu")
+    columns = (group.channels[reader].unsqueeze(2) * kernel + places).flatten(1).to(h.device)
+    sets = torch.arange(len(group), device="cpu")
     if len(h) <= _WIDEST:
         return [_System(sets, weight.T[columns], _inverse(h, reader)[columns][..., columns])]
     return [

@@ -133,7 +133,7 @@ class Probe:
         sign: float = 1.0,
     ) -> Moved:
         mode = _Replaying(self, tests, weight, channels, sign, readers)
-        moved = torch.zeros(tests, dtype=torch.bool)
+        moved = torch.zeros(tests, dtype=torch.bool, device="cpu")
         with torch.no_grad(), suppress(OverError):
             output = first_tensor(self._run(mode, tests))
             if output.shape == (tests * len(self._output), *self._output.shape[1:]):

@@ -95,7 +95,7 @@ def _refused_dimensions(network: nn.Module, chosen: Mapping[ChannelGroup, Tensor
         return {}
     with seeded():
         try:
-            return remove(randomised(network), dimensions, torch.randn(images[:1].shape))[1].kept
+            return remove(randomised(network), dimensions, torch.randn(images[:1].shape, device="cpu"))[1].kept
         except MmpError as error:  # the network does not run on the CPU, for instance
             return {group.name: f"their removal cannot be tried ({error})" for group in dimensions}
 
@@ -179,7 +179,8 @@ def _take_out(network: nn.Module, groups: Mapping[ChannelGroup, Tensor]) -> Indi
     gone: dict[Part, Tensor] = {}
     for group, sets in groups.items():
         for part, channels in group.channels.items():  # two groups may share a part, as after a concatenation
-            gone.setdefault(part, torch.zeros(_size(network, part), dtype=torch.bool))[channels[sets]] = True
+            none = torch.zeros(_size(network, part), dtype=torch.bool, device="cpu")
+            gone.setdefault(part, none)[channels[sets]] = True
     for group, sets in groups.items():
         if isinstance(group, HeadDimensions):
             _count_dimensions(modules, group, len(group) - len(sets))
@@ -292,7 +293,7 @@ def _factors(network: nn.Module, groups: Mapping[ChannelGroup, Tensor]) -> dict[
         norms = [part for part in queries if part.side == "norm"]
         for part in norms or queries:
             for name, _ in _slices(modules, part)[:2]:  # of a norm, its weight and its bias
-                factor = factors.setdefault(name, torch.ones(len(tensors[name]), dtype=torch.float64))
+                factor = factors.setdefault(name, torch.ones(len(tensors[name]), dtype=torch.float64, device="cpu"))
                 factor[queries[part]] = math.sqrt(1 - len(sets) / len(group))
     return factors
 

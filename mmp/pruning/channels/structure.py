@@ -195,7 +195,7 @@ class WholeChannels:
         grid = {}
         for strategy, sparsities in strategies.items():
             _require_names(self.groups, sparsities, "sparsities")
-            kept = {layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in self.weights}
+            kept = {layer.name: torch.ones(layer.shape, dtype=torch.bool, device="cpu") for layer in self.weights}
             scaled = {name: fraction * share for name, share in sparsities.items()}
             grid[strategy] = masks_of_sets(self.groups, kept, scores, scaled, self.pattern.multiple)
         return grid

@@ -90,7 +90,7 @@ def _unread(nonzero: dict[str, Tensor], group: ChannelGroup) -> Tensor:
 
 def _is_unread(nonzero: dict[str, Tensor], group: ChannelGroup, decisive: Iterable[Part]) -> Tensor:
     """Return which sets have no weight in the decisive parts that is not zero, bool (sets,)."""
-    unread = torch.ones(len(group), dtype=torch.bool)
+    unread = torch.ones(len(group), dtype=torch.bool, device="cpu")
     for part in (part for part in decisive if part in group.channels):
         used = nonzero[part.name].flatten(1).any(1) if part.side == "out" else _read(nonzero[part.name])
         unread &= ~used[group.channels[part]].any(1)

@@ -50,12 +50,12 @@ class Imitation:
         Raises:
             MmpError: if an output of the network is not finite, or it returns none.
         """
-        blocks, sums = tuple(blocks), torch.zeros(())
+        blocks, sums = tuple(blocks), torch.zeros((), device="cpu")
         with torch.no_grad():
             for images in batches:
                 sums = sums + torch.stack([_moments(output) for output in outputs_of(dense, blocks, images)])
         variances = tuple(_variance(*moments) for moments in sums.tolist())
-        if not torch.tensor(variances).isfinite().all():
+        if not torch.tensor(variances, device="cpu").isfinite().all():
             raise MmpError("the outputs of the dense network are not finite, so no network can follow them")
         return cls(dense, blocks, logits, variances)
 

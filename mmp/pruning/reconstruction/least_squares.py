@@ -130,7 +130,8 @@ def _preconditioner(a: Tensor, kept: Tensor) -> Callable[[Tensor], Tensor]:
     """
     groups, columns, _ = a.shape
     count = min(_DIRECTIONS, max(1, columns // 4))
-    basis = torch.randn(columns, count, generator=torch.Generator().manual_seed(0)).to(a).expand(groups, -1, -1)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(columns, count, generator=generator, device="cpu").to(a).expand(groups, -1, -1)
     for _ in range(2):
         basis = torch.linalg.qr(a @ basis).Q
     image = a @ basis

@@ -75,7 +75,7 @@ class _Means:
     """Means of all rows of X and Y, on which the constant of every output depends."""
 
     def __init__(self) -> None:
-        self._x, self._y, self._rows = torch.zeros(()), torch.zeros(()), 0
+        self._x, self._y, self._rows = torch.zeros((), device="cpu"), torch.zeros((), device="cpu"), 0
 
     def add(self, module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
         """Add the rows of a call. Images are summed before they are unfolded, which costs as much as one image."""
@@ -122,10 +122,10 @@ class _Sample:
             rows: Number of rows of the call.
         """
         parts = min(rows, max(1, round(self.share * rows)))
-        edges = torch.linspace(0, rows, parts + 1, dtype=torch.float64).long()
+        edges = torch.linspace(0, rows, parts + 1, dtype=torch.float64, device="cpu").long()
         generator = torch.Generator().manual_seed(self.drawn)
-        chosen = edges[:-1] + (torch.rand(parts, generator=generator) * edges.diff()).long()
-        unseen = torch.rand(parts, generator=generator) < _UNSEEN
+        chosen = edges[:-1] + (torch.rand(parts, generator=generator, device="cpu") * edges.diff()).long()
+        unseen = torch.rand(parts, generator=generator, device="cpu") < _UNSEEN
         self.drawn += parts
         yield chosen[~unseen]
         yield chosen[unseen]

@@ -35,7 +35,7 @@ def divided(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             f"joint tuning needs at least {LEAST_IMAGES} images, of which it holds out {_LEAST}, but there are "
             f"{len(images)}; pass more (in a run: raise reconstruct.tuning.images or data.calibration)"
         )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu").tolist()
     held = max(_LEAST, round(_SHARE * len(images)))
     return [images[i] for i in order[held:]], [images[i] for i in order[:held]]
 
@@ -52,7 +52,7 @@ def varied(images: Tensor, generator: torch.Generator) -> Tensor:
         generator: A random generator of the CPU.
     """
     count, _, height, width = images.shape
-    mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    mirrored = torch.rand(count, 1, 1, 1, generator=generator, device="cpu") < 0.5
     inside = _between(height, count, generator)[:, None, :, None] & _between(width, count, generator)[:, None, None, :]
     images = torch.where(mirrored.to(images.device), images.flip(3), images)
     return torch.where(inside.to(images.device), images.roll(1, 0), images)
@@ -60,8 +60,8 @@ def varied(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _between(size: int, count: int, generator: torch.Generator) -> Tensor:
     """Return for ``count`` images which of ``size`` rows or columns lie between two random ones, (count, size)."""
-    first, last = torch.randint(size, (2, count, 1), generator=generator).sort(0).values
-    places = torch.arange(size)
+    first, last = torch.randint(size, (2, count, 1), generator=generator, device="cpu").sort(0).values
+    places = torch.arange(size, device="cpu")
     return (first <= places) & (places <= last)
 
 
@@ -129,7 +129,7 @@ class TuningImages:
         """
         size = min(size, len(self.tuned))
         turn, place = divmod(step, len(self.tuned) // size)
-        order = torch.randperm(len(self.tuned), generator=torch.Generator().manual_seed(turn))
+        order = torch.randperm(len(self.tuned), generator=torch.Generator().manual_seed(turn), device="cpu")
         images = self._together([self.tuned[i] for i in order[place * size : (place + 1) * size]])
         return varied(images, torch.Generator().manual_seed(step)) if images.dim() == 4 else images
 

@@ -92,7 +92,7 @@ class TuningState:
             MmpError: if the file cannot be written.
         """
         numbers = [self.before, self.best_loss, self.best_step, self.step, self.part]
-        tensors = {"key": _bytes(key), "numbers": torch.tensor(numbers, dtype=torch.float64)}
+        tensors = {"key": _bytes(key), "numbers": torch.tensor(numbers, dtype=torch.float64, device="cpu")}
         for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter
             for moment, value in self.optimizer.state[parameter].items():
@@ -145,4 +145,4 @@ def _copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 
 
 def _bytes(key: str) -> Tensor:
-    return torch.tensor(list(bytes.fromhex(key)), dtype=torch.uint8)
+    return torch.tensor(list(bytes.fromhex(key)), dtype=torch.uint8, device="cpu")
