@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	@trap : INT; $(BIN)/python prune.py -m experiment=demo || [ $$? -eq 130 ]  # Ctrl-C: no more lines from make
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/pages.py copy

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import warm
+from commands import command
 from places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -71,13 +71,8 @@ def test_a_run_prunes_as_planned(tmp_path: Path) -> None:
     shared = ["data=digits", "budget.megabytes=0.6", "dense.epochs=1"]
     planned = run(*shared, "format=json", folder=tmp_path)
     assert planned.returncode == 0, planned.stderr
-    done = subprocess.run(
-        [sys.executable, "prune.py", *shared, "finetune=none", "strategy=p70", f"hydra.run.dir={tmp_path}/run",
-         f"paths.results={tmp_path}/results"],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        timeout=warm.LIMIT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    places = [f"hydra.run.dir={tmp_path}/run", f"paths.results={tmp_path}/results"]
+    done = command("prune.py", *shared, "finetune=none", "strategy=p70", *places)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     content = json.loads(planned.stdout)
     plan = content["strategies"]["p70"]

@@ -8,8 +8,10 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import warm
 from composing import composed, files
 from hydra import compose
@@ -84,10 +86,19 @@ def first_values(overrides: list[str]) -> list[str]:
     return single
 
 
+# The networks that pages name, but narrower or for smaller images.
+SMALLER: dict[str, dict[str, Any]] = {
+    "resnet18": {"channels": [64, 96, 128, 192]},
+    "mobilenetv3_small_100": {"pretrained_cfg_overlay": {"input_size": (3, 64, 64)}},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING, ids=name_of)
 def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options, **SMALLER.get(name, {})))
     write_files(page, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     document = Document.parse(str(page), PythonCodeBlockParser())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -69,18 +70,34 @@ def _server() -> Any:
     return subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
 
+# What commands import beyond the modules of a run, by the module of the command.
+_LIBRARIES = {
+    "mmp.export": ("onnx", "onnxruntime", "onnxscript"),
+    "prune.py": ("callbacks.multirun", "matplotlib.figure", "plotly.graph_objects", "sklearn.datasets"),
+}
+
+
 def _serve() -> None:
+    import mmp.commands
     import mmp.runs.prune  # noqa: F401
 
-    gc.freeze()  # otherwise a collection in a child would copy the memory pages of all these objects
     for line in sys.stdin:
         request = json.loads(line)
+        _prepare(request["command"])
         child = os.fork()
         if not child:
             _become(**request)
             return
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(1, f"{code}\n".encode())
+
+
+def _prepare(command: list[str]) -> None:
+    """Import the libraries of a command before it is forked, so that its next process has them."""
+    name = command[1] if command[0] == "-m" else Path(command[0]).name
+    for library in _LIBRARIES.pop(name, ()):
+        importlib.import_module(library)
+    gc.freeze()  # otherwise a collection in a child would copy the memory pages of all these objects
 
 
 def _become(command: list[str], environment: dict[str, str], cwd: str, files: list[str]) -> None:

@@ -45,7 +45,13 @@ class Recorded:
 def test_test_images_are_read_exactly_once_after_everything_is_chosen(
     tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    shrunk = ("dense.epochs=1", "finetune.epochs=1", f"paths.results={tmp_path}", "logger=none")
+    shrunk = (
+        "dense.epochs=1",
+        "finetune.epochs=1",
+        "trainer.limit_train_batches=2",
+        f"paths.results={tmp_path}",
+        "logger=none",
+    )
     config = validate(composed(*overrides, *shrunk))
     fill_input(config)
     for attempt in ("first", "from the cache"):
