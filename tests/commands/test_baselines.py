@@ -119,7 +119,7 @@ def test_contradictory_settings_are_refused(overrides: list[str], message: str) 
 
 @pytest.mark.slow
 def test_all_baselines_run_at_the_sparsities_of_a_sweep_and_are_in_its_report(tmp_path: Path) -> None:
-    quick = [f"paths.results={tmp_path}", *QUICK]
+    quick = [f"paths.results={tmp_path}", *QUICK, "trainer.limit_train_batches=2"]
     command("prune.py", "-m", "strategy=conservative,aggressive", *quick)
     sweep = tmp_path / "sweeps" / "sweep"
     done = command("prune.py", "-m", f"match={sweep}", *quick)

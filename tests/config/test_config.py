@@ -10,6 +10,7 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from partly import partly_slow
 from places import CONF
 
 from mmp.config.choices import require_names
@@ -39,8 +40,12 @@ NEEDS |= {name: ["data=cifar10"] for name in ("vgg11", "resnet18", "levit_384", 
 PAPER = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 
 
-@pytest.mark.parametrize(("group", "choice"), choices())
-def test_every_file_composes_and_validates(group: str, choice: str) -> None:
+FIRST = {group: (group, choice) for group, choice in reversed(choices())}
+
+
+@pytest.mark.parametrize("file", partly_slow(choices(), quick=FIRST.values()), ids="-".join)
+def test_every_file_composes_and_validates(file: tuple[str, str]) -> None:
+    group, choice = file
     overrides = [f"{group}={choice}", *NEEDS.get(choice, [])]
     assert isinstance(validate(composed(*overrides)), PruneConfig)
     if group not in OF_PRUNE and (group, choice) not in {

@@ -188,7 +188,7 @@ def test_files_that_are_odd_or_no_python_count_by_their_bytes(
     first = source_digest("mine.Mine")
     (folder / "helper.py").write_bytes(text.encode("latin-1") + b"\n\n")
     assert None is not first != source_digest("mine.Mine")
-    assert not recwarn.list
+    assert [str(one.message) for one in recwarn] == []
 
 
 @pytest.mark.parametrize(

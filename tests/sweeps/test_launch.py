@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from composing import files
 from hydra.types import RunMode
+from partly import partly_slow
 
 from mmp.runs.store import MASKS, RESULT, STATUS, RunFolder
 from mmp.sweeps.jobs import Sweep
@@ -57,7 +58,7 @@ def test_jobs_that_train_a_dense_model_come_first(launch: Any) -> None:
     assert sweep.missing() == [0, 2, 4, 6, 1, 3, 5]
 
 
-@pytest.mark.parametrize("spoilt", ["data", "settings", "files", "attempt", "unfinished"])
+@pytest.mark.parametrize("spoilt", partly_slow(["data", "settings", "files", "attempt", "unfinished"], quick=["files"]))
 def test_jobs_with_damaged_or_outdated_results_are_missing(launch: Any, spoilt: str) -> None:
     sweep = launch()
     folder = complete(sweep, 0, **({"data_fingerprint": "other"} if spoilt == "data" else {}))

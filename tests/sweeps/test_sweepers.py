@@ -126,6 +126,7 @@ def composed(loader: Any, *overrides: str) -> Any:
     return OmegaConf.to_container(config, resolve=False)
 
 
+@pytest.mark.slow
 def test_files_are_read_once_and_give_the_same_configurations(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [("signal=product",), ("data=fashion_mnist", "model=vit", "finetune=strong"), ("signal=product",)]
     expected = [composed(loader, *job) for job in jobs]

@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from composing import composed
+from partly import partly_slow
 from torch import Tensor, nn
 
 from callbacks.averaging import AverageAtTarget
@@ -95,10 +96,9 @@ def leave() -> None:
     raise StoppedError
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("steps", "batches"), [((1,), True), ((4,), False), ((2, 3, 7, 9, 11), True), ((2, 3, 7, 9, 11), False)], ids=str
-)
+@pytest.mark.parametrize("workers", partly_slow([0, 2], quick=[0]))
+@pytest.mark.parametrize("batches", [True, False])
+@pytest.mark.parametrize("steps", partly_slow([(1,), (4,), (2, 3, 7, 9, 11)], quick=[(1,), (4,)]), ids=str)
 def test_a_training_interrupted_within_an_epoch_ends_with_the_same_bits(
     config: PruneConfig,
     steps: tuple[int, ...],
