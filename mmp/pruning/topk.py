@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from mmp.pruning.patterns import Pattern, WeightShape
 from mmp.tensors import all_finite
 
 _FEW = 2**12  # up to this number of scores, sorting them costs less than a histogram
+_BLOCK = 2**17  # scores that are compared with all cuts before the next ones, while they are in the processor's cache
+_NOT_FINITE = "scores hold NaN or infinity; check the weights and the calibration data"
 
 
 def keep_highest(scores: Tensor, pruned: int) -> Tensor:
@@ -46,10 +48,10 @@ def keep_highest_each(scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
     for count in counts:
         if not 0 <= count <= flat.numel():
             raise MmpError(f"cannot prune {count} of {flat.numel()} weights; the number must be from 0 to all of them")
-    _require_finite(flat)
     if flat.numel() > _FEW and flat.dtype is torch.float32 and flat.device.type == "cpu":
         masks = _by_leading_bits(flat.numpy(), counts)
     else:
+        _require_finite(flat)
         order = flat.argsort(stable=True)
         masks = [torch.ones_like(flat, dtype=torch.bool).index_fill_(0, order[:count], False) for count in counts]
     return [mask.view(scores.shape) for mask in masks]
@@ -64,11 +66,10 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
     bins = keys >> 16
     bins += 0x8000
     ends = torch.bincount(torch.from_numpy(bins), minlength=0x10000).cumsum(0).numpy()
+    if ends[0x7F] or ends[0xFF7F] < len(scores):  # infinity and NaN are in the first and the last bins
+        raise MmpError(_NOT_FINITE)
     leading, cuts = bins.astype(np.uint16), np.searchsorted(ends, counts).astype(np.uint16)
-    near = np.zeros(len(scores), dtype=bool)
-    for cut in set(cuts):
-        near |= leading == cut
-    places = np.flatnonzero(near)
+    places = _places(leading, set(cuts))
     rest = keys[places].astype(np.uint16)  # the trailing sixteen bits
     places = places[np.argsort(rest, kind="stable")]
     shared = leading[places]
@@ -80,9 +81,21 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
     return list(torch.from_numpy(masks))
 
 
+def _places(values: np.ndarray, wanted: Collection[np.uint16]) -> np.ndarray:
+    """Return the indices of the values that are among the wanted ones."""
+    found = []
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        among = np.zeros(len(block), dtype=bool)
+        for value in wanted:
+            among |= block == value
+        found.append(np.flatnonzero(among) + start)
+    return np.concatenate(found)
+
+
 def _require_finite(scores: Tensor) -> None:
     if not all_finite(scores):
-        raise MmpError("scores hold NaN or infinity; check the weights and the calibration data")
+        raise MmpError(_NOT_FINITE)
 
 
 def keep_patterned(scores: Tensor, pruned: int, pattern: Pattern) -> Tensor:

@@ -85,7 +85,9 @@ def test_a_mask_equals_a_sort_by_score_and_index(few: int, values: list[float], 
     ],
     ids=["magnitudes", "both signs, transposed", "ties", "equal", "close", "tiny"],
 )
-def test_masks_of_many_scores_equal_a_stable_sort(scores: Tensor) -> None:
+@pytest.mark.parametrize("block", [7_001, 2**17])
+def test_masks_of_many_scores_equal_a_stable_sort(scores: Tensor, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmp.pruning.topk, "_BLOCK", block)
     counts = [0, 1, 18_001, 30_000, 30_000, 59_999, 60_000, 7]
     order = scores.flatten().argsort(stable=True)
     for count, mask in zip(counts, keep_highest_each(scores, counts), strict=True):
@@ -107,11 +109,15 @@ def test_finite_scores_are_pruned_to_the_exact_number(values: list[float]) -> No
             assert scores[~keep].max() <= scores[keep].min()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("pruned", [0, 1])
-def test_a_score_that_is_not_finite_is_refused(value: float, pruned: int) -> None:
-    with pytest.raises(MmpError, match="NaN or infinity"):
-        keep_highest(torch.tensor([1.0, value]), pruned)
+@both_ways
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("other", [-1.0, 1.0, 3.4028234e38, -3.4028234e38])
+def test_a_score_that_is_not_finite_is_refused(few: int, value: float, other: float) -> None:
+    with mock.patch.object(mmp.pruning.topk, "_FEW", few):
+        for pruned in (0, 1):
+            assert int(keep_highest(torch.tensor([other, other]), pruned).sum()) == 2 - pruned
+            with pytest.raises(MmpError, match="NaN or infinity"):
+                keep_highest(torch.tensor([other, value]), pruned)
 
 
 @pytest.mark.parametrize("pruned", [-1, 3])
