@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from places import ROOT
+from commands import command
 from safetensors.torch import load_file
-from warm import LIMIT
 
 pytestmark = pytest.mark.slow
 
 
 def prune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "prune.py", *arguments, f"paths.results={folder}", "dense.epochs=15"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=LIMIT
-    )
+    return command("prune.py", *arguments, f"paths.results={folder}", "dense.epochs=15", check=False)
 
 
 def read(path: Path) -> dict[str, Any]:
