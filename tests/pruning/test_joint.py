@@ -145,7 +145,7 @@ def test_kept_weights_biases_and_norms_change_and_nothing_else() -> None:
     assert pruned.blocks[0].mlp.fc1.weight.grad is None
 
 
-@pytest.mark.parametrize("rate", [30.0, 1e30])
+@pytest.mark.parametrize("rate", [1e5, 1e30])
 def test_a_harmful_tuning_leaves_every_bit_of_the_start(rate: float, caplog: pytest.LogCaptureFixture) -> None:
     network = dense()
     masks = masks_of(network, 0.5)
@@ -158,6 +158,43 @@ def test_a_harmful_tuning_leaves_every_bit_of_the_start(rate: float, caplog: pyt
     assert [r.getMessage() for r in caplog.records if "joint" in r.getMessage()] == [
         f"joint tuning leaves the weights as they were: {report.status}"
     ]
+
+
+@pytest.mark.parametrize("rate", [3.0, 50.0])
+def test_a_rate_that_is_too_high_is_lowered_until_the_loss_falls(rate: float, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    network = dense()
+    masks = masks_of(network, 0.7)
+    pruned = solved(network, masks)
+    report = reconstruct_jointly(pruned, masks, [IMAGES], network, replace(QUICK, steps=80, learning_rate=rate))
+    assert report.status == "tuned"
+    assert report.after < 0.9 * report.before
+    assert "back to the best weights at a lower rate" in caplog.text
+    check_zeros(pruned.state_dict(), masks)
+
+
+@pytest.mark.parametrize("beyond", [4.5, float("nan")])
+def test_a_tuning_that_goes_back_begins_a_cycle_with_a_quarter_of_the_rate(
+    beyond: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([4.0, 3.0, beyond, 2.0, 5.0])  # at the last step, nothing would follow
+    rates: list[float] = []
+    taken = TuningState.step_by
+
+    def step_by(self: TuningState, rate: float) -> None:
+        rates.append(rate)
+        taken(self, rate)
+
+    monkeypatch.setattr(TuningState, "step_by", step_by)
+    monkeypatch.setattr(joint, "_MEASUREMENTS", 4)
+    monkeypatch.setattr(joint._Descent, "_held_loss", lambda *_: next(losses))
+    network = dense()
+    masks = masks_of(network, 0.5)
+    report = reconstruct_jointly(solved(network, masks), masks, [IMAGES], network, QUICK)
+    assert (report.after, report.best_step, report.steps) == (2.0, 30, 40)
+    whole = [QUICK.learning_rate * joint._rate(step / 40) for step in range(20)]
+    quarter = [0.25 * QUICK.learning_rate * joint._rate(step / 20) for step in range(20)]
+    assert rates == [*whole, *quarter]
 
 
 def test_the_best_weights_on_held_images_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,26 +233,29 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint._Descent, "_step", stopping)
 
 
-def test_a_resumed_tuning_has_the_same_bits_as_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, file = dense(), tmp_path / "joint.safetensors"
+@pytest.mark.parametrize("rate", [QUICK.learning_rate, 3.0])  # with the second, the tuning goes back
+def test_a_resumed_tuning_has_the_same_bits_as_a_whole_one(
+    rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, file, tuning = dense(), tmp_path / "joint.safetensors", replace(QUICK, learning_rate=rate)
     masks = masks_of(network, 0.7)
     first, second, third = (solved(network, masks) for _ in range(3))
-    whole = reconstruct_jointly(first, masks, [IMAGES], network, QUICK)
+    whole = reconstruct_jointly(first, masks, [IMAGES], network, tuning)
     torch.manual_seed(1234)  # the global generator is not used
     with monkeypatch.context() as patch:
         stop_at(30, patch)
         with pytest.raises(StoppedError):
-            reconstruct_jointly(second, masks, [IMAGES], network, QUICK, checkpoint=file)
+            reconstruct_jointly(second, masks, [IMAGES], network, tuning, checkpoint=file)
     second = solved(network, masks)
     steps: list[int] = []
     taken = joint._Descent._step
     monkeypatch.setattr(joint._Descent, "_step", lambda *a: (steps.append(a[1].step), taken(*a)))
-    resumed = reconstruct_jointly(second, masks, [IMAGES], network, QUICK, checkpoint=file)
+    resumed = reconstruct_jointly(second, masks, [IMAGES], network, tuning, checkpoint=file)
     assert steps[0] == 28  # the last of ten measurements before the interruption
     assert same(first, second)
     assert replace(resumed, seconds=0.0) == replace(whole, seconds=0.0)
     steps.clear()
-    again = reconstruct_jointly(third, masks, [IMAGES], network, QUICK, checkpoint=file)
+    again = reconstruct_jointly(third, masks, [IMAGES], network, tuning, checkpoint=file)
     assert not steps
     assert same(first, third)
     assert again.after == whole.after

@@ -9,7 +9,8 @@ them and then falls to zero (Smith and Topin 2018, arXiv 1708.07120). The images
 (:func:`mmp.pruning.reconstruction.tuning_images.varied`), so that a few thousand suffice.
 
 A share of the images is held out. The weights with the lowest loss on these images are the result, or the weights from
-before if none are better.
+before if none are better. If the loss on them grows beyond that of the beginning, the steps were too long. Then the
+tuning returns to its best weights and begins another cycle with a quarter of the rate.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ FULL, MIXED = PRECISIONS = ("32-true", "bf16-mixed")  # Lightning's names
 _MEASUREMENTS = 10  # of the held images' loss, evenly over the steps; each is followed by a checkpoint
 _RISING = 0.3  # share of the steps in which the learning rate rises
 _LOWEST = 0.04  # of the highest rate: where it begins
+_QUARTERS = 5  # how often the rate may be divided by four
 _MOST_SAVED = 2**30  # bytes that the graph of a forward pass may hold; an eighth of a small memory, see _part
 
 
@@ -260,6 +262,10 @@ class _Descent:
                 continue
             loss = self._held_loss(state.part)
             state.see(loss)
+            if not loss <= state.before and state.step < steps and state.quarters < _QUARTERS:  # true for NaN
+                state.go_back()
+                log.info("joint tuning, step %d: loss %.4g, back to the best weights at a lower rate", state.step, loss)
+                loss = state.best_loss
             left = (time.perf_counter() - begun) / (state.step - first) * (steps - state.step)
             log.info("joint tuning, step %d of %d: loss %.4g, %.0f s left", state.step, steps, loss, left)
             if checkpoint and math.isfinite(loss):
@@ -274,7 +280,8 @@ class _Descent:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.tuning.precision == MIXED):
                 loss = self.imitation.loss(self.model, some)
             (loss * (len(some) / len(images))).backward()
-        state.step_by(self.tuning.learning_rate * _rate(state.step / self.tuning.steps))
+        share = (state.step - state.start) / (self.tuning.steps - state.start)
+        state.step_by(self.tuning.learning_rate * 0.25**state.quarters * _rate(share))
 
     @torch.no_grad()
     def _held_loss(self, part: int) -> float:

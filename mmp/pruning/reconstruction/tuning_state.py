@@ -35,6 +35,8 @@ class TuningState:
         best_step: The number of steps after which it was measured.
         step: Number of steps so far.
         part: Number of images of a step that are taken at once. It depends on the memory, and the bits on it.
+        quarters: How often the rate was divided by four.
+        start: Number of steps after which the present cycle of the rate began.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -45,6 +47,8 @@ class TuningState:
     best_step: int = 0
     step: int = 0
     part: int = 1
+    quarters: int = 0
+    start: int = 0
 
     @classmethod
     def new(cls, parameters: Mapping[str, nn.Parameter], loss: float) -> TuningState:
@@ -75,6 +79,12 @@ class TuningState:
             self.best = _copies(self.parameters)
             self.best_loss, self.best_step = loss, self.step
 
+    def go_back(self) -> None:
+        """Go back to the best parameters, forget the moments, and begin another cycle with a quarter of the rate."""
+        self.restore_best()
+        self.optimizer.state.clear()
+        self.quarters, self.start = self.quarters + 1, self.step
+
     @torch.no_grad()
     def restore_best(self) -> None:
         """Give the parameters their best values."""
@@ -91,7 +101,7 @@ class TuningState:
         Raises:
             MmpError: if the file cannot be written.
         """
-        numbers = [self.before, self.best_loss, self.best_step, self.step, self.part]
+        numbers = [self.before, self.best_loss, self.best_step, self.step, self.part, self.quarters, self.start]
         tensors = {"key": _bytes(key), "numbers": torch.tensor(numbers, dtype=torch.float64, device="cpu")}
         for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter
@@ -122,7 +132,7 @@ class TuningState:
             log.info("the tuning begins again: %s belongs to other settings", path)
             return False
         self.before, self.best_loss, *whole = tensors["numbers"].tolist()
-        self.best_step, self.step, self.part = map(int, whole)
+        self.best_step, self.step, self.part, self.quarters, self.start = map(int, whole)
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weight/{name}"])
             self.best[name].copy_(tensors[f"best/{name}"])
