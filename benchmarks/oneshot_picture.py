@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.oneshot_networks import NETWORKS
 from benchmarks.oneshot_rows import Row
-from benchmarks.oneshot_tables import COLUMNS, accuracies, by_cell, by_number, lines_of, percent, table_rows
+from benchmarks.oneshot_tables import COLUMNS, Cell, accuracies, by_cell, by_number, lines_of, percent, table_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +40,7 @@ def draw(rows: Sequence[Row]) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylabel("test accuracy, %")
-    for axis in panels:
-        axis.set_visible(False)
+        axis.set_visible(axis.has_data())
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=150, metadata={"Software": None})
 
@@ -49,28 +48,34 @@ def draw(rows: Sequence[Row]) -> None:
 def best_lines(rows: Sequence[Row], network: str) -> list[Line]:
     """Return the lines to draw for a network: magnitude, and the best on validation pictures, in every column.
 
-    A line must have all sparsities that the network was measured at.
+    A line must have all sparsities that the network was measured at in this column.
     """
     found = by_cell(table_rows(rows, network))
-    sparsities = {sparsity for _, _, sparsity in found}
     lines = []
     for column in COLUMNS:
+        sparsities = sparsities_of(found, column)
         every = {
             method: [accuracies(found, method, column, sparsity, "validation") for sparsity in sparsities]
             for method in lines_of()
         }
-        means = {method: statistics.fmean(map(statistics.fmean, v)) for method, v in every.items() if all(v)}
+        means = {method: statistics.fmean(map(statistics.fmean, v)) for method, v in every.items() if v and all(v)}
         best = max(means, key=lambda method: means[method], default=None)
         lines += [(method, column) for method in dict.fromkeys((REFERENCE, best)) if method in means]
     return lines
 
 
+def sparsities_of(found: Mapping[Cell, object], column: str) -> list[float]:
+    """Return the sparsities that were measured in a column, in order."""
+    column = "layer-wise" if column == "masked" else column
+    return sorted({sparsity for _, solved, sparsity in found if solved == column})
+
+
 def draw_sparsities(axis: Axes, rows: Sequence[Row], network: str) -> None:
     """Draw a network's accuracy against sparsity."""
     mine = table_rows(rows, network)
-    found, sparsities = by_cell(mine), sorted({row["sparsity"] for row in mine})
+    found = by_cell(mine)
     for method, column in best_lines(rows, network):
-        points = {100 * sparsity: accuracies(found, method, column, sparsity) for sparsity in sparsities}
+        points = {100 * s: accuracies(found, method, column, s) for s in sparsities_of(found, column)}
         style = ":" if method == REFERENCE else "-"
         _line(axis, points, color=COLOURS[column], label=f"{method}, {column}", linestyle=style, marker="o")
     axis.axhline(percent(mine[0], "dense"), color="0.7", linewidth=0.8)
