@@ -96,7 +96,7 @@ def _by_full_disk(sweep: Callable[[list[str]], Any], arguments: list[str]) -> An
 
 
 class Proxy:
-    """Delegates every attribute that it does not define to another object. Its cache is not pickled.
+    """Delegates every attribute that it does not define to another object. Only the other object is pickled.
 
     Args:
         other: The other object.
@@ -109,11 +109,8 @@ class Proxy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_other"], name)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_other": self._other, "_cache": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def __reduce__(self) -> tuple[type[Proxy], tuple[Any]]:
+        return type(self), (self._other,)
 
 
 class CachedLoader(Proxy):

@@ -72,7 +72,7 @@ def _server() -> Any:
 
 # What commands import beyond the modules of a run, by the module of the command.
 _LIBRARIES = {
-    "mmp.export": ("onnx", "onnxruntime", "onnxscript"),
+    "mmp.export": ("onnx", "onnxscript"),  # onnxruntime starts a thread, and a fork loses threads
     "prune.py": ("callbacks.multirun", "matplotlib.figure", "plotly.graph_objects", "sklearn.datasets"),
 }
 
@@ -97,6 +97,9 @@ def _prepare(command: list[str]) -> None:
     name = command[1] if command[0] == "-m" else Path(command[0]).name
     for library in _LIBRARIES.pop(name, ()):
         importlib.import_module(library)
+    threads = Path("/proc/self/task")
+    if threads.exists() and len(list(threads.iterdir())) > 1:
+        raise RuntimeError(f"{name}: a library started a thread, which forked processes would wait for")
     gc.freeze()  # otherwise a collection in a child would copy the memory pages of all these objects
 
 
