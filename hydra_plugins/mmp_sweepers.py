@@ -124,7 +124,7 @@ class CachedLoader(Proxy):
             from mmp.sweeps.differences import Differences
 
             compose = partial(self._other.load_sweep_config, master_config)
-            self._differences = Differences(compose, lambda: bool(self._other.repository.interpolated))
+            self._differences = Differences(compose, self._other.repository)
         if self._differences.covers(sweep_overrides):
             return
         config = self._other.load_sweep_config(master_config, sweep_overrides)
@@ -142,22 +142,30 @@ class CachedLoader(Proxy):
 class CachedRepository(Proxy):
     """Hydra's repository of configuration files; it reads each file once and returns copies.
 
-    Attributes:
-        interpolated: The files whose list of defaults names another file by an interpolation.
+    Its attributes are those of :class:`mmp.sweeps.differences.ReadFiles`.
     """
 
     def __init__(self, other: Any) -> None:
         super().__init__(other)
         self.interpolated: set[str] = set()
+        self.elsewhere: set[str] = set()
+        self.used: set[str] = set()
 
     def load_config(self, config_path: str) -> Any:
         """Return a copy of a file's content: the caller may change it."""
+        self.used.add(config_path)
         if config_path not in self._cache:
             content = self._other.load_config(config_path)
             self._cache[config_path] = pickle.dumps(content)
-            if content and "${" in str(content.defaults_list):
-                self.interpolated.add(config_path)
+            if content:
+                self._note(config_path, content.header, content.defaults_list or [])
         return pickle.loads(self._cache[config_path])  # noqa: S301 (pickled above; faster than a deep copy)
+
+    def _note(self, config_path: str, header: Mapping[str, str | None], defaults: Sequence[Any]) -> None:
+        if "${" in str(defaults):
+            self.interpolated.add(config_path)
+        if header.get("package") or any(default.package for default in defaults):
+            self.elsewhere.add(config_path)
 
     def initialize_sources(self, config_search_path: Any) -> None:
         """Set a new search path and empty the cache."""
@@ -168,4 +176,5 @@ class CachedRepository(Proxy):
         """Return a repository with a search path of its own and the same cache; Hydra makes one per composition."""
         copied = CachedRepository(copy.copy(self._other))
         copied._cache, copied.interpolated = self._cache, self.interpolated
+        copied.elsewhere, copied.used = self.elsewhere, self.used
         return copied

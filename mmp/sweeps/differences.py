@@ -13,7 +13,7 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,23 +23,38 @@ from omegaconf import DictConfig, OmegaConf
 Overrides = Sequence[str]
 
 
+class ReadFiles(Protocol):
+    """What is known of the configuration files that Hydra reads.
+
+    Attributes:
+        interpolated: The files whose list of defaults names another file by the values of others. If there is one, no
+            configuration follows from others.
+        elsewhere: The files that set values of other sections than their own.
+        used: The files that were read since this set was last empty, from the disk or from a cache.
+    """
+
+    interpolated: set[str]
+    elsewhere: set[str]
+    used: set[str]
+
+
 @dataclass(frozen=True)
 class Section:
     """The section of a configuration that one override changes.
 
     Attributes:
         key: The key of the section.
-        config: A configuration with this section.
+        node: Its content.
         choices: The choices of files that Hydra notes for it.
     """
 
     key: str
-    config: DictConfig
+    node: Any
     choices: dict[str, Any]
 
     def put(self, config: DictConfig) -> None:
         """Put the section into another configuration."""
-        node = copy.deepcopy(_nodes(self.config)[self.key])
+        node = copy.deepcopy(self.node)
         node._set_parent(config)
         _nodes(config)[self.key] = node  # a setter would change its type
         config.hydra.runtime.choices.update(self.choices)
@@ -50,12 +65,11 @@ class Differences:
 
     Args:
         compose: Hydra's composition of a job from its overrides.
-        interpolated: Returns whether a list of defaults names a file by the values of others. Then no configuration
-            follows from others.
+        files: What is known of the configuration files that Hydra reads.
     """
 
-    def __init__(self, compose: Callable[[list[str]], DictConfig], interpolated: Callable[[], bool]) -> None:
-        self._compose, self._interpolated = compose, interpolated
+    def __init__(self, compose: Callable[[list[str]], DictConfig], files: ReadFiles) -> None:
+        self._compose, self._files = compose, files
         self._first: list[str] | None = None
         self._sections: dict[tuple[int, str], Section | None] = {}
 
@@ -67,12 +81,12 @@ class Differences:
         """
         if self._first is None:
             self._first = list(overrides)
-            first = self._compose(list(overrides))
+            first, self._read = self._composed(list(overrides))
             self._pickled, self._plain = pickle.dumps(first), _plain(first)
         changed = self._changed(overrides)
         sections = [self._section(index, overrides[index]) for index in changed or ()]
         keys = {section.key for section in sections if section}
-        return changed is not None and len(keys) == len(changed) and not (changed and self._interpolated())
+        return changed is not None and len(keys) == len(changed) and not (changed and self._files.interpolated)
 
     def config(self, overrides: Overrides) -> DictConfig:
         """Return the configuration of a job for which :meth:`covers` is true. The caller may change it."""
@@ -90,7 +104,7 @@ class Differences:
         return config
 
     def _changed(self, overrides: Overrides) -> list[int] | None:
-        """Return the places of the overrides that are others than the first job's; None if their keys are others."""
+        """Return the indices of the overrides that differ from the first job's; None if the keys differ."""
         assert self._first is not None
         if [_key(override) for override in overrides] != [_key(override) for override in self._first]:
             return None
@@ -103,10 +117,18 @@ class Differences:
             key = _key(override).partition(".")[0]
             simple = re.fullmatch(r"[\w.]+", _key(override)) and key != "hydra"
             other = [*self._first[:index], override, *self._first[index + 1 :]]
-            self._sections[index, override] = self._difference(key, self._compose(other)) if simple else None
+            self._sections[index, override] = self._difference(key, *self._composed(other)) if simple else None
         return self._sections[index, override]
 
-    def _difference(self, key: str, config: DictConfig) -> Section | None:
+    def _composed(self, overrides: list[str]) -> tuple[DictConfig, set[str]]:
+        """Return a job's configuration, and the files that Hydra read for it."""
+        self._files.used.clear()
+        config = self._compose(overrides)
+        return config, set(self._files.used)
+
+    def _difference(self, key: str, config: DictConfig, read: set[str]) -> Section | None:
+        if (read ^ self._read) & self._files.elsewhere:
+            return None
         first, other = copy.deepcopy(self._plain), _plain(config)
         choices = [content["hydra"]["runtime"].pop("choices") for content in (first, other)]
         for content in (first, other):
@@ -114,7 +136,9 @@ class Differences:
             del content["hydra"]["overrides"], content["hydra"]["job"]["override_dirname"]
         if first != other or choices[0].keys() != choices[1].keys() or key not in config:
             return None
-        return Section(key, config, {name: choice for name, choice in choices[1].items() if choice != choices[0][name]})
+        node = _nodes(config)[key]
+        node._set_parent(None)  # otherwise it would keep the whole configuration
+        return Section(key, node, {name: choice for name, choice in choices[1].items() if choice != choices[0][name]})
 
 
 def _key(override: str) -> str:

@@ -115,6 +115,44 @@ def test_steps_in_bfloat16_reach_the_same_loss_and_repeat_their_bits() -> None:
     check_zeros(mixed.state_dict(), masks)
 
 
+class Viewing(nn.Module):
+    """A network that flattens by ``view``, which fails on feature maps with channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(288, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        logits: Tensor = self.fc(y.view(y.size(0), -1))
+        return logits
+
+
+def test_a_network_that_needs_the_usual_order_in_memory_is_tuned() -> None:
+    torch.manual_seed(0)
+    network = Viewing().eval()
+    masks = masks_of(network, 0.7)
+    report = reconstruct_jointly(solved(network, masks), masks, [IMAGES], network, QUICK)
+    assert report.steps == QUICK.steps
+    images = TuningImages.of([IMAGES], None, torch.device("cpu"))
+    assert images.arranged_for(network).layout is torch.contiguous_format
+    assert images.arranged_for(dense()).layout is torch.channels_last
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_autocast_of_the_caller_changes_no_bit(precision: str, enabled: bool) -> None:
+    network = dense()
+    masks = masks_of(network, 0.7)
+    alone, inside = solved(network, masks), solved(network, masks)
+    tuning = replace(QUICK, precision=precision)
+    expected = reconstruct_jointly(alone, masks, [IMAGES], network, tuning)
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        report = reconstruct_jointly(inside, masks, [IMAGES], network, tuning)
+    assert report.after == expected.after
+    assert same(alone, inside)
+
+
 def test_the_weight_of_the_logits_decides_between_blocks_and_logits() -> None:
     network = dense()
     masks = masks_of(network, 0.7)
@@ -143,6 +181,19 @@ def test_kept_weights_biases_and_norms_change_and_nothing_else() -> None:
     assert pruned.training
     assert torch.equal(pruned.head.bias.grad, torch.ones(1000))
     assert pruned.blocks[0].mlp.fc1.weight.grad is None
+
+
+def test_a_checkpoint_of_another_algorithm_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, file = dense(), tmp_path / "joint.safetensors"
+    masks = masks_of(network, 0.7)
+    with monkeypatch.context() as patch:
+        patch.setattr(joint, "_VERSION", 1)
+        reconstruct_jointly(solved(network, masks), masks, [IMAGES], network, QUICK, checkpoint=file)
+    steps: list[int] = []
+    taken = joint._Descent._step
+    monkeypatch.setattr(joint._Descent, "_step", lambda *a: (steps.append(a[1].step), taken(*a)))
+    reconstruct_jointly(solved(network, masks), masks, [IMAGES], network, QUICK, checkpoint=file)
+    assert steps[0] == 0
 
 
 @pytest.mark.parametrize("rate", [1e5, 1e30])

@@ -123,6 +123,31 @@ def test_a_choice_that_changes_several_sections_is_composed_by_hydra(tmp_path: P
     grid.require_hydras()
 
 
+@pytest.mark.parametrize("order", [["a", "b"], ["b", "a"]])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_choice_that_sets_another_section_as_the_first_job_does_is_composed_by_hydra(
+    order: list[str], nested: bool, tmp_path: Path
+) -> None:
+    text = "trainer: {devices: 1}\ndata: {batch_size: 64}"  # as data=digits has it
+    own = _own(tmp_path, trainer__b=text)
+    (tmp_path / "trainer" / "a.yaml").write_text("devices: 1\n")
+    if nested:
+        (tmp_path / "trainer" / "c.yaml").write_text(f"# @package _global_\n{text}\n")
+        (tmp_path / "trainer" / "b.yaml").write_text("defaults: [c, _self_]\n")
+    grid = Grid(own, trainer=order, data=["digits", "cifar10"])
+    grid.check()
+    grid.require_hydras()
+
+
+def test_other_configurations_are_not_kept_whole() -> None:
+    grid = Grid(seed=["0", "1"], strategy=["p30", "p70"])
+    grid.check()
+    assert not grid.loader._cache
+    sections = [section for section in grid.loader._differences._sections.values() if section]
+    assert len(sections) == 2
+    assert all(section.node._get_parent() is None for section in sections)
+
+
 def test_a_file_for_two_values_together_is_found(tmp_path: Path) -> None:
     defaults = "[{a: x}, {b: x}, {optional both@_global_: '${a}_${b}'}, _self_]"
     texts = {"prune": f"defaults: {defaults}", "both/y_y": "seed: 9"}

@@ -46,6 +46,7 @@ FULL, MIXED = PRECISIONS = ("32-true", "bf16-mixed")  # Lightning's names
 _MEASUREMENTS = 10  # of the held images' loss, evenly over the steps; each is followed by a checkpoint
 _RISING = 0.3  # share of the steps in which the learning rate rises
 _LOWEST = 0.04  # of the highest rate: where it begins
+_VERSION = 2  # of the algorithm; a checkpoint of another one is not continued
 _QUARTERS = 5  # how often the rate may be divided by four
 _MOST_SAVED = 2**30  # bytes that the graph of a forward pass may hold; an eighth of a small memory, see _part
 
@@ -162,7 +163,9 @@ def reconstruct_jointly(
         repeatable(images.device),
         _alone(model, parameters),
         torch.enable_grad(),
+        torch.autocast(images.device.type, enabled=False),  # the caller's
     ):
+        images = images.arranged_for(model, dense)
         imitation = Imitation.of(dense, named, tuning.logits, images.held_batches())
         state = _Descent(model, masks, parameters, images, imitation, tuning).run(checkpoint)
     report = JointReport(
@@ -277,7 +280,8 @@ class _Descent:
         images = self.images.batch(state.step, self.tuning.batch_size)
         state.optimizer.zero_grad()
         for some in images.split(state.part):
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.tuning.precision == MIXED):
+            mixed = self.tuning.precision == MIXED
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False):
                 loss = self.imitation.loss(self.model, some)
             (loss * (len(some) / len(images))).backward()
         share = (state.step - state.start) / (self.tuning.steps - state.start)
@@ -309,7 +313,8 @@ class _Descent:
         """Return a hash of everything that decides the tuning."""
         networks = [tensors_digest(network.state_dict()) for network in (self.model, self.imitation.dense)]
         settings = [astuple(self.tuning), self.imitation.blocks, self.masks.digest(), self.images.digest()]
-        return hashlib.sha256(repr([networks, settings, [*self.parameters], torch.__version__]).encode()).hexdigest()
+        known = [_VERSION, networks, settings, [*self.parameters], torch.__version__]
+        return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 def _address(value: Tensor) -> int:

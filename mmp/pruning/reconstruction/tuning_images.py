@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmp.errors import MmpError
 from mmp.pruning.reconstruction.reconstruct import images_of
@@ -92,11 +92,13 @@ class TuningImages:
         tuned: Images to tune on, (C, H, W) each.
         held: Images on which the tuning is judged.
         device: The device of the batches that are made of them.
+        layout: The order in memory of these batches.
     """
 
     tuned: Sequence[Tensor]
     held: Sequence[Tensor]
     device: torch.device
+    layout: torch.memory_format = torch.contiguous_format
 
     @classmethod
     def of(cls, batches: Batches, held: Batches | None, device: torch.device) -> TuningImages:
@@ -116,6 +118,22 @@ class TuningImages:
             raise MmpError("joint tuning needs images to tune on and images that are held out; one of the two is empty")
         _require_one_size([*tuned, *kept])
         return cls(tuned, kept, device)
+
+    def arranged_for(self, *networks: nn.Module) -> TuningImages:
+        """Return the images for some networks: on the CPU with channels last, which is faster, unless a network fails.
+
+        ``Tensor.view`` fails on a feature map in this layout.
+        """
+        if self.device.type != "cpu" or self.tuned[0].dim() != 3:
+            return self
+        arranged = replace(self, layout=torch.channels_last)
+        try:
+            with torch.no_grad():
+                for network in networks:
+                    network(arranged._together(self.tuned[:2]))
+        except RuntimeError:
+            return self
+        return arranged
 
     def batch(self, step: int, size: int) -> Tensor:
         """Return the images of one step, :func:`varied`.
@@ -146,7 +164,4 @@ class TuningImages:
         )
 
     def _together(self, images: Sequence[Tensor]) -> Tensor:
-        """Return images as a batch, on the CPU in the order of memory that its convolutions are fastest with."""
-        batch = torch.stack(list(images)).to(self.device)
-        last = batch.dim() == 4 and self.device.type == "cpu"
-        return batch.contiguous(memory_format=torch.channels_last) if last else batch
+        return torch.stack(list(images)).to(self.device).contiguous(memory_format=self.layout)
