@@ -23,6 +23,7 @@ from benchmarks import RESULTS
 from benchmarks.oneshot_networks import RUN
 from benchmarks.oneshot_request import Request
 from benchmarks.study import configured
+from mmp.errors import MmpError
 from mmp.files import write_text
 from mmp.markdown import table_of
 from mmp.models.networks import build_model
@@ -47,7 +48,8 @@ def measure(request: Request) -> list[dict[str, Any]]:
     batches = [(images, labels) for images, labels in data.val_dataloader()]
     dense = build_model(config.model)
     load_weights(dense, Path(request.checkpoint), key="checkpoint")
-    return rows_of(dense.eval(), request.sparsities[0], batches, request.name)
+    dense.eval()
+    return [row for sparsity in request.sparsities for row in rows_of(dense, sparsity, batches, request.name)]
 
 
 def rows_of(dense: nn.Module, sparsity: float, batches: Batches, network: str) -> list[dict[str, Any]]:
@@ -61,7 +63,7 @@ def rows_of(dense: nn.Module, sparsity: float, batches: Batches, network: str) -
     """
     masks = mmp.prune(dense, sparsity, criterion="lamp").masks
     layers = {layer.name: layer for layer in mmp.prunable_layers(dense)}
-    wanted = [logits_of(dense, batches)]
+    wanted, classes = logits_of(dense, batches), torch.cat([labels for _, labels in batches])
     parts = {(ALL, ""): [*masks]}
     for grouping, name_of in GROUPINGS.items():
         for name in masks:
@@ -69,13 +71,12 @@ def rows_of(dense: nn.Module, sparsity: float, batches: Batches, network: str) -
     rows = []
     for (grouping, part), names in parts.items():
         logits = logits_of(pruned(dense, {name: masks[name] for name in names}), batches)
-        classes = torch.cat([labels for _, labels in batches])
         weights = sum(masks[name].numel() for name in names)
         rows.append(
             {
                 "network": network, "sparsity": sparsity, "grouping": grouping, "part": part, "weights": weights,
                 "pruned": 1 - sum(int(masks[name].sum()) for name in names) / weights,
-                "divergence": divergence(logits, wanted[0]),
+                "divergence": divergence(logits, wanted),
                 "accuracy": float((logits.argmax(1) == classes).double().mean()),
             }
         )  # fmt: skip
@@ -112,7 +113,7 @@ def layers_table(rows: Iterable[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    headings = ["network", "pruned alone", "weights, 10^6", "pruned", "divergence, nats", "accuracy on validation"]
+    headings = ["network", "layers", "weights, 10^6", "pruned", "divergence, nats", "accuracy on validation, %"]
     return table_of(headings, lines) if lines else "Not measured."
 
 
@@ -128,6 +129,8 @@ def main(words: Sequence[str]) -> None:
         MmpError: if the command line is wrong.
     """
     request = Request.of(words)
+    if ignored := {word.partition("=")[0] for word in words} - {"network", "checkpoint", "root", "sparsities"}:
+        raise MmpError(f"{', '.join(sorted(ignored))}: not read here; state network, checkpoint, root and sparsities")
     found = measure(request)
     others = [row for row in read_layers() if row["network"] != request.name]
     write_text(ROWS, "".join(json.dumps(row) + "\n" for row in [*others, *found]))

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,22 +111,29 @@ def read_checks() -> list[dict[str, Any]]:
     return [row["check"] for row in map(json.loads, lines) if "check" in row]
 
 
-def keep(rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows to the file of results."""
-    old = ROWS.read_text(encoding="utf-8") if ROWS.is_file() else ""
-    write_text(ROWS, old + "".join(json.dumps(row) + "\n" for row in rows))
+def keep(row: dict[str, Any]) -> None:
+    """Add a row to the file of results, in place of an earlier one of the same network and device."""
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.is_file() else []
+    others = [other for other in rows if _subject(other) != _subject(row)]
+    write_text(ROWS, "".join(json.dumps(kept) + "\n" for kept in [*others, row]))
+
+
+def _subject(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return what a row is about: rates of a network on a device, or the check on a device."""
+    rates = row.get("rates")
+    return (rates["network"], rates["where"]) if rates else (row["check"]["device"],)
 
 
 def measure() -> None:
     """Measure the rates of this machine."""
     for name in NETWORKS:
-        keep([{"rates": asdict(measured_rates(name))}])
+        keep({"rates": asdict(measured_rates(name))})
 
 
 def check() -> None:
     """Run a grid of the CNN on scikit-learn's digits, and keep its seconds beside the predicted ones."""
     rates = measured_rates("cnn")
-    keep([{"rates": asdict(rates)}])
+    keep({"rates": asdict(rates)})
     seconds = dict.fromkeys(("scores", "reconstruct", "finetune", "evaluate"), 0.0)
     with tempfile.TemporaryDirectory() as scratch:
         shared = (
@@ -147,7 +154,7 @@ def check() -> None:
         "finetune": jobs * expected["fine-tuning"],
         "evaluate": jobs * expected["measuring"] + expected["dense"],
     }
-    keep([{"check": {"device": processor(), "predicted": predicted, "measured": seconds}}])
+    keep({"check": {"device": processor(), "predicted": predicted, "measured": seconds}})
 
 
 def grid_table(rates: Sequence[Rates]) -> str:

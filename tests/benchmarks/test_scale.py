@@ -47,8 +47,9 @@ def test_the_report_has_a_line_for_every_machine(tmp_path: Path, monkeypatch: py
     scale.report()
     assert page.read_text().count("Not measured.") == 3
     check = {"device": "a device", "predicted": {"scores": 2.0}, "measured": {"scores": 3.0}}
-    scale.keep([{"rates": vars(RATES)}, {"rates": vars(replace(RATES, where="another"))}])
-    scale.keep([{"check": check}])
+    for where in ("a device", "another", "another"):
+        scale.keep({"rates": vars(replace(RATES, where=where))})
+    scale.keep({"check": check})
     scale.report()
     text = page.read_text()
     assert "Not measured." not in text

@@ -177,7 +177,7 @@ def test_onnxruntime_gets_its_threads_and_scales(tmp_path: Path, monkeypatch: py
 
 def test_the_card_of_every_model_has_five_lines_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = load_target("sparse")
-    for architecture in ("swin", "resnet18"):
+    for architecture in ("swin", "vgg11", "resnet18"):
         source = pruned(*ARCHITECTURES[architecture], tmp_path)
         target.write(source, tmp_path / target.files[0])
         assert len(target.usage(source).splitlines()) <= 5

@@ -30,7 +30,8 @@ def composed(*overrides: str, name: str = "prune") -> DictConfig:
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = [override for override in parsed if not _is_for_hydra(override)]
-    cfg = copy.deepcopy(_of_choices(name, *(str(override.input_line) for override in parsed if override not in values)))
+    chosen = (str(override.input_line) for override in parsed if override not in values)
+    cfg = copy.deepcopy(_of_choices(name, _search_path(), *chosen))
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     return cfg
 
@@ -41,8 +42,14 @@ def _is_for_hydra(override: Override) -> bool:
     return (CONF / key).is_dir() or key.startswith("hydra.") or override.is_sweep_override()
 
 
+def _search_path() -> str:
+    """Return where Hydra looks for files now; empty if that is ``conf/``."""
+    hydra = GlobalHydra.instance()
+    return str(hydra.config_loader().get_search_path()) if hydra.is_initialized() else ""
+
+
 @functools.lru_cache(maxsize=256)
-def _of_choices(name: str, *choices: str) -> DictConfig:
+def _of_choices(name: str, _search_path: str, *choices: str) -> DictConfig:
     if GlobalHydra.instance().is_initialized():
         return compose(name, list(choices))
     with files():

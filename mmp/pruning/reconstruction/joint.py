@@ -47,7 +47,7 @@ _MEASUREMENTS = 10  # of the held images' loss, evenly over the steps; each is f
 _RISING = 0.3  # share of the steps in which the learning rate rises
 _LOWEST = 0.04  # of the highest rate: where it begins
 _VERSION = 2  # of the algorithm; a checkpoint of another one is not continued
-_QUARTERS = 5  # how often the rate may be divided by four
+_MOST_LOWERED = 5  # how often the rate may be divided by four
 _MOST_SAVED = 2**30  # bytes that the graph of a forward pass may hold; an eighth of a small memory, see _part
 
 
@@ -265,7 +265,7 @@ class _Descent:
                 continue
             loss = self._held_loss(state.part)
             state.see(loss)
-            if not loss <= state.before and state.step < steps and state.quarters < _QUARTERS:  # true for NaN
+            if not loss <= state.before and state.step < steps and state.lowered < _MOST_LOWERED:  # true for NaN
                 state.go_back()
                 log.info("joint tuning, step %d: loss %.4g, back to the best weights at a lower rate", state.step, loss)
                 loss = state.best_loss
@@ -285,7 +285,7 @@ class _Descent:
                 loss = self.imitation.loss(self.model, some)
             (loss * (len(some) / len(images))).backward()
         share = (state.step - state.start) / (self.tuning.steps - state.start)
-        state.step_by(self.tuning.learning_rate * 0.25**state.quarters * _rate(share))
+        state.step_by(self.tuning.learning_rate * 0.25**state.lowered * _rate(share))
 
     @torch.no_grad()
     def _held_loss(self, part: int) -> float:

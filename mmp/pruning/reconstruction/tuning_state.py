@@ -35,7 +35,7 @@ class TuningState:
         best_step: The number of steps after which it was measured.
         step: Number of steps so far.
         part: Number of images of a step that are taken at once. It depends on the memory, and the bits on it.
-        quarters: How often the rate was divided by four.
+        lowered: Number of times that the rate was divided by four.
         start: Number of steps after which the present cycle of the rate began.
     """
 
@@ -47,7 +47,7 @@ class TuningState:
     best_step: int = 0
     step: int = 0
     part: int = 1
-    quarters: int = 0
+    lowered: int = 0
     start: int = 0
 
     @classmethod
@@ -83,7 +83,7 @@ class TuningState:
         """Go back to the best parameters, forget the moments, and begin another cycle with a quarter of the rate."""
         self.restore_best()
         self.optimizer.state.clear()
-        self.quarters, self.start = self.quarters + 1, self.step
+        self.lowered, self.start = self.lowered + 1, self.step
 
     @torch.no_grad()
     def restore_best(self) -> None:
@@ -101,7 +101,7 @@ class TuningState:
         Raises:
             MmpError: if the file cannot be written.
         """
-        numbers = [self.before, self.best_loss, self.best_step, self.step, self.part, self.quarters, self.start]
+        numbers = [self.before, self.best_loss, self.best_step, self.step, self.part, self.lowered, self.start]
         tensors = {"key": _bytes(key), "numbers": torch.tensor(numbers, dtype=torch.float64, device="cpu")}
         for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter
@@ -132,7 +132,7 @@ class TuningState:
             log.info("the tuning begins again: %s belongs to other settings", path)
             return False
         self.before, self.best_loss, *whole = tensors["numbers"].tolist()
-        self.best_step, self.step, self.part, self.quarters, self.start = map(int, whole)
+        self.best_step, self.step, self.part, self.lowered, self.start = map(int, whole)
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weight/{name}"])
             self.best[name].copy_(tensors[f"best/{name}"])
