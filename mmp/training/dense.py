@@ -23,6 +23,7 @@ from mmp.files import locked
 from mmp.models.networks import build_model
 from mmp.models.weights import load_weights, require_finite
 from mmp.tensors import tensors_digest
+from mmp.training.channels_last import put_channels_last
 from mmp.training.checkpoints import LAST, BestCheckpoint, last_checkpoint
 from mmp.training.classifier import Classifier
 from mmp.training.trainer import build_trainer, fit
@@ -54,7 +55,7 @@ def dense_model(
     """
     _, path = dense_file(config, data, callbacks)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    model = build_model(config.model).to(memory_format=torch.channels_last)  # makes convolutions faster
+    model = put_channels_last(build_model(config.model), config)
     if config.model.checkpoint:
         load_weights(model, path, key="model.checkpoint", weights_key=config.model.weights_key)
         return model, True

@@ -30,6 +30,7 @@ from mmp.data.loader import EpochLoader, EpochShuffle
 from mmp.errors import MmpError, first_line
 from mmp.files import locked, read_json, write_json
 from mmp.models.networks import build_bare
+from mmp.training.channels_last import put_channels_last
 from mmp.training.classifier import Classifier
 from mmp.training.evaluation import accuracy, device_of
 from mmp.training.logits import require_logits
@@ -166,7 +167,7 @@ class Trial:
         """Train for one step, validate, and measure the model as after a training; return the memory of a step."""
         config, recipe = self._alone, getattr(self.config, self.section)
         build_trainer(self.config, recipe.epochs, [], [], self.folder)  # with all devices
-        model = build_bare(config.model).to(memory_format=torch.channels_last)
+        model = put_channels_last(build_bare(config.model), config)
         teacher = build_bare(config.model) if isinstance(recipe, FinetuneConfig) and recipe.distillation else None
         module = Classifier(model, recipe, config.data.classes, teacher, config.seed)
         data = _RandomImages(config)
