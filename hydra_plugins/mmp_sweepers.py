@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,6 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mmp.config.copies import copier_of
 from mmp.config.explain import explain
 from mmp.config.interruption import Interrupted, ignore_further
 from mmp.errors import MmpError
@@ -156,10 +156,10 @@ class CachedRepository(Proxy):
         self.used.add(config_path)
         if config_path not in self._cache:
             content = self._other.load_config(config_path)
-            self._cache[config_path] = pickle.dumps(content)
+            self._cache[config_path] = copier_of(content)
             if content:
                 self._note(config_path, content.header, content.defaults_list or [])
-        return pickle.loads(self._cache[config_path])  # noqa: S301 (pickled above; faster than a deep copy)
+        return self._cache[config_path]()
 
     def _note(self, config_path: str, header: Mapping[str, str | None], defaults: Sequence[Any]) -> None:
         if "${" in str(defaults):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+
+from mmp.config.copies import copier_of
 
 Overrides = Sequence[str]
 
@@ -82,7 +83,7 @@ class Differences:
         if self._first is None:
             self._first = list(overrides)
             first, self._read = self._composed(list(overrides))
-            self._pickled, self._plain = pickle.dumps(first), _plain(first)
+            self._copy, self._plain = copier_of(first), _plain(first)
         changed = self._changed(overrides)
         sections = [self._section(index, overrides[index]) for index in changed or ()]
         keys = {section.key for section in sections if section}
@@ -90,7 +91,7 @@ class Differences:
 
     def config(self, overrides: Overrides) -> DictConfig:
         """Return the configuration of a job for which :meth:`covers` is true. The caller may change it."""
-        config: DictConfig = pickle.loads(self._pickled)  # noqa: S301 (pickled above; five times as fast as a deep copy)
+        config: DictConfig = self._copy()
         for index in self._changed(overrides) or ():
             section = self._sections[index, overrides[index]]
             assert section is not None

@@ -34,14 +34,13 @@ ARCHITECTURES: dict[str, tuple[ModelConfig, int]] = {
             "levit_384",
             num_classes=10,
             kwargs={
-                "img_size": 128,
                 "embed_dim": [48, 64, 96],
                 "key_dim": 16,
                 "num_heads": [2, 3, 4],
                 "depth": [1, 1, 1],
             },
         ),
-        128,
+        224,
     ),
     "swin": (
         ModelConfig(

@@ -86,21 +86,10 @@ def test_what_cannot_train_is_refused_with_its_key_and_a_way_out(
 TRAINABLE = [
     ["trainer.precision=bf16-true", "finetune=strong"],
     ["trainer.precision=64-true", "finetune.optimizer=lion"],
-    pytest.param(
-        ["finetune=strong", "finetune.layer_decay=0.7", "trainer.gradient_clip_val=1.0"], marks=pytest.mark.slow
-    ),
-    pytest.param(
-        ["finetune.scheduler=multistep", "dense.scheduler=tanh", "trainer.accumulate_grad_batches=8"],
-        marks=pytest.mark.slow,
-    ),
-    pytest.param(
-        ["callbacks.early_stopping.patience=0", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"],
-        marks=pytest.mark.slow,
-    ),
-    pytest.param(
-        ["callbacks.early_stopping.monitor=train/loss", "callbacks.early_stopping.mode=min", "finetune=auto"],
-        marks=pytest.mark.slow,
-    ),
+    ["finetune=strong", "finetune.layer_decay=0.7", "trainer.gradient_clip_val=1.0"],
+    ["finetune.scheduler=multistep", "dense.scheduler=tanh", "trainer.accumulate_grad_batches=8"],
+    ["callbacks.early_stopping.patience=0", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"],
+    ["callbacks.early_stopping.monitor=train/loss", "callbacks.early_stopping.mode=min", "finetune=auto"],
     ["data.batch_size=1", "schedule=cubic"],
 ]
 
