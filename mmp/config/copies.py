@@ -16,5 +16,5 @@ def copier_of(content: Any) -> Callable[[], Any]:
     """
     try:
         return partial(pickle.loads, pickle.dumps(content))
-    except pickle.PicklingError:
+    except (pickle.PicklingError, AttributeError, TypeError):  # what pickle raises depends on the object
         return partial(copy.deepcopy, content)
