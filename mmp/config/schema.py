@@ -310,6 +310,7 @@ class TuningConfig:
         batch_size: Number of images of a step.
         logits: Weight of the divergence of the logits, beside the mean error of the blocks' outputs.
         precision: ``32-true`` or ``bf16-mixed``.
+        compile: Whether steps are compiled by ``torch.compile``.
     """
 
     images: int = 3000
@@ -318,6 +319,7 @@ class TuningConfig:
     batch_size: int = 128
     logits: float = 0.1
     precision: str = "32-true"
+    compile: bool = False
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mmp.errors import MmpError
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import Masks, check_zeros, make_masks
 from mmp.pruning.reconstruction import joint
+from mmp.pruning.reconstruction.compiling import Loss
 from mmp.pruning.reconstruction.imitation import Imitation, outputs_of
 from mmp.pruning.reconstruction.joint import Tuning, reconstruct_jointly
 from mmp.pruning.reconstruction.joint_report import JointReport
@@ -113,6 +115,52 @@ def test_steps_in_bfloat16_reach_the_same_loss_and_repeat_their_bits() -> None:
     assert same(mixed, again)
     assert repeated.after == report.after
     check_zeros(mixed.state_dict(), masks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_compiled_steps_reach_the_same_loss_and_an_interruption_changes_no_bit(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, file = dense(), tmp_path / "joint.safetensors"
+    masks = masks_of(network, 0.7)
+    plain, whole, continued = (solved(network, masks) for _ in range(3))
+    tuning = replace(QUICK, precision=precision)
+    expected = reconstruct_jointly(plain, masks, [IMAGES], network, tuning)
+    tuning = replace(tuning, compile=True)
+    report = reconstruct_jointly(whole, masks, [IMAGES], network, tuning)
+    with monkeypatch.context() as patch:
+        stop_at(20, patch)
+        with pytest.raises(StoppedError):
+            reconstruct_jointly(copy.deepcopy(continued), masks, [IMAGES], network, tuning, checkpoint=file)
+    reconstruct_jointly(continued, masks, [IMAGES], network, tuning, checkpoint=file)
+    assert same(whole, continued)
+    assert not same(whole, plain)  # so it was compiled
+    assert report.before == expected.before
+    assert report.after == pytest.approx(expected.after, rel=0.01)
+    check_zeros(whole.state_dict(), masks)
+
+
+def test_without_a_compiler_steps_are_taken_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = dense()
+    masks = masks_of(network, 0.7)
+    plain, pruned = (solved(network, masks) for _ in range(2))
+
+    def fail(_loss: object, **_settings: object) -> Callable[..., Tensor]:
+        def call(*_arguments: object) -> Tensor:
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nSearched: g++")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fail)
+    expected = reconstruct_jointly(plain, masks, [IMAGES], network, QUICK)
+    report = reconstruct_jointly(pruned, masks, [IMAGES], network, replace(QUICK, compile=True))
+    assert "without torch.compile, which fails: InvalidCxxCompiler: No working C++ compiler found" in caplog.text
+    assert "Searched" not in caplog.text
+    assert report.after == expected.after
+    assert same(plain, pruned)
 
 
 class Viewing(nn.Module):
@@ -276,10 +324,10 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise at one step of a tuning."""
     whole = joint._Descent._step
 
-    def stopping(self: joint._Descent, state: TuningState) -> None:
+    def stopping(self: joint._Descent, state: TuningState, loss_of: Loss) -> None:
         if state.step == step:
             raise StoppedError
-        whole(self, state)
+        whole(self, state, loss_of)
 
     monkeypatch.setattr(joint._Descent, "_step", stopping)
 

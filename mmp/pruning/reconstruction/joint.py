@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from mmp.pruning.layers.eval_mode import differentiable, evaluating
 from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.masks import MaskEnforcer, Masks
 from mmp.pruning.reconstruction.blocks import find_blocks, require_blocks
+from mmp.pruning.reconstruction.compiling import Loss, compiled
 from mmp.pruning.reconstruction.imitation import Imitation
 from mmp.pruning.reconstruction.joint_report import TUNED, JointReport
 from mmp.pruning.reconstruction.repeatable import repeatable
@@ -63,6 +64,7 @@ class Tuning:
         logits: Weight of the divergence of the logits, beside the mean error of the blocks.
         precision: ``32-true``, or ``bf16-mixed``: the networks of a step are computed in bfloat16, and weights, steps
             and measurements stay in single precision.
+        compile: Whether steps are compiled by ``torch.compile``, which needs a C++ compiler and a minute or more.
 
     Raises:
         MmpError: if a value is out of range.
@@ -73,6 +75,7 @@ class Tuning:
     batch_size: int = 128
     logits: float = 0.1
     precision: str = FULL
+    compile: bool = False
 
     @classmethod
     def of(cls, settings: object) -> Tuning:
@@ -257,10 +260,18 @@ class _Descent:
         if checkpoint and state.load(checkpoint, key):
             log.info("joint tuning continues after step %d of %d", state.step, steps)
         enforcer.attach(state.optimizer)
+        with self._loss_of_steps(state) as loss_of:
+            self._descend(state, loss_of, checkpoint, key)
+        state.restore_best()
+        return state
+
+    def _descend(self, state: TuningState, loss_of: Loss, checkpoint: Path | None, key: str) -> None:
+        """Take the steps that are left; ten times, measure the loss of the held images and save the state."""
+        steps = self.tuning.steps
         every = max(1, steps // _MEASUREMENTS)
-        loss, first, begun = state.before, state.step, time.perf_counter()
+        loss, first, begun = state.best_loss, state.step, time.perf_counter()
         while state.step < steps and math.isfinite(loss):
-            self._step(state)
+            self._step(state, loss_of)
             if state.step % every and state.step < steps:
                 continue
             loss = self._held_loss(state.part)
@@ -273,17 +284,24 @@ class _Descent:
             log.info("joint tuning, step %d of %d: loss %.4g, %.0f s left", state.step, steps, loss, left)
             if checkpoint and math.isfinite(loss):
                 state.save(checkpoint, key)
-        state.restore_best()
-        return state
 
-    def _step(self, state: TuningState) -> None:
+    def _loss_of_steps(self, state: TuningState) -> AbstractContextManager[Loss]:
+        if not self.tuning.compile or state.step >= self.tuning.steps:
+            return nullcontext(self._loss)
+        images = self.images.batch(state.step, self.tuning.batch_size)
+        return compiled(self._loss, self.model, images[: state.part])
+
+    def _loss(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the loss of a step, computed in the precision of the tuning."""
+        mixed = self.tuning.precision == MIXED
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False):
+            return self.imitation.loss(model, images)
+
+    def _step(self, state: TuningState, loss_of: Loss) -> None:
         images = self.images.batch(state.step, self.tuning.batch_size)
         state.optimizer.zero_grad()
         for some in images.split(state.part):
-            mixed = self.tuning.precision == MIXED
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False):
-                loss = self.imitation.loss(self.model, some)
-            (loss * (len(some) / len(images))).backward()
+            (loss_of(self.model, some) * (len(some) / len(images))).backward()
         share = (state.step - state.start) / (self.tuning.steps - state.start)
         state.step_by(self.tuning.learning_rate * 0.25**state.lowered * _rate(share))
 
