@@ -1,7 +1,7 @@
 """Pruning before any training, the field's benchmark: ResNet-20 on CIFAR-10, by every method, without labels.
 
 ``python -m benchmarks.oneshot measure network=resnet20 checkpoint=FILE root=FOLDER`` prunes the network of a checkpoint
-by all methods, re-solves it layer by layer and jointly, and appends a row per run to
+by all methods, re-solves it layer by layer and jointly (briefly and at length), and appends a row per run to
 ``benchmarks/results/oneshot.jsonl``. ``root`` is the folder of the pictures: of CIFAR-10
 (:mod:`benchmarks.cifar10_sheets` can make it), or of ImageNet for EfficientNet-Lite0
 (:mod:`benchmarks.imagenet_pictures`).
@@ -37,6 +37,7 @@ from benchmarks.oneshot_rows import ROWS, Row, append, is_measured, origin, read
 from benchmarks.study import configured, result_of
 from mmp.config.identity import digest, identity, settings_of
 from mmp.errors import MmpError
+from mmp.runs.memory import keep_freed_memory
 
 USAGE = "python -m benchmarks.oneshot measure network=... checkpoint=FILE root=FOLDER, merge FILE..., or report"
 
@@ -59,7 +60,7 @@ def rows_of(request: Request, seed: int, images: int) -> Iterator[Row]:
     for solved, steps in product(request.solved, request.steps):
         if solved != "joint" and steps is not None:
             continue
-        settings = (*common, SOLVED[solved], *([] if steps is None else [f"reconstruct.tuning.steps={steps}"]))
+        settings = (*common, *SOLVED[solved], *([] if steps is None else [f"reconstruct.tuning.steps={steps}"]))
         shared = identity(settings_of(configured([*settings, "data.root=data"])))  # the same on every machine
         protocol = digest([shared, data.fingerprint])[:8]
         for sparsity, method in product(request.sparsities, request.methods):
@@ -116,4 +117,5 @@ def main(words: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    keep_freed_memory()  # as runs do
     main(sys.argv[1:])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from mmp.config.choices import choices_of
 
-SOLVED = {"layer-wise": "reconstruct=least_squares", "joint": "reconstruct=joint"}
+BRIEF_STEPS = 400
+SOLVED = {
+    "layer-wise": ("reconstruct=least_squares",),
+    "brief": ("reconstruct=joint", f"reconstruct.tuning.steps={BRIEF_STEPS}"),
+    "joint": ("reconstruct=joint",),
+}
 STUDIED = "obs"  # the method whose accuracy against pictures and seconds the report shows
 
 

@@ -12,7 +12,7 @@ from benchmarks.oneshot_rows import ROWS
 from mmp.errors import MmpError
 
 SEEDS = (0, 1, 2)
-STEPS = (50, 100, 200, 400, 800, 1600)
+STEPS = (50, 100, 200, 400, 800, 1600, 3200)
 _NEEDED = {"network", "checkpoint", "root"}
 _SIGN = {"methods": "+"}  # between the values of a key, in place of a comma
 
