@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -32,8 +33,23 @@ from mmp.pruning.layers.layer import Layer
 
 ROWS = RESULTS / "oneshot_layers.jsonl"
 ALL = "all layers"
+BLOCK = re.compile(r"\.(\d+)\.\w+$")  # the number of a block in its stage, before the name of its layer
+
+
+def kind_of(layer: Layer) -> str:
+    """Return the name of a layer in its block."""
+    return layer.module.rpartition(".")[2]
+
+
+def place_of(layer: Layer) -> str:
+    """Return the name of a layer in its block, and whether that is the first block of its stage."""
+    found = BLOCK.search(layer.module)
+    return kind_of(layer) + (f", {'later blocks' if int(found[1]) else 'first blocks'}" if found else "")
+
+
 GROUPINGS: dict[str, Callable[[Layer], str]] = {
-    "layers": lambda layer: layer.module.rpartition(".")[2],
+    "layers": kind_of,
+    "place": place_of,
     "stage": lambda layer: "none" if layer.stage is None else str(layer.stage + 1),
 }
 

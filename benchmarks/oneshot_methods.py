@@ -10,6 +10,7 @@ SOLVED = {
     "brief": ("reconstruct=joint", f"reconstruct.tuning.steps={BRIEF_STEPS}"),
     "joint": ("reconstruct=joint",),
 }
+LABELS = {"brief": f"joint, {BRIEF_STEPS} steps"}  # of ways to re-solve whose name is no label
 STUDIED = "obs"  # the method whose accuracy against pictures and seconds the report shows
 
 
@@ -24,6 +25,11 @@ def methods() -> dict[str, tuple[str, ...]]:
         "channels": ("signal=obs", "pattern=channels:1"),
         **{f"strategy {name}": ("signal=magnitude", f"strategy={name}") for name in choices_of("strategy")},
     }
+
+
+def label_of(column: str) -> str:
+    """Return how the tables call a way to re-solve, or ``masked``."""
+    return LABELS.get(column, column)
 
 
 def is_strategy(method: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.oneshot_methods import label_of
 from benchmarks.oneshot_networks import NETWORKS
 from benchmarks.oneshot_rows import Row
 from benchmarks.oneshot_tables import COLUMNS, Cell, accuracies, by_cell, by_number, lines_of, percent, table_rows
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE = Path("docs/images/oneshot.png")
-COLOURS = {"masked": "0.45", "layer-wise": "#0072B2", "joint": "#D55E00"}
+COLOURS = {"masked": "0.45", "layer-wise": "#0072B2", "brief": "#E69F00", "joint": "#D55E00"}
 MARKERS = ("o", "s", "^", "D")  # of the networks
 REFERENCE = "MAG"
 
@@ -77,7 +78,7 @@ def draw_sparsities(axis: Axes, rows: Sequence[Row], network: str) -> None:
     for method, column in best_lines(rows, network):
         points = {100 * s: accuracies(found, method, column, s) for s in sparsities_of(found, column)}
         style = ":" if method == REFERENCE else "-"
-        _line(axis, points, color=COLOURS[column], label=f"{method}, {column}", linestyle=style, marker="o")
+        _line(axis, points, color=COLOURS[column], label=f"{method}, {label_of(column)}", linestyle=style, marker="o")
     axis.axhline(percent(mine[0], "dense"), color="0.7", linewidth=0.8)
     axis.set_title(network, fontsize=10)
     axis.set_xlabel("weights that are pruned, %")
@@ -88,7 +89,7 @@ def draw_pictures(axis: Axes, rows: Sequence[Row]) -> None:
     """Draw accuracy against the number of calibration pictures."""
     for (network, sparsity, solved), numbers in by_number(rows, "images").items():
         points: dict[float, list[float]] = {number or 0: _reached(found) for number, found in numbers.items()}
-        label = f"{network}, {100 * sparsity:.0f} %, {solved}"
+        label = f"{network}, {100 * sparsity:.0f} %, {label_of(solved)}"
         _line(axis, points, color=COLOURS[solved], label=label, marker=_marker(network))
     _logarithmic(axis, "calibration pictures")
 
@@ -103,7 +104,7 @@ def draw_seconds(axis: Axes, rows: Sequence[Row]) -> None:
                 for found in mine
                 if found
             }
-            label = f"{network}, {100 * sparsity:.0f} %, {solved}, {device}"
+            label = f"{network}, {100 * sparsity:.0f} %, {label_of(solved)}, {device}"
             _line(axis, dict(sorted(points.items())), color=COLOURS[solved], label=label, marker=_marker(network))
     _logarithmic(axis, "seconds of re-solving")
 

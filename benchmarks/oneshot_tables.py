@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
-from benchmarks.oneshot_methods import STUDIED, is_strategy, methods
+from benchmarks.oneshot_methods import STUDIED, is_strategy, label_of, methods
 from benchmarks.oneshot_networks import NETWORKS
 from benchmarks.oneshot_rows import Row
 from benchmarks.study_report import spread
 from mmp.markdown import table_of
 
-COLUMNS = ("masked", "layer-wise", "joint")
+TUNED = ("brief", "joint")
+COLUMNS = ("masked", "layer-wise", *TUNED)
 MEAN, CHOSEN = "strategies, mean", "strategies, best on validation"
 NOTHING = "Not measured."
 
@@ -44,7 +45,7 @@ def accuracy_table(rows: Iterable[Row], network: str) -> str:
     for method, column in product(lines_of(), COLUMNS):
         every = [accuracies(found, method, column, sparsity) for sparsity in sparsities]
         if any(every):
-            lines.append([method, column, *(spread(values) if values else "" for values in every)])
+            lines.append([method, label_of(column), *(spread(values) if values else "" for values in every)])
     return table_of(["method", "weights", *(f"{100 * sparsity:.0f} %" for sparsity in sparsities)], lines)
 
 
@@ -98,24 +99,23 @@ def gain_table(rows: Sequence[Row]) -> str:
     A method counts at a sparsity if both were measured with the same seeds.
     """
     lines = []
-    for network in NETWORKS:
+    for network, tuned in product(NETWORKS, TUNED):
         found = by_cell(table_rows(rows, network))
         for sparsity in NETWORKS[network].sparsities:
-            gains = [gain for method in methods() for gain in _gains(found, method, sparsity)]
+            gains = [gain for method in methods() for gain in _gains(found, method, tuned, sparsity)]
             if gains:
-                least, most = f"{min(gains):+.2f}", f"{max(gains):+.2f}"
-                lost = sum(gain < 0 for gain in gains)
-                mean = f"{statistics.fmean(gains):+.2f}"
-                lines.append([network, f"{100 * sparsity:.0f} %", mean, least, most, f"{lost} of {len(gains)}"])
-    headings = ["network", "pruned", "points gained, mean", "least", "most", "methods that lose"]
+                points = (f"{value:+.2f}" for value in (statistics.fmean(gains), min(gains), max(gains)))
+                lost = f"{sum(gain < 0 for gain in gains)} of {len(gains)}"
+                lines.append([network, label_of(tuned), f"{100 * sparsity:.0f} %", *points, lost])
+    headings = ["network", "tuning", "pruned", "points gained, mean", "least", "most", "methods that lose"]
     return table_of(headings, lines) if lines else NOTHING
 
 
-def _gains(found: Mapping[Cell, Sequence[Row]], method: str, sparsity: float) -> list[float]:
+def _gains(found: Mapping[Cell, Sequence[Row]], method: str, tuned: str, sparsity: float) -> list[float]:
     """Return the mean gain of a method over the seeds, if it was measured both ways."""
     sides = [
         {row["seed"]: percent(row, "reconstructed") for row in found.get((method, solved, sparsity), ())}
-        for solved in ("layer-wise", "joint")
+        for solved in ("layer-wise", tuned)
     ]
     if not sides[0] or sides[0].keys() != sides[1].keys():
         return []
@@ -153,7 +153,7 @@ def pictures_table(rows: Iterable[Row]) -> str:
     lines = []
     for (network, sparsity, solved), numbers in found.items():
         cells = (spread(percent(row, "reconstructed") for row in numbers[n]) if n in numbers else "" for n in counts)
-        lines.append([network, f"{100 * sparsity:.0f} %", solved, *cells])
+        lines.append([network, f"{100 * sparsity:.0f} %", label_of(solved), *cells])
     return table_of(["network", "pruned", "weights", *(f"{count:,}" for count in counts)], lines)
 
 
@@ -162,11 +162,11 @@ def seconds_table(rows: Iterable[Row]) -> str:
     found: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for row in rows:
         where = (row["network"], row["images"], f"{row['device']}, {row['threads']} threads")
-        found[*where, row["solved"]].append(row["seconds"]["reconstruct"])
+        found[*where, label_of(row["solved"])].append(row["seconds"]["reconstruct"])
         if row["method"] == STUDIED and not row["cached"]["scores"]:
             found[*where, f"scores of {STUDIED}"].append(row["seconds"]["scores"])
         if row["cached"]["search"] is False:
-            found[*where, f"search, {row['solved']}"].append(row["seconds"]["ranges"])
+            found[*where, f"search, {label_of(row['solved'])}"].append(row["seconds"]["ranges"])
     if not found:
         return NOTHING
     lines = [

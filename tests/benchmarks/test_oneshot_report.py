@@ -60,7 +60,11 @@ def test_the_gain_counts_the_methods_that_lose() -> None:
     rows = [row("obs", 0, 0.7), row("obs", 0, 0.8, solved="joint"), row("MAG", 0, 0.6), row("LAMP", 0, 0.6)]
     rows += [row("MAG", 0, 0.59, solved="joint"), row("LAMP", 1, 0.9, solved="joint")]
     rows += [row("ERK", 0, 0.6), row("ERK", 0, 0.63, solved="joint")]
-    assert cells(gain_table(rows)) == {("resnet20", "90 %"): ["+4.00", "-1.00", "+10.00", "1 of 3"]}
+    rows += [row("obs", 0, 0.65, solved="brief")]
+    assert cells(gain_table(rows), "network", "tuning", "pruned") == {
+        ("resnet20", "joint", "90 %"): ["+4.00", "-1.00", "+10.00", "1 of 3"],
+        ("resnet20", "joint, 400 steps", "90 %"): ["-5.00", "-5.00", "-5.00", "1 of 1"],
+    }
 
 
 def test_the_table_of_pictures_has_what_was_measured_with_several_numbers() -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 
 from mmp.errors import MmpError
 from mmp.pruning.layers.products import product_of
-from mmp.pruning.masks import Masks
+from mmp.pruning.masks import Masks, make_masks
 from mmp.pruning.reconstruction.moments import Moments
 from mmp.pruning.reconstruction.reconstruct import reconstruct
 from mmp.pruning.reconstruction.row_sample import SampledMoments, _Sample
@@ -54,7 +54,7 @@ def test_calls_of_different_sizes_count_together(reverse: bool) -> None:
 @pytest.mark.parametrize(("rows", "wanted"), [(24576, 700), (1000, 799), (100, 75), (256, 102.4)])
 def test_rows_come_once_and_from_all_places(rows: int, wanted: float) -> None:
     calls = 60
-    sample = _Sample.of(calls * rows, round(calls * wanted))
+    sample = _Sample.of(calls * rows, 1, round(calls * wanted), 1)
     drawn = [[*sample.draw(rows)] for _ in range(calls)]
     for solving, unseen in drawn:
         both = torch.cat([solving, unseen]).sort().values
@@ -66,7 +66,7 @@ def test_rows_come_once_and_from_all_places(rows: int, wanted: float) -> None:
         fifths = torch.histc(torch.cat([call[part] for call in drawn]).double(), 5, 0, rows)
         assert fifths.min() > 0.6 * fifths.mean()
     assert sum(len(unseen) for _, unseen in drawn) == pytest.approx(calls * wanted / 4, rel=0.3)
-    again = _Sample.of(calls * rows, round(calls * wanted))
+    again = _Sample.of(calls * rows, 1, round(calls * wanted), 1)
     assert all(torch.equal(a, b) for a, b in zip([*again.draw(rows)], drawn[0], strict=True))
 
 
@@ -144,3 +144,46 @@ def test_a_sample_solves_nearly_as_well_as_all_rows_and_reports_errors_of_other_
     assert few_reported == pytest.approx(error(few), rel=0.2)
     again, _ = solved(64)
     assert all(torch.equal(a, b) for a, b in zip(few.parameters(), again.parameters(), strict=True))
+
+
+def test_the_rows_of_every_fifth_image_are_held_out_where_rows_are_few() -> None:
+    layer = nn.Linear(64, 8)
+    tokens = torch.arange(23.0).view(23, 1, 1).expand(23, 3, 64) + torch.randn(23, 3, 64) * 0.01  # the image's number
+    batches = tokens.split(7)
+    with torch.no_grad():
+        targets = [[product_of(layer, layer(batch))] for batch in batches]
+    found = SampledMoments.of([[(layer, batch)] for batch in batches], targets, [*map(len, batches)], 64)
+    assert found.trial is not None
+    assert [moments.rows for moments in (found.solving, found.trial, found.unseen)] == [69, 57, 12]
+    held = torch.tensor([4.0, 9.0, 14.0, 19.0])
+    others = torch.tensor([number for number in range(23) if number not in held])
+    assert found.unseen.x.mean() == pytest.approx(float(held.mean()), abs=0.01)
+    assert found.trial.x.mean() == pytest.approx(float(others.double().mean()), abs=0.01)
+    assert found.solving.x.mean() == pytest.approx(11, abs=0.01)
+
+
+@pytest.mark.parametrize("images", [3, 640])
+def test_nothing_is_held_out_with_a_handful_of_images_or_with_ten_rows_a_column(images: int) -> None:
+    layer, inputs = nn.Linear(64, 8), torch.randn(images, 64)
+    with torch.no_grad():
+        found = SampledMoments.of([[(layer, inputs)]], [[product_of(layer, layer(inputs))]], [images], 64)
+    assert found.trial is None
+    assert found.unseen is found.solving
+
+
+def test_few_rows_are_not_fitted_at_the_cost_of_others() -> None:
+    """A wide classifier behind features that are noisy in the pruned network: the case of a few hundred images."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 100))
+    images, fresh = torch.randn(160, 64), torch.randn(2000, 64)
+    scores = {name: dense.get_parameter(name).detach().abs() for name in ("0.weight", "2.weight")}
+    masks = make_masks(scores, dict.fromkeys(scores, 0.6))
+    errors = {}
+    for rows_per_column in (0, 64):
+        model = copy.deepcopy(dense)
+        *_, report = reconstruct(model, masks, [images], rows_per_column=rows_per_column)
+        with torch.no_grad():
+            errors[rows_per_column] = float((model(fresh) - dense(fresh)).square().mean() / dense(fresh).var(0).mean())
+        assert report.status == "solved"
+    assert errors[64] < 0.9 * errors[0]
+    assert report.after == pytest.approx(errors[64], rel=0.3)  # an honest figure, from images that were held out

@@ -122,6 +122,11 @@ class MomentSums:
         self._parts: list[Tensor] = []  # sums in the type of X, of the rows that are pending
         self._sums: list[Tensor] = []  # the same in float64, of the rows before
 
+    @property
+    def rows(self) -> int:
+        """Number of rows so far."""
+        return self._rows
+
     def add(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Add pairs of X (groups, rows, columns) and Y (groups, rows, outputs per group)."""
         for inputs, targets in pairs:

@@ -20,7 +20,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from mmp.pruning.layers.products import product_of
 from mmp.pruning.masks import Masks
 from mmp.pruning.reconstruction.layer_report import LayerReport
 from mmp.pruning.reconstruction.least_squares import solve_rows
+from mmp.pruning.reconstruction.moments import Moments
 from mmp.pruning.reconstruction.row_sample import SampledMoments
 from mmp.tensors import memory_of
 
@@ -45,6 +46,7 @@ _MOST_STORED = 4 * 2**30  # bytes of targets from one pass of the dense network;
 _NO_WORSE = 1.0 + 1e-6
 # The same on rows that were not solved with: where there is nothing to gain, 64 rows for each column raise it by 1/64.
 _NO_WORSE_UNSEEN = 1.02
+_RIDGES = (1.0, 10.0, 100.0)  # factors of the ridge to choose from where rows are few
 # Below this share of the variance an error is rounding of float32 products: the outputs are the dense layer's.
 _NOTHING_LOST = 1e-6
 _SOLVED = "solved"
@@ -70,7 +72,8 @@ def reconstruct(
         targets: The targets of :func:`dense_targets` for these masks and images, so that ``dense`` need not run.
         rows_per_column: Number of rows of a layer's inputs (one for each place of a convolution in each image) to solve
             with, for each column of its weight. They are drawn evenly from all images, and a quarter as many others
-            to measure the errors on. 0 takes all rows, and so does a layer that has too few.
+            to measure the errors on. 0 takes all rows, and so does a layer that has too few. With fewer than ten rows
+            for each column, the ridge is chosen on images that are held out.
 
     Returns:
         A report for every layer, in forward order; layers that are never called come last.
@@ -253,22 +256,51 @@ def _reconstruct_layer(
     assert isinstance(weight, Tensor)
     unseen, solving = moments.unseen, moments.solving
     before = unseen.squared_error(weight)
-    if not math.isfinite(before):
+    if not math.isfinite(before + (moments.trial or unseen).squared_error(weight)):
         return _Outcome("its inputs or targets are not finite")
     share = unseen.share(before)
     if mask.all() and before <= _NOTHING_LOST * (unseen.variance or float(unseen.y.square().sum())):
         return _Outcome(_SOLVED, share, share)
-    solved = solve_rows(solving, mask, dense, ridge, centred)
-    if solved is None:
+    solution = _best(moments, mask, dense, ridge, centred)
+    if solution is None:
         return _Outcome("the system is singular", share, share)
-    constant = solving.best_constant(solved) if centred else None
-    after = unseen.squared_error(solved, constant)
-    if not after <= before * (_NO_WORSE if unseen is solving else _NO_WORSE_UNSEEN):  # true for NaN
+    if not solution.error <= before * (_NO_WORSE if unseen is solving else _NO_WORSE_UNSEEN):  # true for NaN
         return _Outcome("the solve would make its output worse", share, share)
-    weight.copy_(solved)
-    if constant is not None:
-        walk.add_constant(name, constant)
-    return _Outcome(_SOLVED, share, unseen.share(after))
+    weight.copy_(solution.weight)
+    if solution.constant is not None:
+        walk.add_constant(name, solution.constant)
+    return _Outcome(_SOLVED, share, unseen.share(solution.error))
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """A layer's weight and the constant of its outputs, with the squared error on unseen rows."""
+
+    weight: Tensor
+    constant: Tensor | None
+    error: float
+
+
+def _best(moments: SampledMoments, mask: Tensor, dense: Tensor, ridge: float, centred: bool) -> _Solution | None:
+    """Return the solution of a layer, None if its system is singular.
+
+    If rows are few, the ridge is chosen: the rows of four fifths of the images are solved with several ridges, and all
+    rows with the one whose error on the other images is the lowest. The error of that trial is the solution's.
+    """
+
+    def solve(rows: Moments, factor: float) -> _Solution | None:
+        solved = solve_rows(rows, mask, dense, factor * ridge, centred)
+        if solved is None:
+            return None
+        constant = rows.best_constant(solved) if centred else None
+        return _Solution(solved, constant, moments.unseen.squared_error(solved, constant))
+
+    if moments.trial is None:
+        return solve(moments.solving, 1.0)
+    tried = {factor: solution for factor in _RIDGES if (solution := solve(moments.trial, factor))}
+    factor = min(tried, key=lambda factor: tried[factor].error, default=0.0)
+    final = solve(moments.solving, factor) if factor else None
+    return replace(final, error=tried[factor].error) if final else None
 
 
 def summary_of(reports: Sequence[LayerReport]) -> Mapping[str, Any]:

@@ -16,6 +16,8 @@ from mmp.pruning.layers.products import columns_of, pieces_at, pieces_of
 from mmp.pruning.reconstruction.moments import Moments, MomentSums
 
 _UNSEEN = 0.2  # share of the sample that errors are measured on
+_FEW = 10  # rows for each column; with fewer, the rows of whole images are held out
+_EVERY = 5  # one of so many images is held out then
 _LEAST = 64  # rows to solve with, so that some are unseen
 
 
@@ -26,10 +28,13 @@ class SampledMoments:
     Attributes:
         solving: Moments of the rows to solve with; their means are those of all rows.
         unseen: Moments of other rows, on which errors are measured; of the same rows if all are taken.
+        trial: If rows are so few that a solution may fit them and no others: moments of the rows of four fifths of the
+            images. Those of the other images are ``unseen``, and ``solving`` has all rows.
     """
 
     solving: Moments
     unseen: Moments
+    trial: Moments | None = None
 
     @classmethod
     def of(
@@ -48,14 +53,14 @@ class SampledMoments:
             rows_per_column: Number of rows to solve with for each column of the weight; 0 takes all. All are also taken
                 if there are too few to measure errors on others.
         """
-        solving, unseen, means = MomentSums(), MomentSums(), _Means()
+        solving, unseen, trial, means = MomentSums(), MomentSums(), MomentSums(), _Means()
         sample: _Sample | None = None
-        for calls, targets in zip(inputs, products, strict=True):
+        for first, count, calls, targets in zip(_starts(images), images, inputs, products, strict=True):
             if sample is None:
                 weight = calls[0][0].weight
                 assert isinstance(weight, Tensor)
                 rows = sum(target.shape[1] for target in targets) * sum(images) / images[0]
-                sample = _Sample.of(rows, rows_per_column * weight[0].numel())
+                sample = _Sample.of(rows, rows_per_column, weight[0].numel(), sum(images))
             for (module, read), target in zip(calls, targets, strict=True):
                 y = target.to(read.device)
                 if sample.share:
@@ -65,10 +70,35 @@ class SampledMoments:
                             sums.add(pieces_at(module, read, y, places.to(read.device)))
                 else:
                     solving.add(pieces_of(module, read, y))
+                    if sample.scarce:
+                        for sums, places in zip((trial, unseen), _by_image(y.shape[1], first, count), strict=True):
+                            if len(places):
+                                sums.add(pieces_at(module, read, y, places.to(read.device)))
         moments = solving.moments()
+        if trial.rows and unseen.rows:
+            return cls(moments, unseen.moments(), trial.moments())
         if not (sample and sample.share):
             return cls(moments, moments)
         return cls(replace(moments, x=means.x, y=means.y), unseen.moments())
+
+
+def _starts(images: Sequence[int]) -> list[int]:
+    """Return the number of images before each batch."""
+    return [sum(images[:number]) for number in range(len(images))]
+
+
+def _by_image(rows: int, first: int, count: int) -> Iterator[Tensor]:
+    """Yield the numbers of the rows of a call whose images are tried, and of those whose images are held out.
+
+    Args:
+        rows: Number of rows, in the order of their images.
+        first: Number of images in earlier batches.
+        count: Number of images in this batch.
+    """
+    numbers = torch.arange(rows, device="cpu")
+    held = (first + numbers * count // rows) % _EVERY == _EVERY - 1
+    yield numbers[~held]
+    yield numbers[held]
 
 
 class _Means:
@@ -100,17 +130,27 @@ class _Sample:
 
     Attributes:
         share: Share of the rows that are drawn, those to measure on included; 0 if all are taken and none is drawn.
+        scarce: Whether rows are so few that the rows of some images are held out.
         drawn: Number of rows so far.
     """
 
     share: float
+    scarce: bool = False
     drawn: int = 0
 
     @classmethod
-    def of(cls, rows: float, wanted: int) -> _Sample:
-        """Return a sample of about ``wanted`` rows to solve with, of ``rows`` in all; 0 takes all."""
-        share = max(wanted, _LEAST) / (1 - _UNSEEN) / rows
-        return cls(share if wanted and share < 1 else 0.0)
+    def of(cls, rows: float, rows_per_column: int, columns: int, images: int) -> _Sample:
+        """Return a sample of the rows of a layer.
+
+        Args:
+            rows: Number of rows in all.
+            rows_per_column: Number of rows to solve with, about, for each column; 0 takes all.
+            columns: Number of columns.
+            images: Number of images.
+        """
+        share = max(rows_per_column * columns, _LEAST) / (1 - _UNSEEN) / rows
+        scarce = rows < _FEW * columns and images >= _EVERY
+        return cls(share if share < 1 else 0.0, scarce) if rows_per_column else cls(0.0)
 
     def draw(self, rows: int) -> Iterator[Tensor]:
         """Yield the numbers of the rows of a call to solve with, and of those to measure on.
