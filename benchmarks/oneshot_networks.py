@@ -80,6 +80,9 @@ NETWORKS = {
     "resnet20_zeros": _resnet({"depth": 20, **WITHOUT}, MEAN, STD),
     "resnet56_zeros": _resnet({"depth": 56, **WITHOUT}, MEAN, STD),
     "efficientnet_lite0": Network(
-        ("model=timm", "model.name=tf_efficientnet_lite0", *IMAGENET), (64, 128, 256), (0.5, 0.7), OnePictureEach
+        ("model=timm", "model.name=tf_efficientnet_lite0", "ranges=mobilenet", *IMAGENET),
+        (64, 128, 256),
+        (0.5, 0.7),
+        OnePictureEach,
     ),
 }
