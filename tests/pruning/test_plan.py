@@ -174,6 +174,30 @@ def test_levit_table_covers_a_head_of_many_classes() -> None:
     assert spans(plan)["head.linear.weight"] == (0, 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "widens", "narrows"),
+    [
+        ("tf_efficientnet_lite0", "conv_pw.weight", "conv_pwl.weight"),
+        ("mobilenetv2_100", "conv_pw.weight", "conv_pwl.weight"),
+        ("mobilenetv3_large_100", "conv_pw.weight", "conv_pwl.weight"),
+        ("mobilenetv4_conv_medium", "pw_exp.conv.weight", "pw_proj.conv.weight"),
+    ],
+)
+def test_mobile_networks_are_spared_where_a_block_has_no_shortcut(name: str, widens: str, narrows: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    plan = make_plan(model, "mobilenet")
+    sizes = {layer.name: layer.size for layer in plan.layers}
+    late = [(n, r) for n, r in plan.ranges.items() if sizes[n] >= 10_000 and re.match(r"blocks\.[345]\.", n)]
+    for kind, first, later in ((narrows, (0.05, 0.30), (0.35, 0.75)), (widens, (0.25, 0.60), (0.50, 0.90))):
+        found = {(span.lo, span.hi) for n, span in late if n.endswith(kind) and n.split(".")[2] == "0"}
+        assert found <= {first, (0.0, 0.2)}, kind
+        assert found
+        assert {(span.lo, span.hi) for n, span in late if n.endswith(kind) and n.split(".")[2] != "0"} == {later}
+    others = [layer.name for layer in plan.layers if layer.role != "other" and plan.ranges[layer.name].lo == 0.2]
+    assert not others  # a rule for everything but gates
+
+
 def test_the_papers_vgg_runs_like_other_timm_models() -> None:
     model = timm.create_model("vgg11_bn_small", num_classes=7, in_chans=1).eval()
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
