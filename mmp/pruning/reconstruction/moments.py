@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FEW = 10  # rows for each column; with fewer, a solution may fit them and no others
 _SINGLE = 2**14  # rows that are summed in float32 before the sum is added in float64
 _ROUNDING = 1e-12  # of the mean square; a variance below it comes from rounding of float32 products
 _WIDTH = 128  # columns of a symmetric matrix in one block, so that only one half of the matrix is computed

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mmp.pruning.layers.products import columns_of, pieces_at, pieces_of
-from mmp.pruning.reconstruction.moments import Moments, MomentSums
+from mmp.pruning.reconstruction.moments import FEW, Moments, MomentSums
 
 _UNSEEN = 0.2  # share of the sample that errors are measured on
-_FEW = 10  # rows for each column; with fewer, the rows of whole images are held out
-_EVERY = 5  # one of so many images is held out then
+_EVERY = 5  # one of so many images is held out where rows are few
 _LEAST = 64  # rows to solve with, so that some are unseen
 
 
@@ -149,7 +148,7 @@ class _Sample:
             images: Number of images.
         """
         share = max(rows_per_column * columns, _LEAST) / (1 - _UNSEEN) / rows
-        scarce = rows < _FEW * columns and images >= _EVERY
+        scarce = rows < FEW * columns and images >= _EVERY
         return cls(share if share < 1 else 0.0, scarce) if rows_per_column else cls(0.0)
 
     def draw(self, rows: int) -> Iterator[Tensor]:
