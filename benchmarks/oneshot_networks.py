@@ -19,7 +19,7 @@ RUN = (
 
 # 3,000 of the 50,000 training pictures calibrate, 5,000 validate. The rule for layers under 10,000 weights is off,
 # because the baselines have no such rule and these networks have few larger layers. So many steps, in bfloat16 and
-# compiled, take a ResNet-20 less than ten minutes on two cores.
+# compiled, take a ResNet-20 eleven minutes on the two threads of one core.
 CIFAR10 = (
     "model=own", "model._target_=benchmarks.cifar_resnet.CifarResNet", "model.image_size=32", "data=cifar10",
     "data.calibration=0.06", "data.validation=0.1", "ranges.constraints.small_below=0",
