@@ -181,6 +181,7 @@ def test_levit_table_covers_a_head_of_many_classes() -> None:
         ("mobilenetv2_100", "conv_pw.weight", "conv_pwl.weight"),
         ("mobilenetv3_large_100", "conv_pw.weight", "conv_pwl.weight"),
         ("mobilenetv4_conv_medium", "pw_exp.conv.weight", "pw_proj.conv.weight"),
+        ("efficientnetv2_rw_t", "conv_pw.weight", "conv_pwl.weight"),
     ],
 )
 def test_mobile_networks_are_spared_where_a_block_has_no_shortcut(name: str, widens: str, narrows: str) -> None:
@@ -194,6 +195,8 @@ def test_mobile_networks_are_spared_where_a_block_has_no_shortcut(name: str, wid
         assert found <= {first, (0.0, 0.2)}, kind
         assert found
         assert {(span.lo, span.hi) for n, span in late if n.endswith(kind) and n.split(".")[2] != "0"} == {later}
+    fused = {(span.lo, span.hi) for n, span in plan.ranges.items() if re.search(r"[1-5]\.0\.conv_exp", n)}
+    assert fused <= {(0.0, 0.2), (0.0, 0.1)}
     others = [layer.name for layer in plan.layers if layer.role != "other" and plan.ranges[layer.name].lo == 0.2]
     assert not others  # a rule for everything but gates
 
