@@ -141,7 +141,8 @@ def _model_identity(model: Settings) -> Settings:
 def _reconstruction(kept: Settings) -> Settings:
     """Return the settings of a reconstruction without those that have no effect."""
     if kept.get("name") == JOINT:
-        return kept
+        tuning = {key: value for key, value in kept["tuning"].items() if key != "compile" or value}  # added later
+        return {**kept, "tuning": tuning}
     unused = {"tuning"}
     if kept.get("name") == "none" or not kept.get("rows_per_column"):
         unused.add("rows_per_column")  # so that hashes from before it existed stay valid

@@ -155,6 +155,14 @@ def test_a_joint_tuning_with_all_rows_is_none_from_before_rows_were_sampled() ->
     assert name != "cnn-digits-magnitude-balanced-s0-008362e7"
 
 
+def test_compiled_steps_are_another_run_and_others_are_named_as_before_there_were_any() -> None:
+    plain, compiled = (
+        composed("reconstruct=joint", f"reconstruct.tuning.compile={value}") for value in ("false", "true")
+    )
+    assert run_name(plain) != run_name(compiled)
+    assert "compile" not in identity(settings_of(plain))["reconstruct"]["tuning"]
+
+
 def test_a_class_counts_by_its_name_and_a_users_class_by_its_address() -> None:
     moved = composed(
         "signal._target_=mmp.elsewhere.Magnitude", "callbacks.best._target_=callbacks.new.CheckpointAtTarget"

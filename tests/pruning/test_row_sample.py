@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -54,7 +55,7 @@ def test_calls_of_different_sizes_count_together(reverse: bool) -> None:
 @pytest.mark.parametrize(("rows", "wanted"), [(24576, 700), (1000, 799), (100, 75), (256, 102.4)])
 def test_rows_come_once_and_from_all_places(rows: int, wanted: float) -> None:
     calls = 60
-    sample = _Sample.of(calls * rows, 1, round(calls * wanted), 1)
+    sample = _Sample.of(calls * rows, 1, round(calls * wanted), by_image=False)
     drawn = [[*sample.draw(rows)] for _ in range(calls)]
     for solving, unseen in drawn:
         both = torch.cat([solving, unseen]).sort().values
@@ -66,7 +67,7 @@ def test_rows_come_once_and_from_all_places(rows: int, wanted: float) -> None:
         fifths = torch.histc(torch.cat([call[part] for call in drawn]).double(), 5, 0, rows)
         assert fifths.min() > 0.6 * fifths.mean()
     assert sum(len(unseen) for _, unseen in drawn) == pytest.approx(calls * wanted / 4, rel=0.3)
-    again = _Sample.of(calls * rows, 1, round(calls * wanted), 1)
+    again = _Sample.of(calls * rows, 1, round(calls * wanted), by_image=False)
     assert all(torch.equal(a, b) for a, b in zip([*again.draw(rows)], drawn[0], strict=True))
 
 
@@ -146,28 +147,44 @@ def test_a_sample_solves_nearly_as_well_as_all_rows_and_reports_errors_of_other_
     assert all(torch.equal(a, b) for a, b in zip(few.parameters(), again.parameters(), strict=True))
 
 
-def test_the_rows_of_every_fifth_image_are_held_out_where_rows_are_few() -> None:
-    layer = nn.Linear(64, 8)
-    tokens = torch.arange(23.0).view(23, 1, 1).expand(23, 3, 64) + torch.randn(23, 3, 64) * 0.01  # the image's number
-    batches = tokens.split(7)
+def linear_moments(layer: nn.Linear, batches: Sequence[Tensor], images: Sequence[int]) -> SampledMoments:
     with torch.no_grad():
         targets = [[product_of(layer, layer(batch))] for batch in batches]
-    found = SampledMoments.of([[(layer, batch)] for batch in batches], targets, [*map(len, batches)], 64)
-    assert found.trial is not None
-    assert [moments.rows for moments in (found.solving, found.trial, found.unseen)] == [69, 57, 12]
-    held = torch.tensor([4.0, 9.0, 14.0, 19.0])
-    others = torch.tensor([number for number in range(23) if number not in held])
-    assert found.unseen.x.mean() == pytest.approx(float(held.mean()), abs=0.01)
-    assert found.trial.x.mean() == pytest.approx(float(others.double().mean()), abs=0.01)
-    assert found.solving.x.mean() == pytest.approx(11, abs=0.01)
+        return SampledMoments.of([[(layer, batch)] for batch in batches], targets, images, 64)
 
 
-@pytest.mark.parametrize("images", [3, 640])
-def test_nothing_is_held_out_with_a_handful_of_images_or_with_ten_rows_a_column(images: int) -> None:
-    layer, inputs = nn.Linear(64, 8), torch.randn(images, 64)
-    with torch.no_grad():
-        found = SampledMoments.of([[(layer, inputs)]], [[product_of(layer, layer(inputs))]], [images], 64)
-    assert found.trial is None
+def test_the_rows_of_every_fifth_image_are_held_out_where_rows_are_few() -> None:
+    numbers = torch.arange(23.0).view(23, 1, 1)  # of the images
+    batches = (numbers.expand(23, 3, 64) + 0.01 * torch.randn(23, 3, 64)).split(7)
+    found = linear_moments(nn.Linear(64, 8), batches, [*map(len, batches)])
+    assert found.few
+    assert (found.solving.rows, found.unseen.rows) == (57, 12)
+    held = [4, 9, 14, 19]
+    others = [number for number in range(23) if number not in held]
+    assert found.unseen.x.mean() == pytest.approx(sum(held) / 4, abs=0.01)
+    assert found.solving.x.mean() == pytest.approx(sum(others) / 19, abs=0.01)
+
+
+def test_joined_moments_are_those_of_all_rows() -> None:
+    pairs = [
+        (torch.randn(2, count, 5, dtype=torch.float64) + count, torch.randn(2, count, 3, dtype=torch.float64))
+        for count in (7, 4)
+    ]
+    one, other, whole = Moments.of(pairs[:1]), Moments.of(pairs[1:]), Moments.of(pairs)
+    joined = one.joined(other)
+    assert joined.rows == whole.rows == 11
+    for name in ("x", "y", "xx", "yx", "yy"):
+        torch.testing.assert_close(getattr(joined, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize(
+    ("shape", "images"),
+    [((19, 64), 19), ((640, 64), 640), ((3, 25, 64), 25), ((226, 64), 25)],
+    ids=["few images", "ten rows a column", "tokens first", "rows that no image changes"],
+)
+def test_all_rows_are_taken_where_images_cannot_or_need_not_be_held_out(shape: tuple[int, ...], images: int) -> None:
+    found = linear_moments(nn.Linear(64, 8), [torch.randn(shape)], [images])
+    assert not found.few
     assert found.unseen is found.solving
 
 

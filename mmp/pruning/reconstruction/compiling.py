@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from traceback import format_exception_only
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ Loss = Callable[[nn.Module, Tensor], Tensor]
 
 
 @contextmanager
-def compiled(loss: Loss, network: nn.Module, images: Tensor) -> Iterator[Loss]:
+def compiled(loss: Loss, network: nn.Module, batches: Iterable[Tensor]) -> Iterator[Loss]:
     """Compile a loss by ``torch.compile`` for a ``with`` block.
 
     Where that fails, for want of a C++ compiler or because of the network, the block gets the loss as it is, and a line
@@ -25,20 +26,21 @@ def compiled(loss: Loss, network: nn.Module, images: Tensor) -> Iterator[Loss]:
     Args:
         loss: Returns the loss of a network on images.
         network: The network. Gradients are added to those of its parameters.
-        images: A batch (B, C, H, W) of the size that will be used. Other sizes are compiled when they come.
+        batches: Images (B, C, H, W) of every number that will be used.
     """
     try:
-        yield _compiled(loss, network, images)
+        yield _compiled(loss, network, batches)
     finally:
         torch.compiler.reset()
 
 
-def _compiled(loss: Loss, network: nn.Module, images: Tensor) -> Loss:
+def _compiled(loss: Loss, network: nn.Module, batches: Iterable[Tensor]) -> Loss:
     found: Loss = torch.compile(loss, dynamic=False)
     try:
-        found(network, images).backward()
+        for images in batches:
+            found(network, images).backward()
     except Exception as error:  # compilers raise errors of many kinds
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(line.strip() for line in format_exception_only(error)[-1].splitlines()[:2])
         log.warning("joint tuning goes on without torch.compile, which fails: %s", reason)
         return loss
     return found

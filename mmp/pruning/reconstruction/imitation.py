@@ -91,7 +91,8 @@ def outputs_of(network: nn.Module, blocks: Sequence[str], images: Tensor) -> lis
     Raises:
         MmpError: if the network returns no tensor of floating-point numbers.
     """
-    modules, found = dict(network.named_modules()), list[Tensor]()
+    modules = dict(network.named_modules())
+    found: list[Tensor] = []
 
     def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
         found.extend(_floats(output))

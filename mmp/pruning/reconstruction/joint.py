@@ -288,8 +288,8 @@ class _Descent:
     def _loss_of_steps(self, state: TuningState) -> AbstractContextManager[Loss]:
         if not self.tuning.compile or state.step >= self.tuning.steps:
             return nullcontext(self._loss)
-        images = self.images.batch(state.step, self.tuning.batch_size)
-        return compiled(self._loss, self.model, images[: state.part])
+        parts = self.images.batch(state.step, self.tuning.batch_size).split(state.part)
+        return compiled(self._loss, self.model, {len(part): part for part in parts}.values())
 
     def _loss(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the loss of a step, computed in the precision of the tuning."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmp.pruning.reconstruction.moments import FEW, Moments
+from mmp.pruning.reconstruction.moments import Moments
 from mmp.pruning.row_systems import cholesky_or_nan, factorise, with_ridge
 
 _LEAST_SPREAD = 0.01  # of the mean squared input, the variance that the ridge counts at least
@@ -41,7 +41,7 @@ def solve_rows(
         A tensor of the weight's shape, exactly 0.0 outside the mask; None if the system is singular.
     """
     a, c = moments.system(centred)
-    few = 10.0 if moments.rows < FEW * c.shape[2] else 1.0
+    few = 10.0 if moments.few else 1.0
     squares = (moments.xx.diagonal(dim1=1, dim2=2) + moments.x.square()).mean(1)
     pull = few * ridge * torch.maximum(a.diagonal(dim1=1, dim2=2).mean(1), _LEAST_SPREAD * squares)
     if not (pull.isfinite().all() and pull.any()):

@@ -48,6 +48,26 @@ class Moments:
         sums.add(pairs)
         return sums.moments()
 
+    @property
+    def few(self) -> bool:
+        """Whether there are so few rows that a solution may fit them and no others."""
+        return self.rows < FEW * self.xx.shape[1]
+
+    def joined(self, other: Moments) -> Moments:
+        """Return the moments of the rows of both. The covariances take the place of these ones in memory."""
+        rows = self.rows + other.rows
+        mine, theirs = self.rows / rows, other.rows / rows
+        x, y = (self.x - other.x).unsqueeze(1), (self.y - other.y).unsqueeze(2)
+        xx = self.xx.mul_(mine).add_(other.xx, alpha=theirs)
+        return Moments(
+            rows=rows,
+            x=mine * self.x + theirs * other.x,
+            y=mine * self.y + theirs * other.y,
+            xx=xx.baddbmm_(x.transpose(1, 2).to(xx.dtype), x.to(xx.dtype), alpha=mine * theirs),
+            yx=mine * self.yx + theirs * other.yx + mine * theirs * y * x,
+            yy=mine * self.yy + theirs * other.yy + mine * theirs * y.squeeze(2).square(),
+        )
+
     def system(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Return the normal equations w A = C of all rows w.
 

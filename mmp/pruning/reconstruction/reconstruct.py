@@ -73,7 +73,7 @@ def reconstruct(
         rows_per_column: Number of rows of a layer's inputs (one for each place of a convolution in each image) to solve
             with, for each column of its weight. They are drawn evenly from all images, and a quarter as many others
             to measure the errors on. 0 takes all rows, and so does a layer that has too few. With fewer than ten rows
-            for each column, the ridge is chosen on images that are held out.
+            for each column, of at least twenty images, the ridge is chosen on images that are held out.
 
     Returns:
         A report for every layer, in forward order; layers that are never called come last.
@@ -256,7 +256,7 @@ def _reconstruct_layer(
     assert isinstance(weight, Tensor)
     unseen, solving = moments.unseen, moments.solving
     before = unseen.squared_error(weight)
-    if not math.isfinite(before + (moments.trial or unseen).squared_error(weight)):
+    if not math.isfinite(before + (solving.squared_error(weight) if moments.few else 0.0)):
         return _Outcome("its inputs or targets are not finite")
     share = unseen.share(before)
     if mask.all() and before <= _NOTHING_LOST * (unseen.variance or float(unseen.y.square().sum())):
@@ -284,8 +284,8 @@ class _Solution:
 def _best(moments: SampledMoments, mask: Tensor, dense: Tensor, ridge: float, centred: bool) -> _Solution | None:
     """Return the solution of a layer, None if its system is singular.
 
-    If rows are few, the ridge is chosen: the rows of four fifths of the images are solved with several ridges, and all
-    rows with the one whose error on the other images is the lowest. The error of that trial is the solution's.
+    If rows are few, the ridge is chosen by the error on unseen rows, and all rows are solved with it. That error is the
+    solution's.
     """
 
     def solve(rows: Moments, factor: float) -> _Solution | None:
@@ -295,11 +295,13 @@ def _best(moments: SampledMoments, mask: Tensor, dense: Tensor, ridge: float, ce
         constant = rows.best_constant(solved) if centred else None
         return _Solution(solved, constant, moments.unseen.squared_error(solved, constant))
 
-    if moments.trial is None:
+    if not moments.few:
         return solve(moments.solving, 1.0)
-    tried = {factor: solution for factor in _RIDGES if (solution := solve(moments.trial, factor))}
-    factor = min(tried, key=lambda factor: tried[factor].error, default=0.0)
-    final = solve(moments.solving, factor) if factor else None
+    tried = {factor: solution for factor in _RIDGES if (solution := solve(moments.solving, factor))}
+    factor = min(tried, key=lambda factor: tried[factor].error, default=None)
+    if factor is None:
+        return None
+    final = solve(moments.solving.joined(moments.unseen), factor)
     return replace(final, error=tried[factor].error) if final else None
 
 

@@ -6,7 +6,7 @@ squares with a few dozen rows for each column have nearly the same solution, in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from mmp.pruning.layers.products import columns_of, pieces_at, pieces_of
 from mmp.pruning.reconstruction.moments import FEW, Moments, MomentSums
 
 _UNSEEN = 0.2  # share of the sample that errors are measured on
-_EVERY = 5  # one of so many images is held out where rows are few
+_EVERY, _ENOUGH = 5, 20  # where rows are few, one of five images is held out, if there are at least twenty
 _LEAST = 64  # rows to solve with, so that some are unseen
 
 
@@ -27,13 +27,13 @@ class SampledMoments:
     Attributes:
         solving: Moments of the rows to solve with; their means are those of all rows.
         unseen: Moments of other rows, on which errors are measured; of the same rows if all are taken.
-        trial: If rows are so few that a solution may fit them and no others: moments of the rows of four fifths of the
-            images. Those of the other images are ``unseen``, and ``solving`` has all rows.
+        few: Whether rows are so few that a solution may fit them and no others. Then ``unseen`` are the rows of a fifth
+            of the images, and ``solving`` those of the others, to be joined once a solution is chosen.
     """
 
     solving: Moments
     unseen: Moments
-    trial: Moments | None = None
+    few: bool = False
 
     @classmethod
     def of(
@@ -50,54 +50,37 @@ class SampledMoments:
             products: For each batch and each call, the target, (groups, rows, outputs per group).
             images: Number of images of each batch.
             rows_per_column: Number of rows to solve with for each column of the weight; 0 takes all. All are also taken
-                if there are too few to measure errors on others.
+                if there are too few to measure errors on others. If they are fewer than ten for each column, the rows
+                of every fifth image are not solved with.
         """
-        solving, unseen, trial, means = MomentSums(), MomentSums(), MomentSums(), _Means()
+        solving, unseen, means = MomentSums(), MomentSums(), _Means()
         sample: _Sample | None = None
         for first, count, calls, targets in zip(_starts(images), images, inputs, products, strict=True):
             if sample is None:
                 weight = calls[0][0].weight
                 assert isinstance(weight, Tensor)
                 rows = sum(target.shape[1] for target in targets) * sum(images) / images[0]
-                sample = _Sample.of(rows, rows_per_column, weight[0].numel(), sum(images))
+                by_image = sum(images) >= _ENOUGH and all(len(read) % count == 0 for _, read in calls)
+                sample = _Sample.of(rows, rows_per_column, weight[0].numel(), by_image)
             for (module, read), target in zip(calls, targets, strict=True):
                 y = target.to(read.device)
                 if sample.share:
                     means.add(module, read, y)
-                    for sums, places in zip((solving, unseen), sample.draw(y.shape[1]), strict=True):
-                        if len(places):
-                            sums.add(pieces_at(module, read, y, places.to(read.device)))
-                else:
+                if (places := sample.places(y.shape[1], first, count)) is None:
                     solving.add(pieces_of(module, read, y))
-                    if sample.scarce:
-                        for sums, places in zip((trial, unseen), _by_image(y.shape[1], first, count), strict=True):
-                            if len(places):
-                                sums.add(pieces_at(module, read, y, places.to(read.device)))
+                    continue
+                for sums, chosen in zip((solving, unseen), places, strict=True):
+                    if len(chosen):
+                        sums.add(pieces_at(module, read, y, chosen.to(read.device)))
         moments = solving.moments()
-        if trial.rows and unseen.rows:
-            return cls(moments, unseen.moments(), trial.moments())
-        if not (sample and sample.share):
-            return cls(moments, moments)
-        return cls(replace(moments, x=means.x, y=means.y), unseen.moments())
+        if sample and sample.share:
+            return cls(replace(moments, x=means.x, y=means.y), unseen.moments())
+        return cls(moments, unseen.moments(), True) if unseen.rows else cls(moments, moments)
 
 
 def _starts(images: Sequence[int]) -> list[int]:
     """Return the number of images before each batch."""
     return [sum(images[:number]) for number in range(len(images))]
-
-
-def _by_image(rows: int, first: int, count: int) -> Iterator[Tensor]:
-    """Yield the numbers of the rows of a call whose images are tried, and of those whose images are held out.
-
-    Args:
-        rows: Number of rows, in the order of their images.
-        first: Number of images in earlier batches.
-        count: Number of images in this batch.
-    """
-    numbers = torch.arange(rows, device="cpu")
-    held = (first + numbers * count // rows) % _EVERY == _EVERY - 1
-    yield numbers[~held]
-    yield numbers[held]
 
 
 class _Means:
@@ -129,36 +112,48 @@ class _Sample:
 
     Attributes:
         share: Share of the rows that are drawn, those to measure on included; 0 if all are taken and none is drawn.
-        scarce: Whether rows are so few that the rows of some images are held out.
+        few: Whether all are taken, and measured on every fifth image, since there are few.
         drawn: Number of rows so far.
     """
 
     share: float
-    scarce: bool = False
+    few: bool = False
     drawn: int = 0
 
     @classmethod
-    def of(cls, rows: float, rows_per_column: int, columns: int, images: int) -> _Sample:
-        """Return a sample of the rows of a layer.
+    def of(cls, rows: float, rows_per_column: int, columns: int, by_image: bool) -> _Sample:
+        """Return the sample of a layer.
 
         Args:
-            rows: Number of rows in all.
-            rows_per_column: Number of rows to solve with, about, for each column; 0 takes all.
-            columns: Number of columns.
-            images: Number of images.
+            rows: Number of its rows.
+            rows_per_column: Number of rows to solve with, for each column; 0 takes all.
+            columns: Number of its columns.
+            by_image: Whether rows of some images can be held out.
         """
+        if not rows_per_column:
+            return cls(0.0)
         share = max(rows_per_column * columns, _LEAST) / (1 - _UNSEEN) / rows
-        scarce = rows < FEW * columns and images >= _EVERY
-        return cls(share if share < 1 else 0.0, scarce) if rows_per_column else cls(0.0)
+        return cls(share) if share < 1 else cls(0.0, by_image and rows < FEW * columns)
 
-    def draw(self, rows: int) -> Iterator[Tensor]:
-        """Yield the numbers of the rows of a call to solve with, and of those to measure on.
-
-        The rows are divided evenly, and one of each part is drawn, so that all images and places have a share. Chance
-        decides which of the drawn rows are measured on.
+    def places(self, rows: int, first: int, count: int) -> tuple[Tensor, Tensor] | None:
+        """Return the numbers of the rows of a call to solve with, and of those to measure on; None takes all for both.
 
         Args:
             rows: Number of rows of the call.
+            first: Number of images in earlier batches.
+            count: Number of images in this batch.
+        """
+        if self.few:
+            numbers = torch.arange(rows, device="cpu")
+            held = (first + numbers * count // rows) % _EVERY == _EVERY - 1
+            return numbers[~held], numbers[held]
+        return self.draw(rows) if self.share else None
+
+    def draw(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return the numbers of some rows of a call to solve with, and of some to measure on.
+
+        The rows are divided evenly, and one of each part is drawn, so that all images and places have a share. Chance
+        decides which of the drawn rows are measured on.
         """
         parts = min(rows, max(1, round(self.share * rows)))
         edges = torch.linspace(0, rows, parts + 1, dtype=torch.float64, device="cpu").long()
@@ -166,5 +161,4 @@ class _Sample:
         chosen = edges[:-1] + (torch.rand(parts, generator=generator, device="cpu") * edges.diff()).long()
         unseen = torch.rand(parts, generator=generator, device="cpu") < _UNSEEN
         self.drawn += parts
-        yield chosen[~unseen]
-        yield chosen[unseen]
+        return chosen[~unseen], chosen[unseen]
