@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,20 +31,19 @@ def draw(rows: Sequence[Row]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    networks = [network for network in NETWORKS if table_rows(rows, network)]
-    figure = Figure(figsize=(11, 7 if len(networks) > 2 else 3.6), layout="constrained")
+    panels = [partial(draw_sparsities, network=network) for network in NETWORKS if table_rows(rows, network)]
+    panels += [partial(panel) for key, panel in OF_NUMBERS.items() if by_number(rows, key)]
+    columns = min(3, max(1, len(panels)))
+    lines = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(5.5 * columns, 3.6 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2 if len(networks) > 2 else 1, 3 if len(networks) > 2 else max(1, len(networks)) + 2)
-    panels = iter(axes.flat)
-    for network in networks:
-        draw_sparsities(next(panels), rows, network)
-    draw_pictures(next(panels), rows)
-    draw_seconds(next(panels), rows)
-    for axis in axes.flat:
+    for axis, panel in zip_longest(figure.subplots(lines, columns, squeeze=False).flat, panels):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylabel("test accuracy, %")
-        axis.set_visible(axis.has_data())
+        axis.set_visible(panel is not None)
+        if panel:
+            panel(axis, rows)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=150, metadata={"Software": None})
 
@@ -107,6 +109,9 @@ def draw_seconds(axis: Axes, rows: Sequence[Row]) -> None:
             label = f"{network}, {100 * sparsity:.0f} %, {label_of(solved)}, {device}"
             _line(axis, dict(sorted(points.items())), color=COLOURS[solved], label=label, marker=_marker(network))
     _logarithmic(axis, "seconds of re-solving")
+
+
+OF_NUMBERS = {"images": draw_pictures, "steps": draw_seconds}
 
 
 def _reached(rows: Sequence[Row]) -> list[float]:
