@@ -12,7 +12,8 @@ from torch.nn.utils import prune as torch_prune
 
 import mmp
 
-IMAGES, LABELS = torch.randn(32, 3, 8, 8), torch.arange(32) % 10
+IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(32) % 10
 ANY = mmp.RangeTable("any", mmp.RuleTable("any", (), mmp.Range(0.2, 0.8)), constraints=mmp.Constraints(small_below=0))
 
 
