@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ class SampledMoments:
         """
         solving, unseen, means = MomentSums(), MomentSums(), _Means()
         sample: _Sample | None = None
-        for first, count, calls, targets in zip(_starts(images), images, inputs, products, strict=True):
+        starts = [0, *accumulate(images[:-1])]  # number of images before each batch
+        for first, count, calls, targets in zip(starts, images, inputs, products, strict=True):
             if sample is None:
                 weight = calls[0][0].weight
                 assert isinstance(weight, Tensor)
@@ -76,11 +78,6 @@ class SampledMoments:
         if sample and sample.share:
             return cls(replace(moments, x=means.x, y=means.y), unseen.moments())
         return cls(moments, unseen.moments(), True) if unseen.rows else cls(moments, moments)
-
-
-def _starts(images: Sequence[int]) -> list[int]:
-    """Return the number of images before each batch."""
-    return [sum(images[:number]) for number in range(len(images))]
 
 
 class _Means:
