@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS
-from benchmarks.study_report import fill, spread
+from benchmarks.tables import fill_page, spread
 from mmp.errors import MmpError
 from mmp.export.latency import compare_latency
 from mmp.export.source import ExportedRun
@@ -243,10 +243,7 @@ def report() -> None:
     write_text(ROWS, "".join(json.dumps(row) + "\n" for row in rows))
     tables = {"channels: best": best_table(rows), "channels: every strategy": strategies_table(rows)}
     tables["channels: dimensions"] = dimensions_table(rows)
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        text = fill(text, name, table)
-    write_text(PAGE, text)
+    fill_page(PAGE, tables)
     draw(rows)
 
 

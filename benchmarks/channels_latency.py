@@ -34,13 +34,12 @@ from benchmarks.channel_networks import (
     network_of,
     parameters_of,
 )
-from benchmarks.study_report import fill
+from benchmarks.tables import fill_page
 from benchmarks.timing import machine
 from mmp import Masks, MmpError, channel_groups
 from mmp.config.schema import ModelConfig
 from mmp.export.latency import compare_latency
 from mmp.export.targets import Engine, Exportable, load_target
-from mmp.files import write_text
 from mmp.markdown import table_of
 
 ROWS = RESULTS / "channels_latency.jsonl"
@@ -201,10 +200,8 @@ def tables() -> dict[str, str]:
 
 def write_page() -> None:
     """Write all tables into their places in docs/channels.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in {**tables(), "families": channel_families.report()}.items():
-        text = fill(text, f"channels: {name}", table)
-    write_text(PAGE, text)
+    found = {**tables(), "families": channel_families.report()}
+    fill_page(PAGE, {f"channels: {name}": table for name, table in found.items()})
 
 
 def _float_table(rows: dict[tuple[Any, ...], Row]) -> str:

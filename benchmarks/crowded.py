@@ -31,7 +31,7 @@ DEFAULT = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}  # of the runtime
 BUSY = "while True: pass"
 STEP = """
 import time, torch
-from benchmarks.study import configured
+from benchmarks.pruning_runs import configured
 from mmp.models.networks import build_model
 config = configured(["model=vit", "data=digits"])
 model, size = build_model(config.model), config.data.image_size

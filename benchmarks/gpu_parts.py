@@ -29,6 +29,7 @@ import benchmarks.enforcement
 import benchmarks.memory
 import benchmarks.reconstruction
 import benchmarks.scores
+from benchmarks import gpu_studies
 from benchmarks.gpu_channels import channel_steps, channels
 from benchmarks.gpu_figures import DEVICE, ROOT, Figure, Part, Setting, exactly
 from benchmarks.gpu_joint import joint, joint_steps
@@ -427,6 +428,8 @@ PARTS: dict[str, Part] = {
     "input": Part(input_pipeline, 75),
     "jobs": Part(jobs, 90),
     "stacked": Part(stacked, 45),
+    "oneshot": Part(gpu_studies.measure, 200, gpu_studies.gather, gpu_studies.NETWORKS, {"campaign": "oneshot"}),
+    "study": Part(gpu_studies.measure, 420, gpu_studies.gather, gpu_studies.NETWORKS, {"campaign": "study"}),
     "resnet18_gtsrb": Part(grid, 600, gather_grid, "gtsrb", _RESNET),
     "vgg11_cifar10": Part(grid, 600, gather_grid, "cifar-10-batches-py", _VGG),
 }

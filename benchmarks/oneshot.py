@@ -10,7 +10,8 @@ With ``seeds=0 sparsities=0.8,0.9 methods=LAMP+obs solved=joint`` it measures on
 numbers of calibration pictures, and ``steps=100,400`` numbers of steps of joint tuning. What is measured is skipped. A
 process that is stopped loses only its current run.
 
-Several processes can share the work: they append to one file. ``rows=FILE`` names another file than the usual one, and
+Several processes can share the work: they append to one file, and ``share=0/4`` is the first quarter of the runs.
+``rows=FILE`` names another file than the usual one, and
 ``python -m benchmarks.oneshot merge FILE...`` adds the rows of such files to it. ``cache=FOLDER`` names the folder of
 scores and of other things that runs share. A run uses a GPU if there is one.
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ from typing import Any
 from benchmarks.oneshot_methods import SOLVED, methods
 from benchmarks.oneshot_networks import RUN
 from benchmarks.oneshot_report import write_report
-from benchmarks.oneshot_request import Request
-from benchmarks.oneshot_rows import ROWS, Row, append, is_measured, origin, read_rows
-from benchmarks.study import configured, result_of
+from benchmarks.oneshot_request import KEYS, ROWS, Request
+from benchmarks.pruning_runs import configured, result_of
+from benchmarks.row_files import Row, append, is_measured, merge, origin, read_rows, share_of
 from mmp.config.identity import digest, identity, settings_of
+from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.runs.memory import keep_freed_memory
 
@@ -57,20 +59,31 @@ def rows_of(request: Request, seed: int, images: int) -> Iterator[Row]:
     )  # fmt: skip
     rooted = f"data.root={request.root}"
     data = request.network.data(configured([*common, rooted]).data, seed, images)
-    for solved, steps in product(request.solved, request.steps):
-        if solved != "joint" and steps is not None:
-            continue
-        settings = (*common, *SOLVED[solved], *([] if steps is None else [f"reconstruct.tuning.steps={steps}"]))
-        shared = identity(settings_of(configured([*settings, "data.root=data"])))  # the same on every machine
-        protocol = digest([shared, data.fingerprint])[:8]
-        for sparsity, method in product(request.sparsities, request.methods):
-            known = {
-                "network": request.name, "seed": seed, "solved": solved, "sparsity": sparsity, "method": method,
-                "images": images, "steps": steps, "protocol": protocol,
-            }  # fmt: skip
-            if not is_measured(known, read_rows(ROWS, request.rows)):
-                result = result_of([*settings, rooted, *methods()[method], f"budget={sparsity}"], data)
-                yield known | measured_of(result) | origin()
+    ways = [
+        (solved, steps) for solved, steps in product(request.solved, request.steps) if solved == "joint" or not steps
+    ]
+    settings = {
+        way: (*common, *SOLVED[way[0]], *([f"reconstruct.tuning.steps={way[1]}"] if way[1] else [])) for way in ways
+    }
+    protocols = {way: protocol_of(settings[way], data) for way in ways}
+    runs = (
+        {
+            "network": request.name, "seed": seed, "solved": way[0], "sparsity": sparsity, "method": method,
+            "images": images, "steps": way[1], "protocol": protocols[way],
+        }
+        for way, method, sparsity in product(ways, request.methods, request.sparsities)
+    )  # fmt: skip
+    for known in share_of(runs, request.share):
+        if not is_measured(known, read_rows([ROWS, request.rows], KEYS)):
+            run = (*settings[known["solved"], known["steps"]], rooted, *methods()[known["method"]])
+            result = result_of([*run, f"budget={known['sparsity']}"], data)
+            yield known | measured_of(result) | origin()
+
+
+def protocol_of(settings: Iterable[str], data: ImageData) -> str:
+    """Return a hash of the settings that runs share, and of their pictures; it is the same on every machine."""
+    shared = identity(settings_of(configured([*settings, "data.root=data"])))
+    return digest([shared, data.fingerprint])[:8]
 
 
 def measured_of(result: dict[str, Any]) -> Row:
@@ -86,19 +99,6 @@ def measured_of(result: dict[str, Any]) -> Row:
     }
 
 
-def merge(paths: Sequence[Path]) -> None:
-    """Add the rows of files that are not measured yet.
-
-    Raises:
-        MmpError: if there is no such file, or it has other lines.
-    """
-    for path in paths:
-        if not path.is_file():
-            raise MmpError(f"{path}: no such file of rows")
-    present = read_rows(ROWS)
-    append(ROWS, [row for row in read_rows(*paths) if row not in present])
-
-
 def main(words: Sequence[str]) -> None:
     """Run the command on the command line.
 
@@ -108,9 +108,9 @@ def main(words: Sequence[str]) -> None:
     if words[:1] == ["measure"]:
         measure(Request.of(words[1:]))
     elif words[:1] == ["merge"] and words[1:]:
-        merge([Path(word) for word in words[1:]])
+        merge(map(Path, words[1:]), ROWS, KEYS)
     elif list(words) == ["report"]:
-        write_report(read_rows(ROWS))
+        write_report(read_rows([ROWS], KEYS))
     else:
         raise MmpError(USAGE)
 

@@ -23,7 +23,7 @@ import mmp
 from benchmarks import RESULTS
 from benchmarks.oneshot_networks import RUN
 from benchmarks.oneshot_request import Request
-from benchmarks.study import configured
+from benchmarks.pruning_runs import configured
 from mmp.errors import MmpError
 from mmp.files import write_text
 from mmp.markdown import table_of

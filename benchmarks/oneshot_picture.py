@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.oneshot_methods import label_of
 from benchmarks.oneshot_networks import NETWORKS
-from benchmarks.oneshot_rows import Row
 from benchmarks.oneshot_tables import COLUMNS, Cell, accuracies, by_cell, by_number, lines_of, percent, table_rows
+from benchmarks.row_files import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

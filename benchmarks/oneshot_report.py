@@ -8,11 +8,10 @@ from pathlib import Path
 from benchmarks.oneshot_layers import layers_table, read_layers
 from benchmarks.oneshot_networks import NETWORKS
 from benchmarks.oneshot_picture import draw
-from benchmarks.oneshot_rows import Row
 from benchmarks.oneshot_tables import accuracy_table, gain_table, pictures_table, seconds_table
-from benchmarks.study_report import fill
+from benchmarks.row_files import Row
+from benchmarks.tables import fill_page
 from mmp.errors import MmpError
-from mmp.files import write_text
 
 PAGE = Path("docs/oneshot.md")
 
@@ -28,10 +27,7 @@ def write_report(rows: Sequence[Row]) -> None:
     others = {"gain": gain_table, "pictures": pictures_table, "seconds": seconds_table}
     tables |= {f"oneshot: {name}": table(rows) for name, table in others.items()}
     tables["oneshot: layers"] = layers_table(read_layers())
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        text = fill(text, name, table)
-    write_text(PAGE, text)
+    fill_page(PAGE, tables)
     draw(rows)
 
 

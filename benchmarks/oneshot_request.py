@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import RESULTS
 from benchmarks.oneshot_methods import SOLVED, methods
 from benchmarks.oneshot_networks import NETWORKS, Network
-from benchmarks.oneshot_rows import ROWS
 from mmp.errors import MmpError
 
+ROWS = RESULTS / "oneshot.jsonl"
+KEYS = ("network", "seed", "solved", "sparsity", "method", "images", "steps", "protocol")  # decide what is measured
 SEEDS = (0, 1, 2)
 STEPS = (50, 100, 200, 400, 800, 1600, 3200)
 _NEEDED = {"network", "checkpoint", "root"}
@@ -33,6 +35,7 @@ class Request:
         steps: Numbers of steps of joint tuning; None is the number of its configuration.
         rows: The file to append to.
         cache: Folder of what runs share.
+        share: The share of the runs of each seed, such as ``0/4``.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Request:
     steps: Sequence[int | None] = (None,)
     rows: Path = ROWS
     cache: str = "results/cache"
+    share: str = "0/1"
 
     @property
     def network(self) -> Network:
@@ -72,16 +76,16 @@ class Request:
         }
         default = every | {"images": every["images"][-1:], "steps": []}
         chosen = {key: given[key].split(_SIGN.get(key, ",")) if key in given else default[key] for key in every}
-        unknown = given.keys() - every.keys() - {"rows", "cache"}
+        unknown = given.keys() - every.keys() - {"rows", "cache", "share"}
         if unknown != _NEEDED or name not in NETWORKS or any(set(chosen[key]) - set(every[key]) for key in every):
             listed = " ".join(f"{key}={_SIGN.get(key, ',').join(values)}" for key, values in every.items())
             raise MmpError(
                 f"{' '.join(words)}: the keys are network={'|'.join(NETWORKS)} checkpoint=FILE root=FOLDER {listed} "
-                "rows=FILE cache=FOLDER"
+                "rows=FILE cache=FOLDER share=0/4"
             )
         return cls(
             name, given["checkpoint"], given["root"], [*map(int, chosen["seeds"])],
             [*map(float, chosen["sparsities"])], chosen["methods"], chosen["solved"], [*map(int, chosen["images"])],
             [*map(int, chosen["steps"])] or cls.steps, Path(given.get("rows", cls.rows)),
-            given.get("cache", cls.cache),
+            given.get("cache", cls.cache), given.get("share", cls.share),
         )  # fmt: skip

@@ -9,14 +9,13 @@ from itertools import product
 
 from benchmarks.oneshot_methods import STUDIED, is_strategy, label_of, methods
 from benchmarks.oneshot_networks import NETWORKS
-from benchmarks.oneshot_rows import Row
-from benchmarks.study_report import spread
+from benchmarks.row_files import Row
+from benchmarks.tables import NOTHING, spread
 from mmp.markdown import table_of
 
 TUNED = ("brief", "joint")
 COLUMNS = ("masked", "layer-wise", *TUNED)
 MEAN, CHOSEN = "strategies, mean", "strategies, best on validation"
-NOTHING = "Not measured."
 
 Cell = tuple[str, str, float]  # a method, a way to re-solve, a share of the weights
 Setting = tuple[str, float, str]  # a network, a share of its weights, a way to re-solve

@@ -29,7 +29,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from benchmarks import RESULTS
-from benchmarks.study import DENSE, SUBJECTS
+from benchmarks.short_training import DENSE, SUBJECTS
 from mmp.config.choices import FOLDER, choices_of
 from mmp.config.objects import instantiate
 from mmp.config.registration import register

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS
+from benchmarks.pruning_runs import configured, result_of
 from benchmarks.scale_rates import NETWORKS, Rates, measured_rates
-from benchmarks.study import configured, result_of
-from benchmarks.study_report import fill
+from benchmarks.tables import fill_page
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.export.measure import processor
@@ -210,11 +210,9 @@ def check_table(checks: Sequence[dict[str, Any]]) -> str:
 
 def report() -> None:
     """Write the tables of docs/scale.md."""
-    rates, text = read_rates(), PAGE.read_text(encoding="utf-8")
+    rates = read_rates()
     tables = {"grid": grid_table(rates), "rates": rates_table(rates), "check": check_table(read_checks())}
-    for name, table in tables.items():
-        text = fill(text, f"scale: {name}", table)
-    write_text(PAGE, text)
+    fill_page(PAGE, {f"scale: {name}": table for name, table in tables.items()})
 
 
 def _hours(seconds: float) -> str:

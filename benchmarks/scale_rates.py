@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.channel_networks import multiply_adds_of
-from benchmarks.study import configured
+from benchmarks.pruning_runs import configured
 from mmp.export.measure import processor
 from mmp.models.networks import build_model
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters

@@ -1,333 +1,283 @@
-"""Writes the tables and pictures of the study from its rows: ``python -m benchmarks.study report``.
+"""Writes the tables of docs/study.md from the rows of the study, and draws its pictures.
 
-The tables and one picture belong to docs/study.md; the other picture belongs to the README. A chosen configuration is
-the one with the best mean validation accuracy over the seeds, as in a sweep's report. Comparisons use test accuracy. A
-drop is in points of test accuracy against the dense model of the same seed.
+A chosen configuration is the one with the best mean validation accuracy over the seeds, as in a sweep's report.
+Comparisons use test accuracy. A drop is in points of test accuracy below the dense network.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from mmp.errors import MmpError
-from mmp.files import write_text
+from benchmarks.row_files import Row
+from benchmarks.study_runs import BASELINES, OURS, SIGNALS, SOLVED, SPARSITIES, UNPRUNED, Run, strategies
+from benchmarks.tables import NOTHING, difference, fill_page, spread
 from mmp.markdown import table_of
-from mmp.report.verdict import paired_interval
 
 PAGE, PICTURE, HEADLINE = Path("docs/study.md"), Path("docs/images/study.png"), Path("docs/images/headline.png")
-PAPERS = ("mag", "snip", "grasp")  # the criteria that the paper compares with
-SOLVED = "reconstruct=least_squares"
-STRATEGY_PARTS = ("magnitude", "product", "gradient")
-SOLVED_PARTS = ("magnitude, re-solved", "obs_fisher, re-solved", "allocations, re-solved")
+PAPERS = ("MAG", "SNIP", "GraSP")  # the criteria that the paper compares with
+RESOLVED = ("layer-wise", "joint")
+TITLES = {
+    "resnet20": "ResNet-20", "resnet20_zeros": "ResNet-20, shortcuts without weights", "resnet56_zeros": "ResNet-56",
+}  # fmt: skip
 
-Row = dict[str, Any]
 BySeed = dict[int, Row]
-Found = Mapping[tuple[str, str], BySeed]  # the rows of one model by part and settings, then by seed
-Belongs = Callable[[str, str], bool]  # whether a part and its settings belong to one side of a comparison
+Found = Mapping[Run, BySeed]  # the rows of a network at one sparsity
+Level = tuple[str, float]  # a network and a sparsity
 
 
-def write_report(
-    rows: Sequence[Row], recipes: Mapping[str, Sequence[str]], ablations: Mapping[str, Mapping[str, Sequence[str]]]
-) -> None:
-    """Write the tables into their places in docs/study.md, and draw both pictures.
-
-    Args:
-        rows: The measured rows of results/study.jsonl.
-        recipes: The settings of each recipe, by its name.
-        ablations: The settings of each change of the ranges, by subject and by the change's name.
-    """
-    present = [name for name in ablations if any(row["subject"] == name for row in rows)]
-    configurations = {name: by_configuration([r for r in rows if r["subject"] == name]) for name in present}
+def write_report(rows: Sequence[Row]) -> None:
+    """Write the tables into their places in docs/study.md, and draw both pictures."""
+    levels = by_level(rows)
     tables = {
-        "dense models": dense_table(configurations),
-        "claims": claims_table(configurations),
-        "signals": signals_table(configurations),
-        "recipes": recipes_table(configurations, recipes),
-        "ablations": ablations_table(configurations, ablations),
-        **{f"every configuration of {name}": every_table(found) for name, found in configurations.items()},
+        "study: networks": networks_table(rows),
+        "study: claims": claims_table(levels),
+        "study: signals": signals_table(levels),
+        **{f"study: {network}": network_table(levels, network) for network in SPARSITIES},
     }
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        text = fill(text, name, table)
-    write_text(PAGE, text)
-    draw(configurations)
-    draw_headline(configurations)
+    fill_page(PAGE, tables)
+    draw(levels, PICTURE)
+    draw_headline(levels, HEADLINE)
 
 
-def fill(page: str, name: str, table: str) -> str:
-    """Return the page with a table between the comment with its name and the comment ``end``.
-
-    Raises:
-        MmpError: if the page has no such comments.
-    """
-    begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
-    before, found, after = page.partition(begin)
-    if not found or end not in after:
-        raise MmpError(f"{PAGE}: no place for {name!r}; add the lines {begin.strip()} and {end.strip()}")
-    return before + begin + table + after[after.index(end) :]
-
-
-def by_configuration(rows: Iterable[Row]) -> dict[tuple[str, str], BySeed]:
-    """Return the rows of one model by part and settings, then by seed."""
-    found: dict[tuple[str, str], BySeed] = defaultdict(dict)
+def by_level(rows: Iterable[Row]) -> dict[Level, dict[Run, BySeed]]:
+    """Return the rows of each network and sparsity, by run and seed; unpruned networks are left out."""
+    found: dict[Level, dict[Run, BySeed]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        found[row["part"], row["run"]][row["seed"]] = row
-    return dict(found)
+        if row["method"] != UNPRUNED:
+            found[row["network"], row["sparsity"]][Run(row["method"], row["solved"])][row["seed"]] = row
+    return {level: dict(runs) for level, runs in sorted(found.items())}
 
 
 def drop(row: Row, stage: str = "finetuned") -> float:
-    """Return the points of test accuracy below the dense model."""
-    return 100 * (row["accuracy"]["dense"]["test"] - row["accuracy"][stage]["test"])
+    """Return the points of test accuracy below the dense network."""
+    return float(100 * (row["accuracy"]["dense"]["test"] - row["accuracy"][stage]["test"]))
+
+
+def before_training(row: Row) -> float:
+    """Return the drop before the training, after re-solving if there was any."""
+    return drop(row, "pruned" if row["solved"] == "masked" else "reconstructed")
 
 
 def validation(row: Row) -> float:
-    """Return the validation accuracy, by which configurations are chosen."""
-    return row["accuracy"]["finetuned"]["validation"]
+    """Return the validation accuracy after training, by which configurations are chosen."""
+    return float(row["accuracy"]["finetuned"]["validation"])
 
 
-def name_of(run: str) -> str:
-    """Return a readable name for a configuration's settings."""
-    words = [part.partition("=")[2] for part in run.split() if part != SOLVED]
-    return "/".join(words) + (", re-solved" if SOLVED in run else "")
+def runs_of(names: Iterable[str], ways: Iterable[str]) -> list[Run]:
+    """Return the runs of methods, each re-solved in some ways."""
+    return [Run(name, solved) for name, solved in product(names, ways)]
 
 
-def baseline(names: Iterable[str] | None = None, *, solved: bool = False) -> Belongs:
-    """Return a filter for baselines with these criteria (default: all), either re-solved or as published."""
-    wanted = None if names is None else {f"criterion={name}" for name in names}
-
-    def belongs(part: str, run: str) -> bool:
-        is_baseline = part.startswith("baselines") and (SOLVED in run) is solved
-        return is_baseline and (wanted is None or run.split(maxsplit=1)[0] in wanted)
-
-    return belongs
-
-
-def of_parts(*names: str) -> Belongs:
-    """Return a filter for the runs of these parts of the study."""
-    return lambda part, _: part in names
-
-
-def chosen(found: Found, belongs: Belongs) -> BySeed:
-    """Return the rows by seed of the configuration with the best mean validation accuracy, among those that belong.
-
-    Configurations with fewer seeds than others are left out.
-    """
-    members = [by_seed for (part, run), by_seed in found.items() if belongs(part, run)]
-    most = max(map(len, members), default=0)
-    full = [by_seed for by_seed in members if len(by_seed) == most]
-    return max(full, key=lambda by_seed: statistics.fmean(map(validation, by_seed.values())), default={})
-
-
-def spread(values: Iterable[float]) -> str:
-    """Return mean and standard deviation as text."""
-    found = list(values)
-    return f"{statistics.fmean(found):.2f}" + (f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else "")
-
-
-def difference(values: Sequence[float]) -> str:
-    """Return the mean of paired differences as text, with half the width of its 95 % interval."""
-    better, noise = paired_interval(values) if len(values) > 1 else (values[0], float("nan"))
-    return f"{better:+.2f} ± {noise:.2f}"
-
-
-def dense_table(configurations: Mapping[str, Found]) -> str:
-    """Return the accuracy of the dense models, and their drop after the same fine-tuning without masks."""
-    lines = []
-    for model, found in configurations.items():
-        rows = {seed: row for by_seed in found.values() for seed, row in by_seed.items()}
-        dense = [100 * row["accuracy"]["dense"]["test"] for row in rows.values()]
-        unpruned = [drop(row) for (part, _), by_seed in found.items() if part == "unpruned" for row in by_seed.values()]
-        sparsity = max(row["sparsity"] for row in rows.values())
-        cells = [model, str(len(dense)), spread(dense), spread(unpruned) if unpruned else "", f"{100 * sparsity:.0f}"]
-        lines.append(cells)
-    return table_of(["model", "seeds", "dense (%)", "drop if fine-tuned unpruned", "pruned to (%)"], lines)
-
-
-def every_table(found: Found) -> str:
-    """Return the strategies and baselines of one model, by rising drop."""
-    lines = []
-    for (part, run), by_seed in found.items():
-        if part in ("recipes", "unpruned", "ablations"):
-            continue
-        drops = [drop(row) for row in by_seed.values()]
-        before = "reconstructed" if SOLVED in run else "pruned"
-        masked = [drop(row, before) for row in by_seed.values()]
-        kind = "baseline" if "criterion=" in run else "strategy"
-        shown = name_of(run).replace("/observed", ", observed ranges")
-        lines.append((statistics.fmean(drops), [kind, shown, str(len(drops)), spread(masked), spread(drops)]))
-    headings = ["kind", "configuration", "seeds", "drop before training", "drop"]
-    return table_of(headings, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
-
-
-def claims_table(configurations: Mapping[str, Found]) -> str:
-    """Return the comparisons: means of paired differences with their intervals, and ratios of mean drops."""
-    comparisons = {
-        "(a) ten strategies x three signals, against MAG, SNIP, GraSP": (of_parts(*STRATEGY_PARTS), baseline(PAPERS)),
-        "ten strategies x three signals, against all baselines": (of_parts(*STRATEGY_PARTS), baseline()),
-        "ten strategies (magnitude), against baselines; strong recipe": (
-            lambda part, run: part == "strong" and "signal=" in run,
-            lambda part, run: part == "strong" and "criterion=" in run,
+def sides() -> dict[str, tuple[list[Run], list[Run]]]:
+    """Return what the claims compare, by the text of the comparison."""
+    every = [name for signal in SIGNALS for name in strategies(signal)]
+    published = runs_of(BASELINES, ["masked"])
+    return {
+        "(a) strategies x signals, against MAG, SNIP, GraSP": (
+            runs_of(every, ["masked"]),
+            runs_of(PAPERS, ["masked"]),
         ),
-        "(b) magnitude, against product": (of_parts("magnitude"), of_parts("product")),
-        "(c) rules, against observed ranges (magnitude)": (of_parts("magnitude"), of_parts("observed")),
-        "ours, re-solved, against all baselines as published": (of_parts(*SOLVED_PARTS), baseline()),
-        "ours, re-solved, against six baselines, re-solved": (of_parts(*SOLVED_PARTS), baseline(solved=True)),
+        "strategies x signals, against all criteria": (runs_of(every, ["masked"]), published),
+        "(b) magnitude, against product": tuple(runs_of(strategies(s), ["masked"]) for s in ("magnitude", "product")),  # type: ignore[dict-item]
+        "(b) magnitude, against gradient": tuple(runs_of(strategies(s), ["masked"]) for s in ("magnitude", "gradient")),  # type: ignore[dict-item]
+        "(c) ours, re-solved, against all criteria as published": (runs_of(OURS, RESOLVED), published),
+        "(c) ours, re-solved, against all criteria, re-solved": (
+            runs_of(OURS, RESOLVED),
+            runs_of(BASELINES, RESOLVED),
+        ),
+        "joint, against layer-wise; ours": (runs_of(OURS, ["joint"]), runs_of(OURS, ["layer-wise"])),
+        "criteria, re-solved, against the same as published": (runs_of(BASELINES, RESOLVED), published),
     }
+
+
+def chosen(found: Found, runs: Iterable[Run]) -> tuple[Run, BySeed] | None:
+    """Return the run with the best mean validation accuracy, with its rows by seed; None if none was measured.
+
+    Runs with fewer seeds than others are left out.
+    """
+    members = {run: found[run] for run in runs if run in found}
+    most = max(map(len, members.values()), default=0)
+    full = {run: by_seed for run, by_seed in members.items() if len(by_seed) == most}
+    return max(
+        full.items(), key=lambda item: statistics.fmean(map(validation, item[1].values())), default=None
+    )  # the first of equals
+
+
+def networks_table(rows: Sequence[Row]) -> str:
+    """Return the accuracy of the dense networks, and their drop after the same training without masks."""
     lines = []
-    for model, found in configurations.items():
-        for title, (one, other) in comparisons.items():
+    for network in SPARSITIES:
+        mine = [row for row in rows if row["network"] == network]
+        if not mine:
+            continue
+        dense = 100 * mine[0]["accuracy"]["dense"]["test"]
+        unpruned = [drop(row) for row in mine if row["method"] == UNPRUNED]
+        machines = sorted({row["device"] for row in mine})
+        lines.append(
+            [
+                TITLES[network],
+                f"{dense:.2f}",
+                spread(unpruned) if unpruned else "",
+                str(len({row["seed"] for row in mine})),
+                str(len(mine)),
+                ", ".join(machines),
+            ]
+        )
+    headings = ["network", "dense (%)", "drop if trained unpruned", "seeds", "runs", "measured on"]
+    return table_of(headings, lines) if lines else NOTHING
+
+
+def network_table(levels: Mapping[Level, Found], network: str) -> str:
+    """Return the drop of each method of a network, before and after training, at each sparsity."""
+    at = {sparsity: found for (name, sparsity), found in levels.items() if name == network}
+    lines = []
+    for label, solved, members in _lines():
+        cells = [cell for found in at.values() for cell in _cells(found, runs_of(members, [solved]), label)]
+        if any(cells):
+            lines.append([label, solved, *cells])
+    headings = [f"{100 * sparsity:.0f} %, {when}" for sparsity in at for when in ("before", "after")]
+    return table_of(["method", "weights", *headings], lines) if lines else NOTHING
+
+
+_CHOSEN, _MEAN = "chosen on validation", "mean"
+
+
+def _lines() -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the lines of a network's table: a label, how weights are re-solved, and the methods of the line."""
+    for name, solved in product((*BASELINES, *OURS), SOLVED):
+        yield name, solved, [name]
+    for signal, solved, which in product(SIGNALS, SOLVED, (_MEAN, _CHOSEN)):
+        yield f"{signal}, ten strategies, {which}", solved, list(strategies(signal))
+
+
+def _cells(found: Found, runs: Sequence[Run], label: str) -> tuple[str, str]:
+    """Return the drops before and after training as text; empty unless all runs were measured with equal seeds."""
+    members = [found.get(run, {}) for run in runs]
+    if not members[0] or len({frozenset(by_seed) for by_seed in members}) > 1:
+        return "", ""
+    if label.endswith(_CHOSEN):
+        best = chosen(found, runs)
+        assert best is not None
+        members = [best[1]]
+    seeds = sorted(members[0])
+    before, after = (
+        [statistics.fmean(of(by_seed[seed]) for by_seed in members) for seed in seeds] for of in (before_training, drop)
+    )
+    return spread(before), spread(after)
+
+
+def claims_table(levels: Mapping[Level, Found]) -> str:
+    """Return the comparisons: means of paired differences with their intervals, and ratios of mean drops."""
+    lines = []
+    for (network, sparsity), found in levels.items():
+        for title, (one, other) in sides().items():
             ours, theirs = chosen(found, one), chosen(found, other)
-            seeds = sorted(ours.keys() & theirs.keys())
-            if not seeds:
+            seeds = sorted(ours[1].keys() & theirs[1].keys()) if ours and theirs else []
+            if not ours or not theirs or not seeds:
                 continue
-            pairs = [(drop(ours[seed]), drop(theirs[seed])) for seed in seeds]
+            pairs = [(drop(ours[1][seed]), drop(theirs[1][seed])) for seed in seeds]
             mine, yours = (statistics.fmean(values) for values in zip(*pairs, strict=True))
-            picked, against = (name_of(side[seeds[0]]["run"]) for side in (ours, theirs))
             ratio = f"{mine / yours:.2f}" if yours > 0 else ""
             better = difference([b - a for a, b in pairs])
-            drops = [f"{mine:.2f}", f"{yours:.2f}", ratio]
-            lines.append([model, title, *drops, better, str(len(pairs)), picked, against])
+            picked, against = (_name(run) for run in (ours[0], theirs[0]))
+            subject = f"{TITLES[network]}, {100 * sparsity:.0f} %"
+            lines.append(
+                [subject, title, f"{mine:.2f}", f"{yours:.2f}", ratio, better, str(len(pairs)), picked, against]
+            )
     numbers = ["drop", "other's drop", "ratio", "better by (95 %)", "seeds"]
-    headings = ["model", "comparison", *numbers, "chosen", "against"]
-    return table_of(headings, lines)
+    headings = ["network, pruned", "comparison", *numbers, "chosen", "against"]
+    return table_of(headings, lines) if lines else NOTHING
 
 
-def signals_table(configurations: Mapping[str, Found]) -> str:
-    """Return each signal's drop: the mean over its strategies, and the one chosen on validation."""
+def _name(run: Run) -> str:
+    return run.method if run.solved == "masked" else f"{run.method}; {run.solved}"
+
+
+def signals_table(levels: Mapping[Level, Found]) -> str:
+    """Return the drop of each signal: the mean of its strategies, and the one chosen on validation."""
     lines = []
-    for model, found in configurations.items():
-        for signal in ("magnitude", "product", "gradient"):
-            of_seed = defaultdict(list)
-            for (part, _), by_seed in found.items():
-                for seed, row in by_seed.items() if part == signal else ():
-                    of_seed[seed].append(drop(row))
-            if of_seed:
-                best = chosen(found, of_parts(signal))
-                means = [statistics.fmean(drops) for drops in of_seed.values()]
-                lines.append([model, signal, spread(means), spread([drop(r) for r in best.values()]), str(len(means))])
-    return table_of(["model", "signal", "mean of strategies", "chosen on validation", "seeds"], lines)
+    for (network, sparsity), found in levels.items():
+        for signal in SIGNALS:
+            runs = runs_of(strategies(signal), ["masked"])
+            cells = [_cells(found, runs, which)[1] for which in (_MEAN, _CHOSEN)]
+            if all(cells):
+                lines.append([f"{TITLES[network]}, {100 * sparsity:.0f} %", signal, *cells])
+    return table_of(["network, pruned", "signal", "mean of strategies", _CHOSEN], lines) if lines else NOTHING
 
 
-def recipes_table(configurations: Mapping[str, Found], recipes: Mapping[str, Sequence[str]]) -> str:
-    """Return the drop of each recipe on the same masks, and its ratio to the drop of the paper's recipe."""
-    lines = []
-    for model, found in configurations.items():
-        of_recipe = {
-            name: found.get(("recipes", " ".join(("criterion=mag", *settings))), {})
-            for name, settings in recipes.items()
-        }
-        for name, by_seed in of_recipe.items():
-            seeds = sorted(by_seed.keys() & of_recipe["paper"].keys())
-            if not seeds:
-                continue
-            mine, papers = ([drop(rows[seed]) for seed in seeds] for rows in (by_seed, of_recipe["paper"]))
-            share = statistics.fmean(mine) / statistics.fmean(papers)
-            better = difference([b - a for a, b in zip(mine, papers, strict=True)])
-            lines.append([model, name, spread(mine), f"{share:.2f}", better, str(len(seeds))])
-    return table_of(["model", "recipe", "drop", "of the paper's", "better by (95 %)", "seeds"], lines)
+_KINDS = {
+    "MAG, SNIP, GraSP": (PAPERS, ["masked"], "#7F7F7F"),
+    "LAMP, ERK, block Fisher": (("LAMP", "ERK", "block Fisher"), ["masked"], "#000000"),
+    "the ten strategies": (None, ["masked"], "#0072B2"),
+    "criteria, re-solved": (tuple(BASELINES), RESOLVED, "#E69F00"),
+    "the ten strategies, re-solved": (None, RESOLVED, "#56B4E9"),
+    "ours, re-solved": (tuple(OURS), RESOLVED, "#D55E00"),
+}
 
 
-def ablations_table(
-    configurations: Mapping[str, Found],
-    ablations: Mapping[str, Mapping[str, Sequence[str]]],
-) -> str:
-    """Return the drop of the same strategies before and after each change of the ranges, and the paired difference."""
-    lines = []
-    for name, found in configurations.items():
-        for change, settings in ablations[name].items():
-            before, after = defaultdict(list), defaultdict(list)
-            for (part, run), by_seed in found.items():
-                if part != "ablations" or run.split()[2:] != list(settings):
-                    continue
-                unchanged = found.get(("magnitude", " ".join(run.split()[:2])), {})
-                for seed in by_seed.keys() & unchanged.keys():
-                    before[seed].append(drop(unchanged[seed]))
-                    after[seed].append(drop(by_seed[seed]))
-            if not after:
-                continue
-            was, becomes = ([statistics.fmean(drops) for drops in side.values()] for side in (before, after))
-            cells = [name, change, spread(was), spread(becomes)]
-            differences = [b - a for a, b in zip(becomes, was, strict=True)]
-            lines.append([*cells, difference(differences), str(len(differences))])
-    return table_of(["model", "change", "drop before", "drop after", "better by (95 %)", "seeds"], lines)
+def _kinds() -> Iterator[tuple[str, list[Run], str]]:
+    """Yield the kinds of runs in the pictures: a label, the runs and a colour."""
+    every = [name for signal in SIGNALS for name in strategies(signal)]
+    for label, (names, ways, colour) in _KINDS.items():
+        yield label, runs_of(every if names is None else names, ways), colour
 
 
-def draw(configurations: Mapping[str, Found]) -> None:
-    """Draw the drop of every configuration: a panel per model, a line per kind, a dot per configuration and seed."""
+def draw(levels: Mapping[Level, Found], path: Path) -> None:
+    """Draw the drop of every run: a panel per network and sparsity, a line per kind, a dot per run and seed."""
     from matplotlib.figure import Figure
 
-    kinds = {
-        "baselines": "#7F7F7F", "baselines, re-solved": "#000000", "gradient": "#D55E00", "product": "#009E73",
-        "magnitude": "#0072B2", "observed": "#56B4E9", "magnitude, re-solved": "#E69F00",
-        "obs_fisher, re-solved": "#CC79A7", "allocations, re-solved": "#8C564B",
-    }  # fmt: skip
-    measured = {part for found in configurations.values() for part, _ in found}
-    shown = {kind: colour for kind, colour in kinds.items() if kind in measured}
-    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(configurations), squeeze=False, sharex=True, sharey=True)[0]
-    for axis, (name, found) in zip(axes, configurations.items(), strict=True):
-        for height, (part, colour) in enumerate(shown.items()):
-            values = [drop(row) for (of, _), by_seed in found.items() if of == part for row in by_seed.values()]
-            axis.scatter(values, [height] * len(values), s=14, color=colour, alpha=0.45, linewidths=0)
-            best = chosen(found, of_parts(part))
-            if best:
-                mean = statistics.fmean(drop(row) for row in best.values())
-                axis.scatter([mean], [height], s=90, color="black", marker="|", linewidths=2)
-        axis.set_title(name)
+    if not levels:
+        return
+    figure = Figure(figsize=(1.5 + 3.6 * len(levels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
+    for axis, ((network, sparsity), found) in zip(axes, levels.items(), strict=True):
+        for height, (_, runs, colour) in enumerate(_kinds()):
+            values = [drop(row) for run in runs for row in found.get(run, {}).values()]
+            axis.scatter(values, [height] * len(values), s=16, color=colour, alpha=0.5, linewidths=0)
+            if best := chosen(found, runs):
+                mean = statistics.fmean(map(drop, best[1].values()))
+                axis.scatter([mean], [height], s=110, color="black", marker="|", linewidths=2)
+        axis.set_title(f"{TITLES[network]}, {100 * sparsity:.0f} % pruned")
+        axis.set_xscale("symlog", linthresh=2, linscale=0.7)
+        ticks = (0, 1, 2, 5, 10, 20, 50)
+        axis.set_xticks(ticks, list(map(str, ticks)))
         axis.grid(alpha=0.25, axis="x")
-    ticks = (0, 1, 2, 5, 10, 20, 50)
-    axes[0].set_xscale("symlog", linthresh=2, linscale=0.7)
-    axes[0].set_xlim(-0.5, 90)
-    axes[0].set_xticks(ticks, list(map(str, ticks)))
-    axes[0].set_yticks(range(len(shown)), list(shown))
+    labels = [label for label, *_ in _kinds()]
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].invert_yaxis()
     figure.supxlabel(
-        "drop in test accuracy (points), a dot per configuration and seed; | is the mean of the choice on validation"
+        "points of test accuracy lost after training, a dot per run; | is the mean of the choice on validation", size=10
     )
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(path, dpi=110)
 
 
-def draw_headline(configurations: Mapping[str, Found]) -> None:
-    """Draw the drop of the criteria, of the best baselines, of the strategies and of our best: a panel per model.
-
-    Each dot is the mean over seeds of the configuration chosen on validation, each bar the standard deviation.
-    """
+def draw_headline(levels: Mapping[Level, Found], path: Path) -> None:
+    """Draw the choice on validation of each kind: mean and standard deviation over the seeds, a panel per level."""
     from matplotlib.figure import Figure
 
-    sides = {
-        "GraSP": (baseline(["grasp"]), "#7F7F7F"),
-        "MAG": (baseline(["mag"]), "#7F7F7F"),
-        "SNIP": (baseline(["snip"]), "#7F7F7F"),
-        "best of 11 baselines": (baseline(), "black"),
-        "the ten strategies": (of_parts(*STRATEGY_PARTS), "#0072B2"),
-        "best of 6 baselines, re-solved": (baseline(solved=True), "black"),
-        "searched strategy, re-solved": (of_parts(*SOLVED_PARTS), "#D55E00"),
-    }
-    titles = {"cnn-90": "ResNet, 90 % pruned", "levit-85": "LeViT, 85 % pruned", "levit-92": "LeViT, 92 % pruned"}
-    shown = {title: configurations[name] for name, title in titles.items() if name in configurations}
-    figure = Figure(figsize=(11, 3.3), layout="constrained")
-    axes = figure.subplots(1, len(shown), squeeze=False, sharex=True, sharey=True)[0]
-    for axis, (title, found) in zip(axes, shown.items(), strict=True):
-        for height, (belongs, colour) in enumerate(sides.values()):
-            drops = [drop(row) for row in chosen(found, belongs).values()]
-            mean, deviation = statistics.fmean(drops), statistics.stdev(drops)
-            axis.errorbar(mean, height, xerr=deviation, fmt="o", color=colour, markersize=6, elinewidth=2, capsize=3)
-            axis.annotate(f"{mean:.2f}", (mean, height), (0, 6), textcoords="offset points", ha="center", color=colour)
-        axis.set_title(title)
+    if not levels:
+        return
+    figure = Figure(figsize=(1.5 + 3.4 * len(levels), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
+    for axis, ((network, sparsity), found) in zip(axes, levels.items(), strict=True):
+        for height, (_, runs, colour) in enumerate(_kinds()):
+            if best := chosen(found, runs):
+                drops = [drop(row) for row in best[1].values()]
+                mean, deviation = statistics.fmean(drops), statistics.stdev(drops) if len(drops) > 1 else 0
+                axis.errorbar(mean, height, xerr=deviation, fmt="o", color=colour, elinewidth=2, capsize=3)
+                axis.annotate(
+                    f"{mean:.2f}", (mean, height), (0, 6), textcoords="offset points", ha="center", color=colour
+                )
+        axis.set_title(f"{TITLES[network]}, {100 * sparsity:.0f} % pruned")
+        axis.set_xlim(left=0)
         axis.grid(alpha=0.25, axis="x")
         axis.spines[["top", "right"]].set_visible(False)
-    ticks = (0.1, 0.3, 1, 3, 10, 30)
-    axes[0].set_xscale("log")
-    axes[0].set_xlim(0.08, 100)
-    axes[0].set_ylim(len(sides) - 0.4, -0.7)  # the first line on top
-    axes[0].set_xticks(ticks, list(map(str, ticks)))
-    axes[0].minorticks_off()
-    axes[0].set_yticks(range(len(sides)), list(sides))
-    figure.supxlabel(
-        "points of test accuracy lost on Fashion-MNIST, mean and standard deviation of three seeds", size=10
-    )
-    figure.savefig(HEADLINE, dpi=110)
+    labels = [label for label, *_ in _kinds()]
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(len(labels) - 0.4, -0.7)  # the first line on top
+    figure.supxlabel("points of test accuracy lost on CIFAR-10 after fine-tuning, mean and standard deviation", size=10)
+    figure.savefig(path, dpi=110)

@@ -78,6 +78,8 @@ def identity(settings: Settings) -> Settings:
     for section, incidental in _INCIDENTAL_IN.items():
         if section in kept:
             kept[section] = {key: value for key, value in kept[section].items() if key not in incidental}
+    if not kept["trainer"].get("compile"):
+        kept["trainer"].pop("compile", None)  # added later
     kept["data"] = _data_identity(kept["data"])
     kept["model"] = _model_identity(kept["model"])
     return _pruning_identity(kept) if "strategy" in kept else kept

@@ -346,7 +346,7 @@ class ReconstructConfig:
 
 @dataclass
 class TrainerConfig:
-    """Arguments of ``pytorch_lightning.Trainer``."""
+    """Arguments of ``pytorch_lightning.Trainer``, and ``compile``, which compiles training steps by torch.compile."""
 
     accelerator: str = "auto"
     devices: int = 1
@@ -358,6 +358,7 @@ class TrainerConfig:
     limit_val_batches: Any = None
     enable_progress_bar: Optional[bool] = None  # null shows it if a terminal is attached
     log_every_n_steps: int = 10
+    compile: bool = False
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from mmp.compilation import compiled
 from mmp.config.schema import FinetuneConfig, RecipeConfig
 from mmp.data.loader import mixed
 from mmp.errors import MmpError, nearest
@@ -61,17 +62,26 @@ class Classifier(pl.LightningModule):
         classes: Number of classes.
         teacher: The dense network, for a recipe with distillation; put in eval mode and moved to the images' device.
         seed: Random numbers, of dropout for instance, are a function of this seed, the epoch and the batch.
+        compiles: Whether ``torch.compile`` compiles the network for training steps.
 
     Raises:
         MmpError: if timm has no such optimizer or scheduler; and during training, if the loss is not finite.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: RecipeConfig, classes: int, teacher: nn.Module | None = None, seed: int = 0
+        self,
+        model: nn.Module,
+        recipe: RecipeConfig,
+        classes: int,
+        teacher: nn.Module | None = None,
+        seed: int = 0,
+        compiles: bool = False,
     ) -> None:
         super().__init__()
         check_recipe(recipe, "finetune" if isinstance(recipe, FinetuneConfig) else "dense")
         self.model, self.recipe, self._seed = model, recipe, seed
+        self._compiles = compiles
+        self._step_forward: Callable[[Tensor], Tensor] = self.forward
         distils = isinstance(recipe, FinetuneConfig) and recipe.distillation > 0
         # In a list, so that the teacher is not a submodule.
         self._teacher = [teacher.eval()] if teacher is not None and distils else []
@@ -84,8 +94,10 @@ class Classifier(pl.LightningModule):
         """Return logits (B, classes) of images (B, C, H, W)."""
         return self.model(images)
 
-    def on_train_batch_start(self, _batch: Sequence[Tensor], index: int) -> None:
+    def on_train_batch_start(self, batch: Sequence[Tensor], index: int) -> None:
         """Seed the random numbers of this batch, so that a resumed training draws the same ones."""
+        if self._compiles:
+            self._step_forward, self._compiles = self._compiled(batch[0]), False
         # `torch.manual_seed` also stores a stack trace for devices that are not in use, which takes 0.5 ms per call.
         seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed(mixed(self._seed, self.current_epoch, index, self.global_rank))
@@ -93,7 +105,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Sequence[Tensor], _index: int) -> Tensor:
         """Return the loss of one batch."""
         images, targets = batch
-        logits = self(images)
+        logits = self._step_forward(images)
         loss = self.loss(logits, targets)
         for teacher in self._teacher:
             assert isinstance(self.recipe, FinetuneConfig)
@@ -104,6 +116,21 @@ class Classifier(pl.LightningModule):
             loss = (1 - share) * loss + share * distillation_loss(logits, taught, self.recipe.temperature)
         self.train_loss.update(loss.detach(), weight=len(images))
         return loss
+
+    def _compiled(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return `forward` compiled for batches like these images. Weights and buffers stay as they are."""
+
+        def trial(forward: Callable[[Tensor], Tensor]) -> None:
+            with self.trainer.precision_plugin.forward_context():
+                loss = forward(images).float().square().mean()
+            loss.backward()
+
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        found = compiled(self.forward, trial, "training")
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        self.model.zero_grad()
+        return found
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss; raise an error if it is not finite."""

@@ -115,7 +115,8 @@ def _train(
         folder, "best", "val/accuracy", mode="max", save_weights_only=True, enable_version_counter=False
     )
     last = ModelCheckpoint(folder, Path(LAST).stem, enable_version_counter=False)
-    module = Classifier(model, config.dense, config.data.classes, seed=config.seed)
+    compiles = config.trainer.compile
+    module = Classifier(model, config.dense, config.data.classes, seed=config.seed, compiles=compiles)
     trainer = build_trainer(config, config.dense.epochs, [best, last, *callbacks], loggers, folder)
     fit(trainer, module, data, last_checkpoint(folder))
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])

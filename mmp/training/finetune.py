@@ -68,7 +68,8 @@ def finetune(task: Finetuning, model: nn.Module) -> dict[str, Any]:
     config, recipe = task.config, task.config.finetune
     pl.seed_everything(config.seed, workers=True, verbose=False)
     configured = build_callbacks(config, task.folder)
-    module = Classifier(model, recipe, config.data.classes, task.teacher, config.seed)
+    compiles = config.trainer.compile
+    module = Classifier(model, recipe, config.data.classes, task.teacher, config.seed, compiles)
     checkpoints = task.folder / "checkpoints"
     callbacks = [*task.new_callbacks(), *configured.values()]
     trainer = build_trainer(config, recipe.epochs, callbacks, task.loggers, checkpoints)

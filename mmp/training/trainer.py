@@ -193,7 +193,7 @@ def build_trainer(
     Raises:
         MmpError: if Lightning refuses the settings.
     """
-    options = {name: value for name, value in vars(config.trainer).items() if value is not None}
+    options = {name: value for name, value in vars(config.trainer).items() if value is not None and name != "compile"}
     options["enable_progress_bar"] = shows_progress(config)
     metrics = folder / "metrics.jsonl"
     single = config.trainer.devices == 1

@@ -193,13 +193,14 @@ class Trial:
 
     @property
     def _alone(self) -> TrainConfig:
-        """The configuration with one device, all batches and no progress bar."""
+        """The configuration with one device, all batches, no progress bar and no compilation, which takes a minute."""
         trainer = replace(
             self.config.trainer,
             devices=1,
             limit_train_batches=None,
             limit_val_batches=None,
             enable_progress_bar=False,
+            compile=False,
         )
         return replace(self.config, trainer=trainer)
 

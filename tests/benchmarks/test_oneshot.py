@@ -12,8 +12,8 @@ import pytest
 from benchmarks import oneshot
 from benchmarks.oneshot import main
 from benchmarks.oneshot_networks import NETWORKS, Network
-from benchmarks.oneshot_request import Request
-from benchmarks.oneshot_rows import append, read_rows
+from benchmarks.oneshot_request import KEYS, Request
+from benchmarks.row_files import append, read_rows
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from tests.helpers.oneshot_rows import row
@@ -60,7 +60,7 @@ def test_rows_are_appended_one_by_one_so_that_a_stopped_process_loses_its_curren
     monkeypatch.setattr(oneshot, "rows_of", rows_of)
     with pytest.raises(KeyboardInterrupt):
         main(["measure", *GIVEN, f"rows={here}"])
-    assert read_rows(here) == [row("LAMP", 0)]
+    assert read_rows([here], KEYS) == [row("LAMP", 0)]
 
 
 @pytest.fixture
@@ -93,11 +93,22 @@ def test_what_is_measured_is_skipped_and_other_numbers_of_pictures_and_steps_are
     main(["measure", *words, "sparsities=0.9", "steps=50", "solved=layer-wise,joint"])
     assert [run[-1] for run in runs[2:]] == ["64", "100"]
     assert "reconstruct.tuning.steps=50" in runs[3]
-    rows = read_rows(here)
+    rows = read_rows([here], KEYS)
     assert [(r["images"], r["steps"], r["sparsity"]) for r in rows] == [
         (100, None, 0.5), (100, None, 0.9), (64, None, 0.9), (100, 50, 0.9),
     ]  # fmt: skip
     assert all(r["device"] and r["torch"] and r["threads"] for r in rows)
+
+
+def test_processes_share_the_runs_without_overlap(here: Path, runs: list[list[str]]) -> None:
+    words = [*GIVEN, f"rows={here}", "seeds=0", "methods=LAMP+ERK+MAG", "solved=layer-wise"]
+    for share in ("0/2", "1/2"):
+        main(["measure", *words, f"share={share}"])
+    found = [(r["method"], r["sparsity"]) for r in read_rows([here], KEYS)]
+    assert len(runs) == len(set(found)) == 6
+    for share in ("2/2", "half", "-1/2"):
+        with pytest.raises(MmpError, match=f"share={share}"):
+            main(["measure", *words, f"share={share}"])
 
 
 def test_rows_of_the_committed_file_are_not_measured_into_another_one(
@@ -124,7 +135,7 @@ def test_merge_adds_the_rows_of_other_machines_once(here: Path, tmp_path: Path) 
 def test_a_line_that_is_no_row_is_named(here: Path) -> None:
     here.write_text(json.dumps(row("LAMP", 0)) + '\n{"network": "resnet20"\n')
     with pytest.raises(MmpError, match="line 2 is no row"):
-        read_rows(here)
+        read_rows([here], KEYS)
 
 
 def test_an_unknown_command_is_refused() -> None:

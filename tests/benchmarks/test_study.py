@@ -1,142 +1,163 @@
-"""The study: its tables from hand-made lines, where validation data choose and test data judge; its measurements."""
+"""The study after fine-tuning: its runs, and its tables from hand-made rows, in which validation chooses."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from composing import composed, registered
-from partly import partly_slow
-from small_files import write_fashion_mnist
-from torch import nn
 
-from benchmarks import study
-from benchmarks.study_report import (
-    ablations_table,
-    by_configuration,
-    chosen,
-    claims_table,
-    every_table,
-    fill,
-    recipes_table,
-)  # fmt: skip
-from mmp.config.schema import TrainConfig
-from mmp.data import readers
+from benchmarks import study, study_report, study_runs
+from benchmarks.oneshot_networks import NETWORKS, Network
+from benchmarks.pruning_runs import configured
+from benchmarks.row_files import read_rows
+from benchmarks.study import KEYS, main, planned
+from benchmarks.study_report import PAGE, by_level, chosen, claims_table, network_table, networks_table, signals_table
+from benchmarks.study_runs import RUN, SPARSITIES, UNPRUNED, Run, methods, parts, settings_of_run, strategies
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
-from mmp.models.networks import build_model
-from mmp.runs.job import PruneJob
+
+Rows = list[dict[str, Any]]
+GIVEN = ["network=resnet20", "checkpoint=a.pth", "root=data"]
 
 
-@pytest.fixture(autouse=True)
-def _files_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "register", registered)
-    monkeypatch.setattr(study, "compose", lambda name, overrides: composed(*overrides, name=name))
-
-
-def line(part: str, run: str, seed: int, validation: float, test: float) -> dict:
-    accuracy = {"dense": {"test": 0.9}, "pruned": {"test": 0.1}, "reconstructed": {"test": 0.8}}
-    accuracy["finetuned"] = {"validation": validation, "test": test}
-    return {"subject": "levit-85", "part": part, "run": run, "seed": seed, "sparsity": 0.85, "accuracy": accuracy}
-
-
-LINES = [
-    # p50 is better on validation, mean over seeds, and p90 on test.
-    line("magnitude", "signal=magnitude strategy=p50", 0, 0.88, 0.87),
-    line("magnitude", "signal=magnitude strategy=p90", 0, 0.87, 0.89),
-    line("magnitude", "signal=magnitude strategy=p50", 1, 0.87, 0.86),
-    line("magnitude", "signal=magnitude strategy=p90", 1, 0.86, 0.88),
-    line("magnitude", "signal=magnitude strategy=p70", 1, 0.99, 0.99),  # one seed is too few
-    line("baselines", "criterion=snip", 0, 0.85, 0.84),
-    line("baselines", "criterion=snip", 1, 0.85, 0.84),
-    line("baselines", "criterion=lamp", 0, 0.89, 0.885),
-    line("baselines", "criterion=lamp", 1, 0.86, 0.80),
-    line("recipes", "criterion=mag finetune=paper", 0, 0.8, 0.82),
-    line("recipes", "criterion=mag finetune=strong", 0, 0.8, 0.88),
-    line("ablations", "signal=magnitude strategy=p50 ranges.constraints.ceiling=1.0", 0, 0.8, 0.88),
-    line("ablations", "signal=magnitude strategy=p50 ranges.constraints.ceiling=1.0", 1, 0.8, 0.87),
-]
+def row(method: str, seed: int, test: float, validation: float = 0.5, solved: str = "masked", **changes: Any) -> dict:
+    """Return a row of ResNet-20 at 90 %, whose dense network has 90 %."""
+    accuracy = {"dense": {"test": 0.9}, "pruned": {"test": 0.1}, "reconstructed": {"test": 0.7}}
+    accuracy["finetuned"] = {"test": test, "validation": validation}
+    known = {"network": "resnet20", "seed": seed, "sparsity": 0.9, "method": method, "solved": solved}
+    return known | {"accuracy": accuracy, "device": "a processor"} | changes
 
 
 def cells(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
 
 
-def test_validation_chooses() -> None:
-    best = chosen(by_configuration(LINES), lambda part, _: part == "magnitude")
-    assert {seed: row["run"][-3:] for seed, row in best.items()} == {0: "p50", 1: "p50"}
+def of_signal(signal: str, seeds: tuple[int, ...] = (0, 1)) -> Rows:
+    """Return rows of a signal's strategies: p30 is better on test pictures, p70 on validation pictures."""
+    values = {f"{signal}, p30": (0.88, 0.6), f"{signal}, p70": (0.86, 0.7)}
+    return [row(name, seed, *values.get(name, (0.8, 0.5))) for name in strategies(signal) for seed in seeds]
 
 
-def test_claims_compare_test_drops_of_what_validation_chose() -> None:
-    rows = {row[1]: row for row in cells(claims_table({"levit-85": by_configuration(LINES)}))}
-    _, _, mine, yours, ratio, better, seeds, ours, theirs = rows[
-        "(a) ten strategies x three signals, against MAG, SNIP, GraSP"
-    ]
-    assert (ours, theirs) == ("magnitude/p50", "snip")
-    # Drops 3 and 4 against 6 and 6: differences 3 and 2, whose 95 % interval is 12.706 * 0.7071 / sqrt(2) wide.
-    assert (mine, yours, ratio, better, seeds) == ("3.50", "6.00", "0.58", "+2.50 ± 6.35", "2")
-    every = rows["ten strategies x three signals, against all baselines"]
-    assert (every[8], every[3]) == ("lamp", "5.75")  # not SNIP, although it loses less where nobody may look
+CLAIMED = [
+    *of_signal("magnitude"),
+    row("MAG", 0, 0.82, 0.6), row("MAG", 1, 0.84, 0.6),
+    row("SNIP", 0, 0.89, 0.5), row("SNIP", 1, 0.89, 0.5),  # better on test pictures only
+    row("LAMP", 0, 0.87, 0.8), row("LAMP", 1, 0.87, 0.8),
+]  # fmt: skip
 
 
-def test_recipes_and_ablations_are_compared_with_the_setting_they_change() -> None:
-    found = {"levit-85": by_configuration(LINES)}
-    recipes = {"paper": ("finetune=paper",), "strong": ("finetune=strong",)}
-    assert cells(recipes_table(found, recipes)) == [
-        ["levit-85", "paper", "8.00", "1.00", "+0.00 ± nan", "1"],
-        ["levit-85", "strong", "2.00", "0.25", "+6.00 ± nan", "1"],
-    ]
-    (row,) = cells(ablations_table(found, {"levit-85": {"no ceiling": ("ranges.constraints.ceiling=1.0",)}}))
-    assert row == ["levit-85", "no ceiling", "3.50 ± 0.71", "2.50 ± 0.71", "+1.00 ± 0.00", "2"]
+def test_a_claim_compares_what_validation_chose() -> None:
+    found = {line[1]: line for line in cells(claims_table(by_level(CLAIMED)))}
+    line = found["(a) strategies x signals, against MAG, SNIP, GraSP"]
+    # Drops 4 and 4 against 8 and 6: differences 4 and 2, whose 95 % interval is 12.706 * 1.4142 / sqrt(2) wide.
+    assert line[2:] == ["4.00", "7.00", "0.57", "+3.00 ± 12.71", "2", "magnitude, p70", "MAG"]
+    assert found["strategies x signals, against all criteria"][-1] == "LAMP"
+    assert not any(title.startswith("(c)") for title in found)
 
 
-def test_every_configuration_is_shown_by_rising_drop_but_recipes_and_ablations() -> None:
-    shown = [row[1] for row in cells(every_table(by_configuration(LINES)))]
-    assert shown == ["magnitude/p70", "magnitude/p90", "magnitude/p50", "lamp", "snip"]
+def test_a_run_with_fewer_seeds_is_not_chosen() -> None:
+    (found,) = by_level([*CLAIMED, row("GraSP", 0, 0.9, 0.99)]).values()
+    best = chosen(found, [Run("GraSP", "masked"), Run("MAG", "masked")])
+    assert best is not None
+    assert best[0].method == "MAG"
+    assert chosen(found, [Run("obs", "joint")]) is None
 
 
-def test_tables_go_where_the_page_has_a_place_for_them() -> None:
-    page = "one\n<!-- claims -->\nold\nlines\n<!-- end -->\ntwo\n<!-- signals -->\n\n<!-- end -->\n"
-    page = fill(page, "claims", "| new |")
-    assert page == "one\n<!-- claims -->\n| new |\n<!-- end -->\ntwo\n<!-- signals -->\n\n<!-- end -->\n"
-    assert fill(page, "claims", "| new |") == page
-    with pytest.raises(MmpError, match="no place for 'recipes'"):
-        fill(page, "recipes", "")
+def test_the_table_shows_drops_before_and_after_training() -> None:
+    rows = [*CLAIMED, row("obs", 0, 0.85, solved="joint"), row("obs", 0, 0.8, solved="joint", sparsity=0.95)]
+    found = {(line[0], line[1]): line[2:] for line in cells(network_table(by_level(rows), "resnet20"))}
+    assert found["MAG", "masked"] == ["80.00 ± 0.00", "7.00 ± 1.41", "", ""]
+    assert found["obs", "joint"] == ["20.00", "5.00", "20.00", "10.00"]
+    assert found["magnitude, ten strategies, chosen on validation", "masked"][1] == "4.00 ± 0.00"
+    assert found["magnitude, ten strategies, mean", "masked"][1] == "8.44 ± 0.00"
+    assert ("product, ten strategies, mean", "masked") not in found
 
 
-@pytest.mark.slow
-def test_measured_runs_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def prune(job: PruneJob, *_: object) -> dict:
-        measured.append(job.config.criterion["name"])
-        accuracy = {"dense": {}, "finetuned": {}}
-        return {"sparsity": 0.0, "accuracy": accuracy, "masks_hash": "0" * 64, "epochs": 1, "seconds": {}}
-
-    def dense_model(config: TrainConfig, _: ImageData) -> tuple[nn.Module, bool]:
-        trained.append(config.dense.epochs)
-        return build_model(config.model), False
-
-    measured, trained = [], []
-    monkeypatch.setattr(readers, "FASHION_MNIST_FOLDERS", (write_fashion_mnist(tmp_path / "images", train=400),))
-    monkeypatch.setattr(study, "ROWS", tmp_path / "study.jsonl")
-    monkeypatch.setattr(study, "prune", prune)
-    monkeypatch.setattr(study, "dense_model", dense_model)
-    arguments = ["subjects=levit-92", "seeds=0", "parts=baselines", f"paths.cache={tmp_path}"]
-    monkeypatch.setattr(study, "criteria", lambda: ["mag", "lamp"])
-    study.measure(arguments)
-    monkeypatch.setattr(study, "criteria", lambda: ["mag", "lamp", "erk"])
-    study.measure(arguments)
-    assert (measured, trained) == (["mag", "lamp", "erk"], [10])
-    monkeypatch.setattr(study, "RUN", (*study.RUN, "finetune.learning_rate=1e-5"))
-    study.measure(arguments)  # other settings: the old lines do not count
-    assert (measured[3:], trained) == (["mag", "lamp", "erk"], [10])
-    assert len(study.read_rows()) == 6
-    with pytest.raises(MmpError, match="choose subjects=cnn-90"):
-        study.measure(["subjects=resnet"])
+def test_strategies_count_only_if_all_are_measured_with_equal_seeds() -> None:
+    table = network_table(by_level(of_signal("magnitude")[1:]), "resnet20")
+    assert table == study_report.NOTHING
+    both = [*of_signal("magnitude"), *of_signal("product", (0,))]
+    assert [line[1] for line in cells(signals_table(by_level(both)))] == ["magnitude", "product"]
 
 
-@pytest.mark.parametrize("name", partly_slow(study.SUBJECTS, quick=("levit-92", "cnn-95")))
-def test_a_run_of_every_part_is_a_valid_configuration(name: str) -> None:
-    subject = study.SUBJECTS[name]
-    for runs in study.parts(subject).values():
-        config = study.configured([*study.RUN, *subject.settings, f"budget={subject.sparsity}", *runs[-1]])
-        assert config.budget.of(config.strategy.name) is not None
+def test_unpruned_networks_are_no_level_but_have_their_drop() -> None:
+    rows = [*CLAIMED, row(UNPRUNED, 0, 0.91, sparsity=0.0), row(UNPRUNED, 1, 0.89, sparsity=0.0)]
+    assert list(by_level(rows)) == [("resnet20", 0.9)]
+    (line,) = cells(networks_table(rows))
+    assert line == ["ResNet-20", "90.00", "0.00 ± 1.41", "2", str(len(rows)), "a processor"]
+
+
+def test_the_page_has_a_place_for_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    copy = tmp_path / "study.md"
+    copy.write_text(text, encoding="utf-8")
+    for name, path in {"PAGE": copy, "PICTURE": tmp_path / "a.png", "HEADLINE": tmp_path / "b.png"}.items():
+        monkeypatch.setattr(study_report, name, path)
+    study_report.write_report(CLAIMED)
+    assert "magnitude, p70" in copy.read_text(encoding="utf-8")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    assert (tmp_path / "b.png").stat().st_size > 5000
+
+
+def test_what_is_unpruned_is_planned_once_for_each_seed() -> None:
+    runs = list(planned("resnet20", [0, 1], [0.8, 0.9], ["baselines"]))
+    assert [(run["seed"], run["sparsity"]) for run in runs if run["method"] == UNPRUNED] == [(0, 0.0), (1, 0.0)]
+    assert len(runs) == 2 + 2 * 2 * 6
+    every = [Run(run["method"], run["solved"]) for run in planned("resnet20", [0], [0.9], list(parts()))]
+    assert len(set(every)) == len(every)
+    assert {run.method for run in every} == set(methods())
+
+
+@pytest.mark.parametrize("network", SPARSITIES)
+def test_the_last_run_of_every_part_is_a_valid_configuration(network: str) -> None:
+    for runs in parts().values():
+        shared = (*NETWORKS[network].settings, *RUN, "data.root=data")
+        config = configured([*shared, *settings_of_run(runs[-1], 0.9)])
+        assert config.budget.of(config.strategy.name) == 0.9
+        assert config.reconstruct.name == {"masked": "none", "layer-wise": "least_squares"}.get(
+            runs[-1].solved, "joint"
+        )
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The last settings of the runs, which are not made; the network is a CNN for digits."""
+    made: list[str] = []
+
+    def result_of(settings: list[str], _: ImageData) -> dict[str, Any]:
+        made.append(" ".join(settings[-3:]))
+        return {"sparsity": 0.9, "accuracy": {}, "masks_hash": "0" * 64, "seconds": {"total": 1.234}}
+
+    monkeypatch.setattr(study, "result_of", result_of)
+    monkeypatch.setattr(study, "ROWS", tmp_path / "usual.jsonl")
+    monkeypatch.setitem(NETWORKS, "resnet20", Network(("model=cnn", "data=digits", "data.calibration=0.2")))
+    monkeypatch.setattr(study_runs, "RUN", RUN[1:])  # without the augmentation of coloured pictures
+    return made
+
+
+def test_what_is_measured_is_skipped_unless_its_settings_change(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    words = ["measure", *GIVEN, f"rows={rows}", "seeds=0", "sparsities=0.9", "parts=ours"]
+    main(words)
+    main(words)
+    assert measured[0].endswith("allocation=lamp reconstruct=least_squares budget=0.9")
+    assert len(measured) == 4
+    main(["merge", str(rows)])
+    main([*words[:4], f"rows={tmp_path / 'other.jsonl'}", *words[5:]])
+    assert len(measured) == len(read_rows([study.ROWS], KEYS)) == 4
+    monkeypatch.setitem(study_runs.SOLVED, "joint", ("reconstruct=joint", "reconstruct.tuning.steps=50"))
+    main(words)
+    assert len(measured) == 6
+
+
+@pytest.mark.parametrize(
+    "words", [GIVEN[:2], [*GIVEN, "seeds=7"], [*GIVEN, "parts=ours,baselines"], ["network=vgg", *GIVEN[1:]]]
+)
+def test_a_request_names_what_is_wrong(words: list[str]) -> None:
+    with pytest.raises(MmpError, match=r"network=resnet20\|"):
+        main(["measure", *words])
+    with pytest.raises(MmpError, match="measure network="):
+        main(["merge"])

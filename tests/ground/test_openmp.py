@@ -119,7 +119,7 @@ def test_every_worker_process_bounds_the_spin(start: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["oneshot", "study", "crowded"])
+@pytest.mark.parametrize("name", ["oneshot", "study", "short_training", "crowded"])
 def test_every_benchmark_bounds_the_spin(name: str) -> None:
     output = run("-c", f"{WATCH}import benchmarks.{name}")
     assert found(output) == [("1000", "1")], output

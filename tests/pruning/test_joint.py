@@ -16,9 +16,8 @@ from mmp.errors import MmpError
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import Masks, check_zeros, make_masks
 from mmp.pruning.reconstruction import joint
-from mmp.pruning.reconstruction.compiling import Loss
 from mmp.pruning.reconstruction.imitation import Imitation, outputs_of
-from mmp.pruning.reconstruction.joint import Tuning, reconstruct_jointly
+from mmp.pruning.reconstruction.joint import Loss, Tuning, reconstruct_jointly
 from mmp.pruning.reconstruction.joint_report import JointReport
 from mmp.pruning.reconstruction.reconstruct import reconstruct
 from mmp.pruning.reconstruction.repeatable import repeatable

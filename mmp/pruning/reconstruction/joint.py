@@ -19,8 +19,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mmp.compilation import compiled
 from mmp.errors import MmpError
 from mmp.pruning.layers.eval_mode import differentiable, evaluating
 from mmp.pruning.layers.prunable import find_layers
 from mmp.pruning.masks import MaskEnforcer, Masks
 from mmp.pruning.reconstruction.blocks import find_blocks, require_blocks
-from mmp.pruning.reconstruction.compiling import Loss, compiled
 from mmp.pruning.reconstruction.imitation import Imitation
 from mmp.pruning.reconstruction.joint_report import TUNED, JointReport
 from mmp.pruning.reconstruction.repeatable import repeatable
@@ -42,6 +42,8 @@ from mmp.pruning.reconstruction.tuning_state import TuningState
 from mmp.tensors import memory_of, tensors_digest
 
 log = logging.getLogger(__name__)
+
+Loss = Callable[[nn.Module, Tensor], Tensor]
 
 FULL, MIXED = PRECISIONS = ("32-true", "bf16-mixed")  # Lightning's names
 _MEASUREMENTS = 10  # of the held images' loss, evenly over the steps; each is followed by a checkpoint
@@ -260,8 +262,7 @@ class _Descent:
         if checkpoint and state.load(checkpoint, key):
             log.info("joint tuning continues after step %d of %d", state.step, steps)
         enforcer.attach(state.optimizer)
-        with self._loss_of_steps(state) as loss_of:
-            self._descend(state, loss_of, checkpoint, key)
+        self._descend(state, self._loss_of_steps(state), checkpoint, key)
         state.restore_best()
         return state
 
@@ -285,11 +286,16 @@ class _Descent:
             if checkpoint and math.isfinite(loss):
                 state.save(checkpoint, key)
 
-    def _loss_of_steps(self, state: TuningState) -> AbstractContextManager[Loss]:
+    def _loss_of_steps(self, state: TuningState) -> Loss:
         if not self.tuning.compile or state.step >= self.tuning.steps:
-            return nullcontext(self._loss)
+            return self._loss
         parts = self.images.batch(state.step, self.tuning.batch_size).split(state.part)
-        return compiled(self._loss, self.model, {len(part): part for part in parts}.values())
+
+        def trial(loss: Loss) -> None:
+            for images in {len(part): part for part in parts}.values():
+                loss(self.model, images).backward()
+
+        return compiled(self._loss, trial, "joint tuning")
 
     def _loss(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the loss of a step, computed in the precision of the tuning."""

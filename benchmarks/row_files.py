@@ -1,27 +1,27 @@
-"""The rows of the one-shot benchmark, one for each run, in files that several processes may append to."""
+"""Files of measured rows, a JSON line for each run. Several processes may append to one file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import RESULTS
 from mmp.errors import MmpError
 from mmp.export.measure import processor
 from mmp.files import locked, write_text
 
-ROWS = RESULTS / "oneshot.jsonl"
-KEYS = ("network", "seed", "solved", "sparsity", "method", "images", "steps", "protocol")  # decide what is measured
-
 Row = dict[str, Any]
 
 
-def read_rows(*paths: Path) -> list[Row]:
+def read_rows(paths: Iterable[Path], keys: Sequence[str]) -> list[Row]:
     """Return the rows of files, those that are missing have none. Of rows with equal keys, the last one counts.
+
+    Args:
+        paths: The files.
+        keys: The keys that decide what a row measures.
 
     Raises:
         MmpError: if a line is no row.
@@ -32,7 +32,7 @@ def read_rows(*paths: Path) -> list[Row]:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                found[tuple(row[key] for key in KEYS)] = row
+                found[tuple(row[key] for key in keys)] = row
             except (ValueError, KeyError, TypeError) as error:
                 raise MmpError(f"{path}: line {number} is no row of this benchmark; remove the line") from error
     return list(found.values())
@@ -51,9 +51,34 @@ def append(path: Path, rows: Sequence[Row]) -> None:
         write_text(path, old + "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def merge(paths: Iterable[Path], into: Path, keys: Sequence[str]) -> None:
+    """Add the rows of files to another file, unless they are there.
+
+    Raises:
+        MmpError: if there is no such file, or it has other lines.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise MmpError(f"{path}: no such file of rows")
+        present = read_rows([into], keys)
+        append(into, [row for row in read_rows([path], keys) if row not in present])
+
+
 def is_measured(known: Row, rows: Iterable[Row]) -> bool:
     """Return whether there is a row with the keys ``known``."""
     return any(known.items() <= row.items() for row in rows)
+
+
+def share_of(runs: Iterable[Row], share: str) -> Iterator[Row]:
+    """Return a share of runs, for one of several processes: ``1/5`` is the second, the seventh, and so on.
+
+    Raises:
+        MmpError: if the share is no such fraction.
+    """
+    first, _, count = share.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+        raise MmpError(f"share={share}: must be a number of a process and the number of processes, such as 0/4")
+    return (run for number, run in enumerate(runs) if number % int(count) == int(first))
 
 
 def origin() -> Row:

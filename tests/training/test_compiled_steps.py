@@ -1,0 +1,94 @@
+"""Training steps compiled by torch.compile: the same training, with plain names in its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from composing import composed
+from short_training import digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mmp.config.identity import identity, settings_of
+from mmp.config.schema import RecipeConfig
+from mmp.data.loader import EpochLoader, EpochShuffle, Split
+from mmp.training.classifier import Classifier
+
+RECIPE = RecipeConfig(name="test", epochs=2, learning_rate=1e-2)
+
+
+def network() -> nn.Module:
+    """Return a small CNN with batch norm, whose running statistics a trial must not change, and with dropout."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(288, 10)
+    return nn.Sequential(*layers)
+
+
+def trained(folder: Path, compiles: bool, precision: str = "32-true") -> nn.Module:
+    """Return the network after two epochs on digits."""
+    model, data = network(), digits()
+    module = Classifier(model, RECIPE, 10, compiles=compiles)
+    trainer = pl.Trainer(
+        max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        num_sanity_val_steps=0, accelerator="cpu", deterministic=True, default_root_dir=folder, precision=precision,
+    )  # fmt: skip
+    train = EpochLoader(Split(data, range(len(data))), 64, EpochShuffle(len(data), seed=0))
+    trainer.fit(module, train, DataLoader(data, batch_size=320))
+    assert set(module.state_dict()) == {f"model.{name}" for name in model.state_dict()}
+    return model
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_trial_of_a_compiled_network_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def compiled(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+        def call(images: Tensor) -> Tensor:
+            calls.append(len(images))
+            return function(images)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert same(trained(tmp_path, compiles=True), trained(tmp_path, compiles=False))
+    assert calls == [64] * (1 + 2 * 5)  # the trial and all steps; validation is not compiled
+
+
+def test_without_a_compiler_the_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+        def call(images: Tensor) -> Tensor:
+            function(images).sum().backward()
+            raise RuntimeError("InvalidCxxCompiler: No C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert same(trained(tmp_path, compiles=True), trained(tmp_path, compiles=False))
+    assert "training goes on without torch.compile, which fails: RuntimeError: InvalidCxxCompiler" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_compiled_steps_train_as_others_do(precision: str, tmp_path: Path) -> None:
+    plain, compiled, again = (trained(tmp_path, compiles, precision) for compiles in (False, True, True))
+    assert same(compiled, again)
+    images, labels = digits()[:]
+    accuracies = [float((model.eval()(images).argmax(1) == labels).float().mean()) for model in (plain, compiled)]
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.05)
+    assert accuracies[1] > 0.6
+
+
+def test_compiled_steps_are_another_run_and_others_are_named_as_before_there_were_any() -> None:
+    plain, compiled = (identity(settings_of(composed(f"trainer.compile={value}"))) for value in ("false", "true"))
+    assert "compile" not in plain["trainer"]
+    assert compiled["trainer"]["compile"]
