@@ -54,6 +54,7 @@ def tests(setting: Setting) -> Iterator[Figure]:
     yield from _pytest("tests that need a GPU", setting, "tests/pruning/test_patterns.py", "-k", "gpu")
     if not setting.dry:
         places = ("tests/pruning", "tests/callbacks", "tests/training", "tests/models/test_own_networks.py")
+        places += ("tests/data/test_gpu_batches.py",)
         yield from _pytest("quick tests of pruning, callbacks and training", setting, *places, "-n", "12")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,6 +114,13 @@ class TensorImages:
         where = torch.as_tensor(indices)
         return self.images[where].float() * self._scale - self._shift, self.labels[where]
 
+    def on(self, device: torch.device) -> TensorImages:
+        """Return a copy whose pixels are on a device, which then makes the batches."""
+        placed = copy(self)
+        placed.images, placed.labels = self.images.to(device), self.labels.to(device)
+        placed._scale, placed._shift = self._scale.to(device), self._shift.to(device)
+        return placed
+
     def fingerprint(self) -> str:
         """Return a SHA-256 of pixels and labels."""
         return _pixels_digest(self.images, self.labels)
@@ -151,6 +159,10 @@ class AugmentedImages:
         """
         where = torch.as_tensor(indices)
         return self._augmentation(self.images[where], uniforms), self.labels[where]
+
+    def on(self, device: torch.device) -> AugmentedImages:
+        """Return a copy whose pixels are on a device, which then makes the batches."""
+        return AugmentedImages(self.images.to(device), self.labels.to(device), self._augmentation)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of pixels and labels."""

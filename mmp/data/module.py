@@ -26,13 +26,16 @@ from torch.utils.data import DataLoader
 from mmp.config.schema import DataConfig
 from mmp.data.copies import Part, groups_of_copies, report_copies
 from mmp.data.image_files import FileImages
-from mmp.data.images import Images, Source, files_of, recipe_of
+from mmp.data.images import AugmentedImages, Images, Source, TensorImages, files_of, recipe_of
 from mmp.data.loader import EpochLoader, EpochShuffle, Split, collate
 from mmp.data.readers import READERS
 from mmp.errors import MmpError, nearest
+from mmp.tensors import memory_of
 
 log = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
+MAKERS = ("cuda",)  # kinds of devices that make batches themselves
 SPLITS = ("train", "validation", "calibration", "test")
 
 
@@ -195,18 +198,25 @@ class ImageData(pl.LightningDataModule):
         """Number of images in each split."""
         return {name: len(self._sets[name]) for name in SPLITS}
 
-    def train_dataloader(self, ranks: int = 1) -> EpochLoader:
+    def train_dataloader(self, ranks: int = 1, device: torch.device = CPU) -> EpochLoader:
         """Return shuffled training batches. The last batch is dropped if it is smaller, unless it is the only one.
 
         Args:
             ranks: Number of processes of a distributed training; each gets its own batches.
+            device: The device that reads the batches. A GPU makes them itself, see :meth:`val_dataloader`.
         """
         order = EpochShuffle(self.samples["train"], self.seed, ranks)
-        return EpochLoader(self._sets["train"], self.cfg.batch_size, order, **self._workers)
+        images, options = self._placed("train", device if ranks == 1 else CPU)
+        return EpochLoader(images, self.cfg.batch_size, order, **options)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return validation batches, in order."""
-        return self._loader("validation")
+    def val_dataloader(self, device: torch.device = CPU) -> DataLoader[Any]:
+        """Return validation batches, in order.
+
+        Args:
+            device: The device that reads the batches. A GPU gets a copy of images that are in memory, unless they take
+                more than a quarter of its memory, and makes the batches itself; then there are no worker processes.
+        """
+        return self._loader("validation", device=device)
 
     def calibration_dataloader(self) -> DataLoader[Any]:
         """Return calibration batches of the training size, in order."""
@@ -229,6 +239,16 @@ class ImageData(pl.LightningDataModule):
             "multiprocessing_context": method,
         }
 
-    def _loader(self, split: str, batch_size: int | None = None) -> DataLoader[Any]:
-        size = batch_size or self.cfg.eval_batch_size
-        return DataLoader(self._sets[split], size, collate_fn=collate, **self._workers)
+    def _loader(self, split: str, batch_size: int | None = None, device: torch.device = CPU) -> DataLoader[Any]:
+        images, options = self._placed(split, device)
+        return DataLoader(images, batch_size or self.cfg.eval_batch_size, collate_fn=collate, **options)
+
+    def _placed(self, split: str, device: torch.device) -> tuple[Any, dict[str, Any]]:
+        """Return the images of a split, on the device if it is a GPU with room for them, and options of the loader."""
+        images = self._sets[split]
+        pixels = images.images if isinstance(images, Split) else images
+        fits = isinstance(pixels, TensorImages | AugmentedImages) and 4 * pixels.images.nbytes <= memory_of(device)
+        if device.type not in MAKERS or not fits:
+            return images, self._workers
+        placed = pixels.on(device)
+        return images.over(placed) if isinstance(images, Split) else placed, {}

@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 class TrainingData(Protocol):
     """The batches of a training, as :class:`mmp.data.module.ImageData` has them."""
 
-    def train_dataloader(self, ranks: int = 1) -> EpochLoader:
-        """Return shuffled training batches for a number of processes."""
+    def train_dataloader(self, ranks: int, device: torch.device) -> EpochLoader:
+        """Return shuffled training batches for a number of processes, made by the device if it can make them."""
         ...
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return validation batches, in order."""
+    def val_dataloader(self, device: torch.device) -> DataLoader[Any]:
+        """Return validation batches, in order, made by the device if it can make them."""
         ...
 
 
@@ -100,7 +100,8 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: TrainingData, che
         MmpError: if Lightning refuses the trainer's settings for this data set.
         KeyboardInterrupt: on Ctrl-C.
     """
-    batches = data.train_dataloader(trainer.world_size)
+    device = trainer.strategy.root_device if trainer.world_size == 1 else torch.device("cpu")
+    batches = data.train_dataloader(trainer.world_size, device)
     limit = trainer.limit_train_batches
     batches.most = min(len(batches), limit if isinstance(limit, int) else int(limit * len(batches)))
     if checkpoint:  # Lightning restores the position too late for rates that depend on the number of batches
@@ -113,7 +114,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: TrainingData, che
         trainer.fit(
             module,
             train_dataloaders=batches,
-            val_dataloaders=data.val_dataloader(),
+            val_dataloaders=data.val_dataloader(device),
             ckpt_path=checkpoint and str(checkpoint),
             weights_only=True,
         )

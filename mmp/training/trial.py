@@ -253,12 +253,12 @@ class _RandomImages:
         """The images that are trained on."""
         return torch.randn(self._count, *self._shape)
 
-    def train_dataloader(self, ranks: int = 1) -> EpochLoader:
+    def train_dataloader(self, ranks: int, device: torch.device) -> EpochLoader:  # noqa: ARG002 (one batch)
         assert ranks == 1
         images = TensorDataset(self.images, torch.arange(self._count) % self._classes)
         return EpochLoader(images, self._count, EpochShuffle(self._count, seed=0))
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self, device: torch.device | None = None) -> DataLoader[Any]:  # noqa: ARG002
         return DataLoader(TensorDataset(self.images[:1], torch.zeros(1, dtype=torch.long)))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmp.errors import MmpError
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import Masks, check_zeros, make_masks
-from mmp.pruning.reconstruction import joint
+from mmp.pruning.reconstruction import joint, tuning_state
 from mmp.pruning.reconstruction.imitation import Imitation, outputs_of
 from mmp.pruning.reconstruction.joint import Loss, Tuning, reconstruct_jointly
 from mmp.pruning.reconstruction.joint_report import JointReport
@@ -340,10 +340,12 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint._Descent, "_step", stopping)
 
 
+@pytest.mark.parametrize("fused", [False, True])  # as on a GPU
 @pytest.mark.parametrize("rate", [QUICK.learning_rate, 3.0])  # with the second, the tuning goes back
 def test_a_resumed_tuning_has_the_same_bits_as_a_whole_one(
-    rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rate: float, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tuning_state, "_FUSED", ("cpu",) if fused else ())
     network, file, tuning = dense(), tmp_path / "joint.safetensors", replace(QUICK, learning_rate=rate)
     masks = masks_of(network, 0.7)
     first, second, third = (solved(network, masks) for _ in range(3))

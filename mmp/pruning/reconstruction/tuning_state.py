@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 _SIZE = "size"  # of a parameter's values, in the optimizer's groups
+_FUSED = ("cuda",)  # kinds of devices with fused steps
 _SMALLEST = 0.1  # of the median size; below it, a parameter such as a shift of zeros would not move
 
 
@@ -60,7 +61,7 @@ class TuningState:
         """
         pairs = zip(parameters.values(), _sizes(parameters), strict=True)
         groups = [{"params": [parameter], _SIZE: size} for parameter, size in pairs]
-        return cls(parameters, Adam(groups), loss, _copies(parameters), loss)
+        return cls(parameters, Adam(groups, fused=_is_fused(parameters) or None), loss, _copies(parameters), loss)
 
     def step_by(self, rate: float) -> None:
         """Take a step of the optimizer.
@@ -138,8 +139,14 @@ class TuningState:
             self.best[name].copy_(tensors[f"best/{name}"])
             if f"step/{name}" in tensors:  # a parameter without a gradient has no moments
                 moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in _MOMENTS}
-                self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"], **moments}
+                step = tensors[f"step/{name}"].to(parameter.device if _is_fused(self.parameters) else "cpu")
+                self.optimizer.state[parameter] = {"step": step, **moments}
         return True
+
+
+def _is_fused(parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Return whether one kernel takes the whole step of a parameter. Each parameter is a group with its own steps."""
+    return all(parameter.device.type in _FUSED for parameter in parameters.values())
 
 
 def _sizes(parameters: Mapping[str, nn.Parameter]) -> list[float]:
