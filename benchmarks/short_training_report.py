@@ -1,6 +1,6 @@
-"""Writes the tables and the picture of the short trainings: ``python -m benchmarks.short_training report``.
+"""Writes the tables and pictures of the short trainings: ``python -m benchmarks.short_training report``.
 
-Both belong to docs/short_training.md. A chosen configuration is the one with the best mean validation accuracy over the
+They belong to docs/short_training.md, and one picture to the README. A chosen configuration is the one with the best mean validation accuracy over the
 seeds, as in a sweep's report. Comparisons use test accuracy. A drop is in points of test accuracy against the dense
 model of the same seed.
 """
@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks.tables import difference, fill_page, spread
 from mmp.markdown import table_of
 
-PAGE, PICTURE = Path("docs/short_training.md"), Path("docs/images/short_training.png")
+PAGE = Path("docs/short_training.md")
+PICTURE, HEADLINE = Path("docs/images/short_training.png"), Path("docs/images/headline.png")
 PAPERS = ("mag", "snip", "grasp")  # the criteria that the paper compares with
 SOLVED = "reconstruct=least_squares"
 STRATEGY_PARTS = ("magnitude", "product", "gradient")
@@ -31,7 +32,7 @@ Belongs = Callable[[str, str], bool]  # whether a part and its settings belong t
 def write_report(
     rows: Sequence[Row], recipes: Mapping[str, Sequence[str]], ablations: Mapping[str, Mapping[str, Sequence[str]]]
 ) -> None:
-    """Write the tables into their places in docs/short_training.md, and draw the picture.
+    """Write the tables into their places in docs/short_training.md, and draw both pictures.
 
     Args:
         rows: The measured rows of results/short_training.jsonl.
@@ -50,6 +51,7 @@ def write_report(
     }
     fill_page(PAGE, tables)
     draw(configurations)
+    draw_headline(configurations)
 
 
 def by_configuration(rows: Iterable[Row]) -> dict[tuple[str, str], BySeed]:
@@ -258,3 +260,45 @@ def draw(configurations: Mapping[str, Found]) -> None:
     )
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
+
+
+def draw_headline(configurations: Mapping[str, Found]) -> None:
+    """Draw the drop of the criteria, of the best baselines, of the strategies and of our best: a panel per model.
+
+    Each dot is the mean over seeds of the configuration chosen on validation, each bar the standard deviation.
+    """
+    from matplotlib.figure import Figure
+
+    sides = {
+        "GraSP": (baseline(["grasp"]), "#7F7F7F"),
+        "MAG": (baseline(["mag"]), "#7F7F7F"),
+        "SNIP": (baseline(["snip"]), "#7F7F7F"),
+        "best of 11 baselines": (baseline(), "black"),
+        "the ten strategies": (of_parts(*STRATEGY_PARTS), "#0072B2"),
+        "best of 6 baselines, re-solved": (baseline(solved=True), "black"),
+        "searched strategy, re-solved": (of_parts(*SOLVED_PARTS), "#D55E00"),
+    }
+    titles = {"cnn-90": "ResNet, 90 % pruned", "levit-85": "LeViT, 85 % pruned", "levit-92": "LeViT, 92 % pruned"}
+    shown = {title: configurations[name] for name, title in titles.items() if name in configurations}
+    figure = Figure(figsize=(11, 3.3), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, (title, found) in zip(axes, shown.items(), strict=True):
+        for height, (belongs, colour) in enumerate(sides.values()):
+            drops = [drop(row) for row in chosen(found, belongs).values()]
+            mean, deviation = statistics.fmean(drops), statistics.stdev(drops)
+            axis.errorbar(mean, height, xerr=deviation, fmt="o", color=colour, markersize=6, elinewidth=2, capsize=3)
+            axis.annotate(f"{mean:.2f}", (mean, height), (0, 6), textcoords="offset points", ha="center", color=colour)
+        axis.set_title(title)
+        axis.grid(alpha=0.25, axis="x")
+        axis.spines[["top", "right"]].set_visible(False)
+    ticks = (0.1, 0.3, 1, 3, 10, 30)
+    axes[0].set_xscale("log")
+    axes[0].set_xlim(0.08, 100)
+    axes[0].set_ylim(len(sides) - 0.4, -0.7)  # the first line on top
+    axes[0].set_xticks(ticks, list(map(str, ticks)))
+    axes[0].minorticks_off()
+    axes[0].set_yticks(range(len(sides)), list(sides))
+    figure.supxlabel(
+        "points of test accuracy lost on Fashion-MNIST, mean and standard deviation of three seeds", size=10
+    )
+    figure.savefig(HEADLINE, dpi=110)

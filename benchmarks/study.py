@@ -9,7 +9,7 @@ that is stopped loses only its current run. Several processes can share the work
 the runs. ``rows=FILE`` names another file than the usual one, and ``python -m benchmarks.study merge FILE...`` adds the
 rows of such files to it. ``cache=FOLDER`` names the folder of what runs share. A run uses a GPU if there is one.
 
-``python -m benchmarks.study report`` writes the tables of docs/study.md and draws its pictures.
+``python -m benchmarks.study report`` writes the tables of docs/study.md and draws its picture.
 
 Every run uses the code of ``prune.py``. The dense weights are given. A seed decides which pictures calibrate and
 validate, and the order of the training pictures. Validation pictures choose; test pictures are read at the end.

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/study.md from the rows of the study, and draws its pictures.
+"""Writes the tables of docs/study.md from the rows of the study, and draws its picture.
 
 A chosen configuration is the one with the best mean validation accuracy over the seeds, as in a sweep's report.
 Comparisons use test accuracy. A drop is in points of test accuracy below the dense network.
@@ -17,7 +17,7 @@ from benchmarks.study_runs import BASELINES, OURS, SIGNALS, SOLVED, SPARSITIES, 
 from benchmarks.tables import NOTHING, difference, fill_page, spread
 from mmp.markdown import table_of
 
-PAGE, PICTURE, HEADLINE = Path("docs/study.md"), Path("docs/images/study.png"), Path("docs/images/headline.png")
+PAGE, PICTURE = Path("docs/study.md"), Path("docs/images/study.png")
 PAPERS = ("MAG", "SNIP", "GraSP")  # the criteria that the paper compares with
 RESOLVED = ("layer-wise", "joint")
 TITLES = {
@@ -30,7 +30,7 @@ Level = tuple[str, float]  # a network and a sparsity
 
 
 def write_report(rows: Sequence[Row]) -> None:
-    """Write the tables into their places in docs/study.md, and draw both pictures."""
+    """Write the tables into their places in docs/study.md, and draw the picture."""
     levels = by_level(rows)
     tables = {
         "study: networks": networks_table(rows),
@@ -40,7 +40,6 @@ def write_report(rows: Sequence[Row]) -> None:
     }
     fill_page(PAGE, tables)
     draw(levels, PICTURE)
-    draw_headline(levels, HEADLINE)
 
 
 def by_level(rows: Iterable[Row]) -> dict[Level, dict[Run, BySeed]]:
@@ -232,10 +231,12 @@ def draw(levels: Mapping[Level, Found], path: Path) -> None:
 
     if not levels:
         return
-    figure = Figure(figsize=(1.5 + 3.6 * len(levels), 3.6), layout="constrained")
+    measured = {run for found in levels.values() for run in found}
+    kinds = [kind for kind in _kinds() if measured & set(kind[1])]
+    figure = Figure(figsize=(max(8.0, 1.5 + 3.6 * len(levels)), 1.2 + 0.4 * len(kinds)), layout="constrained")
     axes = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
     for axis, ((network, sparsity), found) in zip(axes, levels.items(), strict=True):
-        for height, (_, runs, colour) in enumerate(_kinds()):
+        for height, (_, runs, colour) in enumerate(kinds):
             values = [drop(row) for run in runs for row in found.get(run, {}).values()]
             axis.scatter(values, [height] * len(values), s=16, color=colour, alpha=0.5, linewidths=0)
             if best := chosen(found, runs):
@@ -246,38 +247,9 @@ def draw(levels: Mapping[Level, Found], path: Path) -> None:
         ticks = (0, 1, 2, 5, 10, 20, 50)
         axis.set_xticks(ticks, list(map(str, ticks)))
         axis.grid(alpha=0.25, axis="x")
-    labels = [label for label, *_ in _kinds()]
-    axes[0].set_yticks(range(len(labels)), labels)
-    axes[0].invert_yaxis()
+    axes[0].set_yticks(range(len(kinds)), [label for label, *_ in kinds])
+    axes[0].set_ylim(len(kinds) - 0.5, -0.5)  # the first line on top
     figure.supxlabel(
         "points of test accuracy lost after training, a dot per run; | is the mean of the choice on validation", size=10
     )
-    figure.savefig(path, dpi=110)
-
-
-def draw_headline(levels: Mapping[Level, Found], path: Path) -> None:
-    """Draw the choice on validation of each kind: mean and standard deviation over the seeds, a panel per level."""
-    from matplotlib.figure import Figure
-
-    if not levels:
-        return
-    figure = Figure(figsize=(1.5 + 3.4 * len(levels), 3.0), layout="constrained")
-    axes = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
-    for axis, ((network, sparsity), found) in zip(axes, levels.items(), strict=True):
-        for height, (_, runs, colour) in enumerate(_kinds()):
-            if best := chosen(found, runs):
-                drops = [drop(row) for row in best[1].values()]
-                mean, deviation = statistics.fmean(drops), statistics.stdev(drops) if len(drops) > 1 else 0
-                axis.errorbar(mean, height, xerr=deviation, fmt="o", color=colour, elinewidth=2, capsize=3)
-                axis.annotate(
-                    f"{mean:.2f}", (mean, height), (0, 6), textcoords="offset points", ha="center", color=colour
-                )
-        axis.set_title(f"{TITLES[network]}, {100 * sparsity:.0f} % pruned")
-        axis.set_xlim(left=0)
-        axis.grid(alpha=0.25, axis="x")
-        axis.spines[["top", "right"]].set_visible(False)
-    labels = [label for label, *_ in _kinds()]
-    axes[0].set_yticks(range(len(labels)), labels)
-    axes[0].set_ylim(len(labels) - 0.4, -0.7)  # the first line on top
-    figure.supxlabel("points of test accuracy lost on CIFAR-10 after fine-tuning, mean and standard deviation", size=10)
     figure.savefig(path, dpi=110)

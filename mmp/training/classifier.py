@@ -20,6 +20,7 @@ from mmp.data.loader import mixed
 from mmp.errors import MmpError, nearest
 from mmp.pruning.layers.eval_mode import forget_cached
 
+LossOfStep = Callable[[Tensor, Tensor], Tensor]  # of images and their classes
 SCHEDULERS = ("cosine", "step", "multistep", "poly", "tanh", "none")
 
 
@@ -81,7 +82,7 @@ class Classifier(pl.LightningModule):
         check_recipe(recipe, "finetune" if isinstance(recipe, FinetuneConfig) else "dense")
         self.model, self.recipe, self._seed = model, recipe, seed
         self._compiles = compiles
-        self._step_forward: Callable[[Tensor], Tensor] = self.forward
+        self._loss_of_step: LossOfStep = self._loss
         distils = isinstance(recipe, FinetuneConfig) and recipe.distillation > 0
         # In a list, so that the teacher is not a submodule.
         self._teacher = [teacher.eval()] if teacher is not None and distils else []
@@ -97,7 +98,7 @@ class Classifier(pl.LightningModule):
     def on_train_batch_start(self, batch: Sequence[Tensor], index: int) -> None:
         """Seed the random numbers of this batch, so that a resumed training draws the same ones."""
         if self._compiles:
-            self._step_forward, self._compiles = self._compiled(batch[0]), False
+            self._loss_of_step, self._compiles = self._compiled(*batch), False
         # `torch.manual_seed` also stores a stack trace for devices that are not in use, which takes 0.5 ms per call.
         seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed(mixed(self._seed, self.current_epoch, index, self.global_rank))
@@ -105,28 +106,36 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Sequence[Tensor], _index: int) -> Tensor:
         """Return the loss of one batch."""
         images, targets = batch
-        logits = self._step_forward(images)
-        loss = self.loss(logits, targets)
+        for teacher in self._teacher:
+            teacher.to(images.device)
+        loss = self._loss_of_step(images, targets)
+        self.train_loss.update(loss.detach(), weight=len(images))
+        return loss
+
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        logits = self(images)
+        loss: Tensor = self.loss(logits, targets)
         for teacher in self._teacher:
             assert isinstance(self.recipe, FinetuneConfig)
             with torch.no_grad():
                 # The teacher keeps its own precision: it is the dense model, which is measured afterwards.
-                taught = teacher.to(images.device)(images.to(next(teacher.parameters()).dtype))
+                taught = teacher(images.to(next(teacher.parameters()).dtype))
             share = self.recipe.distillation
             loss = (1 - share) * loss + share * distillation_loss(logits, taught, self.recipe.temperature)
-        self.train_loss.update(loss.detach(), weight=len(images))
         return loss
 
-    def _compiled(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return `forward` compiled for batches like these images. Weights and buffers stay as they are."""
+    def _compiled(self, images: Tensor, targets: Tensor) -> LossOfStep:
+        """Return the loss compiled for batches like this one. Weights and buffers stay as they are."""
 
-        def trial(forward: Callable[[Tensor], Tensor]) -> None:
+        def trial(loss: LossOfStep) -> None:
             with self.trainer.precision_plugin.forward_context():
-                loss = forward(images).float().square().mean()
-            loss.backward()
+                found = loss(images, targets)
+            found.backward()
 
         before = [buffer.clone() for buffer in self.model.buffers()]
-        found = compiled(self.forward, trial, "training")
+        for teacher in self._teacher:
+            teacher.to(images.device)
+        found = compiled(self._loss, trial, "training")
         for buffer, value in zip(self.model.buffers(), before, strict=True):
             buffer.copy_(value)
         self.model.zero_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmp.config.identity import identity, settings_of
-from mmp.config.schema import RecipeConfig
+from mmp.config.schema import FinetuneConfig
 from mmp.data.loader import EpochLoader, EpochShuffle, Split
-from mmp.training.classifier import Classifier
+from mmp.training.classifier import Classifier, LossOfStep
 
-RECIPE = RecipeConfig(name="test", epochs=2, learning_rate=1e-2)
+RECIPE = FinetuneConfig(name="test", epochs=2, learning_rate=1e-2, distillation=0.5)
 
 
 def network() -> nn.Module:
@@ -31,7 +30,7 @@ def network() -> nn.Module:
 def trained(folder: Path, compiles: bool, precision: str = "32-true") -> nn.Module:
     """Return the network after two epochs on digits."""
     model, data = network(), digits()
-    module = Classifier(model, RECIPE, 10, compiles=compiles)
+    module = Classifier(model, RECIPE, 10, teacher=network(), compiles=compiles)
     trainer = pl.Trainer(
         max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         num_sanity_val_steps=0, accelerator="cpu", deterministic=True, default_root_dir=folder, precision=precision,
@@ -50,10 +49,10 @@ def same(left: nn.Module, right: nn.Module) -> bool:
 def test_the_trial_of_a_compiled_network_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def compiled(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
-        def call(images: Tensor) -> Tensor:
+    def compiled(function: LossOfStep, **_: object) -> LossOfStep:
+        def call(images: Tensor, targets: Tensor) -> Tensor:
             calls.append(len(images))
-            return function(images)
+            return function(images, targets)
 
         return call
 
@@ -65,9 +64,9 @@ def test_the_trial_of_a_compiled_network_changes_no_bit(tmp_path: Path, monkeypa
 def test_without_a_compiler_the_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def compiled(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
-        def call(images: Tensor) -> Tensor:
-            function(images).sum().backward()
+    def compiled(function: LossOfStep, **_: object) -> LossOfStep:
+        def call(images: Tensor, targets: Tensor) -> Tensor:
+            function(images, targets).backward()
             raise RuntimeError("InvalidCxxCompiler: No C++ compiler")
 
         return call
