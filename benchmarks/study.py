@@ -36,35 +36,41 @@ from mmp.runs.memory import keep_freed_memory
 ROWS = RESULTS / "study.jsonl"
 KEYS = ("network", "seed", "sparsity", "method", "solved", "protocol")  # decide what is measured
 SEEDS = (0, 1, 2)
+_NEEDED = {"network", "checkpoint", "root"}
+_OPTIONS = {"rows", "cache", "share"}
 USAGE = "python -m benchmarks.study measure network=... checkpoint=FILE root=FOLDER, merge FILE..., or report"
 
 
 def measure(words: Sequence[str]) -> None:
-    """Measure the missing runs, and write a row after each.
+    """Measure the missing runs, and write a row after each."""
+    given = dict(word.partition("=")[::2] for word in words)
+    rows = Path(given.get("rows", ROWS))
+    for row in rows_of(given, wanted_of(given), rows):
+        append(rows, [row])
+
+
+def wanted_of(given: Mapping[str, str]) -> Iterator[Row]:
+    """Return what identifies each run that a command line asks for.
+
+    Args:
+        given: The words of the command line: their keys and values.
 
     Raises:
         MmpError: if a key or a value is unknown, or a key is missing.
     """
-    given = dict(word.partition("=")[::2] for word in words)
     network = given.get("network", "")
     levels = SPARSITIES.get(network, ())
     every = {"seeds": [*map(str, SEEDS)], "sparsities": [*map(str, levels)], "parts": [*parts()]}
     chosen = {key: given[key].split("+" if key == "parts" else ",") if key in given else every[key] for key in every}
-    rest = given.keys() - every.keys() - {"rows", "cache", "share"}
-    if (
-        not levels
-        or rest != {"network", "checkpoint", "root"}
-        or any(set(chosen[key]) - set(every[key]) for key in every)
-    ):
+    unknown = any(set(chosen[key]) - set(every[key]) for key in every)
+    if unknown or not levels or given.keys() - every.keys() - _OPTIONS != _NEEDED:
         raise MmpError(
-            f"{' '.join(words)}: the keys are network={'|'.join(SPARSITIES)} checkpoint=FILE root=FOLDER "
-            f"seeds={','.join(every['seeds'])} sparsities=0.8,0.9 parts={'+'.join(every['parts'])} rows=FILE "
-            "cache=FOLDER share=0/4"
+            f"{' '.join(f'{key}={value}' for key, value in given.items())}: the keys are "
+            f"network={'|'.join(SPARSITIES)} checkpoint=FILE root=FOLDER seeds={','.join(every['seeds'])} "
+            f"sparsities=0.8,0.9 parts={'+'.join(every['parts'])} rows=FILE cache=FOLDER share=0/4"
         )
-    rows = Path(given.get("rows", ROWS))
-    wanted = planned(network, [*map(int, chosen["seeds"])], [*map(float, chosen["sparsities"])], chosen["parts"])
-    for row in rows_of(given, share_of(wanted, given.get("share", "0/1")), rows):
-        append(rows, [row])
+    runs = planned(network, [*map(int, chosen["seeds"])], [*map(float, chosen["sparsities"])], chosen["parts"])
+    return share_of(runs, given.get("share", "0/1"))
 
 
 def planned(network: str, seeds: Sequence[int], sparsities: Sequence[float], names: Sequence[str]) -> Iterator[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from places import ROOT
 from benchmarks import RESULTS, gpu
 from benchmarks.gpu_figures import Figure, Part, Setting, between, exactly
 from benchmarks.gpu_parts import PARTS, TOGETHER
+from benchmarks.gpu_studies import CAMPAIGNS
+from benchmarks.oneshot_request import Request
+from benchmarks.study import wanted_of
 from benchmarks.timing import Claim
 
 PROGRAMS = {"crashes": "print('first'); raise SystemExit('no luck')", "hangs": "import time; time.sleep(60)"}
@@ -23,6 +26,10 @@ PROGRAMS = {"crashes": "print('first'); raise SystemExit('no luck')", "hangs": "
 def row(figure: Figure, part: str = "tests", date: str = "2030-01-01T00:00:00+00:00", dry: bool = False) -> dict:
     origin = {"device": "a GPU", "torch": "2.0", "commit": "abc", "date": date, "dry_run": dry}
     return {"part": part, **asdict(figure), **origin}
+
+
+def wanted(words: list[str]) -> list[dict]:
+    return list(wanted_of(dict(word.split("=", 1) for word in words)))
 
 
 def lines(table: str) -> list[str]:
@@ -146,3 +153,10 @@ def test_show_prints_the_measured_rows_without_dry_runs(
     monkeypatch.setattr(sys, "argv", ["gpu", "--show", "--results", str(tmp_path / "gpu.jsonl")])
     gpu.main()
     assert capsys.readouterr().out == gpu.tables(rows[:1]) + "\n"
+
+
+@pytest.mark.parametrize(("benchmark", "read"), [("oneshot", Request.of), ("study", wanted)])
+def test_the_benchmarks_know_the_words_of_their_campaigns(benchmark: str, read: Callable[[list[str]], object]) -> None:
+    campaign = CAMPAIGNS[benchmark]
+    for stage in (*campaign.stages, *campaign.dry):
+        read([*stage, "checkpoint=a.safetensors", "root=data", "share=1/15", "rows=rows.jsonl", "cache=cache"])
