@@ -1,8 +1,8 @@
 """Writes the tables and pictures of the short trainings: ``python -m benchmarks.short_training report``.
 
-They belong to docs/short_training.md, and one picture to the README. A chosen configuration is the one with the best mean
-validation accuracy over the seeds, as in a sweep's report. Comparisons use test accuracy. A drop is in points of test
-accuracy against the dense model of the same seed.
+They belong to docs/short_training.md, and one picture to the README. A chosen configuration is the one with the best
+mean validation accuracy over the seeds, as in a sweep's report. Comparisons use test accuracy. A drop is in points of
+test accuracy against the dense model of the same seed.
 """
 
 from __future__ import annotations
