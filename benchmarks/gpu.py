@@ -9,8 +9,10 @@ runs. At the end the command prints this call's rows as a table, and the last lo
 in ``benchmarks/README.md``.
 
 ``--parts scores,jobs`` runs some parts only. ``--data FOLDER`` is the folder with ``gtsrb/GTSRB`` and
-``cifar-10-batches-py``, as torchvision unpacks them; without them the paper's experiments are skipped.
-``--work FOLDER`` keeps runs and logs. ``--dry-run`` makes every part small, so that all run on a CPU in minutes.
+``cifar-10-batches-py``, as torchvision unpacks them; without them the paper's experiments are skipped. The parts
+``oneshot`` and ``study`` read CIFAR-10 and checkpoints there, such as ``networks/resnet20.safetensors``; they come last
+and take all the time that is left, so name them alone. ``--work FOLDER`` keeps runs, logs and the rows of these two.
+``--dry-run`` makes every part small, so that all run on a CPU in minutes.
 """
 
 from __future__ import annotations

@@ -429,10 +429,10 @@ PARTS: dict[str, Part] = {
     "input": Part(input_pipeline, 75),
     "jobs": Part(jobs, 90),
     "stacked": Part(stacked, 45),
-    "oneshot": Part(gpu_studies.measure, 200, gpu_studies.gather, gpu_studies.NETWORKS, {"campaign": "oneshot"}),
-    "study": Part(gpu_studies.measure, 420, gpu_studies.gather, gpu_studies.NETWORKS, {"campaign": "study"}),
     "resnet18_gtsrb": Part(grid, 600, gather_grid, "gtsrb", _RESNET),
     "vgg11_cifar10": Part(grid, 600, gather_grid, "cifar-10-batches-py", _VGG),
+    "oneshot": Part(gpu_studies.measure, 200, gpu_studies.gather, gpu_studies.NETWORKS, {"campaign": "oneshot"}),
+    "study": Part(gpu_studies.measure, 420, gpu_studies.gather, gpu_studies.NETWORKS, {"campaign": "study"}),
 }
 # Parts in one tuple may run at the same time, because their results do not depend on time. All others run alone.
 TOGETHER = (

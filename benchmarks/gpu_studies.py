@@ -21,6 +21,7 @@ from mmp.runs.memory import keep_freed_memory
 
 NETWORKS = "networks"  # the folder of checkpoints in the data folder; a file has the name of its network
 MOST_PROCESSES = 15
+QUICK = ("finetune.epochs=1", "trainer.limit_train_batches=1", "trainer.compile=false")  # settings of a dry run
 RESNET20, RESNET56 = "network=resnet20", "network=resnet56_zeros"
 
 
@@ -55,10 +56,10 @@ CAMPAIGNS = {
         (
             (RESNET20, "sparsities=0.9", _CLAIMS),
             (RESNET20, "sparsities=0.95", _CLAIMS),
-            (RESNET20, "sparsities=0.9", "parts=baselines, re-solved"),
+            (RESNET20, "sparsities=0.9", "parts=re-solved-baselines"),
             (RESNET56, "sparsities=0.9", _CLAIMS),
-            (RESNET20, "sparsities=0.95", "parts=baselines, re-solved"),
-            (RESNET20, "sparsities=0.9", "parts=signals+strategies, re-solved"),
+            (RESNET20, "sparsities=0.95", "parts=re-solved-baselines"),
+            (RESNET20, "sparsities=0.9", "parts=signals+re-solved-strategies"),
             (RESNET20, "sparsities=0.8", _CLAIMS),
         ),
         ((RESNET20, "sparsities=0.9", "seeds=0", "parts=baselines"),),
@@ -101,12 +102,7 @@ def main(campaign: str, data: str, work: str, dry: str, share: str) -> None:
     commands = {"oneshot": oneshot.main, "study": study.main}[campaign]
     stages = CAMPAIGNS[campaign].dry if int(dry) else CAMPAIGNS[campaign].stages
     if int(dry):
-        study_runs.RUN = (
-            *study_runs.RUN,
-            "finetune.epochs=1",
-            "trainer.limit_train_batches=1",
-            "trainer.compile=false",
-        )
+        study_runs.RUN = (*study_runs.RUN, *QUICK)
     failed = 0
     for stage in stages:
         network = stage[0].partition("=")[2]

@@ -10,7 +10,7 @@ With ``seeds=0 sparsities=0.8,0.9 methods=LAMP+obs solved=joint`` it measures on
 numbers of calibration pictures, and ``steps=100,400`` numbers of steps of joint tuning. What is measured is skipped. A
 process that is stopped loses only its current run.
 
-Several processes can share the work: they append to one file, and ``share=0/4`` is the first quarter of the runs.
+Several processes can share the work: they append to one file, and ``share=0/4`` is every fourth run, from the first.
 ``rows=FILE`` names another file than the usual one, and
 ``python -m benchmarks.oneshot merge FILE...`` adds the rows of such files to it. ``cache=FOLDER`` names the folder of
 scores and of other things that runs share. A run uses a GPU if there is one.

@@ -95,7 +95,7 @@ def percent(row: Row, stage: str, split: str = "test") -> float:
 def gain_table(rows: Sequence[Row]) -> str:
     """Return the table of the points that joint tuning adds to layer-wise solutions, over the methods.
 
-    A method counts at a sparsity if both were measured with the same seeds.
+    A method counts at a sparsity with the seeds that both were measured with.
     """
     lines = []
     for network, tuned in product(NETWORKS, TUNED):
@@ -111,14 +111,13 @@ def gain_table(rows: Sequence[Row]) -> str:
 
 
 def _gains(found: Mapping[Cell, Sequence[Row]], method: str, tuned: str, sparsity: float) -> list[float]:
-    """Return the mean gain of a method over the seeds, if it was measured both ways."""
+    """Return the mean gain of a method over the seeds that were measured both ways, if there are any."""
     sides = [
         {row["seed"]: percent(row, "reconstructed") for row in found.get((method, solved, sparsity), ())}
         for solved in ("layer-wise", tuned)
     ]
-    if not sides[0] or sides[0].keys() != sides[1].keys():
-        return []
-    return [statistics.fmean(sides[1][seed] - sides[0][seed] for seed in sides[0])]
+    seeds = sides[0].keys() & sides[1].keys()
+    return [statistics.fmean(sides[1][seed] - sides[0][seed] for seed in seeds)] if seeds else []
 
 
 def by_number(rows: Iterable[Row], key: str) -> dict[Setting, dict[int | None, list[Row]]]:

@@ -1,13 +1,14 @@
-"""The study: the method against the field's criteria on CIFAR-10, after the fine-tuning that one would do anyway.
+"""The study: the method against the field's criteria on CIFAR-10, after a full fine-tuning.
 
 ``python -m benchmarks.study measure network=resnet20 checkpoint=FILE root=FOLDER`` prunes the network of a checkpoint
 by every method, re-solves it or not, fine-tunes it until the learning rate is zero, and appends a row per run to
 ``benchmarks/results/study.jsonl``. ``root`` is the folder with CIFAR-10 (:mod:`benchmarks.cifar10_sheets` can make it).
 
 With ``seeds=0 sparsities=0.9 parts=ours+baselines`` it measures only these. What is measured is skipped, and a process
-that is stopped loses only its current run. Several processes can share the work: ``share=0/4`` is the first quarter of
-the runs. ``rows=FILE`` names another file than the usual one, and ``python -m benchmarks.study merge FILE...`` adds the
-rows of such files to it. ``cache=FOLDER`` names the folder of what runs share. A run uses a GPU if there is one.
+that is stopped loses only its current run. Several processes can share the work: ``share=0/4`` is every fourth run,
+from the first. ``rows=FILE`` names another file than the usual one, and ``python -m benchmarks.study merge FILE...``
+adds the rows of such files to it. ``cache=FOLDER`` names the folder of what runs share. A run uses a GPU if there is
+one.
 
 ``python -m benchmarks.study report`` writes the tables of docs/study.md and draws its picture.
 
@@ -22,13 +23,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks import RESULTS, study_runs
 from benchmarks.pruning_runs import configured, result_of
 from benchmarks.row_files import Row, append, is_measured, merge, origin, read_rows, share_of
 from benchmarks.study_report import write_report
 from benchmarks.study_runs import SPARSITIES, UNPRUNED, Run, parts
-from mmp.config.identity import Settings, digest, identity, settings_of
+from mmp.config.identity import digest, identity, settings_of
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 from mmp.runs.memory import keep_freed_memory
@@ -83,41 +85,46 @@ def planned(network: str, seeds: Sequence[int], sparsities: Sequence[float], nam
 
 
 def rows_of(given: Mapping[str, str], wanted: Iterator[Row], rows: Path) -> Iterator[Row]:
-    """Yield a row for each run that is not measured; rows with other shared settings do not count as measured.
+    """Yield a row for each run that is not measured; rows with other settings do not count as measured.
 
     Args:
         given: The words of the command line.
         wanted: What identifies the runs.
         rows: The file of new rows; a run of the usual file is not repeated either.
     """
-    read: dict[int, tuple[tuple[str, ...], ImageData, Settings]] = {}
+    place = (f"data.root={given['root']}", f"paths.cache={given.get('cache', 'results/cache')}")
+    read: dict[int, ImageData] = {}
     for run in wanted:
         seed = run["seed"]
+        shared = study_runs.shared_settings(given["network"], given["checkpoint"], seed)
+        settings = (*shared, *study_runs.settings_of_run(Run(run["method"], run["solved"]), run["sparsity"]))
         if seed not in read:
-            read = {seed: _shared(given, seed)}  # one seed's data at a time
-        shared, data, decisive = read[seed]
-        own = study_runs.settings_of_run(Run(run["method"], run["solved"]), run["sparsity"])
-        known = {**run, "protocol": digest([decisive, data.fingerprint, own])[:8]}
+            read[seed] = ImageData(configured([*shared, *place]).data, seed)
+        data = read[seed]
+        known = {**run, "protocol": digest([decisive(settings), data.fingerprint])[:8]}
         if is_measured(known, read_rows([ROWS, rows], KEYS)):
             continue
-        result = result_of([*shared, *own], data)
+        result = result_of([*settings, *place], data)
         yield {
             **known,
+            "recipe": recipe_of(shared),
             "reached": result["sparsity"],
             "accuracy": result["accuracy"],
             "masks": result["masks_hash"][:16],
+            "compiled": result.get("compiled", False),
             "seconds": {phase: round(value, 2) for phase, value in result["seconds"].items()},
             **origin(),
         }
 
 
-def _shared(given: Mapping[str, str], seed: int) -> tuple[tuple[str, ...], ImageData, Settings]:
-    """Return the settings that the runs of a seed share, their data, and the part that decides their numbers."""
-    settings = study_runs.shared_settings(given["network"], given["checkpoint"], seed)
-    anywhere = identity(settings_of(configured([*settings, "data.root=data"])))  # the same on every machine
-    placed = (*settings, f"data.root={given['root']}", f"paths.cache={given.get('cache', 'results/cache')}")
-    data = ImageData(configured(placed).data, seed)
-    return placed, data, anywhere
+def decisive(settings: Sequence[str]) -> dict[str, Any]:
+    """Return what decides the numbers of a run; it is the same on every machine."""
+    return identity(settings_of(configured([*settings, "data.root=data"])))
+
+
+def recipe_of(shared: Sequence[str]) -> str:
+    """Return a hash of the settings that all runs of a network share, whatever their seed."""
+    return digest({key: value for key, value in decisive(shared).items() if key != "seed"})[:8]
 
 
 def main(words: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.row_files import Row
 from benchmarks.study_runs import BASELINES, OURS, SIGNALS, SOLVED, SPARSITIES, UNPRUNED, Run, strategies
 from benchmarks.tables import NOTHING, difference, fill_page, spread
+from mmp.errors import MmpError
 from mmp.markdown import table_of
 
 PAGE, PICTURE = Path("docs/study.md"), Path("docs/images/study.png")
@@ -30,7 +31,12 @@ Level = tuple[str, float]  # a network and a sparsity
 
 
 def write_report(rows: Sequence[Row]) -> None:
-    """Write the tables into their places in docs/study.md, and draw the picture."""
+    """Write the tables into their places in docs/study.md, and draw the picture.
+
+    Raises:
+        MmpError: if rows of a network were measured with different recipes.
+    """
+    require_one_recipe(rows)
     levels = by_level(rows)
     tables = {
         "study: networks": networks_table(rows),
@@ -40,6 +46,21 @@ def write_report(rows: Sequence[Row]) -> None:
     }
     fill_page(PAGE, tables)
     draw(levels, PICTURE)
+
+
+def require_one_recipe(rows: Iterable[Row]) -> None:
+    """Raise an error if rows of a network differ in the settings that they share.
+
+    Raises:
+        MmpError: if so; the message names two recipes.
+    """
+    found: dict[str, str] = {}
+    for row in rows:
+        other = found.setdefault(row["network"], row["recipe"])
+        if other != row["recipe"]:
+            raise MmpError(
+                f"rows of {row['network']} have the recipes {other} and {row['recipe']}; remove the older rows"
+            )
 
 
 def by_level(rows: Iterable[Row]) -> dict[Level, dict[Run, BySeed]]:
@@ -93,17 +114,15 @@ def sides() -> dict[str, tuple[list[Run], list[Run]]]:
     }
 
 
-def chosen(found: Found, runs: Iterable[Run]) -> tuple[Run, BySeed] | None:
-    """Return the run with the best mean validation accuracy, with its rows by seed; None if none was measured.
+def chosen(found: Found, runs: Sequence[Run]) -> tuple[Run, BySeed] | None:
+    """Return the run with the best mean validation accuracy, with its rows by seed; the first of equals.
 
-    Runs with fewer seeds than others are left out.
+    None if a run was not measured, or not with the seeds of the others: then nothing can be chosen among them.
     """
-    members = {run: found[run] for run in runs if run in found}
-    most = max(map(len, members.values()), default=0)
-    full = {run: by_seed for run, by_seed in members.items() if len(by_seed) == most}
-    return max(
-        full.items(), key=lambda item: statistics.fmean(map(validation, item[1].values())), default=None
-    )  # the first of equals
+    members = {run: found.get(run, {}) for run in runs}
+    if not all(members.values()) or len({frozenset(by_seed) for by_seed in members.values()}) > 1:
+        return None
+    return max(members.items(), key=lambda item: statistics.fmean(map(validation, item[1].values())))
 
 
 def networks_table(rows: Sequence[Row]) -> str:
@@ -155,13 +174,10 @@ def _lines() -> Iterator[tuple[str, str, list[str]]]:
 
 def _cells(found: Found, runs: Sequence[Run], label: str) -> tuple[str, str]:
     """Return the drops before and after training as text; empty unless all runs were measured with equal seeds."""
-    members = [found.get(run, {}) for run in runs]
-    if not members[0] or len({frozenset(by_seed) for by_seed in members}) > 1:
+    best = chosen(found, runs)
+    if best is None:
         return "", ""
-    if label.endswith(_CHOSEN):
-        best = chosen(found, runs)
-        assert best is not None
-        members = [best[1]]
+    members = [best[1]] if label.endswith(_CHOSEN) else [found[run] for run in runs]
     seeds = sorted(members[0])
     before, after = (
         [statistics.fmean(of(by_seed[seed]) for by_seed in members) for seed in seeds] for of in (before_training, drop)

@@ -77,9 +77,9 @@ def parts() -> dict[str, list[Run]]:
         "ours": [Run(name, solved) for solved in again for name in OURS],
         "baselines": [Run(name, "masked") for name in (UNPRUNED, *BASELINES)],
         "strategies": [Run(name, "masked") for name in strategies("magnitude")],
-        "baselines, re-solved": [Run(name, solved) for solved in again for name in BASELINES],
+        "re-solved-baselines": [Run(name, solved) for solved in again for name in BASELINES],
         "signals": [Run(name, "masked") for signal in ("product", "gradient") for name in strategies(signal)],
-        "strategies, re-solved": [Run(name, solved) for solved in again for name in strategies("magnitude")],
+        "re-solved-strategies": [Run(name, solved) for solved in again for name in strategies("magnitude")],
     }
 
 
@@ -89,6 +89,6 @@ def shared_settings(network: str, checkpoint: str, seed: int) -> tuple[str, ...]
 
 
 def settings_of_run(run: Run, sparsity: float) -> tuple[str, ...]:
-    """Return the settings of a run beside the shared ones. What is unpruned has the same row at every sparsity."""
+    """Return the settings of a run beside the shared ones. An unpruned run is the same at every sparsity."""
     budget = 0.0 if run.method == UNPRUNED else sparsity
     return (*methods()[run.method], *SOLVED[run.solved], f"budget={budget}")

@@ -25,6 +25,11 @@ def memory_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else usable_memory()
 
 
+def free_memory_of(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory that nobody uses or, for any other device, of this process's usable memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else usable_memory()
+
+
 def all_finite(values: Tensor) -> bool:
     """Return whether no value is NaN or infinite.
 

@@ -114,10 +114,15 @@ class TensorImages:
         where = torch.as_tensor(indices)
         return self.images[where].float() * self._scale - self._shift, self.labels[where]
 
-    def on(self, device: torch.device) -> TensorImages:
-        """Return a copy whose pixels are on a device, which then makes the batches."""
+    def to(self, device: torch.device, indices: Sequence[int]) -> TensorImages:
+        """Return a copy of some images on a device, which then prepares the batches.
+
+        Args:
+            device: The device.
+            indices: Their indices, in the order that they will have.
+        """
         placed = copy(self)
-        placed.images, placed.labels = self.images.to(device), self.labels.to(device)
+        placed.images, placed.labels = (values[list(indices)].to(device) for values in (self.images, self.labels))
         placed._scale, placed._shift = self._scale.to(device), self._shift.to(device)
         return placed
 
@@ -160,9 +165,15 @@ class AugmentedImages:
         where = torch.as_tensor(indices)
         return self._augmentation(self.images[where], uniforms), self.labels[where]
 
-    def on(self, device: torch.device) -> AugmentedImages:
-        """Return a copy whose pixels are on a device, which then makes the batches."""
-        return AugmentedImages(self.images.to(device), self.labels.to(device), self._augmentation)
+    def to(self, device: torch.device, indices: Sequence[int]) -> AugmentedImages:
+        """Return a copy of some images on a device, which then prepares the batches.
+
+        Args:
+            device: The device.
+            indices: Their indices, in the order that they will have.
+        """
+        images, labels = (values[list(indices)].to(device) for values in (self.images, self.labels))
+        return AugmentedImages(images, labels, self._augmentation)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of pixels and labels."""

@@ -94,9 +94,9 @@ class Split(Dataset[Any]):
             return self.images.augmented(chosen, self._uniforms(torch.as_tensor(indices), self._seed))
         return [self[index] for index in indices]
 
-    def over(self, images: Any) -> Split:
-        """Return the same subset of other images, such as a copy of them on another device."""
-        return Split(images, self.indices, self._seed)
+    def to(self, device: torch.device) -> Split:
+        """Return the same subset, from a copy of its images on a device, which then prepares the batches."""
+        return Split(self.images.to(device, self.indices), range(len(self)), self._seed)
 
     def _uniforms(self, indices: Tensor, seed: int) -> Tensor:
         """Return random numbers in [0, 1), one row per index. A whole epoch's numbers are drawn at once and kept."""

@@ -30,12 +30,12 @@ from mmp.data.images import AugmentedImages, Images, Source, TensorImages, files
 from mmp.data.loader import EpochLoader, EpochShuffle, Split, collate
 from mmp.data.readers import READERS
 from mmp.errors import MmpError, nearest
-from mmp.tensors import memory_of
+from mmp.tensors import free_memory_of
 
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-MAKERS = ("cuda",)  # kinds of devices that make batches themselves
+PREPARING = ("cuda",)  # kinds of devices that prepare batches of images in memory themselves
 SPLITS = ("train", "validation", "calibration", "test")
 
 
@@ -203,7 +203,7 @@ class ImageData(pl.LightningDataModule):
 
         Args:
             ranks: Number of processes of a distributed training; each gets its own batches.
-            device: The device that reads the batches. A GPU makes them itself, see :meth:`val_dataloader`.
+            device: The device that reads the batches. A GPU prepares them itself, see :meth:`val_dataloader`.
         """
         order = EpochShuffle(self.samples["train"], self.seed, ranks)
         images, options = self._placed("train", device if ranks == 1 else CPU)
@@ -213,8 +213,8 @@ class ImageData(pl.LightningDataModule):
         """Return validation batches, in order.
 
         Args:
-            device: The device that reads the batches. A GPU gets a copy of images that are in memory, unless they take
-                more than a quarter of its memory, and makes the batches itself; then there are no worker processes.
+            device: The device that reads the batches. A GPU gets a copy of a split that is in memory, unless it takes
+                more than a sixteenth of the GPU's free memory, and prepares the batches itself, without workers.
         """
         return self._loader("validation", device=device)
 
@@ -244,11 +244,10 @@ class ImageData(pl.LightningDataModule):
         return DataLoader(images, batch_size or self.cfg.eval_batch_size, collate_fn=collate, **options)
 
     def _placed(self, split: str, device: torch.device) -> tuple[Any, dict[str, Any]]:
-        """Return the images of a split, on the device if it is a GPU with room for them, and options of the loader."""
+        """Return the images of a split, on the device if it has room for them, and options of their loader."""
         images = self._sets[split]
-        pixels = images.images if isinstance(images, Split) else images
-        fits = isinstance(pixels, TensorImages | AugmentedImages) and 4 * pixels.images.nbytes <= memory_of(device)
-        if device.type not in MAKERS or not fits:
+        subset = images if isinstance(images, Split) else Split(images, range(len(images)))
+        if device.type not in PREPARING or not isinstance(subset.images, TensorImages | AugmentedImages):
             return images, self._workers
-        placed = pixels.on(device)
-        return images.over(placed) if isinstance(images, Split) else placed, {}
+        needed = len(subset) * subset.images.images[:1].nbytes
+        return (subset.to(device), {}) if needed <= free_memory_of(device) / 16 else (images, self._workers)

@@ -63,7 +63,7 @@ class Classifier(pl.LightningModule):
         classes: Number of classes.
         teacher: The dense network, for a recipe with distillation; put in eval mode and moved to the images' device.
         seed: Random numbers, of dropout for instance, are a function of this seed, the epoch and the batch.
-        compiles: Whether ``torch.compile`` compiles the network for training steps.
+        compiles: Whether ``torch.compile`` compiles the training steps.
 
     Raises:
         MmpError: if timm has no such optimizer or scheduler; and during training, if the loss is not finite.
@@ -81,7 +81,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         check_recipe(recipe, "finetune" if isinstance(recipe, FinetuneConfig) else "dense")
         self.model, self.recipe, self._seed = model, recipe, seed
-        self._compiles = compiles
+        self._compiles, self._is_compiled = compiles, False
         self._loss_of_step: LossOfStep = self._loss
         distils = isinstance(recipe, FinetuneConfig) and recipe.distillation > 0
         # In a list, so that the teacher is not a submodule.
@@ -99,6 +99,7 @@ class Classifier(pl.LightningModule):
         """Seed the random numbers of this batch, so that a resumed training draws the same ones."""
         if self._compiles:
             self._loss_of_step, self._compiles = self._compiled(*batch), False
+            self._is_compiled = self._loss_of_step != self._loss
         # `torch.manual_seed` also stores a stack trace for devices that are not in use, which takes 0.5 ms per call.
         seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed(mixed(self._seed, self.current_epoch, index, self.global_rank))
@@ -125,19 +126,28 @@ class Classifier(pl.LightningModule):
         return loss
 
     def _compiled(self, images: Tensor, targets: Tensor) -> LossOfStep:
-        """Return the loss compiled for batches like this one. Weights and buffers stay as they are."""
+        """Return the loss compiled for batches like this one.
+
+        Weights and buffers stay as they are. Other attributes that a forward pass changes see one pass more.
+        """
 
         def trial(loss: LossOfStep) -> None:
             with self.trainer.precision_plugin.forward_context():
                 found = loss(images, targets)
             found.backward()
 
-        before = [buffer.clone() for buffer in self.model.buffers()]
+        before = [
+            (module, {name: (buffer, buffer.clone()) for name, buffer in module._buffers.items() if buffer is not None})
+            for module in self.model.modules()
+        ]
         for teacher in self._teacher:
             teacher.to(images.device)
         found = compiled(self._loss, trial, "training")
-        for buffer, value in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(value)
+        for module, buffers in before:
+            for name, (buffer, value) in buffers.items():
+                module._buffers[name] = buffer  # a forward pass may have put another one in its place
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
         self.model.zero_grad()
         return found
 
@@ -153,6 +163,7 @@ class Classifier(pl.LightningModule):
         self.log("train/loss", loss)
         # With several devices, metrics are all that returns from the training processes.
         self.log("epochs", float(self.current_epoch + 1), logger=False)
+        self.log("compiled", float(self._is_compiled), logger=False)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_validation_epoch_start(self) -> None:

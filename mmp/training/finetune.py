@@ -63,7 +63,8 @@ def finetune(task: Finetuning, model: nn.Module) -> dict[str, Any]:
         model: The model to train, changed in place.
 
     Returns:
-        The entries of ``result.json`` about the training: the number of epochs, and the metrics of each epoch.
+        The entries of ``result.json`` about the training: the number of epochs, the metrics of each epoch, and whether
+        steps were compiled, if ``trainer.compile`` asks for it.
     """
     config, recipe = task.config, task.config.finetune
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -82,7 +83,8 @@ def finetune(task: Finetuning, model: nn.Module) -> dict[str, Any]:
     if recipe.reestimate_norms:
         reestimate_norms(model, task.data, device_of(config))
     epochs = int(trainer.callback_metrics.get("epochs", max(before, trainer.current_epoch)))
-    return {"epochs": epochs, "history": recorder_of(trainer).history()}
+    compiled = {"compiled": bool(trainer.callback_metrics.get("compiled"))} if compiles else {}
+    return {"epochs": epochs, "history": recorder_of(trainer).history(), **compiled}
 
 
 def reestimate_norms(model: nn.Module, data: ImageData, device: torch.device) -> None:

@@ -13,7 +13,18 @@ from benchmarks.pruning_runs import configured
 from benchmarks.row_files import read_rows
 from benchmarks.study import KEYS, main, planned
 from benchmarks.study_report import PAGE, by_level, chosen, claims_table, network_table, networks_table, signals_table
-from benchmarks.study_runs import RUN, SPARSITIES, UNPRUNED, Run, methods, parts, settings_of_run, strategies
+from benchmarks.study_runs import (
+    BASELINES,
+    RUN,
+    SIGNALS,
+    SPARSITIES,
+    UNPRUNED,
+    Run,
+    methods,
+    parts,
+    settings_of_run,
+    strategies,
+)
 from mmp.data.module import ImageData
 from mmp.errors import MmpError
 
@@ -26,7 +37,7 @@ def row(method: str, seed: int, test: float, validation: float = 0.5, solved: st
     accuracy = {"dense": {"test": 0.9}, "pruned": {"test": 0.1}, "reconstructed": {"test": 0.7}}
     accuracy["finetuned"] = {"test": test, "validation": validation}
     known = {"network": "resnet20", "seed": seed, "sparsity": 0.9, "method": method, "solved": solved}
-    return known | {"accuracy": accuracy, "device": "a processor"} | changes
+    return known | {"recipe": "01234567", "accuracy": accuracy, "device": "a processor"} | changes
 
 
 def cells(table: str) -> list[list[str]]:
@@ -40,7 +51,8 @@ def of_signal(signal: str, seeds: tuple[int, ...] = (0, 1)) -> Rows:
 
 
 CLAIMED = [
-    *of_signal("magnitude"),
+    *(of for signal in SIGNALS for of in of_signal(signal)),
+    *(row(name, seed, 0.5, 0.2) for name in BASELINES for seed in (0, 1)),
     row("MAG", 0, 0.82, 0.6), row("MAG", 1, 0.84, 0.6),
     row("SNIP", 0, 0.89, 0.5), row("SNIP", 1, 0.89, 0.5),  # better on test pictures only
     row("LAMP", 0, 0.87, 0.8), row("LAMP", 1, 0.87, 0.8),
@@ -56,12 +68,29 @@ def test_a_claim_compares_what_validation_chose() -> None:
     assert not any(title.startswith("(c)") for title in found)
 
 
-def test_a_run_with_fewer_seeds_is_not_chosen() -> None:
-    (found,) = by_level([*CLAIMED, row("GraSP", 0, 0.9, 0.99)]).values()
-    best = chosen(found, [Run("GraSP", "masked"), Run("MAG", "masked")])
+@pytest.mark.parametrize("missing", [("gradient, p90", 0), ("GraSP", 1)])
+def test_a_claim_waits_for_all_runs_of_both_sides(missing: tuple[str, int]) -> None:
+    rows = [one for one in CLAIMED if (one["method"], one["seed"]) != missing]
+    titles = [line[1] for line in cells(claims_table(by_level(rows)))]
+    assert not any(title.startswith("(a)") for title in titles)
+    assert "(b) magnitude, against product" in titles
+
+
+def test_nothing_is_chosen_among_runs_with_other_seeds() -> None:
+    (found,) = by_level(CLAIMED).values()
+    runs = [Run("GraSP", "masked"), Run("MAG", "masked")]
+    best = chosen(found, runs)
     assert best is not None
     assert best[0].method == "MAG"
     assert chosen(found, [Run("obs", "joint")]) is None
+    (found,) = by_level([*CLAIMED, row("GraSP", 2, 0.9, 0.99)]).values()
+    assert chosen(found, runs) is None
+
+
+def test_rows_of_two_recipes_are_refused() -> None:
+    study_report.require_one_recipe([*CLAIMED, row("MAG", 0, 0.5, network="resnet56_zeros", recipe="fedcba98")])
+    with pytest.raises(MmpError, match="resnet20 have the recipes 01234567 and fedcba98; remove the older rows"):
+        study_report.require_one_recipe([*CLAIMED, row("MAG", 2, 0.5, recipe="fedcba98")])
 
 
 def test_the_table_shows_drops_before_and_after_training() -> None:
@@ -71,7 +100,7 @@ def test_the_table_shows_drops_before_and_after_training() -> None:
     assert found["obs", "joint"] == ["20.00", "5.00", "20.00", "10.00"]
     assert found["magnitude, ten strategies, chosen on validation", "masked"][1] == "4.00 ± 0.00"
     assert found["magnitude, ten strategies, mean", "masked"][1] == "8.44 ± 0.00"
-    assert ("product, ten strategies, mean", "masked") not in found
+    assert ("product, ten strategies, mean", "layer-wise") not in found
 
 
 def test_strategies_count_only_if_all_are_measured_with_equal_seeds() -> None:
@@ -125,7 +154,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     made: list[str] = []
 
     def result_of(settings: list[str], _: ImageData) -> dict[str, Any]:
-        made.append(" ".join(settings[-3:]))
+        made.append(" ".join(settings[-5:-2]))  # after them come its places
         return {"sparsity": 0.9, "accuracy": {}, "masks_hash": "0" * 64, "seconds": {"total": 1.234}}
 
     monkeypatch.setattr(study, "result_of", result_of)

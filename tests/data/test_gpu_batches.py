@@ -1,4 +1,4 @@
-"""Batches that a GPU makes itself, from a copy of the images in its memory; torch's meta device stands for a GPU."""
+"""Batches that a GPU prepares itself, from a copy of the images in its memory; torch's meta device stands for a GPU."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ STRONG = {"scale": [0.5, 1.0], "hflip": 0.5, "vflip": 0.5, "color_jitter": [0.4,
 
 
 @pytest.fixture
-def _meta_makes_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAKERS", ("meta",))
+def _meta_prepares_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PREPARING", ("meta",))
 
 
 def digits(*settings: str) -> DataConfig:
@@ -39,7 +39,7 @@ def loaders(data: ImageData, device: torch.device) -> Iterator[Any]:
     yield data.val_dataloader(device)
 
 
-@pytest.mark.usefixtures("_meta_makes_batches")
+@pytest.mark.usefixtures("_meta_prepares_batches")
 @pytest.mark.parametrize("augment", ["null", str(STRONG).replace("'", "")])
 def test_all_steps_of_a_batch_are_taken_by_the_device(augment: str) -> None:
     data = ImageData(digits(f"+data.augment={augment}" if augment != "null" else "data.augment=null"), 0)
@@ -57,23 +57,27 @@ def test_a_copy_makes_the_same_batches() -> None:
     data = ImageData(digits(f"+data.augment={STRONG}".replace("'", "")), 0)
     split = data.train_dataloader().dataset
     assert isinstance(split.images, AugmentedImages)
-    copied = split.over(split.images.on(torch.device("cpu")))
+    copied = split.to(torch.device("cpu"))
+    assert len(copied.images) == len(split)  # images of other splits are not copied
     indices = [3, 700, 2000]
     for one, other in zip(split.__getitems__(indices), copied.__getitems__(indices), strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.usefixtures("_meta_makes_batches")
-def test_images_that_need_more_than_a_quarter_of_the_memory_stay_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_meta_prepares_batches")
+def test_splits_that_need_more_than_a_sixteenth_of_the_free_memory_stay_with_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = ImageData(digits("data.workers=2", "data.augment=null"), 0)
-    needed = 4 * 1797 * 16 * 16
-    monkeypatch.setattr(module, "memory_of", lambda _: needed - 1)
-    assert all(loader.num_workers == 2 for loader in loaders(data, META))
-    monkeypatch.setattr(module, "memory_of", lambda _: needed)
-    assert not any(loader.num_workers for loader in loaders(data, META))
+    for split, loader in (("train", data.train_dataloader), ("validation", data.val_dataloader)):
+        needed = 16 * data.samples[split] * 16 * 16
+        monkeypatch.setattr(module, "free_memory_of", lambda _, needed=needed: needed - 1)
+        assert loader(device=META).num_workers == 2
+        monkeypatch.setattr(module, "free_memory_of", lambda _, needed=needed: needed)
+        assert loader(device=META).num_workers == 0
 
 
-@pytest.mark.usefixtures("_meta_makes_batches")
+@pytest.mark.usefixtures("_meta_prepares_batches")
 def test_files_and_distributed_trainings_are_read_by_workers(tmp_path: Path) -> None:
     for index in range(40):
         folder = tmp_path / f"{index % 2}"
@@ -85,7 +89,7 @@ def test_files_and_distributed_trainings_are_read_by_workers(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_makes_the_batches_that_the_cpu_makes() -> None:
+def test_a_gpu_prepares_the_batches_of_the_cpu() -> None:
     data = ImageData(digits(f"+data.augment={STRONG}".replace("'", "")), 0)
     device = torch.device("cuda", 0)
     for (images, labels), (expected, classes) in zip(

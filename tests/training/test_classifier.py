@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mmp.config.schema import RecipeConfig
 from mmp.errors import MmpError
+from mmp.training import trainer as training
 from mmp.training.classifier import Classifier
 from mmp.training.evaluation import accuracy
 
@@ -125,3 +127,21 @@ def test_validation_uses_the_current_weights(tmp_path: Path) -> None:
     trainer = pl.Trainer(max_epochs=2, callbacks=[Watch()], default_root_dir=tmp_path, **options)  # type: ignore[arg-type]
     trainer.fit(module, data, data)  # in the sanity check all logits are zero, which predicts class 0
     assert seen == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("processes", "kind"), [(1, "meta"), (2, "cpu")])
+def test_the_device_of_a_single_process_prepares_its_batches(
+    processes: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    data = SimpleNamespace(
+        train_dataloader=lambda ranks, device: asked.extend((ranks, device)) or DataLoader([1, 2, 3]),
+        val_dataloader=asked.append,
+    )
+    trainer = SimpleNamespace(
+        world_size=processes, strategy=SimpleNamespace(root_device=torch.device("meta")), limit_train_batches=1.0,
+        fit=lambda *_, **__: None,
+    )  # fmt: skip
+    monkeypatch.setattr(training, "recorder_of", lambda _: SimpleNamespace(replay=lambda: None))
+    training.fit(trainer, nn.Linear(1, 1), data)
+    assert asked == [processes, torch.device(kind), torch.device(kind)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from composing import composed
+from pytorch_lightning.callbacks import ModelCheckpoint
 from short_training import digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -27,18 +30,39 @@ def network() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def trained(folder: Path, compiles: bool, precision: str = "32-true") -> nn.Module:
-    """Return the network after two epochs on digits."""
-    model, data = network(), digits()
-    module = Classifier(model, RECIPE, 10, teacher=network(), compiles=compiles)
+class StopEarly(pl.Callback):
+    """Ends a training after its first epoch."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        trainer.should_stop = True
+
+
+def fit(
+    module: Classifier,
+    folder: Path,
+    callbacks: Sequence[pl.Callback] = (),
+    precision: str = "32-true",
+    ckpt_path: Path | None = None,
+) -> None:
+    """Train for two epochs on digits."""
+    data = digits()
     trainer = pl.Trainer(
-        max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        num_sanity_val_steps=0, accelerator="cpu", deterministic=True, default_root_dir=folder, precision=precision,
+        max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[*callbacks],
+        enable_checkpointing=bool(callbacks), num_sanity_val_steps=0, accelerator="cpu", deterministic=True,
+        default_root_dir=folder, precision=precision,
     )  # fmt: skip
     train = EpochLoader(Split(data, range(len(data))), 64, EpochShuffle(len(data), seed=0))
-    trainer.fit(module, train, DataLoader(data, batch_size=320))
-    assert set(module.state_dict()) == {f"model.{name}" for name in model.state_dict()}
-    return model
+    trainer.fit(module, train, DataLoader(data, batch_size=320), ckpt_path=ckpt_path, weights_only=True)
+    compiled = trainer.callback_metrics["compiled"]
+    assert bool(compiled) == (module._loss_of_step != module._loss)
+
+
+def trained(folder: Path, compiles: bool, precision: str = "32-true") -> nn.Module:
+    """Return the network after two epochs."""
+    module = Classifier(network(), RECIPE, 10, teacher=network(), compiles=compiles)
+    fit(module, folder, precision=precision)
+    assert set(module.state_dict()) == {f"model.{name}" for name in module.model.state_dict()}
+    return module.model
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
@@ -74,6 +98,42 @@ def test_without_a_compiler_the_training_goes_on(
     monkeypatch.setattr(torch, "compile", compiled)
     assert same(trained(tmp_path, compiles=True), trained(tmp_path, compiles=False))
     assert "training goes on without torch.compile, which fails: RuntimeError: InvalidCxxCompiler" in caplog.text
+
+
+class Replacing(nn.Module):
+    """Has buffers that its forward pass replaces, adds, counts in, and shares memory in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(64, 10)
+        self.register_buffer("seen", torch.zeros(0))
+        self.register_buffer("shared", torch.ones(1).expand(3))
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("nothing", None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen = torch.ones(len(self.seen) + 1)
+            self.count += 1
+        return self.linear(images.flatten(1))
+
+
+def test_a_trial_puts_back_buffers_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: partial(function))
+    module = Classifier(Replacing(), RECIPE, 10, compiles=True)
+    fit(module, tmp_path)
+    assert (len(module.model.seen), int(module.model.count)) == (10, 10)
+
+
+@pytest.mark.slow
+def test_a_resumed_training_has_the_same_bits(tmp_path: Path) -> None:
+    whole = trained(tmp_path, compiles=True)
+    saving = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    fit(Classifier(network(), RECIPE, 10, teacher=network(), compiles=True), tmp_path, [saving, StopEarly()])
+    resumed = Classifier(network(), RECIPE, 10, teacher=network(), compiles=True)
+    fit(resumed, tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert same(whole, resumed.model)
 
 
 @pytest.mark.slow

@@ -183,6 +183,7 @@ def reconstruct_jointly(
         images=len(images.tuned),
         held=len(images.held),
         seconds=time.perf_counter() - begun,
+        compiled=state.compiled,
     )
     if report.status != TUNED:
         log.warning("joint tuning leaves the weights as they were: %s", report.status)
@@ -262,7 +263,9 @@ class _Descent:
         if checkpoint and state.load(checkpoint, key):
             log.info("joint tuning continues after step %d of %d", state.step, steps)
         enforcer.attach(state.optimizer)
-        self._descend(state, self._loss_of_steps(state), checkpoint, key)
+        loss_of = self._loss_of_steps(state)
+        state.compiled = loss_of != self._loss
+        self._descend(state, loss_of, checkpoint, key)
         state.restore_best()
         return state
 

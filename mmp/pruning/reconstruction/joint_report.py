@@ -25,6 +25,7 @@ class JointReport:
         images: Number of images that were tuned on.
         held: Number of images that were held out.
         seconds: Time spent, without the time before an interruption.
+        compiled: Whether ``torch.compile`` has compiled the steps, where the settings ask for it.
     """
 
     status: str
@@ -36,6 +37,7 @@ class JointReport:
     images: int
     held: int
     seconds: float
+    compiled: bool = False
 
     def describe(self) -> str:
         """Return the report in one line."""

@@ -38,6 +38,7 @@ class TuningState:
         part: Number of images of a step that are taken at once. It depends on the memory, and the bits on it.
         lowered: Number of times that the rate was divided by four.
         start: Number of steps after which the present cycle of the rate began.
+        compiled: Whether ``torch.compile`` has compiled the steps of this process.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -50,6 +51,7 @@ class TuningState:
     part: int = 1
     lowered: int = 0
     start: int = 0
+    compiled: bool = False
 
     @classmethod
     def new(cls, parameters: Mapping[str, nn.Parameter], loss: float) -> TuningState:
