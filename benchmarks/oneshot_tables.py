@@ -156,9 +156,12 @@ def pictures_table(rows: Iterable[Row]) -> str:
 
 
 def seconds_table(rows: Iterable[Row]) -> str:
-    """Return the table of seconds: of scores and of a search if the run computed them, and of re-solving."""
+    """Return the table of seconds: of scores and of a search if the run computed them, and of re-solving.
+
+    Runs with other numbers of steps than configured are left out.
+    """
     found: dict[tuple[object, ...], list[float]] = defaultdict(list)
-    for row in rows:
+    for row in (row for row in rows if row["steps"] is None):
         where = (row["network"], row["images"], f"{row['device']}, {row['threads']} threads")
         found[*where, label_of(row["solved"])].append(row["seconds"]["reconstruct"])
         if row["method"] == STUDIED and not row["cached"]["scores"]:
