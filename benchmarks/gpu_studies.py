@@ -16,11 +16,13 @@ from pathlib import Path
 
 from benchmarks import oneshot, study, study_runs
 from benchmarks.gpu_figures import DEVICE, ROOT, Figure, Setting
+from benchmarks.gpu_sharing import start_service, stop_service
 from mmp.machine import cores
 from mmp.runs.memory import keep_freed_memory
 
 NETWORKS = "networks"  # the folder of checkpoints in the data folder; a file has the name of its network
 MOST_PROCESSES = 15
+SERVICE = "multi_process_service"  # a folder in the work folder
 QUICK = ("finetune.epochs=1", "trainer.limit_train_batches=1", "trainer.compile=false")  # settings of a dry run
 RESNET20, RESNET56 = "network=resnet20", "network=resnet56_zeros"
 
@@ -75,6 +77,8 @@ def measure(setting: Setting, campaign: str) -> Iterator[Figure]:
     """
     count = min(MOST_PROCESSES, max(1, cores().whole - 1)) if DEVICE == "cuda" else 1
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    if DEVICE == "cuda":
+        environment |= start_service(setting.work / SERVICE)
     command = [sys.executable, "-m", __name__, campaign, str(setting.data), str(setting.work), str(int(setting.dry))]
     running = [
         subprocess.Popen([*command, f"{number}/{count}"], cwd=ROOT, env=environment)  # noqa: S603
@@ -87,7 +91,8 @@ def measure(setting: Setting, campaign: str) -> Iterator[Figure]:
 
 
 def gather(setting: Setting, campaign: str) -> Iterator[Figure]:
-    """Yield the number of measured runs, also if the part was stopped."""
+    """Yield the number of measured runs, also if the part was stopped, and stop the service that it has started."""
+    stop_service(setting.work / SERVICE)
     rows = setting.work / f"{campaign}.jsonl"
     count = len(rows.read_text(encoding="utf-8").splitlines()) if rows.is_file() else 0
     yield Figure(f"{campaign}: measured runs", count, "runs")

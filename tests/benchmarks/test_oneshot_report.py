@@ -61,6 +61,7 @@ def test_the_gain_counts_the_methods_that_lose() -> None:
     rows += [row("MAG", 0, 0.59, solved="joint"), row("LAMP", 1, 0.9, solved="joint")]
     rows += [row("ERK", 0, 0.6), row("ERK", 0, 0.63, solved="joint")]
     rows += [row("obs", 0, 0.65, solved="brief")]
+    rows += [row("MAG", 1, 0.2)]  # its other side has no such seed
     assert cells(gain_table(rows), "network", "tuning", "pruned") == {
         ("resnet20", "joint", "90 %"): ["+4.00", "-1.00", "+10.00", "1 of 3"],
         ("resnet20", "joint, 400 steps", "90 %"): ["-5.00", "-5.00", "-5.00", "1 of 1"],
