@@ -164,6 +164,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return made
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_skipped_unless_its_settings_change(
     measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
