@@ -10,7 +10,7 @@ from itertools import product
 from benchmarks.oneshot_methods import STUDIED, is_strategy, label_of, methods
 from benchmarks.oneshot_networks import NETWORKS
 from benchmarks.row_files import Row
-from benchmarks.tables import NOTHING, spread
+from benchmarks.tables import NOTHING, spread, threads_of
 from mmp.markdown import table_of
 
 TUNED = ("brief", "joint")
@@ -162,7 +162,7 @@ def seconds_table(rows: Iterable[Row]) -> str:
     """
     found: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for row in (row for row in rows if row["steps"] is None):
-        where = (row["network"], row["images"], f"{row['device']}, {row['threads']} threads")
+        where = (row["network"], row["images"], f"{row['device']}, {threads_of(row['threads'])}")
         found[*where, label_of(row["solved"])].append(row["seconds"]["reconstruct"])
         if row["method"] == STUDIED and not row["cached"]["scores"]:
             found[*where, f"scores of {STUDIED}"].append(row["seconds"]["scores"])

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.channel_networks import multiply_adds_of
 from benchmarks.pruning_runs import configured
+from benchmarks.tables import threads_of
 from mmp.export.measure import processor
 from mmp.models.networks import build_model
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
@@ -107,7 +108,7 @@ def measured_rates(name: str) -> Rates:
         pictures = torch.randn(count, *images.shape[1:], device=device).split(64)
         solving = _network(name).to(device)
         resolved.append((count, once(lambda: reconstruct(solving, masks, pictures))))  # noqa: B023 (called at once)
-    threads = f"{torch.get_num_threads()} threads, float32"
+    threads = f"{threads_of(torch.get_num_threads())}, float32"
     return Rates(
         network=name,
         image_size=subject.image_size,

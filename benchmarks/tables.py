@@ -38,6 +38,11 @@ def fill(page: str, name: str, table: str) -> str:
     return before + begin + table + after[after.index(end) :]
 
 
+def threads_of(count: int) -> str:
+    """Return a number of threads as text."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def spread(values: Iterable[float]) -> str:
     """Return mean and standard deviation as text."""
     found = list(values)

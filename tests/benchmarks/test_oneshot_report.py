@@ -83,7 +83,7 @@ def test_seconds_of_scores_are_those_of_the_run_that_computed_them() -> None:
     }
     other = row("obs", 0, steps=50, seconds={"scores": 1.0, "ranges": 1.0, "reconstruct": 1.0})
     table = seconds_table([row("obs", 0), row("obs", 1), row("obs", 2, **made), other])
-    where = ("resnet20", "3000", "processor, 1 threads")
+    where = ("resnet20", "3000", "processor, 1 thread")
     assert cells(table, *"1234") == {
         (*where, "layer-wise"): ["7.0", "7.0 to 9.0", "3"],
         (*where, "scores of obs"): ["40.0", "40.0 to 40.0", "1"],
