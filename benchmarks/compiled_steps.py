@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.compiled_steps`` takes steps of a ResNet-20 and an EfficientNet-Lite0 with random weights and
 pictures, of each kind in turn, and prints the ratio of each kind to steps in single precision. The time to compile is
-not counted.
+not counted. ``python -m benchmarks.compiled_steps ResNet-20`` measures one network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -110,10 +110,15 @@ def seconds_of_a_step(steps: Callable[[], None]) -> float:
     return statistics.median(after - before for before, after in itertools.pairwise(ends))
 
 
-def claims() -> list[Claim]:
-    """Measure all kinds of steps of both networks."""
+def claims(names: Sequence[str]) -> list[Claim]:
+    """Measure all kinds of steps of networks.
+
+    Args:
+        names: Names of `CASES`.
+    """
     found = []
-    for case, (what, take) in itertools.product(CASES, {"joint tuning": tune, "fine-tuning": train}.items()):
+    cases = [case for case in CASES if case.name in names]
+    for case, (what, take) in itertools.product(cases, {"joint tuning": tune, "fine-tuning": train}.items()):
         torch.manual_seed(0)
         dense = case.build().eval().to("cuda" if torch.cuda.is_available() else "cpu")
         seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -131,4 +136,4 @@ def claims() -> list[Claim]:
 if __name__ == "__main__":
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     keep_freed_memory()
-    sys.stdout.write(f"{table(claims())}\n")
+    sys.stdout.write(f"{table(claims(sys.argv[1:] or [case.name for case in CASES]))}\n")
