@@ -27,7 +27,6 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from benchmarks.oneshot_methods import SOLVED, methods
@@ -35,10 +34,9 @@ from benchmarks.oneshot_networks import RUN
 from benchmarks.oneshot_report import write_report
 from benchmarks.oneshot_request import KEYS, ROWS, Request
 from benchmarks.pruning_runs import configured, result_of
-from benchmarks.row_files import Row, append, is_measured, merge, origin, read_rows, share_of
+from benchmarks.row_files import Row, append, is_measured, origin, read_rows, run_command, share_of
 from mmp.config.identity import digest, identity, settings_of
 from mmp.data.module import ImageData
-from mmp.errors import MmpError
 from mmp.runs.memory import keep_freed_memory
 
 USAGE = "python -m benchmarks.oneshot measure network=... checkpoint=FILE root=FOLDER, merge FILE..., or report"
@@ -100,19 +98,8 @@ def measured_of(result: dict[str, Any]) -> Row:
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the command on the command line.
-
-    Raises:
-        MmpError: if there is no such command.
-    """
-    if words[:1] == ["measure"]:
-        measure(Request.of(words[1:]))
-    elif words[:1] == ["merge"] and words[1:]:
-        merge(map(Path, words[1:]), ROWS, KEYS)
-    elif list(words) == ["report"]:
-        write_report(read_rows([ROWS], KEYS))
-    else:
-        raise MmpError(USAGE)
+    """Run the command on the command line."""
+    run_command(words, lambda asked: measure(Request.of(asked)), write_report, ROWS, KEYS, USAGE)
 
 
 if __name__ == "__main__":

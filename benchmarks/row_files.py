@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +85,34 @@ def origin() -> Row:
     """Return where a row is measured."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def run_command(
+    words: Sequence[str],
+    measure: Callable[[Sequence[str]], None],
+    report: Callable[[Sequence[Row]], None],
+    path: Path,
+    keys: Sequence[str],
+    usage: str,
+) -> None:
+    """Run the command of a benchmark: ``measure WORD...``, ``merge FILE...`` or ``report``.
+
+    Args:
+        words: The words of the command line.
+        measure: Measures what its words ask for.
+        report: Writes the report on all rows.
+        path: The benchmark's file of rows.
+        keys: The keys that decide what a row measures.
+        usage: What the error says if there is no such command.
+
+    Raises:
+        MmpError: if there is no such command.
+    """
+    if words[:1] == ["measure"]:
+        measure(words[1:])
+    elif words[:1] == ["merge"] and words[1:]:
+        merge(map(Path, words[1:]), path, keys)
+    elif list(words) == ["report"]:
+        report(read_rows([path], keys))
+    else:
+        raise MmpError(usage)

@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks import RESULTS, study_runs
 from benchmarks.pruning_runs import configured, result_of
-from benchmarks.row_files import Row, append, is_measured, merge, origin, read_rows, share_of
+from benchmarks.row_files import Row, append, is_measured, origin, read_rows, run_command, share_of
 from benchmarks.study_report import write_report
 from benchmarks.study_runs import SPARSITIES, UNPRUNED, Run, parts
 from mmp.config.identity import digest, identity, settings_of
@@ -128,19 +128,8 @@ def recipe_of(shared: Sequence[str]) -> str:
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the command on the command line.
-
-    Raises:
-        MmpError: if there is no such command.
-    """
-    if words[:1] == ["measure"]:
-        measure(words[1:])
-    elif words[:1] == ["merge"] and words[1:]:
-        merge(map(Path, words[1:]), ROWS, KEYS)
-    elif list(words) == ["report"]:
-        write_report(read_rows([ROWS], KEYS))
-    else:
-        raise MmpError(USAGE)
+    """Run the command on the command line."""
+    run_command(words, measure, write_report, ROWS, KEYS, USAGE)
 
 
 if __name__ == "__main__":
