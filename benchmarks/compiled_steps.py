@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.cifar_resnet import CifarResNet
 from benchmarks.timing import Claim, ratios, table
 from mmp.config.schema import RecipeConfig
+from mmp.errors import MmpError
 from mmp.pruning.layers.prunable import prunable_layers, prunable_parameters
 from mmp.pruning.masks import make_masks
 from mmp.pruning.reconstruction.joint import FULL, MIXED, Tuning, reconstruct_jointly
@@ -115,7 +116,12 @@ def claims(names: Sequence[str]) -> list[Claim]:
 
     Args:
         names: Names of `CASES`.
+
+    Raises:
+        MmpError: if there is no such network.
     """
+    if unknown := set(names) - {case.name for case in CASES}:
+        raise MmpError(f"{', '.join(unknown)}: no such network; choose from {', '.join(case.name for case in CASES)}")
     found = []
     cases = [case for case in CASES if case.name in names]
     for case, (what, take) in itertools.product(cases, {"joint tuning": tune, "fine-tuning": train}.items()):

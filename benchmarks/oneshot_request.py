@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import RESULTS
 from benchmarks.oneshot_methods import SOLVED, methods
 from benchmarks.oneshot_networks import NETWORKS, Network
+from benchmarks.row_files import share_of
 from mmp.errors import MmpError
 
 ROWS = RESULTS / "oneshot.jsonl"
@@ -83,6 +84,7 @@ class Request:
                 f"{' '.join(words)}: the keys are network={'|'.join(NETWORKS)} checkpoint=FILE root=FOLDER {listed} "
                 "rows=FILE cache=FOLDER share=0/4"
             )
+        share_of((), given.get("share", cls.share))  # refuses a wrong share before data are read
         return cls(
             name, given["checkpoint"], given["root"], [*map(int, chosen["seeds"])],
             [*map(float, chosen["sparsities"])], chosen["methods"], chosen["solved"], [*map(int, chosen["images"])],

@@ -22,6 +22,7 @@ SOLVED = {
     "layer-wise": ("reconstruct=least_squares",),
     "joint": ("reconstruct=joint", "reconstruct.tuning.steps=400"),
 }
+RESOLVED = ("layer-wise", "joint")
 UNPRUNED = "unpruned"
 BASELINES = {
     "MAG": ("criterion=mag",),
@@ -72,14 +73,13 @@ def methods() -> dict[str, tuple[str, ...]]:
 
 def parts() -> dict[str, list[Run]]:
     """Return the runs of each part of the study; the part that the claims need most comes first."""
-    again = ("layer-wise", "joint")
     return {
-        "ours": [Run(name, solved) for solved in again for name in OURS],
+        "ours": [Run(name, solved) for solved in RESOLVED for name in OURS],
         "baselines": [Run(name, "masked") for name in (UNPRUNED, *BASELINES)],
         "strategies": [Run(name, "masked") for name in strategies("magnitude")],
-        "re-solved-baselines": [Run(name, solved) for solved in again for name in BASELINES],
+        "re-solved-baselines": [Run(name, solved) for solved in RESOLVED for name in BASELINES],
         "signals": [Run(name, "masked") for signal in ("product", "gradient") for name in strategies(signal)],
-        "re-solved-strategies": [Run(name, solved) for solved in again for name in strategies("magnitude")],
+        "re-solved-strategies": [Run(name, solved) for solved in RESOLVED for name in strategies("magnitude")],
     }
 
 

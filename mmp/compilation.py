@@ -24,7 +24,7 @@ def compiled(function: F, trial: Callable[[F], object], purpose: str) -> F:
 
     Args:
         function: Computes a tensor from images and other arguments.
-        trial: Calls a function as it will be called, also backwards, with images of every number that will be used.
+        trial: Calls a function as it will be called, forward and backward, with every number of images that will occur.
         purpose: What goes on without compilation where it fails, for the log.
     """
     torch.compiler.reset()

@@ -61,7 +61,7 @@ class Classifier(pl.LightningModule):
         model: A network from (B, C, H, W) images to (B, classes) logits.
         recipe: Optimizer, schedule and loss.
         classes: Number of classes.
-        teacher: The dense network, for a recipe with distillation; put in eval mode and moved to the images' device.
+        teacher: The dense network, for a recipe with distillation; put in eval mode and moved to the model's device.
         seed: Random numbers, of dropout for instance, are a function of this seed, the epoch and the batch.
         compiles: Whether ``torch.compile`` compiles the training steps.
 
@@ -95,6 +95,11 @@ class Classifier(pl.LightningModule):
         """Return logits (B, classes) of images (B, C, H, W)."""
         return self.model(images)
 
+    def on_train_start(self) -> None:
+        """Move the teacher to the device of the training."""
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
     def on_train_batch_start(self, batch: Sequence[Tensor], index: int) -> None:
         """Seed the random numbers of this batch, so that a resumed training draws the same ones."""
         if self._compiles:
@@ -107,8 +112,6 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Sequence[Tensor], _index: int) -> Tensor:
         """Return the loss of one batch."""
         images, targets = batch
-        for teacher in self._teacher:
-            teacher.to(images.device)
         loss = self._loss_of_step(images, targets)
         self.train_loss.update(loss.detach(), weight=len(images))
         return loss
@@ -140,8 +143,6 @@ class Classifier(pl.LightningModule):
             (module, {name: (buffer, buffer.clone()) for name, buffer in module._buffers.items() if buffer is not None})
             for module in self.model.modules()
         ]
-        for teacher in self._teacher:
-            teacher.to(images.device)
         found = compiled(self._loss, trial, "training")
         for module, buffers in before:
             for name, (buffer, value) in buffers.items():

@@ -37,11 +37,11 @@ class TrainingData(Protocol):
     """The batches of a training, as :class:`mmp.data.module.ImageData` has them."""
 
     def train_dataloader(self, ranks: int, device: torch.device) -> EpochLoader:
-        """Return shuffled training batches for a number of processes, made by the device if it can make them."""
+        """Return shuffled training batches for a number of processes. The device may prepare them itself."""
         ...
 
     def val_dataloader(self, device: torch.device) -> DataLoader[Any]:
-        """Return validation batches, in order, made by the device if it can make them."""
+        """Return validation batches, in order. The device may prepare them itself."""
         ...
 
 
