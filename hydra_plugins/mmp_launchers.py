@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from mmp.config.interruption import Interrupted, code_of, sigint_blocked
 from mmp.errors import MmpError
+from mmp.imports import import_once
 from mmp.machine import CORES, MEMORY, cores, usable_memory
 from mmp.openmp import THREADS, bound_spin, threads_by_user
 from mmp.runs.slurm import hold_signal
@@ -91,7 +92,7 @@ def run_composed(
 def import_jobs() -> None:
     """Import the modules that a job needs."""
     bound_spin()
-    import mmp.runs.prune  # noqa: F401
+    import_once("mmp.runs.prune")
 
 
 class Workers(ProcessLauncher):

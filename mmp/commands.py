@@ -14,11 +14,8 @@ Importing torch takes seconds, so a job imports it only after the command line h
 
 from __future__ import annotations
 
-import functools
-import gc
 import logging
 import sys
-from types import ModuleType
 from typing import Any
 
 import hydra
@@ -35,6 +32,7 @@ from mmp.config.registration import register
 from mmp.config.schema import PruneConfig, TrainConfig
 from mmp.errors import MmpError
 from mmp.files import no_space
+from mmp.imports import import_once
 from mmp.openmp import bound_spin
 from mmp.runs.lifecycle import attempt
 from mmp.runs.terminal import SHOWN
@@ -105,23 +103,12 @@ def prune_task(cfg: DictConfig) -> dict[str, Any]:
 def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Run one pruning job, and return its status."""
     with attempt(cfg, PruneConfig) as (run, config):
-        status: dict[str, Any] = _prune_module().run_job(run, config, cfg)
+        status: dict[str, Any] = import_once("mmp.runs.prune").run_job(run, config, cfg)
         return status
-
-
-@functools.cache
-def _prune_module() -> ModuleType:
-    """Import the module that runs jobs, once, and exempt all imported objects from garbage collection."""
-    import mmp.runs.prune
-
-    gc.freeze()  # otherwise every collection would scan these objects
-    return mmp.runs.prune
 
 
 @hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="train")
 def _train(cfg: DictConfig) -> None:
     """Train one dense model."""
     with attempt(cfg, TrainConfig) as (run, config):
-        import mmp.runs.train
-
-        mmp.runs.train.run_job(run, config, cfg)
+        import_once("mmp.runs.train").run_job(run, config, cfg)

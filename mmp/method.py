@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mmp.config.choices import choose
+from mmp.config.choices import choose, read_choice
 from mmp.config.objects import build_range_table, instantiate
 from mmp.config.schema import JOINT, RangesConfig, ReconstructConfig
 from mmp.config.validate import RECONSTRUCTIONS, read_ranges, read_reconstruct
@@ -288,7 +288,7 @@ class _Settings:
         if isinstance(ranges, RangeTable):
             table, observed = ranges, RangesConfig(ranges.name)
         else:
-            observed = read_ranges(choose("ranges", str(ranges)))
+            observed = read_choice("ranges", str(ranges), read_ranges)
             table = build_range_table(observed)
         if reconstruct is None:
             reconstruct = "none" if images is None else "least_squares"
@@ -298,7 +298,7 @@ class _Settings:
             raise MmpError(no_channels(f"ranges={table.name}", pattern))
         if isinstance(pattern, Channels) and images is None:
             raise MmpError(f"pattern={pattern}: the channels that go together are found with an image; pass images")
-        solving = read_reconstruct(choose("reconstruct", reconstruct))
+        solving = read_choice("reconstruct", reconstruct, read_reconstruct)
         return cls(table, observed, pattern, solving, loss)
 
     def without_ranges(self) -> _Settings:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from mmp.config.choices import FOLDER, choices_of, choose
+from mmp.config.choices import FOLDER, choices_of, read_choice
 from mmp.config.objects import build_budget, build_range_table, build_strategy
 from mmp.config.schema import BudgetConfig, PlanConfig, RangesConfig
 from mmp.config.validate import read_budget, read_ranges, read_strategy, validate
@@ -100,7 +100,7 @@ def load_ranges(ranges: RangeTable | RangesConfig | str) -> RangeTable:
     """
     if isinstance(ranges, RangeTable):
         return ranges
-    return build_range_table(read_ranges(choose("ranges", ranges)) if isinstance(ranges, str) else ranges)
+    return build_range_table(read_choice("ranges", ranges, read_ranges) if isinstance(ranges, str) else ranges)
 
 
 def load_budget(budget: Budget | BudgetConfig | float | None) -> Budget:
@@ -126,7 +126,7 @@ def load_strategy(name: str) -> Strategy:
     Raises:
         MmpError: if there is no such strategy.
     """
-    return build_strategy(read_strategy(choose("strategy", name)))
+    return build_strategy(read_choice("strategy", name, read_strategy))
 
 
 def _require_known_strategies(budget: Budget, strategies: Iterable[Strategy]) -> None:

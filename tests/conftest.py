@@ -14,6 +14,7 @@ from places import CONF
 from mmp.openmp import bound_spin
 
 bound_spin()  # before torch is imported
+gc.disable()  # until all modules and tests are there
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -44,6 +45,7 @@ def pytest_configure() -> None:
 def pytest_collection_finish() -> None:
     """Exclude all tests and modules from the searches for garbage, which are frequent and would look at all of them."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

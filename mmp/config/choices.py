@@ -6,10 +6,12 @@ choices to commands (:mod:`mmp.config.command`); Python code outside a command r
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +19,8 @@ from mmp.errors import MmpError, nearest
 
 _INSTALLED, _CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
+
+Section = TypeVar("Section")
 
 _OBJECTS = {
     "strategy": "pass a Strategy",
@@ -54,6 +58,27 @@ def choose(group: str, name: str) -> DictConfig:
     from hydra import compose
 
     return compose(f"{group}/{name}")[group]
+
+
+def read_choice(group: str, name: str, read: Callable[[DictConfig], Section]) -> Section:
+    """Return what a function makes of one file of a group; a process does so once with each file of the package.
+
+    Args:
+        group: Name of the group.
+        name: Name of the choice.
+        read: A function that checks the file's content and returns it in another form.
+
+    Raises:
+        MmpError: if the group has no such choice, or the function raises it.
+    """
+    if _application() is None and name in choices_of(group):
+        return copy.deepcopy(_of_the_package(group, name, read))
+    return read(choose(group, name))
+
+
+@functools.cache
+def _of_the_package(group: str, name: str, read: Callable[[DictConfig], Section]) -> Section:
+    return read(_read(group, name))
 
 
 def require_names(arguments: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ def test_a_slowdown_is_compared_with_the_share_of_the_cores() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_busy_processes_are_busy_and_end_with_the_block() -> None:
     with busy(1):
         time.sleep(1)

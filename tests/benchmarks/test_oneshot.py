@@ -82,6 +82,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return made
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_skipped_and_other_numbers_of_pictures_and_steps_are_not(
     here: Path, runs: list[list[str]]
 ) -> None:
@@ -100,6 +101,7 @@ def test_what_is_measured_is_skipped_and_other_numbers_of_pictures_and_steps_are
     assert all(r["device"] and r["torch"] and r["threads"] for r in rows)
 
 
+@pytest.mark.slow
 def test_processes_share_the_runs_without_overlap(here: Path, runs: list[list[str]]) -> None:
     words = [*GIVEN, f"rows={here}", "seeds=0", "methods=LAMP+ERK+MAG", "solved=layer-wise"]
     for share in ("0/2", "1/2"):
@@ -111,6 +113,7 @@ def test_processes_share_the_runs_without_overlap(here: Path, runs: list[list[st
             main(["measure", *words, f"share={share}"])
 
 
+@pytest.mark.slow
 def test_rows_of_the_committed_file_are_not_measured_into_another_one(
     here: Path, runs: list[list[str]], tmp_path: Path
 ) -> None:

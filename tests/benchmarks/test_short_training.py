@@ -124,6 +124,7 @@ def test_measured_runs_are_not_measured_again(tmp_path: Path, monkeypatch: pytes
         short_training.measure(["subjects=resnet"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", partly_slow(short_training.SUBJECTS, quick=("levit-92", "cnn-95")))
 def test_a_run_of_every_part_is_a_valid_configuration(name: str) -> None:
     subject = short_training.SUBJECTS[name]

@@ -137,6 +137,7 @@ def test_what_is_unpruned_is_planned_once_for_each_seed() -> None:
     assert {run.method for run in every} == set(methods())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", SPARSITIES)
 def test_the_last_run_of_every_part_is_a_valid_configuration(network: str) -> None:
     for runs in parts().values():

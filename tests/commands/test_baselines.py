@@ -66,6 +66,7 @@ def test_a_multirun_gets_the_axes_of_the_matched_sweep(tmp_path: Path) -> None:
         with_axes(["criterion=mag", "budget=0.5", f"match={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_a_baseline_is_named_by_its_criterion_and_does_not_depend_on_a_signal() -> None:
     names = [run_name(composed("criterion=lamp", f"signal={s}")) for s in ("magnitude", "product")]
     assert names[0] == names[1]

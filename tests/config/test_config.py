@@ -94,6 +94,7 @@ def test_budgets_are_a_number_or_megabytes(override: str | None, expected: Budge
         assert validate(composed(*([override] if override else []), name=name)).budget == expected
 
 
+@pytest.mark.slow
 def test_a_plan_takes_what_a_run_takes_and_needs_no_data() -> None:
     config = validate(composed("model=swin_tiny", "ranges=swin", "finetune=none", "signal=product", name="plan"))
     assert isinstance(config, PlanConfig)
@@ -102,6 +103,7 @@ def test_a_plan_takes_what_a_run_takes_and_needs_no_data() -> None:
     assert validate(composed("model=swin_tiny", "data=cifar10", name="plan")).model.num_classes == 10
 
 
+@pytest.mark.slow
 def test_the_ten_strategies_are_the_ten_of_the_method() -> None:
     assert {path.stem for path in (CONF / "strategy").glob("*.yaml")} == STRATEGIES
     for name in STRATEGIES:

@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
 from warm import LIMIT
 
 import mmp.config
@@ -21,6 +22,7 @@ def heavy_imports(modules: list[str]) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_configurations_are_read_without_hydra_and_torch() -> None:
     modules = {name for _, name, _ in pkgutil.iter_modules(mmp.config.__path__, "mmp.config.")}
     assert {"mmp.config.validate", "mmp.config.choices", "mmp.config.objects"} | OF_HYDRA <= modules

@@ -127,6 +127,7 @@ def test_boxes_are_timms_on_images_that_are_not_square(monkeypatch: pytest.Monke
         assert crops(rows, (height, width), scale, ratio).tolist() == [list(box) for box in expected]
 
 
+@pytest.mark.slow
 def test_parameters_are_distributed_as_timms() -> None:
     split = Split(images_of(config({}), 4000), range(4000), seed=3)
     rows = split._uniforms(torch.arange(4000), 3).double()

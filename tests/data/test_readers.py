@@ -210,6 +210,7 @@ def test_a_test_file_that_is_no_image_is_named_before_the_training(tmp_path: Pat
         ImageData(of_gtsrb(tmp_path), seed=0)
 
 
+@pytest.mark.slow
 def test_small_traffic_signs_can_be_kept_in_memory_at_the_size_of_evaluation(tmp_path: Path) -> None:
     write_gtsrb(tmp_path, tracks=2, frames=2)
     chosen = {"augment": {"scale": [0.8, 1.0], "hflip": 0.0, "color_jitter": 0.2}, "crop_pct": 1.0}
@@ -327,6 +328,7 @@ def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.Monk
         READERS["cifar10"](config("cifar10", tmp_path / "new", download=True))
 
 
+@pytest.mark.slow
 def test_a_missing_test_image_and_a_label_beyond_the_classes_are_named(tmp_path: Path) -> None:
     write_gtsrb(tmp_path)
     image = tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00001.ppm"

@@ -58,6 +58,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", partly_slow(MODELS, quick=("kwargs", "one channel", "swin")))
 def test_the_network_is_built_again_bit_for_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -109,6 +110,7 @@ def test_the_header_says_what_is_needed_to_use_the_file(written: Path) -> None:
     assert notes["format"] == FORMAT
 
 
+@pytest.mark.slow
 def test_the_same_network_gives_the_same_bytes(written: Path, tmp_path: Path) -> None:
     config, size = MODELS["kwargs"]
     smaller, removal, _ = smaller_one(config, size)

@@ -36,6 +36,7 @@ def same(path: Path, tensors: dict[str, Tensor]) -> bool:
     )
 
 
+@pytest.mark.slow
 @given(
     shape=st.lists(st.integers(0, 40), max_size=3),
     kept=st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.3, 0.9, 1.0]),
@@ -146,6 +147,7 @@ def small(tmp_path: Path) -> tuple[Path, bytes]:
     return path, content
 
 
+@pytest.mark.slow
 def test_every_changed_byte_is_an_error(small: tuple[Path, bytes]) -> None:
     path, content = small
     for at in range(len(content)):

@@ -43,6 +43,7 @@ def pruned(given: dict[str, object], images: torch.Tensor, labels: torch.Tensor)
     return (result.smaller() if smaller else result.model).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", CALLS, ids=str)
 def test_another_default_device_changes_no_bit(given: dict[str, object]) -> None:
     images, labels = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(96) % 4

@@ -73,6 +73,7 @@ def test_the_first_example(model: nn.Module, batches: list[Tensor], capsys: pyte
     assert result.sparsity == result.masks.sparsity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("docstring", ["prune", "prune_all"])
 def test_the_examples_of_the_docstrings(docstring: str) -> None:
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(mmp, docstring), docstring)
@@ -94,6 +95,7 @@ def test_the_model_given_is_left_as_it_was(model: nn.Module, pairs: list[tuple[T
     assert not equal(result.model, before)
 
 
+@pytest.mark.slow
 def test_a_call_is_the_steps_of_the_library(model: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> None:
     result = mmp.prune(model, 0.85, pairs, signal="product", strategy="p70", ranges="observed")
     model.eval()
@@ -141,6 +143,7 @@ def test_with_images_no_layer_is_farther_from_the_dense_one(model: nn.Module, ba
     assert (solved - dense).square().mean() < 0.5 * (masked - dense).square().mean()
 
 
+@pytest.mark.slow
 def test_re_solving_reads_the_first_512_images(model: nn.Module) -> None:
     images = torch.randn(600, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     few, many = mmp.prune(model, 0.9, images[:512]), mmp.prune(model, 0.9, images)
@@ -176,16 +179,19 @@ def test_images_and_labels_come_in_many_forms(model: nn.Module, pairs: list[tupl
     assert mmp.prune(model, 0.8, **forms(pairs)[form], **options).masks == expected.masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["a tensor and a tensor", "iterators"])
 def test_re_solving_reads_all_forms(model: nn.Module, pairs: list[tuple[Tensor, Tensor]], form: str) -> None:
     assert equal(mmp.prune(model, 0.8, **forms(pairs)[form]).model, mmp.prune(model, 0.8, pairs).model)
 
 
+@pytest.mark.slow
 def test_unlabelled_images_of_a_data_loader_come_in_lists_of_one(model: nn.Module, batches: list[Tensor]) -> None:
     loader = DataLoader(TensorDataset(torch.cat(batches)), 128)
     assert equal(mmp.prune(model, 0.8, loader, signal="obs").model, mmp.prune(model, 0.8, batches, signal="obs").model)
 
 
+@pytest.mark.slow
 def test_labels_that_nothing_reads_are_not_looked_at(model: nn.Module, batches: list[Tensor]) -> None:
     named = [(batch, [f"image {i}" for i in range(len(batch))]) for batch in batches]
     assert equal(mmp.prune(model, 0.8, named).model, mmp.prune(model, 0.8, batches).model)
@@ -199,6 +205,7 @@ def test_images_of_several_sizes(pairs: list[tuple[Tensor, Tensor]]) -> None:
     assert all(report.status == "solved" for report in result.reports)
 
 
+@pytest.mark.slow
 def test_the_loss_decides_gradients(model: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> None:
     smooth = nn.CrossEntropyLoss(label_smoothing=0.3)
     plain, smoothed = (mmp.prune(model, 0.8, pairs, signal="gradient", loss=one) for one in (smooth.forward, smooth))
@@ -206,6 +213,7 @@ def test_the_loss_decides_gradients(model: nn.Module, pairs: list[tuple[Tensor, 
     assert plain.masks != mmp.prune(model, 0.8, pairs, signal="gradient").masks
 
 
+@pytest.mark.slow
 def test_labels_may_be_anything_that_the_loss_takes(model: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> None:
     soft = [(images, nn.functional.one_hot(labels, CLASSES).float()) for images, labels in pairs]
     expected = mmp.prune(model, 0.8, pairs, signal="product")
@@ -214,6 +222,7 @@ def test_labels_may_be_anything_that_the_loss_takes(model: nn.Module, pairs: lis
     assert squares.masks != expected.masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", partly_slow([None, "2:4"], quick=(None,)))
 def test_all_strategies_equal_the_single_ones(
     model: nn.Module, pairs: list[tuple[Tensor, Tensor]], pattern: str | None, monkeypatch: pytest.MonkeyPatch
@@ -251,6 +260,7 @@ class Counted(nn.Sequential):
         return type(self)(*(copy.deepcopy(child, memo) for child in self))
 
 
+@pytest.mark.slow
 def test_all_strategies_are_checked_at_once_and_solved_one_by_one(batches: list[Tensor]) -> None:
     model = Counted(*net())
     with pytest.raises(mmp.MmpError, match="out of reach"):
@@ -283,6 +293,7 @@ OBJECTS: dict[str, Callable[[], tuple[dict[str, Any], dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", OBJECTS)
 def test_objects_stand_for_words(model: nn.Module, batches: list[Tensor], what: str) -> None:
     words, objects = OBJECTS[what]()
@@ -291,6 +302,7 @@ def test_objects_stand_for_words(model: nn.Module, batches: list[Tensor], what: 
     assert equal(by_word.model, by_object.model)
 
 
+@pytest.mark.slow
 def test_a_signal_of_ones_own(model: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> None:
     class Taylor:
         name = "mine"
@@ -317,6 +329,7 @@ def test_a_criterion_ranks_all_weights_together(model: nn.Module, batches: list[
     assert mmp.prune(model, 0.99, criterion="mag").sparsity == pytest.approx(0.99, abs=1e-4)  # beyond any range
 
 
+@pytest.mark.slow
 def test_a_criterion_without_a_budget_prunes_as_much_as_the_strategy(
     model: nn.Module, pairs: list[tuple[Tensor, Tensor]]
 ) -> None:
@@ -374,6 +387,7 @@ def test_shared_weights_are_pruned_once_and_stay_shared(batches: list[Tensor]) -
     assert int((result.model.second.weight == 0).sum()) == result.masks.pruned["first.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_mambaout"])
 def test_models_of_timm(name: str) -> None:
     torch.manual_seed(0)
@@ -446,6 +460,7 @@ def test_a_table_says_what_was_done_to_each_layer(model: nn.Module, batches: lis
     assert "re-solved" not in str(mmp.prune(model, 0.8)).lower()
 
 
+@pytest.mark.slow
 def test_inside_no_grad_nothing_is_different(model: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> None:
     expected = mmp.prune(model, 0.8, pairs, signal="product")
     with torch.no_grad():
@@ -480,6 +495,7 @@ def _no_global_state() -> Iterator[None]:
     Counted.copies = 0
 
 
+@pytest.mark.slow
 def test_joint_re_solving_equals_its_parts(
     model: nn.Module, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_without_unread_channels_it_is_a_copy(model: nn.Module, images: Tensor) 
     assert result.model[0].weight.any()
 
 
+@pytest.mark.slow
 def test_every_strategy_has_its_own(model: nn.Module, images: Tensor) -> None:
     sizes = {
         name: parameters(result.smaller())

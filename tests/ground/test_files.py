@@ -286,6 +286,7 @@ def test_an_error_of_a_cache_that_cannot_be_written_names_the_path(tmp_path: Pat
         cached_tensors(tmp_path / "taken" / "scores.safetensors", Counted())
 
 
+@pytest.mark.slow
 def test_several_threads_compute_once(tmp_path: Path) -> None:
     path, compute, barrier = tmp_path / "scores.safetensors", Counted(0.05), threading.Barrier(WORKERS)
 
@@ -307,6 +308,7 @@ def read_as_process(path: Path, ready: threading.Barrier, answers: multiprocessi
     answers.put((hit, tensors_digest(found)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, which is safe with torch on Linux only")
 def test_several_processes_compute_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from warm import LIMIT
 
 import mmp.report
+from mmp.imports import import_once
 
 FRAMEWORKS = {"hydra", "pytorch_lightning", "wandb", "timm"}
 
@@ -29,6 +32,7 @@ def test_a_plan_needs_no_framework() -> None:
     assert not imported & FRAMEWORKS
 
 
+@pytest.mark.slow
 def test_no_module_of_the_report_imports_torch() -> None:
     modules = [name for _, name, _ in pkgutil.iter_modules(mmp.report.__path__, "mmp.report.")]
     assert {"mmp.report.__main__", "mmp.report.wandb_summary"} <= set(modules)
@@ -36,5 +40,33 @@ def test_no_module_of_the_report_imports_torch() -> None:
 
 
 def test_the_ground_imports_no_torch() -> None:
-    modules = [f"mmp.{name}" for name in ("errors", "markdown", "cgroups", "openmp", "machine", "files", "workspace")]
+    modules = [
+        f"mmp.{name}"
+        for name in ("errors", "markdown", "cgroups", "openmp", "machine", "files", "workspace", "imports")
+    ]
     assert not imported_by(f"import {', '.join(modules)}") & ({"torch"} | FRAMEWORKS)
+
+
+def test_a_module_is_imported_without_searches_for_garbage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "asks.py").write_text("import gc\ncollects, kept = gc.isenabled(), []\n")
+    (tmp_path / "fails.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    frozen: list[bool] = []
+    module = import_once("asks")
+    assert not module.collects
+    assert gc.isenabled()
+    assert import_once("asks") is module
+    assert frozen == [True]
+    with pytest.raises(ZeroDivisionError):
+        import_once("fails")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        sys.modules.pop("asks")
+        import_once.cache_clear()
+        import_once("asks")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        sys.modules.pop("asks")

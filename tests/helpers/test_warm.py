@@ -11,6 +11,7 @@ import pytest
 import warm
 
 
+@pytest.mark.slow
 def test_a_parent_that_dies_is_an_error_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     scripts = iter(["read line", "read line; echo 3; read line; echo 4", "read line; echo 5; sleep 60"])
 

@@ -245,6 +245,7 @@ def test_an_object_that_contains_itself_is_refused(tmp_path: Path) -> None:
         read_groups(saved({"net": endless}, tmp_path / "x.pth"), "x")
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_unknown_objects_is_an_error_of_ours_whichever_byte_is_changed(tmp_path: Path) -> None:
     content = {"net": nn.BatchNorm2d(2), "args": argparse.Namespace(lr=0.1), "metric": np.float64(0.9)}
     path = saved(content, tmp_path / "x.pth", _use_new_zipfile_serialization=False)  # without checksums

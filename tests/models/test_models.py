@@ -223,6 +223,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_differences(tm
         load_weights(build_model(model_config()), tmp_path / "other.safetensors")
 
 
+@pytest.mark.slow
 def test_a_model_that_caches_can_be_scored_and_copied() -> None:
     model = timm.create_model("levit_128s", num_classes=3)
     layers = prunable_layers(model)

@@ -40,6 +40,7 @@ def test_a_last_layer_of_the_right_size_is_kept(classes: int, wrap: Any, tmp_pat
     assert all(torch.equal(value, state[name]) for name, value in loaded.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["levit_128s", "vgg11_bn_small"])
 def test_every_last_layer_of_a_model_is_kept_or_dropped(name: str, tmp_path: Path) -> None:
     state = timm.create_model(name, num_classes=5).state_dict()

@@ -128,12 +128,14 @@ def test_a_model_that_cannot_be_built_is_a_finding(strategies: list[Any], monkey
     assert examine("resnet18", config("resnet18"), strategies).problem == "RuntimeError: no such luck"
 
 
+@pytest.mark.slow
 def test_a_large_layer_without_a_reason_is_a_problem(strategies: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert examine("repghostnet_200", config("x"), strategies).problem == ""
     monkeypatch.setattr("mmp.models.survey.REASONS", ())
     assert examine("repghostnet_200", config("x"), strategies).problem == "a large layer of role other"
 
 
+@pytest.mark.slow
 def test_the_survey_is_printed_and_fails_if_a_model_does(
     strategies: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +152,7 @@ def test_the_survey_is_printed_and_fails_if_a_model_does(
     assert "all wrong" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_table_has_one_line_per_module(strategies: list[Any]) -> None:
     names = ["repghostnet_050", "repghostnet_200", "resnet18"]
     lines = by_module(examine(name, config(name), strategies) for name in names).splitlines()

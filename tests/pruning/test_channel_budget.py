@@ -48,6 +48,7 @@ def cost(found: WholeChannels, unit: str, removed: list[int]) -> int:
     return left[unit](removed)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(data=st.data())
 def test_a_budget_is_met_to_one_step_of_one_group_or_refused(data: st.DataObject) -> None:

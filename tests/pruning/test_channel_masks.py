@@ -93,6 +93,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", partly_slow(SMALL, quick=("resnet18", "convnext_atto")))
 def test_a_network_under_the_masks_shrinks_after_reconstruction(name: str) -> None:
     torch.manual_seed(0)

@@ -107,6 +107,7 @@ class Sets:
         return self.of(len(group))
 
 
+@pytest.mark.slow
 def test_a_signal_may_score_sets_itself() -> None:
     network, images = build("vit"), image_of("vit", 4)
     first = mmp.prune(network, 0.2, images, signal=Sets(torch.arange), pattern="channels", reconstruct="none")
@@ -123,6 +124,7 @@ def test_a_signal_may_score_sets_itself() -> None:
         mmp.prune(network, 0.2, images, signal=Sets(lambda n: torch.full((n,), torch.nan)), pattern="channels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", ["magnitude", "gradient", "product", "fisher", "obs", "obs_fisher"])
 def test_every_signal_prunes_to_the_budget(signal: str) -> None:
     network, images, labels = build("vit"), image_of("vit", 8), torch.arange(8) % 5

@@ -230,6 +230,7 @@ def test_budgets_are_met_by_less_than_one_step(budget: float) -> None:
         assert budget <= found.sparsity(sparsities) < budget + least / found.costs.parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", partly_slow(["magnitude", "obs", "obs_fisher"], quick=("magnitude",)))
 def test_prune_takes_dimensions_where_the_ranges_name_them(signal: str) -> None:
     network, images = network_of("vit"), images_of("vit", 8)
@@ -274,6 +275,7 @@ def without_half() -> tuple[nn.Module, ModelConfig, mmp.Removal, nn.Module]:
     return *(shrink(network, images_of("vit", 3))[:1]), config, shrink(network, images_of("vit", 3))[1], network
 
 
+@pytest.mark.slow
 def test_a_shrunk_file_and_an_onnx_file_compute_the_same(tmp_path: Path) -> None:
     smaller, config, removal, network = without_half()
     images = images_of("vit", 3)
@@ -296,6 +298,7 @@ def test_a_removal_makes_the_masked_network_smaller_again() -> None:
     assert torch.equal(again(images_of("vit", 3)), smaller(images_of("vit", 3)))
 
 
+@pytest.mark.slow
 def test_groups_that_are_no_heads_have_no_dimensions() -> None:
     for family in ("gated MLP", "resnet", "grouped convolution", "densenet", "split", "flattened"):
         for group in mmp.channel_groups(build(family), image_of(family)):

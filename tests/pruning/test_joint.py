@@ -82,6 +82,7 @@ def errors(pruned: nn.Module, network: nn.Module) -> list[float]:
         return [float((a - b).square().mean()) for a, b in pairs]
 
 
+@pytest.mark.slow
 def test_tuning_brings_outputs_closer_under_exact_masks() -> None:
     network = dense()
     masks = masks_of(network, 0.7)
@@ -100,6 +101,7 @@ def test_tuning_brings_outputs_closer_under_exact_masks() -> None:
     assert same(network, untouched)
 
 
+@pytest.mark.slow
 def test_steps_in_bfloat16_reach_the_same_loss_and_repeat_their_bits() -> None:
     network = dense()
     masks = masks_of(network, 0.7)
@@ -140,6 +142,7 @@ def test_compiled_steps_reach_the_same_loss_and_an_interruption_changes_no_bit(
     check_zeros(whole.state_dict(), masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -195,6 +198,7 @@ def test_a_network_that_needs_the_usual_order_in_memory_is_tuned() -> None:
     assert images.arranged_for(dense()).layout is torch.channels_last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_autocast_of_the_caller_changes_no_bit(precision: str, enabled: bool) -> None:
@@ -209,6 +213,7 @@ def test_the_autocast_of_the_caller_changes_no_bit(precision: str, enabled: bool
     assert same(alone, inside)
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_logits_decides_between_blocks_and_logits() -> None:
     network = dense()
     masks = masks_of(network, 0.7)
@@ -219,6 +224,7 @@ def test_the_weight_of_the_logits_decides_between_blocks_and_logits() -> None:
     assert errors(of_logits, network)[1] > errors(of_blocks, network)[1]
 
 
+@pytest.mark.slow
 def test_kept_weights_biases_and_norms_change_and_nothing_else() -> None:
     network = timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=24, depth=2, num_heads=2)
     masks = masks_of(network, 0.5)
@@ -239,6 +245,7 @@ def test_kept_weights_biases_and_norms_change_and_nothing_else() -> None:
     assert pruned.blocks[0].mlp.fc1.weight.grad is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_algorithm_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, file = dense(), tmp_path / "joint.safetensors"
     masks = masks_of(network, 0.7)
@@ -267,6 +274,7 @@ def test_a_harmful_tuning_leaves_every_bit_of_the_start(rate: float, caplog: pyt
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [3.0, 50.0])
 def test_a_rate_that_is_too_high_is_lowered_until_the_loss_falls(rate: float, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
@@ -280,6 +288,7 @@ def test_a_rate_that_is_too_high_is_lowered_until_the_loss_falls(rate: float, ca
     check_zeros(pruned.state_dict(), masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beyond", [4.5, float("nan")])
 def test_a_tuning_that_goes_back_begins_a_cycle_with_a_quarter_of_the_rate(
     beyond: float, monkeypatch: pytest.MonkeyPatch
@@ -304,6 +313,7 @@ def test_a_tuning_that_goes_back_begins_a_cycle_with_a_quarter_of_the_rate(
     assert rates == [*whole, *quarter]
 
 
+@pytest.mark.slow
 def test_the_best_weights_on_held_images_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([4.0, 3.0, 1.0, 2.0, 2.5])
     kept: list[dict[str, Tensor]] = []
@@ -340,6 +350,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint._Descent, "_step", stopping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])  # as on a GPU
 @pytest.mark.parametrize("rate", [QUICK.learning_rate, 3.0])  # with the second, the tuning goes back
 def test_a_resumed_tuning_has_the_same_bits_as_a_whole_one(
@@ -370,6 +381,7 @@ def test_a_resumed_tuning_has_the_same_bits_as_a_whole_one(
     assert again.after == whole.after
 
 
+@pytest.mark.slow
 def test_another_memory_limit_continues_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, file = dense(), tmp_path / "joint.safetensors"
     masks = masks_of(network, 0.7)
@@ -389,6 +401,7 @@ def test_another_division_of_the_same_images_is_another_tuning() -> None:
     assert divisions[0] != divisions[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["settings", "masks", "images", "damage"])
 def test_a_checkpoint_of_another_tuning_is_not_continued(change: str, tmp_path: Path) -> None:
     network, file = dense(), tmp_path / "joint.safetensors"
@@ -431,6 +444,7 @@ def test_attention_is_not_fused_on_a_gpu() -> None:
     assert fused_attention()
 
 
+@pytest.mark.slow
 def test_large_batches_are_taken_in_parts_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     network = dense()
     masks = masks_of(network, 0.7)
@@ -505,6 +519,7 @@ def test_the_rate_is_a_share_of_the_size_of_the_kept_values() -> None:
     assert moved == pytest.approx({"large": 0.2, "small": 0.02, "zeros": 0.01 * 1.1}, rel=1e-4)  # a tenth of the median
 
 
+@pytest.mark.slow
 def test_blocks_are_stated_or_found_and_each_call_counts() -> None:
     network = dense()
     images = IMAGES[:4]

@@ -305,6 +305,7 @@ def test_upsampling_is_not_downsampling() -> None:
     assert [layer.role for layer in prunable_layers(model)] == ["stem", "downsample", "conv"]
 
 
+@pytest.mark.slow
 def test_a_network_inside_a_patch_embedding_keeps_its_own_roles() -> None:
     found = by_name(on_meta("vit_base_r50_s16_224"))
     inside = Counter(layer.role for name, layer in found.items() if name.startswith("patch_embed.backbone."))

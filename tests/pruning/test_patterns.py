@@ -267,6 +267,7 @@ def test_a_mask_that_takes_a_pattern_satisfies_it_and_its_count(case: tuple[Patt
     assert pruned_count(pattern.whole(weight, sparsity), scores.numel()) == gone
 
 
+@pytest.mark.slow
 @given(cases())
 def test_masks_of_ascending_numbers_contain_each_other(case: tuple[Pattern, Tensor]) -> None:
     pattern, scores = case
@@ -276,6 +277,7 @@ def test_masks_of_ascending_numbers_contain_each_other(case: tuple[Pattern, Tens
     assert all(not (later & ~earlier).any() for earlier, later in pairwise(masks))
 
 
+@pytest.mark.slow
 @given(st.lists(values, min_size=8, max_size=8), st.integers(4, 8))
 def test_no_other_mask_with_the_pattern_keeps_higher_scores(flat: list[float], pruned: int) -> None:
     scores = torch.tensor(flat).reshape(1, 8)
@@ -423,6 +425,7 @@ def test_an_unknown_pattern_is_refused() -> None:
         validate(composed("pattern=24"))
 
 
+@pytest.mark.slow
 def test_a_pattern_that_no_layer_can_take_is_refused_before_training() -> None:
     with pytest.raises(MmpError, match=r"pattern=1x7 fits the shape of no layer of this model: .* divisible by 7;"):
         checked(validate(composed("pattern=1x7", "model=vit")))

@@ -286,6 +286,7 @@ def test_budgets_from_python_are_checked_like_those_of_the_command_line(budget: 
         make_plan(Net(), budget=budget)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_inside_another_hydra_application(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("a: 1\n")
     with initialize_config_dir(str(tmp_path), version_base="1.3"):

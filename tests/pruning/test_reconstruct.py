@@ -250,6 +250,7 @@ def test_masks_that_prune_nothing_leave_every_bit_of_the_model() -> None:
     assert {report.status for report in reports} == {"solved"}
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.floats(0.05, 0.97), st.integers(0, 3), st.sampled_from([0, 64]))
 def test_errors_never_grow_and_pruned_weights_stay_zero(share: float, seed: int, rows_per_column: int) -> None:

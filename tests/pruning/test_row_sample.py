@@ -71,6 +71,7 @@ def test_rows_come_once_and_from_all_places(rows: int, wanted: float) -> None:
     assert all(torch.equal(a, b) for a, b in zip([*again.draw(rows)], drawn[0], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [257, 385, 449])
 def test_a_small_last_batch_and_narrow_layers_are_sampled(images: int) -> None:
     torch.manual_seed(0)

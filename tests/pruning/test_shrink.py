@@ -68,6 +68,7 @@ def test_a_removal_narrows_the_tensors_of_the_original_network(build: Callable[[
     assert all(mask.shape == network.get_parameter(name).shape for name, mask in masks.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", NETWORKS)
 def test_a_removal_makes_a_new_network_as_small(build: Callable[[], nn.Module]) -> None:
     network, images, _ = pruned(build)

@@ -59,6 +59,7 @@ def test_the_front_is_over_removed_parameters(tmp_path: Path) -> None:
     assert found == [("a", True), ("c", False), ("b", True)]
 
 
+@pytest.mark.slow
 def test_channels_and_single_weights_are_groups_of_their_own(tmp_path: Path) -> None:
     contents = [result("p50", 0.9, 0.99, 0.9), channel_result("p50", 0.5, 0.90, 0.9)]
     others = [channel_result("p50", 0.6, 0.89, 0.9, pattern="channels:8"), result("p70", 0.3, 0.8, 0.8, pattern="2:4")]
@@ -73,6 +74,7 @@ def test_channels_and_single_weights_are_groups_of_their_own(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.slow
 def test_unstructured_tables_do_not_depend_on_channels_beside_them(tmp_path: Path) -> None:
     alone = write_report(write(tmp_path / "alone", *UNSTRUCTURED))
     mixed = write_report(write(tmp_path / "mixed", *UNSTRUCTURED, channel_result("p50", 0.5, 0.96, 0.95)))
@@ -80,6 +82,7 @@ def test_unstructured_tables_do_not_depend_on_channels_beside_them(tmp_path: Pat
     assert alone.summaries[0] == mixed.summaries[0]
 
 
+@pytest.mark.slow
 def test_the_csv_file_has_columns_of_channels_only_with_channels(tmp_path: Path) -> None:
     failed = channel_result("p90", 0, 0, 0, status="failed", error={"type": "E", "message": "m"})
     write_report(write(tmp_path / "mixed", *UNSTRUCTURED, channel_result("p50", 0.5, 0.96, 0.95), failed))
@@ -105,6 +108,7 @@ def test_the_summary_speaks_of_removed_parameters(tmp_path: Path) -> None:
     assert "sparsity" not in " ".join(summary)
 
 
+@pytest.mark.slow
 def test_results_without_the_newest_keys_are_read(tmp_path: Path) -> None:
     old = channel_result("p50", 0.5, 0.96, 0.95)
     del old["parameters_left"], old["multiply_adds"]
@@ -142,6 +146,7 @@ def test_sweeps_with_channels_are_compared_with_each_other_alone(tmp_path: Path)
         write_comparison(a, c)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "headings"), [(80, "removed MACs MB test drop"), (160, "removed MACs MB val test")])
 def test_the_table_fits_the_terminal(tmp_path: Path, width: int, headings: str) -> None:
     console = Console(width=width, file=StringIO())
@@ -155,6 +160,7 @@ def test_the_table_fits_the_terminal(tmp_path: Path, width: int, headings: str) 
     assert max(map(len, lines[: lines.index("")])) <= width
 
 
+@pytest.mark.slow
 def test_the_page_knows_which_group_removes_channels(tmp_path: Path) -> None:
     write_report(write(tmp_path, *UNSTRUCTURED, channel_result("p50", 0.5, 0.96, 0.95)))
     page = (tmp_path / "report" / "index.html").read_text()

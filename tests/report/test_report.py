@@ -56,6 +56,7 @@ def test_each_of_many_configurations_with_the_same_masks_names_a_few(tmp_path: P
     assert (len(one.twins), one.named_twins) == (11, names)
 
 
+@pytest.mark.slow
 def test_reconstruction_is_shown_where_a_run_has_it(tmp_path: Path) -> None:
     layer = {"name": "a.weight", "kept": 7, "before": 0.5, "after": 0.25, "status": "solved", "seconds": 0.1}
     solved = result("p90", 0.9, 0.9, 0.85, reconstruction={"layers": [layer]})
@@ -155,6 +156,7 @@ def test_other_settings_are_named_by_their_overrides(tmp_path: Path) -> None:
     assert "finetune.learning\\_rate=1e-4" in (tmp_path / "report" / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_control_characters_are_replaced_and_long_texts_are_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +172,7 @@ def test_control_characters_are_replaced_and_long_texts_are_cut(
         assert "\x1b[2J" not in (tmp_path / "report" / name).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers", [[{"name": "a"}], [{"name": "a", "role": "conv", "lo": 0, "hi": 1, "pruned": 0, "total": 0}]]
 )
@@ -178,12 +181,14 @@ def test_layers_that_cannot_be_read_do_not_spoil_the_result(tmp_path: Path, laye
     assert report.counts == "1 completed, 0 failed, 0 unfinished"
 
 
+@pytest.mark.slow
 def test_the_working_folder_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write(tmp_path / "mine", result("p50", 0.5, 0.9, 0.9)))
     write_report(Path())
     assert "# Sweep mine" in (tmp_path / "mine" / "report" / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_runs_with_different_settings_are_different_configurations(tmp_path: Path) -> None:
     settings: list[dict[str, Any]] = [
         {"finetune": "default"},
@@ -207,6 +212,7 @@ def test_runs_with_different_settings_are_different_configurations(tmp_path: Pat
     assert {row["budget"] for row in rows_of(tmp_path)} == {"", "0.9"}
 
 
+@pytest.mark.slow
 def test_a_failed_attempt_is_listed_beside_the_result_that_stays(tmp_path: Path) -> None:
     write(tmp_path, result("p30", 0.3, 0.9, 0.9))
     folder = next(tmp_path.glob("*/result.json")).parent
@@ -217,6 +223,7 @@ def test_a_failed_attempt_is_listed_beside_the_result_that_stays(tmp_path: Path)
     assert "data.workers=-1" in report.failed[0].reason
 
 
+@pytest.mark.slow
 def test_failures_and_damaged_files_are_listed_with_their_reason(tmp_path: Path) -> None:
     failed = result("p70", 0, 0, 0, status="failed", error={"type": "MmpError", "message": "the loss became nan"})
     running = result("p90", 0, 0, 0, status="running", error=None)
@@ -262,6 +269,7 @@ def test_an_error_of_the_report_itself_is_not_taken_for_a_damaged_file(
         build_report(write(tmp_path, result("p30", 0.3, 0.9, 0.9)))
 
 
+@pytest.mark.slow
 def test_the_page_has_commands_for_a_checkout_and_for_an_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +283,7 @@ def test_the_page_has_commands_for_a_checkout_and_for_an_installation(
     assert '"export":"python -m mmp.export run0 target=onnx"' in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "headings"), [(80, "sparsity MB test drop sd front"), (160, "val test drop sd seeds")]
 )
@@ -287,6 +296,7 @@ def test_tables_fit_the_terminal(tmp_path: Path, width: int, headings: str) -> N
     assert max(map(len, lines[: lines.index("")])) <= width
 
 
+@pytest.mark.slow
 def test_a_dense_run_and_the_report_itself_are_no_results(tmp_path: Path) -> None:
     write(tmp_path, result("p30", 0.3, 0.9, 0.9), {"kind": "dense", "status": "completed"})
     write_report(tmp_path)
@@ -307,6 +317,7 @@ def test_text_from_files_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "[bold]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_the_picture_is_one(tmp_path: Path) -> None:
     write(
         tmp_path, *(result(f"p{i}", i / 100, 0.99 - i / 1000, 0.97, signal=s) for i in range(10, 90, 20) for s in "ab")

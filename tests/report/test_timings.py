@@ -50,6 +50,7 @@ def measured_sweep(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_tables_and_files_have_only_what_was_measured(tmp_path: Path) -> None:
     report = write_report(measured_sweep(tmp_path))
     rows = [row for group in report.groups for row in latencies_table(group).rows]
@@ -68,6 +69,7 @@ def test_tables_and_files_have_only_what_was_measured(tmp_path: Path) -> None:
     assert "latency / dense" in (tmp_path / "report" / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_without_a_measured_export_there_is_no_table_and_no_picture(tmp_path: Path) -> None:
     write_report(measured_sweep(tmp_path))
     for path in tmp_path.glob("*/export/*/export.json"):

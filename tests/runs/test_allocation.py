@@ -104,6 +104,7 @@ def test_a_missing_optuna_is_found_before_anything_is_trained(monkeypatch: pytes
         Allocator.of(config, strategy)
 
 
+@pytest.mark.slow
 def test_a_searched_run_does_not_depend_on_the_strategy() -> None:
     searched = ("allocation=searched", "reconstruct=least_squares")
     names = [run_name(composed(*searched, f"strategy={name}")) for name in ("p30", "p70")]

@@ -33,6 +33,7 @@ def faults_of(how: str, **environment: str) -> tuple[str, int]:
     return result, int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
 def test_freed_memory_is_kept_for_the_next_batch() -> None:
     pages = 2 * 80 * 2**20 // os.sysconf("SC_PAGE_SIZE")

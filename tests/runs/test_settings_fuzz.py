@@ -77,6 +77,7 @@ def test_settings_are_right_or_refused_in_one_line(data: st.DataObject, folder: 
     assert refusal is None or (refusal.strip() and "\n" not in refusal and "\x1b" not in refusal)
 
 
+@pytest.mark.slow
 def test_the_check_accepts_and_refuses(folder: Path) -> None:
     assert check(["seed=1", "strategy=p50"], folder) is None
     assert "finetune.optimizer=adahessian" in str(check(["finetune.optimizer=adahessian"], folder))

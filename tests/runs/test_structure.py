@@ -52,6 +52,7 @@ def test_groups_are_found_once_and_do_not_depend_on_the_weights(
     assert same(first, groups_of(config))
 
 
+@pytest.mark.slow
 def test_dimensions_of_heads_are_found_once_and_apart_from_heads(
     config: PruneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_dimensions_of_heads_are_found_once_and_apart_from_heads(
     assert same(heads, groups_of(config))
 
 
+@pytest.mark.slow
 def test_two_runs_at_the_same_time_find_the_groups_once(config: PruneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     find, calls = module.confirmed_groups, []
 
@@ -84,6 +86,7 @@ def test_two_runs_at_the_same_time_find_the_groups_once(config: PruneConfig, mon
     assert same(first, second)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_replaced(config: PruneConfig, caplog: pytest.LogCaptureFixture) -> None:
     first = groups_of(config)
     (file,) = Path(config.paths.cache).glob("channels/*.safetensors")

@@ -82,6 +82,7 @@ GRIDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fixed", "axes"), GRIDS.values(), ids=list(GRIDS))
 def test_a_grid_has_the_configurations_of_hydra(fixed: tuple[str, ...], axes: dict[str, list[str]]) -> None:
     grid = Grid(*fixed, **axes)
@@ -91,6 +92,7 @@ def test_a_grid_has_the_configurations_of_hydra(fixed: tuple[str, ...], axes: di
     assert grid.composed == 1 + sum(len(values) - 1 for values in axes.values())
 
 
+@pytest.mark.slow
 def test_two_keys_of_one_section_are_composed_by_hydra() -> None:
     grid = Grid(finetune=["default", "strong"], finetune__epochs=["2", "3"])
     grid.check()
@@ -98,6 +100,7 @@ def test_two_keys_of_one_section_are_composed_by_hydra() -> None:
     grid.require_hydras()
 
 
+@pytest.mark.slow
 def test_jobs_with_other_keys_are_composed_by_hydra() -> None:
     grid = Grid(seed=["0", "1"])
     grid.jobs.append(["strategy=p70"])
@@ -113,6 +116,7 @@ def _own(folder: Path, **files: str) -> str:
     return f"hydra.searchpath=[file://{folder}]"
 
 
+@pytest.mark.slow
 def test_a_choice_that_changes_several_sections_is_composed_by_hydra(tmp_path: Path) -> None:
     files = {
         "trainer__a": "trainer: {devices: 1}\ndata: {batch_size: 5}",
@@ -123,6 +127,7 @@ def test_a_choice_that_changes_several_sections_is_composed_by_hydra(tmp_path: P
     grid.require_hydras()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [["a", "b"], ["b", "a"]])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_choice_that_sets_another_section_as_the_first_job_does_is_composed_by_hydra(
@@ -139,6 +144,7 @@ def test_a_choice_that_sets_another_section_as_the_first_job_does_is_composed_by
     grid.require_hydras()
 
 
+@pytest.mark.slow
 def test_other_configurations_are_not_kept_whole() -> None:
     grid = Grid(seed=["0", "1"], strategy=["p30", "p70"])
     grid.check()
@@ -148,6 +154,7 @@ def test_other_configurations_are_not_kept_whole() -> None:
     assert all(section.node._get_parent() is None for section in sections)
 
 
+@pytest.mark.slow
 def test_a_file_for_two_values_together_is_found(tmp_path: Path) -> None:
     defaults = "[{a: x}, {b: x}, {optional both@_global_: '${a}_${b}'}, _self_]"
     texts = {"prune": f"defaults: {defaults}", "both/y_y": "seed: 9"}
@@ -161,6 +168,7 @@ def test_a_file_for_two_values_together_is_found(tmp_path: Path) -> None:
         assert [grid.loader.load_sweep_config(grid.master, job).get("seed") for job in grid.jobs] == [None] * 3 + [9]
 
 
+@pytest.mark.slow
 def test_a_configuration_may_be_changed_by_its_launch() -> None:
     grid = Grid(signal=["magnitude", "product"], strategy=["p30", "p70"])
     grid.check()
@@ -170,6 +178,7 @@ def test_a_configuration_may_be_changed_by_its_launch() -> None:
     grid.require_hydras()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["signal=nonsense", "finetune.epochs=many", "finetune.nonsense=1"])
 def test_a_wrong_value_is_refused_before_the_launch(wrong: str) -> None:
     key, _, value = wrong.partition("=")

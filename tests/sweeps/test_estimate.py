@@ -205,6 +205,7 @@ SWEEPS = {
 QUICK = ("a dense training of 18 minutes, then thirty jobs", "a dense training of 18 minutes, then short jobs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", partly_slow(SWEEPS, QUICK))
 def test_whole_sweeps_are_estimated_within_a_factor_of_one_and_a_half(name: str) -> None:
     jobs, known_from = SWEEPS[name]

@@ -44,6 +44,7 @@ def complete(sweep: Sweep, index: int, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_completed_jobs_are_not_missing(launch: Any) -> None:
     sweep = launch()
     assert sweep.missing() == [0, 1]
@@ -53,11 +54,13 @@ def test_completed_jobs_are_not_missing(launch: Any) -> None:
     assert launch("force=true").missing() == [0, 1]
 
 
+@pytest.mark.slow
 def test_jobs_that_train_a_dense_model_come_first(launch: Any) -> None:
     sweep = launch(jobs=["seed=0", "seed=0", "seed=1", "seed=0", "model=vit", "seed=1", "dense.epochs=1"])
     assert sweep.missing() == [0, 2, 4, 6, 1, 3, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoilt", partly_slow(["data", "settings", "files", "attempt", "unfinished"], quick=["files"]))
 def test_jobs_with_damaged_or_outdated_results_are_missing(launch: Any, spoilt: str) -> None:
     sweep = launch()
@@ -72,6 +75,7 @@ def test_jobs_with_damaged_or_outdated_results_are_missing(launch: Any, spoilt: 
     assert launch().missing() == [0, 1]
 
 
+@pytest.mark.slow
 def test_unreadable_data_do_not_make_a_completed_job_missing(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     complete(launch(), 0)
 
@@ -82,6 +86,7 @@ def test_unreadable_data_do_not_make_a_completed_job_missing(launch: Any, monkey
     assert launch().missing() == [1]
 
 
+@pytest.mark.slow
 def test_a_lost_job_is_marked_as_failed_unless_it_had_ended(launch: Any) -> None:
     sweep = launch()
     sweep.mark_lost(0, "its node is gone")
@@ -94,6 +99,7 @@ def test_a_lost_job_is_marked_as_failed_unless_it_had_ended(launch: Any) -> None
     assert json.loads((sweep.folders[1] / STATUS).read_text())["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_only_this_launch_starts_and_ends_its_jobs(launch: Any) -> None:
     complete(launch(), 0)
     sweep = launch()
@@ -104,6 +110,7 @@ def test_only_this_launch_starts_and_ends_its_jobs(launch: Any) -> None:
     assert not sweep.ended(0)
 
 
+@pytest.mark.slow
 def test_jobs_are_numbered_as_by_hydra(launch: Any) -> None:
     sweep = launch("hydra.sweep.subdir='${hydra.job.num}'")
     assert [folder.name for folder in sweep.folders] == ["5", "6"]

@@ -105,6 +105,7 @@ def hold(slots: str, folder: Path, answers: Any) -> None:
         time.sleep(60)
 
 
+@slow
 def test_a_slot_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
@@ -136,6 +137,7 @@ def take_turns(folder: Path, jobs: int, order: Any) -> None:
         time.sleep(0.5)  # the process waits for its next job
 
 
+@slow
 def test_two_processes_of_a_single_worker_take_turns_on_one_gpu(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     order = context.Queue()

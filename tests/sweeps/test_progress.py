@@ -262,6 +262,7 @@ def test_a_progress_file_is_written_rarely_and_never_fails_a_run(
         unwritable.remove()
 
 
+@slow
 def test_the_jobs_of_a_command_line_are_known_in_advance(conf: Path) -> None:
     register()
 

@@ -53,6 +53,7 @@ def grid():
         yield sweeper, counted, config
 
 
+@pytest.mark.slow
 def test_a_checked_configuration_is_launched_without_composing_it_again(grid) -> None:
     sweeper, counted, config = grid
     loader = sweeper.launcher.hydra_context.config_loader
@@ -65,6 +66,7 @@ def test_a_checked_configuration_is_launched_without_composing_it_again(grid) ->
     assert counted.composed == JOBS
 
 
+@pytest.mark.slow
 def test_a_configuration_is_passed_on_only_once_since_launchers_change_it(grid) -> None:
     sweeper, counted, config = grid
     loader = sweeper.launcher.hydra_context.config_loader
@@ -74,6 +76,7 @@ def test_a_configuration_is_passed_on_only_once_since_launchers_change_it(grid) 
     assert counted.composed == [*JOBS, JOBS[1]]
 
 
+@pytest.mark.slow
 def test_workers_start_after_the_first_configuration_is_composed(grid, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper, counted, _ = grid
     counts = list[Any]()
@@ -95,6 +98,7 @@ def test_a_grid_without_jobs_is_refused(grid) -> None:
         sweeper.validate_batch_is_legal([])
 
 
+@pytest.mark.slow
 def test_few_configurations_are_kept_and_none_are_sent_to_workers(grid, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeper, counted, config = grid
     loader = sweeper.launcher.hydra_context.config_loader
@@ -143,6 +147,7 @@ def test_files_are_read_once_and_give_the_same_configurations(loader: Any, monke
     assert len(read) == len(set(read)) > 20
 
 
+@pytest.mark.slow
 def test_another_search_path_reads_its_own_files(loader: Any, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 7\n")

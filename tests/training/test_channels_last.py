@@ -33,6 +33,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flatten", "last"), [("view", False), ("flatten", True)])
 def test_a_network_that_flattens_by_view_keeps_the_usual_order(
     flatten: str, last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

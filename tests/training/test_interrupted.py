@@ -96,6 +96,7 @@ def leave() -> None:
     raise StoppedError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", partly_slow([0, 2], quick=[0]))
 @pytest.mark.parametrize("batches", [True, False])
 @pytest.mark.parametrize("steps", partly_slow([(1,), (4,), (2, 3, 7, 9, 11)], quick=[(1,), (4,)]), ids=str)
@@ -206,6 +207,7 @@ def test_metrics_that_are_not_finite_become_null_in_a_result(tmp_path: Path) -> 
     assert (epoch["val/accuracy"], epoch["val/loss"], epoch["train/loss"]) == (0.5, None, None)
 
 
+@pytest.mark.slow
 def test_an_epoch_may_be_shorter_than_the_data(
     config: PruneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +223,7 @@ def test_an_epoch_may_be_shorter_than_the_data(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a bit of last.ckpt", "half of best.ckpt", "no best.ckpt"])
 def test_a_damaged_checkpoint_is_detected_and_the_training_restarts(
     config: PruneConfig, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,7 @@ def measured(folder: Path, *overrides: str) -> StepMemory:
     return steps["finetune"]
 
 
+@pytest.mark.slow
 def test_a_step_holds_weights_gradients_moments_and_activations(tmp_path: Path) -> None:
     weights = sum(4 * parameter.numel() for parameter in build_bare(configuration(tmp_path).model).parameters())
     adamw = measured(tmp_path)

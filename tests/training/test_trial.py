@@ -94,11 +94,13 @@ TRAINABLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", partly_slow(TRAINABLE, quick=TRAINABLE[:2]))
 def test_what_can_train_passes(overrides: list[str], tmp_path: Path) -> None:
     PruneJob.of(configuration(tmp_path, *overrides), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_trial_runs_once_for_the_jobs_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
     monkeypatch.setattr(mmp.training.trial, "_try", lambda *_: runs.append(1) or {})
