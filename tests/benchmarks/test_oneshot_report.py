@@ -105,6 +105,7 @@ def test_the_picture_has_magnitude_and_the_best_line_on_validation_pictures() ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measured", [True, False])
 def test_the_page_has_a_place_for_every_table(measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, picture = tmp_path / "oneshot.md", tmp_path / "images" / "oneshot.png"

@@ -77,6 +77,7 @@ def test_a_baseline_is_named_by_its_criterion_and_does_not_depend_on_a_signal() 
     assert run_name(composed("criterion=lamp", "criterion.min_density=0.1")) != names[0]
 
 
+@pytest.mark.slow
 def test_the_identity_has_the_sparsity_of_the_matched_sweep_not_its_folder(tmp_path: Path) -> None:
     names = {}
     for place, pruned in (("a", 7), ("b", 7), ("c", 8)):

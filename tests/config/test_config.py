@@ -262,6 +262,7 @@ def test_overlays_take_precedence_over_the_defaults() -> None:
     assert channels.budget.sparsity is None
 
 
+@pytest.mark.slow
 def test_interpolations_reach_the_recipe() -> None:
     def epochs(data: str) -> Any:
         return validate(composed(f"data={data}")).dense.epochs

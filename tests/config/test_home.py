@@ -50,6 +50,7 @@ def test_hydra_reads_any_home_folder(name: str, monkeypatch: pytest.MonkeyPatch)
     assert OverridesParser.create().parse_override(argument).value() == f"/home/{name}/images"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hydra")
 def test_every_path_of_the_schema_is_expanded(home: Path) -> None:
     quoted = [f"{key}='~/x'" for key in PATHS if key != "picture"]

@@ -62,6 +62,7 @@ def test_a_damaged_file_of_names_is_named(content: bytes, tmp_path: Path) -> Non
         data_of("cifar10", tmp_path, 10)
 
 
+@pytest.mark.slow
 def test_traffic_signs_have_the_names_of_their_folders(tmp_path: Path) -> None:
     write_gtsrb(tmp_path)
     names = data_of("gtsrb", tmp_path, 43).class_names

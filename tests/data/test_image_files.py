@@ -117,6 +117,7 @@ def ink(colour: tuple[int, int, int], seed: int) -> bytes:
     return saved(picture)
 
 
+@pytest.mark.slow
 def test_a_picture_in_the_alpha_channel_stays_visible_or_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {f"{i % 2}/{i}.png": ink((0, 0, 0), i) for i in range(40)})
     images = next(iter(ImageData(of(tmp_path), 0).test_dataloader()))[0]
@@ -250,6 +251,7 @@ def test_images_are_resized_in_parts_with_the_same_bits(monkeypatch: pytest.Monk
     assert all(torch.equal(whole[index][0], parts[index][0]) for index in range(7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize("kept", [False, True])
 def test_images_replaced_in_place_are_other_data(

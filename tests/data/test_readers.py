@@ -146,6 +146,7 @@ def of_gtsrb(root: Path, **changes: Any) -> DataConfig:
     return config("gtsrb", root, **{"validation": 0.25, "calibration": 0.25, "crop_mode": "squash", **changes})
 
 
+@pytest.mark.slow
 def test_gtsrb_keeps_the_frames_of_a_sign_together(tmp_path: Path) -> None:
     write_gtsrb(tmp_path)
     data = ImageData(of_gtsrb(tmp_path), seed=0)
@@ -195,9 +196,11 @@ def test_a_corrupt_image_is_named_in_one_sentence(workers: int, tmp_path: Path) 
     broken = tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00005.ppm"
     broken.write_bytes(broken.read_bytes()[:200])
     source = READERS["gtsrb"](of_gtsrb(tmp_path))
-    loader = torch.utils.data.DataLoader(source.test, num_workers=workers)  # type: ignore[arg-type]
+    images: Any = iter(torch.utils.data.DataLoader(source.test, num_workers=workers))  # type: ignore[arg-type]
     with pytest.raises(MmpError) as raised:
-        list(loader)
+        list(images)
+    if workers:
+        images._shutdown_workers()  # the garbage collector would wait for them for seconds, in any later test
     assert str(raised.value).startswith(f"{broken}: not a readable image")
     assert "\n" not in str(raised.value)
 

@@ -197,6 +197,7 @@ def test_labels_that_nothing_reads_are_not_looked_at(model: nn.Module, batches: 
     assert equal(mmp.prune(model, 0.8, named).model, mmp.prune(model, 0.8, batches).model)
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes(pairs: list[tuple[Tensor, Tensor]]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 512, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))

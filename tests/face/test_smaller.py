@@ -27,6 +27,7 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+@pytest.mark.slow
 def test_whole_channels_are_gone_and_the_logits_stay(model: nn.Module, images: Tensor) -> None:
     result = mmp.prune(model, images=images, pattern="channels")
     before = {name: value.clone() for name, value in result.model.state_dict().items()}

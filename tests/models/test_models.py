@@ -131,6 +131,7 @@ def repacked(content: bytes, at: float, flip: int) -> bytes:
         return changed.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zip", "signed zip", "legacy"])
 def test_a_damaged_checkpoint_is_an_error_of_ours_whichever_byte_is_changed(form: str, tmp_path: Path) -> None:
     model, path, numbers = nn.Linear(3, 2), tmp_path / "x.ckpt", random.Random(0)

@@ -77,6 +77,7 @@ def test_csv_and_json_have_a_row_for_each_group() -> None:
         assert strategy == {**plan().summary(name), "layers": plan().sparsities[name]}
 
 
+@pytest.mark.slow
 def test_the_picture_shows_what_the_budget_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     save = Figure.savefig

@@ -259,6 +259,7 @@ def test_a_checkpoint_of_another_algorithm_is_not_continued(tmp_path: Path, monk
     assert steps[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1e5, 1e30])
 def test_a_harmful_tuning_leaves_every_bit_of_the_start(rate: float, caplog: pytest.LogCaptureFixture) -> None:
     network = dense()

@@ -252,6 +252,7 @@ def cases(draw: st.DrawFn) -> tuple[Pattern, Tensor]:
     return pattern, torch.tensor(flat).reshape(shape)
 
 
+@pytest.mark.slow
 @given(cases(), st.integers(0, 64))
 def test_a_mask_that_takes_a_pattern_satisfies_it_and_its_count(case: tuple[Pattern, Tensor], part: int) -> None:
     pattern, scores = case
@@ -290,6 +291,7 @@ def test_no_other_mask_with_the_pattern_keeps_higher_scores(flat: list[float], p
     assert float(scores[keep_patterned(scores, pruned, TWO_FOUR)].sum()) == best
 
 
+@pytest.mark.slow
 @given(cases(), st.floats(0, 1), st.integers(1, 4))
 def test_masks_of_a_schedule_end_at_the_final_ones(case: tuple[Pattern, Tensor], sparsity: float, steps: int) -> None:
     pattern, scores = case

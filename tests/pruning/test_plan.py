@@ -201,6 +201,7 @@ def test_mobile_networks_are_spared_where_a_block_has_no_shortcut(name: str, wid
     assert not others  # a rule for everything but gates
 
 
+@pytest.mark.slow
 def test_the_papers_vgg_runs_like_other_timm_models() -> None:
     model = timm.create_model("vgg11_bn_small", num_classes=7, in_chans=1).eval()
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
@@ -354,6 +355,7 @@ def test_csv_and_markdown_list_every_layer_and_strategy() -> None:
         assert f"| {name} |" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observed", [False, True])
 def test_the_picture_is_written_without_leftovers(observed: bool, tmp_path: Path) -> None:
     observations = [dict.fromkeys(("body.0.weight", "body.2.weight", "fc.weight"), s) for s in (0.2, 0.6)]

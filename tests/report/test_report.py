@@ -45,6 +45,7 @@ def test_the_front_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> 
     assert [one.name for one in group.configurations if one.efficient] == ["magnitude/good on validation"]
 
 
+@pytest.mark.slow
 def test_each_of_many_configurations_with_the_same_masks_names_a_few(tmp_path: Path) -> None:
     write(tmp_path, *(result(f"s{i:02}", 0.5, 0.9, 0.9, masks_hash="same") for i in range(12)))
     report = write_report(tmp_path)
@@ -74,6 +75,7 @@ def test_reconstruction_is_shown_where_a_run_has_it(tmp_path: Path) -> None:
     assert "81.00" in markdown
 
 
+@pytest.mark.slow
 def test_the_csv_file_has_every_number_as_it_is_in_the_result(tmp_path: Path) -> None:
     write(tmp_path, result("p30", 0.3, 0.98, 0.97), result("p90", 0.9, 0.9, 0.85))
     write_report(tmp_path)
@@ -88,6 +90,7 @@ def test_the_csv_file_has_every_number_as_it_is_in_the_result(tmp_path: Path) ->
     assert [first["pareto"], second["pareto"]] == ["1", "1"]
 
 
+@pytest.mark.slow
 def test_configurations_with_identical_masks_are_marked(tmp_path: Path) -> None:
     same = {"masks_hash": "abc"}
     write(
@@ -146,6 +149,7 @@ def test_means_do_not_depend_on_the_order_of_seeds(tmp_path: Path) -> None:
     assert [one.efficient for one in group.configurations] == [True] * 4
 
 
+@pytest.mark.slow
 def test_other_settings_are_named_by_their_overrides(tmp_path: Path) -> None:
     rates = [
         result("p50", 0.5, 0.9, 0.9, configuration=rate, overrides=["strategy=p50", f"finetune.learning_rate={rate}"])
@@ -306,6 +310,7 @@ def test_a_dense_run_and_the_report_itself_are_no_results(tmp_path: Path) -> Non
 HOSTILE = "<script>alert(1)</script>[bold]|*"
 
 
+@pytest.mark.slow
 def test_text_from_files_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = result("x", 0, 0, 0, status="failed", error={"type": "E", "message": HOSTILE})
     write(tmp_path, result(HOSTILE, 0.3, 0.9, 0.9, signal=HOSTILE, model=HOSTILE), broken)

@@ -46,6 +46,7 @@ def test_freed_memory_is_kept_for_the_next_batch() -> None:
     assert returned > pages / 3  # the first of the two batches gets its memory from the system again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting", [{"MALLOC_TRIM_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"}]
 )
@@ -54,6 +55,7 @@ def test_settings_in_the_environment_take_precedence(setting: dict[str, str]) ->
     assert kept == "False"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
 def test_in_little_memory_less_is_kept() -> None:
     pages = 2 * 80 * 2**20 // os.sysconf("SC_PAGE_SIZE")

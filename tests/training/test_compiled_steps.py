@@ -70,6 +70,7 @@ def same(left: nn.Module, right: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_compiled_network_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -85,6 +86,7 @@ def test_the_trial_of_a_compiled_network_changes_no_bit(tmp_path: Path, monkeypa
     assert calls == [64] * (1 + 2 * 5)  # the trial and all steps; validation is not compiled
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_trial_runs_once_for_the_jobs_of_a_sweep(tmp_path: Path, monkeypatch: 
     assert len(runs) == 3, "another strategy, signal or seed needs no other trial; another recipe does"
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_all_random_numbers_and_nothing_else(tmp_path: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
@@ -124,6 +125,7 @@ def test_a_trial_leaves_all_random_numbers_and_nothing_else(tmp_path: Path) -> N
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"cache"}
 
 
+@pytest.mark.slow
 def test_a_dense_training_is_tried_with_its_callbacks(tmp_path: Path) -> None:
     node = "{_target_: pytorch_lightning.callbacks.ModelCheckpoint, monitor: %s, mode: min}"
     config = configuration(tmp_path, f"+callbacks.best={node % 'sparsity'}", name="train")
