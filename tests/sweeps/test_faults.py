@@ -46,7 +46,7 @@ def names(found: dict[str, Any], *parts: str) -> dict[str, Any]:
 def test_kills_at_random_times_do_not_change_results(expected: dict[str, Any], tmp_path: Path) -> None:
     draw = random.Random(6)
     command = arguments(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *THIRTY)
-    for _ in range(5):
+    for _ in range(3):
         assert killed(command, tmp_path, draw.uniform(0, 1)) is None
         found = outcomes(tmp_path)
         assert found == {name: expected[name] for name in found}  # every result that exists is right at any time
@@ -121,14 +121,14 @@ def test_results_do_not_depend_on_the_clock(expected: dict[str, Any], cache: Pat
     assert outcomes(tmp_path / "again") == names(expected, "magnitude-p30", "magnitude-p70")
 
 
-def test_eight_concurrent_processes_share_one_dense_model_and_one_scoring(
+def test_four_concurrent_processes_share_one_dense_model_and_one_scoring(
     expected: dict[str, Any], tmp_path: Path
 ) -> None:
     script = tmp_path / "start.py"
     script.write_text(
         "import sys, mmp.commands\nprint('ready', flush=True)\nsys.stdin.readline()\nmmp.commands.prune()\n"
     )
-    strategies = ("p30", "p50", "p70", "p90", "balanced", "conservative", "aggressive", "proportional")
+    strategies = ("p30", "p70", "balanced", "proportional")
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = []
     for strategy in strategies:

@@ -131,8 +131,8 @@ def test_jobs_at_their_time_limit_are_requeued_and_resume(
     cluster: Cluster, folder: Path, long: list[str], expected: dict[str, Any], tmp_path: Path
 ) -> None:
     (folder / "slow").touch()
-    # Slurm checks limits every 30 seconds, so that the signal arrives after 60 to 90 seconds.
-    limit = ["hydra.launcher.timeout_min=2", "hydra.launcher.additional_parameters.signal=USR1@30"]
+    # Slurm checks limits every 30 seconds, so that the signal arrives after 30 to 60 seconds.
+    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.additional_parameters.signal=USR1@30"]
     command = arguments(tmp_path, *SLURM, *limit, *long)
     with begun(command, cluster) as running:
         array = job_of(tmp_path, "p30")["slurm"].partition("_")[0]
