@@ -5,7 +5,8 @@ short spin of OpenMP's threads that every command sets (:mod:`mmp.openmp`), and 
 It prints how many times as long each takes, and the share of the cores that the scheduler leaves to it: a process with
 half of the time of the cores should take about twice as long.
 
-``--parts step,job`` measures some parts only, and ``--repeats`` sets the number of repetitions of a step.
+``--parts step,job`` and ``--spins short`` measure some parts and settings only, and ``--repeats`` sets the number of
+repetitions of a step. With the default spin, a job beside eight busy processes can take a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ SMALL = ("data=digits", "data.workers=0", "logger=none", "trainer.enable_progres
 JOB = (*SMALL, "model=vit", "finetune.epochs=2")
 GRID = (*SMALL, "-m", "model=cnn", "strategy=glob(*)", "reconstruct=least_squares", "finetune=none")
 PARTS = ("step", "job", "grid")
+SPINS = ("short", "default")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Measurement:
 
     Attributes:
         part: Name of the part.
-        spin: ``short`` or ``default``.
+        spin: One of `SPINS`.
         beside: Number of busy processes beside it.
         seconds: Its wall time.
     """
@@ -85,7 +87,7 @@ def seconds_of(part: str, spin: str, repeats: int) -> float:
 
     Args:
         part: One of `PARTS`.
-        spin: ``short`` or ``default``.
+        spin: One of `SPINS`.
         repeats: Number of repetitions of a step.
     """
     environment = environment_of(spin)
@@ -108,12 +110,12 @@ def environment_of(spin: str) -> dict[str, str]:
     return os.environ | DEFAULT if spin == "default" else dict(os.environ)
 
 
-def measure(parts: Sequence[str], repeats: int) -> list[Measurement]:
-    """Measure all parts; both kinds of spin follow one another, so that the state of the machine affects both."""
+def measure(parts: Sequence[str], spins: Sequence[str], repeats: int) -> list[Measurement]:
+    """Measure all parts; the kinds of spin follow one another, so that the state of the machine affects both."""
     found = []
     for part in parts:
         for count in (0, *BESIDE):
-            for spin in ("short", "default"):
+            for spin in spins:
                 with busy(count):
                     found.append(Measurement(part, spin, count, seconds_of(part, spin, repeats)))
                 sys.stderr.write(f"{found[-1]}\n")
@@ -142,13 +144,15 @@ def claims(found: Sequence[Measurement], cores: int) -> Iterator[Claim]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="the parts to measure, separated by commas")
+    for name, known in (("parts", PARTS), ("spins", SPINS)):
+        parser.add_argument(f"--{name}", default=",".join(known), help=f"the {name} to measure, separated by commas")
     parser.add_argument("--repeats", type=int, default=100, help="repetitions of a step")
     given = parser.parse_args()
-    chosen = given.parts.split(",")
-    if unknown := set(chosen) - set(PARTS):
-        parser.error(f"--parts: unknown {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    sys.stdout.write(table(claims(measure(chosen, given.repeats), usable_cores())) + "\n")
+    parts, spins = given.parts.split(","), given.spins.split(",")
+    for name, chosen, known in (("parts", parts, PARTS), ("spins", spins, SPINS)):
+        if unknown := set(chosen) - set(known):
+            parser.error(f"--{name}: unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    sys.stdout.write(table(claims(measure(parts, spins, given.repeats), usable_cores())) + "\n")
 
 
 if __name__ == "__main__":
