@@ -48,7 +48,7 @@ print((time.perf_counter() - start) / REPEATS)
 """
 SMALL = ("data=digits", "data.workers=0", "logger=none", "trainer.enable_progress_bar=false", "dense.epochs=2")
 JOB = (*SMALL, "model=vit", "finetune.epochs=2")
-GRID = (*SMALL, "-m", "model=cnn", "strategy=glob(*)", "reconstruct=least_squares", "finetune=none")
+GRID = ("-m", *SMALL, "model=cnn", "strategy=glob(*)", "reconstruct=least_squares", "finetune=none")
 PARTS = ("step", "job", "grid")
 SPINS = ("short", "default")
 
@@ -93,16 +93,27 @@ def seconds_of(part: str, spin: str, repeats: int) -> float:
     environment = environment_of(spin)
     if part == "step":
         command = [sys.executable, "-c", STEP.replace("REPEATS", str(repeats))]
-        done = subprocess.run(  # noqa: S603
-            command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
-        )
-        return float(done.stdout)
+        return float(output_of(command, environment))
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"paths.results={folder}", f"paths.cache={folder}/cache"]
         command = [sys.executable, "prune.py", *(JOB if part == "job" else GRID), *paths]
         start = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)  # noqa: S603
+        output_of(command, environment)
         return time.perf_counter() - start
+
+
+def output_of(command: Sequence[str], environment: dict[str, str]) -> str:
+    """Return what a command prints.
+
+    Raises:
+        RuntimeError: if it fails; with its errors.
+    """
+    done = subprocess.run(  # noqa: S603
+        command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    return done.stdout
 
 
 def environment_of(spin: str) -> dict[str, str]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 
 import pytest
+from composing import composed
+from hydra._internal.utils import get_args_parser
 
-from benchmarks.crowded import Measurement, busy, claims, environment_of
+from benchmarks.crowded import GRID, JOB, Measurement, busy, claims, environment_of, output_of
+from mmp.config.schema import PruneConfig
+from mmp.config.validate import validate
 
 
 def test_a_slowdown_is_compared_with_the_share_of_the_cores() -> None:
@@ -44,3 +49,15 @@ def test_a_measured_process_has_the_short_spin_or_the_default(monkeypatch: pytes
     assert environment_of("short")["GOMP_SPINCOUNT"] == "1000"
     assert environment_of("default")["GOMP_SPINCOUNT"] == "300000"
     assert os.environ["GOMP_SPINCOUNT"] == "1000"
+
+
+@pytest.mark.parametrize("words", [JOB, GRID])
+def test_the_measured_commands_are_valid(words: tuple[str, ...]) -> None:
+    parsed = get_args_parser().parse_args(words)
+    assert parsed.multirun == (words is GRID)
+    assert validate(composed(*(word.replace("glob(*)", "p30") for word in parsed.overrides)), PruneConfig)
+
+
+def test_a_command_that_fails_is_no_measurement() -> None:
+    with pytest.raises(RuntimeError, match="the reason"):
+        output_of([sys.executable, "-c", "raise SystemExit('the reason')"], dict(os.environ))
