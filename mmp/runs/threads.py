@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from mmp.config.schema import TrainConfig
+from mmp.imports import import_once
 from mmp.machine import Cores, cores
 from mmp.openmp import THREADS, threads_by_user
 
@@ -71,11 +72,9 @@ def own_cores(config: TrainConfig, processes: int = 1) -> Iterator[None]:
         config: The validated configuration.
         processes: Processes that train. This process waits meanwhile, so it may use all of their threads.
     """
-    import torch  # not at the top: a mistake on the command line is reported before torch is imported
-
-    from mmp.training.evaluation import device_of
-
-    on_gpu, before, by_user = device_of(config).type == "cuda", torch.get_num_threads(), threads_by_user()
+    # Not at the top: a mistake on the command line is reported before torch is imported.
+    torch, evaluation = import_once("torch"), import_once("mmp.training.evaluation")
+    on_gpu, before, by_user = evaluation.device_of(config).type == "cuda", torch.get_num_threads(), threads_by_user()
     wanted = config.data.workers if config.data else 0
     found = Division.of(cores(), wanted, processes, on_gpu, before if by_user else None)
     division = replace(found, threads=min(found.threads, before))
