@@ -1,7 +1,8 @@
 """The threads of OpenMP: how long a waiting one keeps its core before it sleeps, and their number.
 
 By default a thread spins for milliseconds. Beside other busy processes, it then holds a core that the thread it waits
-for needs. A short spin costs nothing on an idle machine.
+for needs. A short spin makes steps several times as fast there, and costs little on an idle machine
+(``benchmarks/README.md``).
 """
 
 from __future__ import annotations
