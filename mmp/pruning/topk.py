@@ -59,26 +59,36 @@ def keep_highest_each(scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
 
 def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
     """Cut float32 scores at several ranks; only scores that share their leading sixteen bits with a cut are sorted."""
-    keys = scores.view(np.int32)
-    if keys.min() < 0:  # the bits of negative numbers are in descending order; adding 0 turns -0.0 into 0.0
-        keys = (scores + np.float32(0)).view(np.int32)
-        keys = keys ^ ((keys >> 31) & 0x7FFFFFFF)
-    bins = keys >> 16
-    bins += 0x8000
-    ends = torch.bincount(torch.from_numpy(bins), minlength=0x10000).cumsum(0).numpy()
-    if ends[0x7F] or ends[0xFF7F] < len(scores):  # infinity and NaN are in the first and the last bins
+    keys = scores.view(np.uint32)
+    leading, ends = _leading_bits(keys)
+    finite = ends[0x7F7F] == len(
+        scores
+    )  # infinity and NaN are in higher bins, and negative numbers in still higher ones
+    if ends[0x7FFF] < len(scores):
+        keys = (scores + np.float32(0)).view(np.uint32)  # adding 0 turns -0.0 into 0.0
+        keys = keys ^ np.where(keys >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))  # in the order of the numbers
+        leading, ends = _leading_bits(keys)
+        finite = not ends[0x7F] and ends[0xFF7F] == len(scores)
+    if not finite:
         raise MmpError(_NOT_FINITE)
-    leading, cuts = bins.astype(np.uint16), np.searchsorted(ends, counts).astype(np.uint16)
+    cuts = np.searchsorted(ends, counts).astype(np.uint16)
     places = _places(leading, set(cuts))
-    rest = keys[places].astype(np.uint16)  # the trailing sixteen bits
-    places = places[np.argsort(rest, kind="stable")]
-    shared = leading[places]
+    trailing, shared = keys[places].astype(np.uint16), leading[places]
+    order = np.lexsort((trailing, shared))
+    places, shared = places[order], shared[order]
     masks = np.empty((len(counts), len(scores)), dtype=bool)  # one block, for which the system uses large pages
     for keep, count, cut in zip(masks, counts, cuts, strict=True):
         np.greater(leading, cut, out=keep)
-        ascending = places[shared == cut]
-        keep[ascending[count - int(ends[cut]) + len(ascending) :]] = True
+        end = int(np.searchsorted(shared, cut, side="right"))
+        keep[places[end - int(ends[cut] - count) : end]] = True
     return list(torch.from_numpy(masks))
+
+
+def _leading_bits(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the leading sixteen bits of each key, and how many keys have at most each value of them."""
+    bins = keys >> 16
+    ends = torch.bincount(torch.from_numpy(bins.view(np.int32)), minlength=0x10000).cumsum(0).numpy()
+    return bins.astype(np.uint16), ends
 
 
 def _places(values: np.ndarray, wanted: Collection[np.uint16]) -> np.ndarray:
