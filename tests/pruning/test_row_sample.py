@@ -15,6 +15,7 @@ from torch.nn.functional import avg_pool2d
 from mmp.errors import MmpError
 from mmp.pruning.layers.products import product_of
 from mmp.pruning.masks import Masks, make_masks
+from mmp.pruning.reconstruction.least_squares import solve_rows
 from mmp.pruning.reconstruction.moments import Moments
 from mmp.pruning.reconstruction.reconstruct import reconstruct
 from mmp.pruning.reconstruction.row_sample import SampledMoments, _Sample
@@ -205,3 +206,34 @@ def test_few_rows_are_not_fitted_at_the_cost_of_others() -> None:
         assert report.status == "solved"
     assert errors[64] < 0.9 * errors[0]
     assert report.after == pytest.approx(errors[64], rel=0.3)  # an honest figure, from images that were held out
+
+
+@pytest.mark.parametrize(("outputs", "step"), [(63, 1), (64, 2), (1000, 31)])
+def test_errors_are_measured_on_some_of_many_outputs_where_rows_are_few(outputs: int, step: int) -> None:
+    torch.manual_seed(0)
+    batch, layer, other = torch.randn(40, 64), nn.Linear(64, outputs), torch.randn(outputs, 64)
+    found = linear_moments(layer, [batch], [40])
+    assert found.few
+    assert found.step == step
+    torch.testing.assert_close(found.measured_of(other)[0], other[::step])
+    held, weight = batch[4::5], layer.weight.detach()
+    error = (held @ (other - weight)[::step].T).square().mean(0).sum()
+    assert found.measured.squared_error(found.measured_of(other)) == pytest.approx(float(error), rel=1e-4)
+    enough = linear_moments(layer, [torch.randn(640, 64)], [640])
+    assert (enough.step, enough.measured) == (1, enough.unseen)
+
+
+def test_all_outputs_are_solved_with_the_ridge_that_some_have_chosen() -> None:
+    torch.manual_seed(0)
+    dense, images = nn.Sequential(nn.Linear(64, 256)), torch.randn(100, 8) @ torch.randn(8, 64) + torch.randn(100, 64)
+    masks = make_masks({"0.weight": dense[0].weight.detach().abs()}, {"0.weight": 0.5})
+    model = copy.deepcopy(dense)
+    (report,) = reconstruct(model, masks, [images], rows_per_column=64)
+    assert report.status == "solved"
+    found = linear_moments(dense[0], [images], [100])
+    assert found.step == 8
+    weight, joined = dense[0].weight.detach(), found.solving.joined(found.unseen)
+    expected = [solve_rows(joined, masks["0.weight"], weight, 0.01 * factor, centred=True) for factor in (1, 10, 100)]
+    distances = [float((model[0].weight.detach() - one).abs().max()) for one in expected if one is not None]
+    assert min(distances) < 1e-4
+    assert sorted(distances)[1] > 1e-3

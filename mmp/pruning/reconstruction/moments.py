@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,14 @@ class Moments:
     def few(self) -> bool:
         """Whether there are so few rows that a solution may fit them and no others."""
         return self.rows < FEW * self.xx.shape[1]
+
+    def every(self, step: int) -> Moments:
+        """Return the moments of every ``step``-th output of each group, with the same inputs."""
+        return replace(self, y=self.y[:, ::step], yx=self.yx[:, ::step], yy=self.yy[:, ::step])
+
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """View a weight, or its mask, as (groups, outputs per group, columns)."""
+        return weight.reshape(self.yx.shape)
 
     def joined(self, other: Moments) -> Moments:
         """Return the moments of the rows of both. The covariances take the place of these ones in memory."""
@@ -125,7 +133,7 @@ class Moments:
         return squares
 
     def _grouped(self, weight: Tensor) -> Tensor:
-        return weight.double().reshape(self.yx.shape)
+        return self.rows_of(weight.double())
 
     def _means(self, grouped: Tensor) -> Tensor:
         return (grouped @ self.x.unsqueeze(2)).squeeze(2)

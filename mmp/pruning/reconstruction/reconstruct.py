@@ -254,8 +254,8 @@ def _reconstruct_layer(
     """
     weight, centred = walk.owner(name).weight, walk.takes_constant(name)
     assert isinstance(weight, Tensor)
-    unseen, solving = moments.unseen, moments.solving
-    before = unseen.squared_error(weight)
+    solving, unseen = moments.solving, moments.measured
+    before = unseen.squared_error(moments.measured_of(weight))
     if not math.isfinite(before + (solving.squared_error(weight) if moments.few else 0.0)):
         return _Outcome("its inputs or targets are not finite")
     share = unseen.share(before)
@@ -284,24 +284,27 @@ class _Solution:
 def _best(moments: SampledMoments, mask: Tensor, dense: Tensor, ridge: float, centred: bool) -> _Solution | None:
     """Return the solution of a layer, None if its system is singular.
 
-    If rows are few, the ridge is chosen by the error on unseen rows, and all rows are solved with it. That error is the
-    solution's.
+    If rows are few, the ridge is chosen by the error of some outputs on unseen rows, and everything is solved with it.
+    That error is the solution's.
     """
 
-    def solve(rows: Moments, factor: float) -> _Solution | None:
-        solved = solve_rows(rows, mask, dense, factor * ridge, centred)
+    def solve(rows: Moments, unseen: Moments, factor: float, kept: Tensor, towards: Tensor) -> _Solution | None:
+        solved = solve_rows(rows, kept, towards, factor * ridge, centred)
         if solved is None:
             return None
         constant = rows.best_constant(solved) if centred else None
-        return _Solution(solved, constant, moments.unseen.squared_error(solved, constant))
+        return _Solution(solved, constant, unseen.squared_error(solved, constant))
 
+    solving, unseen = moments.solving, moments.unseen
     if not moments.few:
-        return solve(moments.solving, 1.0)
-    tried = {factor: solution for factor in _RIDGES if (solution := solve(moments.solving, factor))}
+        return solve(solving, unseen, 1.0, mask, dense)
+    some = solving.every(moments.step), moments.measured
+    kept, towards = moments.measured_of(mask), moments.measured_of(dense)
+    tried = {factor: solution for factor in _RIDGES if (solution := solve(*some, factor, kept, towards))}
     factor = min(tried, key=lambda factor: tried[factor].error, default=None)
     if factor is None:
         return None
-    final = solve(moments.solving.joined(moments.unseen), factor)
+    final = solve(solving.joined(unseen), unseen, factor, mask, dense)
     return replace(final, error=tried[factor].error) if final else None
 
 

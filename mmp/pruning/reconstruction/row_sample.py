@@ -19,6 +19,7 @@ from mmp.pruning.reconstruction.moments import FEW, Moments, MomentSums
 _UNSEEN = 0.2  # share of the sample that errors are measured on
 _EVERY, _ENOUGH = 5, 20  # where rows are few, one of five images is held out, if there are at least twenty
 _LEAST = 64  # rows to solve with, so that some are unseen
+_CHOOSING = 32  # outputs of each group, or up to twice as many, that decide the ridge
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,27 @@ class SampledMoments:
         solving: Moments of the rows to solve with; their means are those of all rows.
         unseen: Moments of other rows, on which errors are measured; of the same rows if all are taken.
         few: Whether rows are so few that a solution may fit them and no others. Then ``unseen`` are the rows of a fifth
-            of the images, and ``solving`` those of the others, to be joined once a solution is chosen.
+            of the images, and ``solving`` those of the others, to be joined once a solution is chosen. Some outputs are
+            enough to choose it.
     """
 
     solving: Moments
     unseen: Moments
     few: bool = False
+
+    @property
+    def step(self) -> int:
+        """Distance between outputs of a group that errors are measured on: 1, unless rows are few and outputs many."""
+        return max(1, self.solving.y.shape[1] // _CHOOSING) if self.few else 1
+
+    @property
+    def measured(self) -> Moments:
+        """The unseen moments of the outputs on which errors are measured."""
+        return self.unseen if self.step == 1 else self.unseen.every(self.step)
+
+    def measured_of(self, weight: Tensor) -> Tensor:
+        """Return the part of a weight, or of its mask, that has these outputs: (groups, outputs, columns)."""
+        return self.solving.rows_of(weight)[:, :: self.step]
 
     @classmethod
     def of(
