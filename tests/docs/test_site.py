@@ -13,7 +13,7 @@ from places import ROOT
 import mmp
 
 PAGES = runpy.run_path(str(ROOT / "docs/pages.py"))
-GROUND = {"cache", "cgroups", "errors", "files", "machine", "markdown", "openmp", "compilation", "tensors"}
+GROUND = {"cache", "cgroups", "errors", "files", "machine", "markdown", "openmp", "compilation", "imports", "tensors"}
 
 
 @pytest.mark.parametrize(
