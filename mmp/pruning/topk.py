@@ -61,10 +61,8 @@ def _by_leading_bits(scores: np.ndarray, counts: Sequence[int]) -> list[Tensor]:
     """Cut float32 scores at several ranks; only scores that share their leading sixteen bits with a cut are sorted."""
     keys = scores.view(np.uint32)
     leading, ends = _leading_bits(keys)
-    finite = ends[0x7F7F] == len(
-        scores
-    )  # infinity and NaN are in higher bins, and negative numbers in still higher ones
-    if ends[0x7FFF] < len(scores):
+    finite = ends[0x7F7F] == len(scores)  # the next bins are those of infinity and NaN
+    if ends[0x7FFF] < len(scores):  # and those behind them are those of negative numbers
         keys = (scores + np.float32(0)).view(np.uint32)  # adding 0 turns -0.0 into 0.0
         keys = keys ^ np.where(keys >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))  # in the order of the numbers
         leading, ends = _leading_bits(keys)

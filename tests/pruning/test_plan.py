@@ -11,10 +11,11 @@ import pytest
 import timm
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch import nn
 
 import mmp.models.vgg  # noqa: F401 - registers the paper's VGG-11
-from mmp.config.choices import choose
+from mmp.config.choices import choose, read_choice
 from mmp.config.schema import BudgetConfig
 from mmp.config.validate import read_ranges
 from mmp.errors import MmpError
@@ -388,3 +389,18 @@ def test_tiny_layers_keep_at_least_one_weight() -> None:
     table.constraints.ceiling = 0.5
     with pytest.raises(MmpError, match=r"out of reach: .* to 0\.5000"):
         make_plan(model, table, budget=0.9)
+
+
+def test_a_file_of_the_package_is_read_once_and_each_caller_has_a_copy() -> None:
+    names = []
+
+    def read(content: DictConfig) -> list[str]:
+        names.append(content.name)
+        return [content.name]
+
+    first, second = (read_choice("ranges", "generic", read) for _ in range(2))
+    first.append("changed by a caller")
+    assert read_choice("ranges", "generic", read) == second == ["generic"]
+    assert names == ["generic"]
+    with pytest.raises(MmpError, match="ranges=generik: no such choice; did you mean 'generic'"):
+        read_choice("ranges", "generik", read)
