@@ -105,6 +105,36 @@ def factorise(a: Tensor, kept: Tensor) -> Iterator[Factors]:
         yield Factors(rows, columns, own, cholesky_or_nan(systems))
 
 
+def solve_together(a: Tensor, dense: Tensor, kept: Tensor, steps: int) -> Tensor:
+    """Return what all rows keep of dense weights, re-solved for the dense outputs by steps of conjugate gradients.
+
+    The steps begin at the dense weights of the kept columns. Their preconditioner is the diagonal.
+
+    Args:
+        a: Symmetric positive definite matrices, (groups, columns, columns).
+        dense: Dense weights, (groups, rows, columns).
+        kept: Bool tensor (groups, rows, columns), True for the columns of each row.
+        steps: Number of steps. More bring each row closer to the solution of its own system.
+
+    Returns:
+        The weights, (groups, rows, columns), zero in the columns that are not kept.
+    """
+    mask, scale, tiny = kept.to(a.dtype), a.diagonal(dim1=1, dim2=2).unsqueeze(1), torch.finfo(a.dtype).tiny
+    solution = dense * mask
+    residual = ((dense - solution) @ a) * mask
+    direction = scaled = residual / scale
+    norm = (residual * scaled).sum(2, keepdim=True)
+    for _ in range(steps):
+        moved = (direction @ a) * mask
+        length = norm / (direction * moved).sum(2, keepdim=True).clamp_min(tiny)
+        solution = solution + length * direction
+        residual = residual - length * moved
+        scaled = residual / scale
+        last, norm = norm, (residual * scaled).sum(2, keepdim=True)
+        direction = scaled + norm / last.clamp_min(tiny) * direction
+    return solution
+
+
 def cholesky_or_nan(systems: Tensor) -> Tensor:
     """Return the lower Cholesky factors of matrices (..., n, n); NaN where one is not positive definite."""
     lower, failed = torch.linalg.cholesky_ex(systems)

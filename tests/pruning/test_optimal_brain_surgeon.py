@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import mmp.pruning.optimal_brain_surgeon
 from mmp.pruning.masks import Masks, make_masks
 from mmp.pruning.optimal_brain_surgeon import Obs, ObsFisher, removal_order
-from mmp.pruning.row_systems import with_ridge
+from mmp.pruning.row_systems import solve_together, with_ridge
 
 
 def inputs_of(columns: int, rows: int = 400) -> Tensor:
@@ -89,7 +89,44 @@ def test_in_groups_and_blocks_the_kept_weights_leave_less_error_than_the_largest
     assert error(by_obs) < most * error(by_magnitude)
 
 
-def test_weights_of_dead_inputs_are_removed_first_and_the_order_is_finite() -> None:
+@pytest.mark.parametrize("rows", [300, 6])  # more and fewer inputs than weights in a row
+def test_rows_solved_together_keep_weights_that_leave_as_little_error(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    covariance = torch.cat([covariance_of(inputs_of(48, rows)), covariance_of(inputs_of(48, rows) * 2)])
+    weight = torch.randn(2 * 10, 48, generator=torch.Generator().manual_seed(5))
+    a, ridge = covariance, 0.01 * covariance.diagonal(dim1=1, dim2=2).mean(1)
+    exact = removal_order(weight, covariance)
+    monkeypatch.setattr(mmp.pruning.optimal_brain_surgeon, "_EXACT", 20)
+    together = removal_order(weight, covariance)
+    assert not together.equal(exact)
+
+    def error(score: Tensor) -> float:
+        mask = make_masks({"weight": score}, {"weight": 0.5})["weight"].view(2, 10, 48)
+        dense, system = weight.double().view(2, 10, 48), with_ridge(a, ridge)
+        return sum(cost_of(system[g], dense[g, row], mask[g, row]) for g in range(2) for row in range(10))
+
+    assert error(together) < 1.05 * error(exact) < 0.85 * error(weight.abs())
+
+
+def test_many_steps_together_reach_the_solution_of_every_row() -> None:
+    covariance = with_ridge(covariance_of(inputs_of(12)), torch.ones(1, dtype=torch.float64))
+    dense = torch.randn(1, 5, 12, dtype=torch.float64)
+    kept = torch.rand(1, 5, 12) < 0.5
+    kept[0, 0] = False
+    solved = solve_together(covariance, dense, kept, steps=30)
+    assert not solved[~kept].any()
+    for row in range(1, 5):
+        own, a = kept[0, row], covariance[0]
+        expected = torch.linalg.solve(a[own][:, own], (a @ dense[0, row])[own])
+        torch.testing.assert_close(solved[0, row][own], expected)
+
+
+@pytest.mark.parametrize("exact", [6, 0])
+def test_weights_of_dead_inputs_are_removed_first_and_the_order_is_finite(
+    exact: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmp.pruning.optimal_brain_surgeon, "_EXACT", exact)
     x = inputs_of(6)
     x[:, 2] = 0
     weight = torch.full((4, 6), 0.5)

@@ -132,7 +132,8 @@ def test_ctrl_c_in_make_adds_no_line(tmp_path: Path) -> None:
     )
     (tmp_path / "Makefile").write_text("demo:\n" + recipe.replace("$(BIN)/python prune.py -m experiment=demo", waiting))
     _, lines = interrupted(["make", "-C", str(tmp_path), "--no-print-directory"], "begun", signal.SIGINT)
-    assert lines == ["ended"]
+    # Seldom, make waits for the process once more after it has ended, and says so whatever the recipe is.
+    assert [line for line in lines if not line.lower().startswith("make: *** wait")] == ["ended"]
 
 
 # --- counts ---
