@@ -7,6 +7,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from mmp.errors import MmpError
 from mmp.pruning.layers.eval_mode import differentiable, evaluating
 from mmp.pruning.layers.forward import LayerWalk
-from mmp.pruning.layers.products import columns_of, rows_of
+from mmp.pruning.layers.products import column_pieces, rows_of
 from mmp.tensors import all_finite, memory_of, widened
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ STATISTICS = (
 MOST_IMAGES = 512  # for input_covariance and squared_output_gradient; further images hardly change them
 MOST_TWICE = 64  # images that hessian_gradient differentiates twice at a time, which bounds its memory
 MOST_KEPT = 2**30  # bytes of graphs that hessian_gradient keeps for its second pass; an eighth of a small memory
+
+_SINGLE = 2**14  # rows that are summed in float32 before the sum is added in float64
 
 # Statistics that are means of a function of a batch's gradients.
 _FIRST_ORDER: dict[str, Callable[[Tensor], Tensor]] = {
@@ -171,16 +174,17 @@ def _squared_gradient(
 
 def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Batches) -> dict[str, Tensor]:
     images = _first_images(batches)
-    shifts: dict[str, Tensor] = {}  # means of the first batch, so that little cancels
+    shifts: dict[str, Tensor] = {}  # means of the first rows, so that little cancels
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     rows = Counter[str]()
 
     def see(name: str, module: nn.Module, inputs: Tensor, _: Tensor) -> None:
-        x = widened(columns_of(module, inputs))
-        x = x - shifts.setdefault(name, x.mean(1, keepdim=True))
-        parts = (x.transpose(1, 2) @ x).double(), x.sum(1).double()
-        sums[name] = (sums[name][0].add_(parts[0]), sums[name][1].add_(parts[1])) if name in sums else parts
-        rows[name] += x.shape[1]
+        pieces = (widened(piece).split(_SINGLE, dim=1) for piece in column_pieces(module, inputs))
+        for some in chain.from_iterable(pieces):
+            x = some - shifts.setdefault(name, some.mean(1, keepdim=True))
+            parts = (x.transpose(1, 2) @ x).double(), x.sum(1).double()
+            sums[name] = (sums[name][0].add_(parts[0]), sums[name][1].add_(parts[1])) if name in sums else parts
+            rows[name] += x.shape[1]
 
     with torch.no_grad():
         walk = LayerWalk(model, parameters, images)

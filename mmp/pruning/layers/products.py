@@ -67,11 +67,22 @@ def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
     return _by_group(patches, module.groups)
 
 
-def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the rows of a layer's input with their products, a few images at a time.
+def column_pieces(module: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+    """Yield the rows of a layer's input, float32 (groups, some rows, columns), a few images at a time.
 
     The unfolded inputs of a convolution are many times as large as its inputs; allocating memory for all of them at
     once would take longer than the work on them.
+
+    Args:
+        module: A linear layer, or a convolution of one or two dimensions.
+        inputs: Its input, (B, ..., features), or (B, C, positions...) for a convolution.
+    """
+    count = max(1, _PIECE // max(1, columns_of(module, inputs[:1]).numel()))
+    return (columns_of(module, some) for some in inputs.split(count))
+
+
+def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows of a layer's input with their products, a few images at a time.
 
     Args:
         module: A linear layer, or a convolution of one or two dimensions.
@@ -81,13 +92,11 @@ def pieces_of(module: nn.Module, inputs: Tensor, products: Tensor) -> Iterator[t
     Yields:
         Rows, float32 (groups, some rows, columns), and their products, (groups, some rows, outputs per group).
     """
-    weight, (groups, rows, _) = module.weight, products.shape
-    assert isinstance(weight, Tensor)
-    each = rows // len(inputs)
-    count = max(1, _PIECE // (groups * each * weight[0].numel()))
-    for first in range(0, len(inputs), count):
-        part = columns_of(module, inputs[first : first + count])
-        yield part, products[:, first * each : (first + count) * each]
+    first = 0
+    for part in column_pieces(module, inputs):
+        last = first + part.shape[1]
+        yield part, products[:, first:last]
+        first = last
 
 
 def pieces_at(module: nn.Module, inputs: Tensor, products: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
