@@ -34,7 +34,7 @@ MOST_IMAGES = 512  # for input_covariance and squared_output_gradient; further i
 MOST_TWICE = 64  # images that hessian_gradient differentiates twice at a time, which bounds its memory
 MOST_KEPT = 2**30  # bytes of graphs that hessian_gradient keeps for its second pass; an eighth of a small memory
 
-_SINGLE = 2**14  # rows that are summed in float32 before the sum is added in float64
+_FEWEST, _SINGLE = 2**11, 2**14  # rows that are summed in float32, before the sum is added in float64
 
 # Statistics that are means of a function of a batch's gradients.
 _FIRST_ORDER: dict[str, Callable[[Tensor], Tensor]] = {
@@ -179,7 +179,7 @@ def _input_covariance(model: nn.Module, parameters: Mapping[str, nn.Parameter], 
     rows = Counter[str]()
 
     def see(name: str, module: nn.Module, inputs: Tensor, _: Tensor) -> None:
-        pieces = (widened(piece).split(_SINGLE, dim=1) for piece in column_pieces(module, inputs))
+        pieces = (widened(piece).split(_SINGLE, dim=1) for piece in column_pieces(module, inputs, _FEWEST))
         for some in chain.from_iterable(pieces):
             x = some - shifts.setdefault(name, some.mean(1, keepdim=True))
             parts = (x.transpose(1, 2) @ x).double(), x.sum(1).double()

@@ -10,9 +10,9 @@ the cheapest of the layer, re-solve every row. A weight's score is its place in 
 serve every sparsity.
 
 Every row has its own columns left, and so its own H to invert, in a time that grows with the cube of their number. In
-layers of many columns, and as long as most of them are left, all rows are re-solved together by steps of conjugate
-gradients with the H of all columns. [H^-1]_qq is then that of the H of all columns, too: it matters far less than the
-re-solved weights do.
+layers of many columns, until about a sixth of them are left, all rows are re-solved together by steps of conjugate
+gradients with the H of all columns. Their [H^-1]_qq is then between 1 / H_qq, which it is for a row with column q
+alone, and [H^-1]_qq of all columns: the geometric mean of the two, weighted by the share of the row's columns left.
 """
 
 from __future__ import annotations
@@ -111,15 +111,22 @@ def _parts(columns: int) -> list[slice]:
 
 
 def _costs(covariance: Tensor, dense: Tensor, kept: Tensor) -> Tensor:
-    """Return the increase of a row's error by the removal of each kept weight, (groups, outputs, columns)."""
+    """Return the increase of a row's error by the removal of each kept weight, (groups, outputs, columns).
+
+    Args:
+        covariance: Covariance of the inputs, (groups, columns, columns).
+        dense: Dense weights, (groups, outputs, columns).
+        kept: Bool tensor of the same shape, True for the weights that are left.
+    """
     a = regularised(covariance).float()
-    columns, left = a.shape[2], kept.sum(2, dtype=torch.float64)
+    columns, left = a.shape[2], kept.sum(2, keepdim=True, dtype=torch.float64)
     # A step takes 2 columns^2 operations for a row. The inverse takes left^3, and these take about four times as long.
     together = columns > _EXACT and 4 * left.pow(3).mean() > 2 * _STEPS * columns**2
     if together or kept.all():  # if all columns are left, the dense weights are the solution
         solved = dense if kept.all() else solve_together(a, dense, kept, _STEPS)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(a)).diagonal(dim1=1, dim2=2)
-        return solved.square() / inverse.unsqueeze(1)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(a)).diagonal(dim1=1, dim2=2).unsqueeze(1)
+        alone, share = 1 / a.diagonal(dim1=1, dim2=2).unsqueeze(1), (left / columns).float()
+        return solved.square() / (inverse**share * alone ** (1 - share))
     costs, right = torch.zeros_like(dense), dense @ a
     for factors in factorise(a, kept):
         inverse = torch.cholesky_inverse(factors.lower).diagonal(dim1=1, dim2=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -67,7 +68,7 @@ def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
     return _by_group(patches, module.groups)
 
 
-def column_pieces(module: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+def column_pieces(module: nn.Module, inputs: Tensor, least: int = 1) -> Iterator[Tensor]:
     """Yield the rows of a layer's input, float32 (groups, some rows, columns), a few images at a time.
 
     The unfolded inputs of a convolution are many times as large as its inputs; allocating memory for all of them at
@@ -76,8 +77,10 @@ def column_pieces(module: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
     Args:
         module: A linear layer, or a convolution of one or two dimensions.
         inputs: Its input, (B, ..., features), or (B, C, positions...) for a convolution.
+        least: Number of rows that a piece has at least, but for the last one.
     """
-    count = max(1, _PIECE // max(1, columns_of(module, inputs[:1]).numel()))
+    one = columns_of(module, inputs[:1])
+    count = max(1, _PIECE // max(1, one.numel()), math.ceil(least / max(1, one.shape[1])))
     return (columns_of(module, some) for some in inputs.split(count))
 
 
