@@ -89,7 +89,7 @@ def test_in_groups_and_blocks_the_kept_weights_leave_less_error_than_the_largest
     assert error(by_obs) < most * error(by_magnitude)
 
 
-@pytest.mark.parametrize(("rows", "share"), [(300, 0.5), (300, 0.8), (30, 0.7)])  # of more and fewer inputs than columns
+@pytest.mark.parametrize(("rows", "share"), [(300, 0.5), (300, 0.8), (30, 0.7)])  # more and fewer inputs than columns
 @pytest.mark.parametrize("spread", [0.0, 1.5])  # of the rows' sizes, in powers of ten
 def test_rows_solved_together_keep_weights_that_leave_as_little_error(
     rows: int, share: float, spread: float, monkeypatch: pytest.MonkeyPatch
