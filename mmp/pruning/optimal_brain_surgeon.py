@@ -11,8 +11,9 @@ serve every sparsity.
 
 Every row has its own columns left, and so its own H to invert, in a time that grows with the cube of their number. In
 layers of many columns, until about a sixth of them are left, all rows are re-solved together by steps of conjugate
-gradients with the H of all columns. Their [H^-1]_qq is then between 1 / H_qq, which it is for a row with column q
-alone, and [H^-1]_qq of all columns: the geometric mean of the two, weighted by the share of the row's columns left.
+gradients with the H of all columns. Then [H^-1]_qq is estimated. It lies between 1 / H_qq, its value for a row with
+column q alone, and its value for all columns. The estimate is the geometric mean of these two, weighted by the share of
+the row's columns that is left.
 """
 
 from __future__ import annotations
